@@ -1,4 +1,4 @@
-//! Backends that dispatch at the same time, each to a user of its own, until they are told to stop or the server is gone.
+//! Backends that dispatch at the same time, each to a user of its own.
 
 use std::{
     net::SocketAddr,
@@ -10,62 +10,62 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{support::http::Http, tracker::Ledger};
+use crate::{support::http::Http, tracker::Tracker};
 
-/// Backends at work.
+/// Running backends. They stop on request, or when the server rejects a dispatch with 503 or disconnects.
 #[derive(Debug)]
 pub struct Backends {
-    threads: Vec<JoinHandle<Ledger>>,
+    threads: Vec<JoinHandle<Tracker>>,
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
 }
 
 impl Backends {
-    /// Starts as many as there are `users`.
+    /// Starts one backend for each user.
     pub fn start(address: SocketAddr, users: &[String]) -> Self {
         let (stop, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let threads = users.iter().cloned().map(|user| {
             let (stop, answered) = (stop.clone(), answered.clone());
-            thread::spawn(move || dispatch(address, &user, &stop, &answered))
+            thread::spawn(move || dispatch_until_stopped(address, &user, &stop, &answered))
         });
         Self { threads: threads.collect(), stop, answered }
     }
 
-    /// Dispatches answered with success so far.
+    /// Returns the number of dispatches answered with 200 so far.
     pub fn answered(&self) -> usize {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Waits until this many have been answered.
+    /// Waits until this number of dispatches has been answered, at most 30 s.
     pub fn wait_for(&self, answered: usize) {
         let end = Instant::now() + Duration::from_secs(30);
         while self.answered() < answered {
-            assert!(Instant::now() < end, "only {} of {answered} dispatches in half a minute", self.answered());
+            assert!(Instant::now() < end, "expected {answered} answered dispatches within 30 s: {}", self.answered());
             thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// Lets them finish what they are at, or find the server gone; what they did.
-    pub fn stop(self) -> Ledger {
+    /// Stops the backends after their current dispatch. Returns what they dispatched.
+    pub fn stop(self) -> Tracker {
         self.stop.store(true, Ordering::Relaxed);
-        let mut ledger = Ledger::default();
+        let mut tracker = Tracker::default();
         for thread in self.threads {
-            ledger.merge(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            tracker.merge(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         }
-        ledger
+        tracker
     }
 }
 
-fn dispatch(address: SocketAddr, user: &str, stop: &AtomicBool, answered: &AtomicUsize) -> Ledger {
-    let mut ledger = Ledger::default();
-    let Ok(mut http) = Http::connect(address) else { return ledger };
+fn dispatch_until_stopped(address: SocketAddr, user: &str, stop: &AtomicBool, answered: &AtomicUsize) -> Tracker {
+    let mut tracker = Tracker::default();
+    let Ok(mut http) = Http::connect(address) else { return tracker };
     while !stop.load(Ordering::Relaxed) {
-        match ledger.dispatch(&mut http, user) {
+        match tracker.dispatch(&mut http, user) {
             Ok(200) => _ = answered.fetch_add(1, Ordering::Relaxed),
-            // It is going, or gone.
+            // The server is stopping, or has stopped.
             Ok(503) | Err(_) => break,
-            Ok(status) => panic!("a dispatch was answered with {status}"),
+            Ok(status) => panic!("expected status 200 or 503 for a dispatch, found {status}"),
         }
     }
-    ledger
+    tracker
 }

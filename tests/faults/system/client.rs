@@ -1,4 +1,4 @@
-//! A client that tells all that happens to its connection, and answers heartbeats and receipts as the published ones do.
+//! WebSocket client that reports each event of its connection. It answers op 1 as the published clients do.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,19 +8,22 @@ use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
-/// What happens to a connection.
+/// Time within which a connection must be authenticated, and each message of a series must arrive.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Event of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A message with this number came.
+    /// A message with this number was received.
     Message(u64),
-    /// The server asked whether the client is there, and was answered.
-    Asked,
-    /// The server closed, with this code.
+    /// The server sent op 1 (heartbeat, or request for an acknowledgement), and the client has answered.
+    Heartbeat,
+    /// The server closed the connection with this code.
     Closed(u16),
-    /// The connection is gone without a word.
-    Gone,
-    /// Nothing came within the time given.
-    Silence,
+    /// The connection ended without a close frame.
+    Disconnected,
+    /// Nothing was received within the time given.
+    Timeout,
 }
 
 #[derive(Deserialize)]
@@ -30,45 +33,45 @@ struct Frame {
     d: Value,
 }
 
-/// A connection that is authenticated.
+/// An authenticated connection.
 #[derive(Debug)]
 pub struct Client(WebSocketStream<TcpStream>);
 
 impl Client {
-    /// Connects as `user`, within twenty seconds.
+    /// Connects and authenticates as `user`, within 20 s.
     ///
     /// # Errors
-    /// When the server does not take it.
+    /// If the server does not accept the connection in time.
     pub async fn connect(address: SocketAddr, user: &str) -> Result<Self, String> {
-        let connecting = Self::connect_in_time(address, user);
-        timeout(Duration::from_secs(20), connecting).await.map_err(|_| "no connection within 20 s")?
+        let connecting = Self::connect_untimed(address, user);
+        timeout(CLIENT_TIMEOUT, connecting).await.map_err(|_| "no connection within 20 s")?
     }
 
-    async fn connect_in_time(address: SocketAddr, user: &str) -> Result<Self, String> {
+    async fn connect_untimed(address: SocketAddr, user: &str) -> Result<Self, String> {
         let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
         let connected = tokio_tungstenite::client_async(format!("ws://{address}/"), stream).await;
         let mut client = Self(connected.map_err(|error| error.to_string())?.0);
         client.send(&json!({ "op": 2, "d": { "token": user, "shouldSync": true } })).await?;
         loop {
-            let message = client.0.next().await.ok_or("gone")?.map_err(|error| error.to_string())?;
+            let message = client.0.next().await.ok_or("disconnected")?.map_err(|error| error.to_string())?;
             let Message::Text(text) = message else { return Err(format!("{message:?}")) };
             match serde_json::from_str::<Frame>(&text).map_err(|error| format!("{error}: {text}"))?.op {
                 10 | 22 => {}
-                // It follows op 22, and deliveries start when it is answered.
+                // Op 1 follows op 22. The server delivers messages after the answer.
                 1 => {
                     client.send(&json!({ "op": 11, "d": {} })).await?;
                     return Ok(client);
                 }
-                op => return Err(format!("op {op} before the authentication was answered")),
+                op => return Err(format!("expected op 10, 22 or 1 during authentication, found op {op}")),
             }
         }
     }
 
-    /// What happens next, within `patience`.
-    pub async fn next(&mut self, patience: Duration) -> Event {
+    /// Waits for the next event, at most for `limit`.
+    pub async fn next(&mut self, limit: Duration) -> Event {
         loop {
-            let Ok(next) = timeout(patience, self.0.next()).await else { return Event::Silence };
-            let Some(Ok(message)) = next else { return Event::Gone };
+            let Ok(next) = timeout(limit, self.0.next()).await else { return Event::Timeout };
+            let Some(Ok(message)) = next else { return Event::Disconnected };
             let text = match message {
                 Message::Text(text) => text,
                 Message::Close(frame) => return Event::Closed(frame.map_or(1005, |frame| frame.code.into())),
@@ -78,37 +81,37 @@ impl Client {
             match frame.op {
                 0 => return Event::Message(frame.d["n"].as_u64().expect("messages are numbered")),
                 1 => {
-                    // Where this fails the server has gone in the meantime: the next read tells.
+                    // If the answer cannot be sent, the server has disconnected, and the next read reports it.
                     _ = self.send(&json!({ "op": 11, "d": {} })).await;
-                    return Event::Asked;
+                    return Event::Heartbeat;
                 }
-                op => panic!("op {op} among messages"),
+                op => panic!("expected op 0 or 1, found op {op}"),
             }
         }
     }
 
-    /// Reads until the connection ends; what came, and how it ended.
-    pub async fn until_the_end(mut self, patience: Duration) -> (Vec<u64>, Event) {
+    /// Reads until the connection ends. Returns the numbers of the messages, and the last event.
+    pub async fn read_until_end(mut self, limit: Duration) -> (Vec<u64>, Event) {
         let mut numbers = Vec::new();
         loop {
-            match self.next(patience).await {
+            match self.next(limit).await {
                 Event::Message(n) => numbers.push(n),
-                Event::Asked => {}
+                Event::Heartbeat => {}
                 end => return (numbers, end),
             }
         }
     }
 
-    /// Reads until message `last` has come; all that came until then.
+    /// Reads until message `last` has been received. Returns the numbers of the messages.
     ///
     /// # Errors
-    /// When the connection ends before that, or nothing comes for twenty seconds.
-    pub async fn until_message(&mut self, last: u64) -> Result<Vec<u64>, String> {
+    /// If the connection ends before that, or nothing is received for 20 s.
+    pub async fn read_until_message(&mut self, last: u64) -> Result<Vec<u64>, String> {
         let mut numbers = Vec::new();
         while numbers.last() != Some(&last) {
-            match self.next(Duration::from_secs(20)).await {
+            match self.next(CLIENT_TIMEOUT).await {
                 Event::Message(n) => numbers.push(n),
-                Event::Asked => {}
+                Event::Heartbeat => {}
                 end => return Err(format!("{end:?} after {} messages, the last {:?}", numbers.len(), numbers.last())),
             }
         }

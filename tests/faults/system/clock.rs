@@ -1,5 +1,6 @@
-//! Clocks that jump: ten years ahead, ten years back, over the end of 32-bit time, before most things were. Order is
-//! that of sequences, waiting is by the clock that nobody sets, and nothing is lost.
+//! Lets the wall clock jump: ten years ahead, ten years back, beyond 32-bit time, to 1970.
+//!
+//! Entries stay in the order of their sequences, heartbeats follow the monotonic clock, and nothing is lost.
 
 use std::{fs, time::Duration};
 
@@ -12,10 +13,10 @@ use crate::{
         http::Http,
         server::{Home, Server},
     },
-    tracker::Ledger,
+    tracker::Tracker,
 };
 
-/// Where Debian and others put it; the one for programs with threads.
+/// Paths of libfaketime for programs with threads, on Debian and other distributions.
 const LIBRARIES: &[&str] = &[
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -23,7 +24,7 @@ const LIBRARIES: &[&str] = &[
     "/usr/lib/faketime/libfaketimeMT.so.1",
 ];
 
-/// What the clock is set to, and what it shows then.
+/// Settings of the clock in the syntax of libfaketime, and the time that it then shows.
 const JUMPS: &[(&str, Jump)] = &[
     ("+10y", Jump::Years(10)),
     ("-10y", Jump::Years(-10)),
@@ -35,36 +36,38 @@ const JUMPS: &[(&str, Jump)] = &[
 
 #[derive(Clone, Copy)]
 enum Jump {
-    /// So many years from now.
+    /// By a number of years.
     Years(i64),
-    /// To a moment that begins like this.
+    /// To a time that has this prefix in RFC 3339.
     To(&'static str),
 }
 
+// covers: G1, G2
 #[test]
-fn clocks_that_jump_change_nothing_but_what_is_shown() {
-    let Some(library) = env::file_is_here(LIBRARIES, "libfaketime", "a clock that jumps") else { return };
+fn clock_jumps_lose_no_message_and_keep_order() {
+    let Some(library) = env::find_file(LIBRARIES, "libfaketime", "a clock that jumps") else { return };
     let home = Home::new();
     let config = fs::read_to_string(home.path("config.json5")).expect("a configuration");
     let config = config.replacen('{', "{ heartbeat: { enabled: true, interval: 200, maxAttempts: 20 },", 1);
-    fs::write(home.path("config.json5"), config).expect("written");
+    fs::write(home.path("config.json5"), config).expect("the configuration is written");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
 
-    let mut ledger = Ledger::default();
-    set(&home, "+0");
+    let mut tracker = Tracker::default();
+    set_clock(&home, "+0");
     let mut server = start(&home, library);
     let mut alice = runtime.block_on(Client::connect(server.address, "alice")).expect("a connection");
     let (mut received, mut jumps) = (Vec::new(), 0);
-    for round in 0..env::times(1, 10) {
+    for round in 0..env::repetitions(1, 10) {
         for (clock, jump) in JUMPS {
             let mut http = Http::connect(server.address).expect("a connection");
-            dispatch(&mut ledger, &mut http);
-            set(&home, clock);
+            dispatch(&mut tracker, &mut http);
+            set_clock(&home, clock);
             jumps += 1;
-            dispatch(&mut ledger, &mut http);
-            take(&mut received, runtime.block_on(hear(&mut alice, ledger.sent_to("alice") - 1)));
-            shows(&mut http, &runtime, server.address, *jump);
-            // And the same over a restart, now in order and now not.
+            dispatch(&mut tracker, &mut http);
+            let numbers = runtime.block_on(read_with_heartbeats(&mut alice, tracker.dispatched_to("alice") - 1));
+            append_received(&mut received, numbers);
+            check_clock_has_jumped(&mut http, &runtime, server.address, *jump);
+            // Every second restart is a SIGTERM, the others are a SIGKILL.
             if jumps % 2 == 0 {
                 server.terminate();
                 assert!(server.process.wait(Duration::from_secs(10)).success(), "{}", home.log());
@@ -73,27 +76,30 @@ fn clocks_that_jump_change_nothing_but_what_is_shown() {
             }
             server = start(&home, library);
             let mut http = Http::connect(server.address).expect("a connection");
-            ledger.check_user(&mut http, "bob").unwrap_or_else(|wrong| panic!("{clock}, round {round}: {wrong}"));
+            tracker
+                .check_user(&mut http, "bob")
+                .unwrap_or_else(|violation| panic!("{clock}, round {round}: {violation}"));
             alice = runtime.block_on(Client::connect(server.address, "alice")).expect("a connection");
         }
     }
     let mut http = Http::connect(server.address).expect("a connection");
-    dispatch(&mut ledger, &mut http);
-    take(&mut received, runtime.block_on(hear(&mut alice, ledger.sent_to("alice") - 1)));
-    ledger.check_received("alice", &received).unwrap_or_else(|wrong| panic!("{wrong}"));
-    confirmed(&mut http, &runtime, &mut alice);
+    dispatch(&mut tracker, &mut http);
+    let numbers = runtime.block_on(read_with_heartbeats(&mut alice, tracker.dispatched_to("alice") - 1));
+    append_received(&mut received, numbers);
+    tracker.check_received("alice", &received).unwrap_or_else(|violation| panic!("{violation}"));
+    wait_until_acknowledged(&mut http, &runtime, &mut alice);
     assert!(!home.log().contains("panicked"), "{}", home.log());
-    env::say(&format!(
-        "{jumps} jumps of the clock, a restart behind each: {} dispatches answered and kept",
-        ledger.answered()
+    env::print(&format!(
+        "{jumps} jumps of the clock, each followed by a restart: {} dispatches answered and kept",
+        tracker.answered()
     ));
 }
 
 /// Sets the clock that the server sees.
-fn set(home: &Home, clock: &str) {
-    // Whole or not at all: it is read at every look at the clock.
-    fs::write(home.path("clock.new"), clock).expect("written");
-    fs::rename(home.path("clock.new"), home.path("clock")).expect("renamed");
+fn set_clock(home: &Home, clock: &str) {
+    // libfaketime reads the file for each time query, so it is replaced atomically.
+    fs::write(home.path("clock.new"), clock).expect("the file is written");
+    fs::rename(home.path("clock.new"), home.path("clock")).expect("the file is renamed");
 }
 
 fn start(home: &Home, library: &str) -> Server {
@@ -101,7 +107,7 @@ fn start(home: &Home, library: &str) -> Server {
         format!("LD_PRELOAD={library}"),
         format!("FAKETIME_TIMESTAMP_FILE={}", home.path("clock").display()),
         "FAKETIME_NO_CACHE=1".to_owned(),
-        // The clock that only goes forward is not what jumps. (One name for old libraries, one for new.)
+        // The monotonic clock does not jump. Newer libraries read the first name, older ones the second.
         "FAKETIME_DONT_FAKE_MONOTONIC=1".to_owned(),
         "DONT_FAKE_MONOTONIC=1".to_owned(),
         "TZ=UTC".to_owned(),
@@ -110,59 +116,66 @@ fn start(home: &Home, library: &str) -> Server {
     home.wait_until_ready(home.spawn(&wrapper))
 }
 
-/// A few messages for alice, who is there, and for bob, who is not.
-fn dispatch(ledger: &mut Ledger, http: &mut Http) {
+/// Dispatches five messages each to alice (online) and bob (offline).
+fn dispatch(tracker: &mut Tracker, http: &mut Http) {
     for _ in 0..5 {
         for user in ["alice", "bob"] {
-            assert_eq!(ledger.dispatch(http, user).expect("an answer"), 200);
+            assert_eq!(tracker.dispatch(http, user).expect("a response"), 200);
         }
     }
 }
 
-/// Reads up to message `last`, and then until two heartbeats have come: time goes on.
-async fn hear(client: &mut Client, last: u64) -> Vec<u64> {
-    let received = client.until_message(last).await.unwrap_or_else(|wrong| panic!("{wrong}"));
+/// Reads until message `last` and two heartbeats after it, which show that the server's timers still run.
+async fn read_with_heartbeats(client: &mut Client, last: u64) -> Vec<u64> {
+    let received = client.read_until_message(last).await.unwrap_or_else(|error| panic!("{error}"));
     for _ in 0..2 {
         let next = client.next(Duration::from_secs(5)).await;
-        assert_eq!(next, Event::Asked, "no heartbeat within five seconds");
+        assert_eq!(next, Event::Heartbeat, "expected a heartbeat within 5 s");
     }
     received
 }
 
-/// Adds what was heard to what was received. What was not confirmed before a kill comes once more; a hole never does.
-fn take(received: &mut Vec<u64>, heard: Vec<u64>) {
-    let known = heard.first().map_or(received.len(), |first| *first as usize);
-    assert!(known <= received.len(), "a hole between {} and {known}", received.len());
-    received.truncate(known);
-    received.extend(heard);
+/// Appends the numbers of a connection to those of the connections before.
+///
+/// Messages that were not acknowledged before a SIGKILL are repeated. A gap is a violation.
+fn append_received(received: &mut Vec<u64>, numbers: Vec<u64>) {
+    let kept = numbers.first().map_or(received.len(), |first| *first as usize);
+    assert!(kept <= received.len(), "expected no gap between {} and {kept}", received.len());
+    received.truncate(kept);
+    received.extend(numbers);
 }
 
-/// Holds that the jump has happened: it shows in when a user was seen.
-fn shows(http: &mut Http, runtime: &tokio::runtime::Runtime, address: std::net::SocketAddr, jump: Jump) {
-    let visitor = runtime.block_on(Client::connect(address, "carol")).expect("a connection");
-    let user: Value = http.get("/v1/users/carol").expect("what is known of carol");
-    let seen = user["lastSeen"].as_str().expect("was seen");
-    drop(visitor);
-    let fine = match jump {
-        Jump::To(moment) => seen.starts_with(moment),
+/// Checks with the `lastSeen` of a new connection that the server's clock has jumped.
+fn check_clock_has_jumped(
+    http: &mut Http,
+    runtime: &tokio::runtime::Runtime,
+    address: std::net::SocketAddr,
+    jump: Jump,
+) {
+    let client = runtime.block_on(Client::connect(address, "carol")).expect("a connection");
+    let user: Value = http.get("/v1/users/carol").expect("the state of carol");
+    let last_seen = user["lastSeen"].as_str().expect("a time");
+    drop(client);
+    let has_jumped = match jump {
+        Jump::To(prefix) => last_seen.starts_with(prefix),
         Jump::Years(years) => {
             let now =
                 std::time::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs() as f64 / 31_556_952.0 + 1970.0;
-            let year: f64 = seen[..4].parse().expect("a year");
+            let year: f64 = last_seen[..4].parse().expect("a year");
             (year - now - years as f64).abs() < 1.1
         }
     };
-    assert!(fine, "carol was seen {seen}: the clock has not jumped");
+    assert!(has_jumped, "expected a jump of the clock, found lastSeen {last_seen}");
 }
 
-/// Waits until the server has all receipts of alice.
-fn confirmed(http: &mut Http, runtime: &tokio::runtime::Runtime, alice: &mut Client) {
+/// Waits until alice has no pending entries.
+fn wait_until_acknowledged(http: &mut Http, runtime: &tokio::runtime::Runtime, alice: &mut Client) {
     for _ in 0..100 {
-        let user: Value = http.get("/v1/users/alice").expect("what is known of alice");
+        let user: Value = http.get("/v1/users/alice").expect("the state of alice");
         if user["pending"] == 0 {
             return;
         }
         _ = runtime.block_on(alice.next(Duration::from_millis(100)));
     }
-    panic!("alice's receipts do not arrive");
+    panic!("expected no pending entries of alice after 100 reads");
 }

@@ -1,4 +1,5 @@
-//! A disk that fills up. Before it is full dispatches are refused, and taken again when there is room, without a restart.
+//! Fills a disk with messages. The server must reject dispatches before the disk is full, and accept them again without a
+//! restart when there is space.
 
 use std::time::Duration;
 
@@ -7,100 +8,102 @@ use serde_json::Value;
 use crate::{
     client::Client,
     env,
-    on_small_disk::{clear, connect, home, not_ready, pending, refusal},
-    small_disk::{MIB, bytes_in, until},
+    small_disk::{MIB, bytes_in, wait_until},
+    small_disk_server::{clear, connect, create_home, not_ready_reason, pending, try_dispatch},
     support::{http::Http, server::Server},
-    tracker::Ledger,
+    tracker::Tracker,
 };
 
-/// The disk, what the server is to leave free of it, and what somebody else has put there.
+/// Size of the disk, the space that the server leaves free (`store.minFree`), and the size of another process's file.
 const DISK_BYTES: u64 = 320 * MIB;
-const FREE_BYTES: u64 = 128 * MIB;
-const BALLAST_BYTES: u64 = 64 * MIB;
+const MIN_FREE: u64 = 128 * MIB;
+const FILLER_BYTES: u64 = 64 * MIB;
 
-/// Bytes of a message. A hundred milliseconds of them are far less than stay free.
+/// Bytes of a message. What is dispatched within 100 ms is far less than `MIN_FREE`.
 const MESSAGE_BYTES: usize = 30_000;
 
-/// Users who are dispatched to in turn: none of them reaches a quota of his own.
+/// Users that are dispatched to in turn, so that none reaches its quota.
 const USERS: usize = 5;
 
-/// Until there is room again: what is in the journal is kept for ten seconds.
-const ROOM_PATIENCE: Duration = Duration::from_secs(40);
+/// Time within which the server must have space again. Entries are flushed 10 s after they were answered.
+const SPACE_TIMEOUT: Duration = Duration::from_secs(40);
 
 fn users(round: usize) -> Vec<String> {
     (0..USERS).map(|n| format!("round-{round}-user-{n}")).collect()
 }
 
-/// Dispatches until it is refused, which has to be for want of room; what was answered.
-fn fill(http: &mut Http, users: &[String]) -> Ledger {
-    let mut ledger = Ledger::default();
+/// Dispatches until the server rejects a dispatch with 507. Returns what was dispatched.
+fn dispatch_until_full(http: &mut Http, users: &[String]) -> Tracker {
+    let mut tracker = Tracker::default();
     for user in users.iter().cycle().take(DISK_BYTES as usize / MESSAGE_BYTES * 2) {
-        match ledger.dispatch_padded(http, user, MESSAGE_BYTES).expect("an answer") {
+        match tracker.dispatch_padded(http, user, MESSAGE_BYTES).expect("a response") {
             200 => {}
-            507 => return ledger,
-            status => panic!("a dispatch was answered with {status}"),
+            507 => return tracker,
+            status => panic!("expected status 200 or 507 for a dispatch, found {status}"),
         }
     }
-    panic!("more was taken than the disk has room for: {} messages", ledger.answered());
+    panic!("expected 507 before twice the size of the disk was accepted: {} messages", tracker.answered());
 }
 
-/// What a full server has to be like: refusing for a reason, and serving whoever comes for what there is.
-fn is_full_and_delivers(server: &Server, http: &mut Http, ledger: &Ledger, reader: &str) {
-    let (status, answer) = refusal(http);
-    let answer: Value = serde_json::from_str(&answer).expect("JSON");
-    assert_eq!((status, &answer["error"]["code"]), (507, &Value::from("full")), "{answer}");
-    let why = answer["error"]["message"].as_str().expect("a sentence").to_owned();
-    assert!(why.contains("store.minFree"), "{why}");
-    let ready = not_ready(http).expect("it has no room");
-    assert!(ready.contains("store.minFree"), "{ready}");
+/// Checks that a full server rejects dispatches and reports why, and that it delivers what it has.
+fn check_rejects_and_delivers(server: &Server, http: &mut Http, tracker: &Tracker, reader: &str) {
+    let (status, response) = try_dispatch(http);
+    let response: Value = serde_json::from_str(&response).expect("JSON");
+    assert_eq!((status, &response["error"]["code"]), (507, &Value::from("full")), "{response}");
+    let reason = response["error"]["message"].as_str().expect("a message").to_owned();
+    assert!(reason.contains("store.minFree"), "{reason}");
+    let reason = not_ready_reason(http).expect("the server is not ready");
+    assert!(reason.contains("store.minFree"), "{reason}");
 
-    ledger.check(http).expect("all that was answered");
+    tracker.check(http).expect("every answered message");
     let log = crate::tracker::read_log(http, reader);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async {
-        let mut client = Client::connect(server.address, reader).await.expect("connected");
-        let numbers = client.until_message(log.last().expect("messages").1).await.expect("all messages");
+        let mut client = Client::connect(server.address, reader).await.expect("a connection");
+        let numbers = client.read_until_message(log.last().expect("a message").1).await.expect("every message");
         assert_eq!(numbers, log.iter().map(|(_, n)| *n).collect::<Vec<_>>());
-        // The receipt is asked for behind the messages.
+        // The server requests an acknowledgement after the messages.
         client.next(Duration::from_secs(10)).await;
-        until("the receipt to be taken", ROOM_PATIENCE, || pending(http, reader) == 0);
+        wait_until("every message of the reader is acknowledged", SPACE_TIMEOUT, || pending(http, reader) == 0);
     });
 }
 
+// covers: G1, G4
 #[test]
-fn before_the_disk_is_full_dispatches_are_refused_and_taken_again_when_there_is_room() {
-    let Some((home, disk)) = home(DISK_BYTES, &format!("store: {{ minFree: {FREE_BYTES} }}")) else { return };
-    assert_eq!(disk.put_ballast(BALLAST_BYTES), BALLAST_BYTES);
+fn disk_filled_by_messages_rejects_dispatches_until_space_is_freed() {
+    let Some((home, disk)) = create_home(DISK_BYTES, &format!("store: {{ minFree: {MIN_FREE} }}")) else { return };
+    assert_eq!(disk.create_filler(FILLER_BYTES), FILLER_BYTES);
     let server = home.start();
     let mut http = connect(&server);
-    let rounds = env::times(2, 12);
-    let (mut told, mut all) = (Vec::new(), 0);
+    let rounds = env::repetitions(2, 12);
+    let (mut results, mut answered) = (Vec::new(), 0);
     for round in 0..rounds {
         let users = users(round);
-        let ledger = fill(&mut http, &users);
-        assert!(ledger.answered() > 100, "only {} were taken in round {round}", ledger.answered());
-        is_full_and_delivers(&server, &mut http, &ledger, &users[0]);
-        told.push(format!("{}, {}", ledger.answered(), bytes_in(&home.store()) / MIB));
-        all += ledger.answered();
+        let tracker = dispatch_until_full(&mut http, &users);
+        let accepted = tracker.answered();
+        assert!(accepted > 100, "expected more than 100 accepted messages in round {round}, found {accepted}");
+        check_rejects_and_delivers(&server, &mut http, &tracker, &users[0]);
+        results.push(format!("{accepted}, {}", bytes_in(&home.store()) / MIB));
+        answered += accepted;
         users.iter().for_each(|user| clear(&mut http, user));
-        until("room in the store", ROOM_PATIENCE, || not_ready(&mut http).is_none());
+        wait_until("the store has space", SPACE_TIMEOUT, || not_ready_reason(&mut http).is_none());
     }
-    let (users, more) = (users(rounds), users(rounds + 1));
-    let ledger = fill(&mut http, &users);
-    disk.remove_ballast();
-    until("room on the disk", ROOM_PATIENCE, || not_ready(&mut http).is_none());
-    let after = fill(&mut http, &more);
-    assert!(after.answered() > 100, "only {} were taken", after.answered());
+    let (users, more_users) = (users(rounds), users(rounds + 1));
+    let before = dispatch_until_full(&mut http, &users);
+    disk.remove_filler();
+    wait_until("the disk has space", SPACE_TIMEOUT, || not_ready_reason(&mut http).is_none());
+    let after = dispatch_until_full(&mut http, &more_users);
+    assert!(after.answered() > 100, "expected more than 100 accepted messages, found {}", after.answered());
     server.process.kill();
     let server = home.start();
     let mut http = connect(&server);
-    for ledger in [&ledger, &after] {
-        ledger.check(&mut http).expect("all that was answered");
-        all += ledger.answered();
+    for tracker in [&before, &after] {
+        tracker.check(&mut http).expect("every answered message");
+        answered += tracker.answered();
     }
     server.process.kill();
-    env::say(&format!(
-        "a full disk: {all} dispatches answered and kept, in {rounds} rounds (dispatches, MiB of store): {}",
-        told.join("; ")
+    env::print(&format!(
+        "a full disk: {answered} dispatches answered and kept, in {rounds} rounds (dispatches, MiB of store): {}",
+        results.join("; ")
     ));
 }

@@ -1,26 +1,26 @@
-//! A disk that another process fills, on a file system that cannot set space aside (NFS, ZFS, some FUSE).
+//! Fills the disk of a server with another process's data, on a file system without `fallocate` (NFS, ZFS, some FUSE).
 
 use std::collections::BTreeSet;
 
 use crate::{
-    disk_taken::fill_under_load,
+    disk_filled_externally::fill_under_load,
     env,
-    on_small_disk::settling_home,
     small_disk::MIB,
-    strace::{self, Fault, Started},
+    small_disk_server::create_early_flush_home,
+    strace::{self, Fault, StartResult},
 };
 
 // covers: G1
 #[test]
-fn server_without_fallocate_whose_disk_is_filled_again_and_again_loses_nothing_and_stays() {
-    if !env::strace_is_here("a disk that fills up on a file system without fallocate") {
+fn server_under_load_without_fallocate_when_disk_is_filled_keeps_messages() {
+    if !env::strace_available("a disk that fills up on a file system without fallocate") {
         return;
     }
-    let Some((home, disk)) = settling_home(192 * MIB, "store: { minFree: 0 }") else { return };
-    let refused = Fault { call: "fallocate".into(), how: "error=EOPNOTSUPP", when: 1, for_ever: true };
-    let Started::Listens(server) = strace::start(&home, "fallocate", &BTreeSet::new(), Some(&refused)) else {
-        panic!("it does not start:\n{}", home.log());
+    let Some((home, disk)) = create_early_flush_home(192 * MIB, "store: { minFree: 0 }") else { return };
+    let fault = Fault { call: "fallocate".into(), effect: "error=EOPNOTSUPP", when: 1, permanent: true };
+    let StartResult::Listening(server) = strace::start(&home, "fallocate", &BTreeSet::new(), Some(&fault)) else {
+        panic!("expected the server to start:\n{}", home.log());
     };
     fill_under_load(&home, &disk, server);
-    assert!(strace::injected(&home) > 0, "space was set aside");
+    assert!(strace::count_injected(&home) > 0, "expected a failed fallocate");
 }

@@ -1,72 +1,76 @@
-//! What the machine must have for a fault, how much of the battery is wanted, and saying figures.
+//! Checks the requirements of a fault, chooses the short or the long form, and prints results.
 
 use std::{io::Write as _, path::Path, process::Command};
 
 use crate::support::seeded_rng::Random;
 
-/// Whether everything is wanted, and not a sample that fits into `cargo test`.
-pub fn complete() -> bool {
+/// Reports whether `MESA_FAULTS=all` requests the long form, with every case. The short form samples.
+pub fn long_form() -> bool {
     match std::env::var("MESA_FAULTS") {
         Ok(all) if all == "all" => true,
-        Ok(other) => panic!("MESA_FAULTS is {other:?}; there is \"all\", and nothing at all"),
+        Ok(other) => panic!("MESA_FAULTS is {other:?}; expected \"all\", or no such variable"),
         Err(_) => false,
     }
 }
 
-/// `short`, or `long` where everything is wanted.
-pub fn times(short: usize, long: usize) -> usize {
-    if complete() { long } else { short }
+/// Returns the number of repetitions: `short`, or `long` in the long form.
+pub fn repetitions(short: usize, long: usize) -> usize {
+    if long_form() { long } else { short }
 }
 
-/// Says something past the capture of the test harness, in one piece.
-pub fn say(line: &str) {
+/// Prints a line to stderr in one write. The test harness does not capture it.
+pub fn print(line: &str) {
     _ = std::io::stderr().write_all(format!("faults: {line}\n").as_bytes());
 }
 
-/// Whether `strace` is installed. Where it is not, says so; and with `CI` set that is a failure.
-pub fn strace_is_here(what: &str) -> bool {
-    let here = Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success());
-    here || missing("strace", what)
+/// Reports whether `strace` is installed. If not, prints that `check` is skipped; with `CI` set, panics.
+pub fn strace_available(check: &str) -> bool {
+    let available = Command::new("strace").arg("-V").output().is_ok_and(|output| output.status.success());
+    available || report_missing("strace", check)
 }
 
-/// Whether `name` is installed, as [`strace_is_here`].
-pub fn program_is_here(name: &str, what: &str) -> bool {
+/// Reports whether the program `name` is installed. If not, as [`strace_available`].
+pub fn program_available(name: &str, check: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let here = std::env::split_paths(&path).any(|directory| directory.join(name).is_file());
-    here || missing(name, what)
+    let available = std::env::split_paths(&path).any(|directory| directory.join(name).is_file());
+    available || report_missing(name, check)
 }
 
-/// The first of the files that is there, as [`strace_is_here`].
-pub fn file_is_here<'a>(files: &[&'a str], name: &str, what: &str) -> Option<&'a str> {
+/// Returns the first of the files that exists. If none does, as [`strace_available`].
+pub fn find_file<'a>(files: &[&'a str], name: &str, check: &str) -> Option<&'a str> {
     let found = files.iter().copied().find(|file| Path::new(file).exists());
     if found.is_none() {
-        missing(name, what);
+        report_missing(name, check);
     }
     found
 }
 
-/// Says that something is not there; with `CI` set that is a failure.
-pub fn missing(name: &str, what: &str) -> bool {
-    let lack = format!("{name} is not installed: {what} was NOT checked");
-    assert!(std::env::var_os("CI").is_none(), "{lack}");
-    say(&lack);
+/// Prints that `check` is skipped because `name` is missing, and returns false.
+///
+/// # Panics
+/// If `CI` is set.
+pub fn report_missing(name: &str, check: &str) -> bool {
+    let skipped = format!("{name} is not installed: {check} was NOT checked");
+    assert!(std::env::var_os("CI").is_none(), "{skipped}");
+    print(&skipped);
     false
 }
 
-/// At most `count` of `all`, in order: the first two, the last two, and a choice of those between. All of them in the
-/// long form.
+/// Chooses at most `count` of `all`, in order: the first two, the last two, and random ones between. At least four.
+///
+/// The long form chooses all.
 pub fn sample<T: Clone>(all: &[T], count: usize, random: &mut Random) -> Vec<T> {
-    if complete() || all.len() <= count {
+    if long_form() || all.len() <= count {
         return all.to_vec();
     }
-    let mut wanted: Vec<usize> = [0, 1, all.len() - 2, all.len() - 1].into();
-    while wanted.len() < count.max(4) {
-        let at = random.within(0..=all.len() as u64 - 1) as usize;
-        if !wanted.contains(&at) {
-            wanted.push(at);
+    let mut chosen: Vec<usize> = [0, 1, all.len() - 2, all.len() - 1].into();
+    while chosen.len() < count.max(4) {
+        let index = random.within(0..=all.len() as u64 - 1) as usize;
+        if !chosen.contains(&index) {
+            chosen.push(index);
         }
     }
-    wanted.sort_unstable();
-    wanted.dedup();
-    wanted.into_iter().map(|at| all[at].clone()).collect()
+    chosen.sort_unstable();
+    chosen.dedup();
+    chosen.into_iter().map(|index| all[index].clone()).collect()
 }

@@ -1,5 +1,7 @@
-//! Writes and syncs that fail under a server at work, each of them, once and for ever: what is answered is kept, and
-//! from the first answer that was a failure on there are no others: the server ends, and says why.
+//! Lets writes and syncs of a running server fail, once and permanently.
+//!
+//! Every answered dispatch must be kept. After the first failed dispatch no other may succeed: the server must exit and
+//! report the fault. A write that fails because the disk is full is the exception: the server stays.
 
 use std::{
     collections::BTreeSet,
@@ -12,10 +14,10 @@ use std::{
 
 use crate::{
     env,
-    fixture_store::Prepared,
-    strace::{self, Fault, Started},
+    fixture_store::FixtureStore,
+    strace::{self, Fault, StartResult},
     support::{http::Http, seeded_rng::Random, server::Home},
-    tracker::Ledger,
+    tracker::Tracker,
 };
 
 /// Faults in the short form.
@@ -24,49 +26,51 @@ const FAULTS: usize = 28;
 /// Backends that dispatch at the same time.
 const BACKENDS: usize = 3;
 
-/// Dispatches of each, if nothing goes wrong.
+/// Dispatches of each backend, if none fails.
 const DISPATCHES: usize = 40;
 
-/// Further attempts of each after the first failure: none of them may succeed.
-const ATTEMPTS: usize = 4;
+/// Failures after which a backend stops. None of its dispatches after the first failure may succeed.
+const FAILURES_MAX: usize = 4;
 
-/// A server whose store has failed is gone by then: it says farewell to its clients first.
-const END_MAX: Duration = Duration::from_secs(15);
+/// Time within which a server whose store has failed must exit. It closes its connections first.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(15);
 
+// covers: G1
 #[test]
-fn after_a_write_or_a_sync_that_failed_nothing_more_is_answered() {
-    if !env::strace_is_here("writes and syncs that fail under a server at work") {
+fn dispatch_after_failed_write_or_sync_is_not_answered() {
+    if !env::strace_available("writes and syncs that fail under a running server") {
         return;
     }
     let mut random = Random::announced("failing_commits");
-    let (home, prepared) = (Home::new(), Prepared::new());
+    let (home, fixture) = (Home::new(), FixtureStore::new());
     let faults = faults();
     let chosen = env::sample(&faults, FAULTS, &mut random);
-    let (mut wrong, mut fired, mut stopped, mut answered) = (Vec::new(), 0, 0, 0);
-    for (file, commits, fault) in &chosen {
-        prepared.place(&home);
-        let goes_on = is_full(file, fault);
-        match under(&home, &prepared, &files(&home, file), *commits, goes_on, fault) {
+    let (mut violations, mut happened, mut stopped, mut answered) = (Vec::new(), 0, 0, 0);
+    for (file, in_each_commit, fault) in &chosen {
+        fixture.copy_to(&home);
+        let stays = is_full_disk(file, fault);
+        match run_with_fault(&home, &fixture, &files(&home, file), *in_each_commit, stays, fault) {
             Ok(outcome) => {
                 stopped += usize::from(outcome.stopped);
                 answered += outcome.answered;
             }
-            Err(told) => wrong.push(format!("with {fault} on {file}: {told}")),
+            Err(violation) => violations.push(format!("with {fault} on {file}: {violation}")),
         }
-        fired += usize::from(strace::injected(&home) > 0);
+        happened += usize::from(strace::count_injected(&home) > 0);
     }
-    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), chosen.len(), wrong.join("\n"));
-    assert!(fired * 10 >= chosen.len() * 5, "of {} faults only {fired} happened", chosen.len());
-    assert!(stopped > 0, "no fault has stopped a server");
-    env::say(&format!(
-        "{fired} of {} failing writes and syncs at work: {stopped} servers stopped, {answered} dispatches answered and kept",
+    assert!(violations.is_empty(), "{} of {}:\n{}", violations.len(), chosen.len(), violations.join("\n"));
+    assert!(happened * 10 >= chosen.len() * 5, "expected at least half of {} faults: {happened}", chosen.len());
+    assert!(stopped > 0, "expected a fault to stop a server");
+    env::print(&format!(
+        "{happened} of {} failing writes and syncs: {stopped} servers stopped, {answered} dispatches answered and kept",
         faults.len()
     ));
 }
 
-/// Files, or directories of them, and the calls that write or sync them; and whether every commit rests on these. Calls are
-/// counted for each thread: the mark, which is written with every commit by the same thread as the journal, would come
-/// first every time if it was not apart.
+/// Files or directories of the store, the calls that fail there, and whether each commit makes these calls.
+///
+/// Calls are counted per thread. The commit thread writes both `mark` and the WAL in each commit, `mark` first. So `mark` is
+/// a case of its own.
 const CALLS: &[(&str, &str, bool)] = &[
     ("journal", "pwrite64", true),
     ("journal", "fdatasync", true),
@@ -77,52 +81,53 @@ const CALLS: &[(&str, &str, bool)] = &[
     ("log/db", "fsync,fdatasync", false),
 ];
 
-/// Each of the calls at each of its first times in a thread, and the file.
+/// Lists the faults: file, whether each commit makes the call, and the fault.
 fn faults() -> Vec<(&'static str, bool, Fault)> {
     let mut faults = Vec::new();
-    for (file, call, commits) in CALLS {
-        // sled writes little by itself.
-        for when in 1..=if *commits { 12 } else { 3 } {
-            for how in ["error=EIO", "error=ENOSPC"] {
-                let fault = |for_ever| Fault { call: (*call).to_owned(), how, when, for_ever };
-                faults.extend([(*file, *commits, fault(false)), (*file, *commits, fault(true))]);
+    for (file, call, in_each_commit) in CALLS {
+        // sled alone makes few calls.
+        for when in 1..=if *in_each_commit { 12 } else { 3 } {
+            for effect in ["error=EIO", "error=ENOSPC"] {
+                let fault = |permanent| Fault { call: (*call).to_owned(), effect, when, permanent };
+                faults.extend([(*file, *in_each_commit, fault(false)), (*file, *in_each_commit, fault(true))]);
             }
         }
     }
     faults
 }
 
-/// What is settled is written elsewhere, ten seconds after it was answered. Where that fails, the server ends just so, and
-/// the journal has what could not be moved.
+/// Entries are flushed to the value log 10 s after they were answered. If that fails, the WAL still has them.
+// covers: G1
 #[test]
-fn a_chunk_that_cannot_be_written_or_synced_ends_the_server_and_nothing_is_lost() {
-    if !env::strace_is_here("chunks that cannot be written") {
+fn flush_with_failing_write_or_sync_stops_server_and_keeps_entries() {
+    if !env::strace_available("blocks of the value log that cannot be written") {
         return;
     }
-    let (home, prepared) = (Home::new(), Prepared::new());
+    let (home, fixture) = (Home::new(), FixtureStore::new());
     for (call, when) in [("pwrite64", 1), ("pwrite64", 3), ("fdatasync", 1)] {
-        prepared.place(&home);
-        // A server writes chunks to a file that it has begun itself.
-        let last = files(&home, "inbox").into_iter().next_back().expect("the store has inboxes");
+        fixture.copy_to(&home);
+        // A started server appends blocks to a new file of the value log, not to the last one.
+        let last = files(&home, "inbox").into_iter().next_back().expect("a file of the value log");
         let number = last.file_name().and_then(|name| u64::from_str_radix(name.to_str()?, 16).ok()).expect("a number");
         let next = BTreeSet::from([last.with_file_name(format!("{:016x}", number + 1))]);
-        let fault = Fault { call: call.into(), how: "error=EIO", when, for_ever: false };
-        let Started::Listens(server) = strace::start(&home, call, &next, Some(&fault)) else {
-            panic!("{fault}: it does not start:\n{}", home.log());
+        let fault = Fault { call: call.into(), effect: "error=EIO", when, permanent: false };
+        let StartResult::Listening(server) = strace::start(&home, call, &next, Some(&fault)) else {
+            panic!("{fault}: expected the server to start:\n{}", home.log());
         };
-        let (ledger, _) = dispatch(server.address, 0, 5);
-        let status = strace::wait(server.process, Duration::from_secs(40), &fault.to_string());
-        strace::check_end(&home, status).unwrap_or_else(|wrong| panic!("{fault}: {wrong}"));
-        assert_eq!(strace::injected(&home), 1, "{fault}");
-        prepared.check_after(&home, &ledger).unwrap_or_else(|wrong| panic!("after {fault}: {wrong}"));
+        let (tracker, _) = dispatch(server.address, 0, 5);
+        let status = strace::wait_for_exit(server.process, Duration::from_secs(40), &fault.to_string());
+        strace::check_exit(&home, status).unwrap_or_else(|violation| panic!("{fault}: {violation}"));
+        assert_eq!(strace::count_injected(&home), 1, "{fault}");
+        fixture.check_after_fault(&home, &tracker).unwrap_or_else(|violation| panic!("after {fault}: {violation}"));
     }
-    env::say("3 chunks that could not be written or synced: 3 servers stopped, and lost nothing");
+    env::print("3 flushes that could not be written or synced: 3 servers stopped, and lost nothing");
 }
 
-/// Whether what fails is a write that counts for nothing where the disk is full: then the server stays, and goes on when there is
-/// space. A sync that fails is final, whatever the reason.
-fn is_full(file: &str, fault: &Fault) -> bool {
-    fault.how == "error=ENOSPC" && fault.call.starts_with("pwrite64") && ["journal", "mark"].contains(&file)
+/// Reports whether the fault is a failed write on a full disk. The server stays, and resumes when there is space.
+///
+/// A failed sync is final, whatever its error.
+fn is_full_disk(file: &str, fault: &Fault) -> bool {
+    fault.effect == "error=ENOSPC" && fault.call.starts_with("pwrite64") && ["journal", "mark"].contains(&file)
 }
 
 struct Outcome {
@@ -130,7 +135,7 @@ struct Outcome {
     answered: usize,
 }
 
-/// A file of the store, or what is in a directory of it.
+/// Returns a file of the store, or the files in a directory of the store.
 fn files(home: &Home, name: &str) -> BTreeSet<PathBuf> {
     let path = home.store().join(name);
     match fs::read_dir(&path) {
@@ -139,64 +144,65 @@ fn files(home: &Home, name: &str) -> BTreeSet<PathBuf> {
     }
 }
 
-/// Works with a server under a fault, and holds what must hold, also at the plain start afterwards.
-fn under(
+/// Dispatches to a server with a fault, and checks the server, and the store at the next start.
+fn run_with_fault(
     home: &Home,
-    prepared: &Prepared,
+    fixture: &FixtureStore,
     paths: &BTreeSet<PathBuf>,
-    commits: bool,
-    goes_on: bool,
+    in_each_commit: bool,
+    stays: bool,
     fault: &Fault,
 ) -> Result<Outcome, String> {
-    assert!(!paths.is_empty(), "there is nothing to fail");
+    assert!(!paths.is_empty(), "expected files on which calls fail");
     let mut outcome = Outcome { stopped: false, answered: 0 };
-    let mut ledger = Ledger::default();
+    let mut tracker = Tracker::default();
     match strace::start(home, &fault.call, paths, Some(fault)) {
-        Started::Ended(status) => strace::check_end(home, status)?,
-        Started::Listens(server) => {
-            let mut histories = Vec::new();
-            for (done, history) in work(server.address) {
-                ledger.merge(done);
-                histories.extend(history);
+        StartResult::Exited(status) => strace::check_exit(home, status)?,
+        StartResult::Listening(server) => {
+            let mut requests = Vec::new();
+            for (dispatched, history) in dispatch_concurrently(server.address) {
+                tracker.merge(dispatched);
+                requests.extend(history);
             }
-            if goes_on {
+            if stays {
                 let mut server = server;
                 let late = dispatch(server.address, BACKENDS, 1);
-                ledger.merge(late.0);
+                tracker.merge(late.0);
                 if let Some(status) = server.process.ended() {
-                    strace::check_end(home, status)?;
+                    strace::check_exit(home, status)?;
                 }
-                outcome.answered = ledger.answered();
+                outcome.answered = tracker.answered();
                 server.process.kill();
-                return prepared.check_after(home, &ledger).map(|()| outcome);
+                return fixture.check_after_fault(home, &tracker).map(|()| outcome);
             }
-            let failed = histories.iter().filter(|call| !call.success).map(|call| call.answered).min();
-            if let Some(failed) = failed {
-                if histories.iter().any(|call| call.success && call.begun > failed) {
-                    return Err("a dispatch was answered after one had failed".into());
+            let first_failure = requests.iter().filter(|request| !request.success).map(|request| request.ended).min();
+            if let Some(first_failure) = first_failure {
+                if requests.iter().any(|request| request.success && request.began > first_failure) {
+                    return Err("a dispatch succeeded after another had failed".into());
                 }
                 if stays_ready(server.address) {
-                    return Err("the store has failed, and the server says that it is ready".into());
+                    return Err("the store has failed, and /readyz still answers 200".into());
                 }
-                let status = strace::wait(server.process, END_MAX, &fault.to_string());
-                strace::check_end(home, status)?;
+                let status = strace::wait_for_exit(server.process, EXIT_TIMEOUT, &fault.to_string());
+                strace::check_exit(home, status)?;
                 outcome.stopped = true;
             } else {
                 let mut late = dispatch(server.address, BACKENDS, 1);
-                if commits && strace::injected(home) > 0 && late.1.pop().is_some_and(|call| call.success) {
-                    return Err("a write or a sync of a commit has failed, and the server goes on answering".into());
+                let injected = strace::count_injected(home) > 0;
+                if in_each_commit && injected && late.1.pop().is_some_and(|request| request.success) {
+                    return Err("a write or sync of a commit failed, and the server still answers dispatches".into());
                 }
-                ledger.merge(late.0);
+                tracker.merge(late.0);
                 server.process.kill();
             }
         }
     }
-    prepared.check_after(home, &ledger)?;
-    outcome.answered = ledger.answered();
+    fixture.check_after_fault(home, &tracker)?;
+    outcome.answered = tracker.answered();
     Ok(outcome)
 }
 
-/// Whether the server goes on saying that it is ready. Those who waited are answered a moment before that is known.
+/// Reports whether `/readyz` answers 200 for 2 s. Dispatches may fail just before the server is no longer ready.
 fn stays_ready(address: SocketAddr) -> bool {
     let end = Instant::now() + Duration::from_secs(2);
     let ready = || Http::connect(address).and_then(|mut http| http.status("/readyz")).is_ok_and(|status| status == 200);
@@ -209,14 +215,14 @@ fn stays_ready(address: SocketAddr) -> bool {
     false
 }
 
-/// A dispatch: when it was begun and answered, and how.
-struct Call {
-    begun: Instant,
-    answered: Instant,
+/// A dispatch: its begin, its end, and whether it was answered with 200.
+struct Request {
+    began: Instant,
+    ended: Instant,
     success: bool,
 }
 
-fn work(address: SocketAddr) -> Vec<(Ledger, Vec<Call>)> {
+fn dispatch_concurrently(address: SocketAddr) -> Vec<(Tracker, Vec<Request>)> {
     let backends: Vec<_> =
         (0..BACKENDS).map(|backend| thread::spawn(move || dispatch(address, backend, DISPATCHES))).collect();
     backends
@@ -225,25 +231,25 @@ fn work(address: SocketAddr) -> Vec<(Ledger, Vec<Call>)> {
         .collect()
 }
 
-/// Dispatches `count` times, and goes on a little after the first failure, over new connections.
-fn dispatch(address: SocketAddr, backend: usize, count: usize) -> (Ledger, Vec<Call>) {
-    let (mut ledger, mut history, mut failures) = (Ledger::default(), Vec::new(), 0);
+/// Dispatches `count` times, or until `FAILURES_MAX` dispatches have failed. Reconnects after an error.
+fn dispatch(address: SocketAddr, backend: usize, count: usize) -> (Tracker, Vec<Request>) {
+    let (mut tracker, mut history, mut failures) = (Tracker::default(), Vec::new(), 0);
     let mut http = Http::connect(address).ok();
-    let user = format!("worked-for-by-{backend}");
-    while history.len() < count && failures < ATTEMPTS {
-        let begun = Instant::now();
-        let answer = match &mut http {
-            Some(http) => ledger.dispatch_padded(http, &user, if history.len() % 8 == 7 { 20_000 } else { 100 }),
+    let user = format!("user-of-backend-{backend}");
+    while history.len() < count && failures < FAILURES_MAX {
+        let began = Instant::now();
+        let result = match &mut http {
+            Some(http) => tracker.dispatch_padded(http, &user, if history.len() % 8 == 7 { 20_000 } else { 100 }),
             None => Err(std::io::ErrorKind::ConnectionRefused.into()),
         };
-        // Silence is no failure: it is a hang, and that is never right.
-        assert!(begun.elapsed() < Duration::from_secs(19), "a dispatch was never answered");
-        let success = answer.as_ref().is_ok_and(|status| *status == 200);
-        history.push(Call { begun, answered: Instant::now(), success });
-        if answer.is_err() {
+        // A request that times out is a hang of the server, not a failed dispatch.
+        assert!(began.elapsed() < Duration::from_secs(19), "expected a response or an error within 19 s");
+        let success = result.as_ref().is_ok_and(|status| *status == 200);
+        history.push(Request { began, ended: Instant::now(), success });
+        if result.is_err() {
             http = Http::connect(address).ok();
         }
         failures += usize::from(!success);
     }
-    (ledger, history)
+    (tracker, history)
 }

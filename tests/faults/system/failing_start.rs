@@ -1,21 +1,22 @@
-//! System calls that fail while a server opens its store, each of them, once and for ever: it starts all the same and
-//! keeps what it promises, or it ends with a sentence. Nothing that was there is harmed.
+//! Lets each system call fail, once and permanently, while a server opens its store.
+//!
+//! The server must either start and keep its guarantees, or exit and report the fault. It must not damage the store.
 
 use std::collections::BTreeSet;
 
 use crate::{
     env,
-    fixture_store::{self, Prepared},
-    strace::{self, Fault, Footprint, Started},
+    fixture_store::{self, FixtureStore},
+    strace::{self, Fault, StartResult, StoreCalls},
     support::{http::Http, seeded_rng::Random, server::Home},
-    tracker::Ledger,
+    tracker::Tracker,
 };
 
-/// Faults in the short form, beside those of syncs.
+/// Faults of each test in the short form, besides those of syncs.
 const FAULTS: usize = 60;
-const FIRST_FAULTS: usize = 20;
+const FIRST_START_FAULTS: usize = 20;
 
-/// What fails with EIO, and whether a full disk can make it fail as well.
+/// Calls that fail with `EIO`, and whether they also fail with `ENOSPC`.
 const CALLS: &[(&str, bool)] = &[
     ("openat", true),
     ("mkdir", true),
@@ -34,82 +35,84 @@ const CALLS: &[(&str, bool)] = &[
     ("unlink", false),
 ];
 
+// covers: G1
 #[test]
-fn a_start_with_failing_system_calls_ends_with_a_sentence_or_serves() {
-    if !env::strace_is_here("system calls that fail while a store is opened") {
+fn start_with_failing_system_call_serves_or_exits_with_reason() {
+    if !env::strace_available("system calls that fail while a store is opened") {
         return;
     }
     let mut random = Random::announced("failing_start");
-    let (home, prepared) = (Home::new(), Prepared::new());
-    let place = || prepared.place(&home);
-    let check = |ledger: &Ledger| prepared.check_after(&home, ledger);
-    let told = fail_everywhere(&home, &mut random, FAULTS, place, check);
-    env::say(&format!("{told}, over a store that holds something"));
+    let (home, fixture) = (Home::new(), FixtureStore::new());
+    let prepare = || fixture.copy_to(&home);
+    let check = |tracker: &Tracker| fixture.check_after_fault(&home, tracker);
+    let summary = inject_each_fault(&home, &mut random, FAULTS, prepare, check);
+    env::print(&format!("{summary}, on a store with entries"));
 }
 
 #[test]
-fn a_first_start_with_failing_system_calls_ends_with_a_sentence_or_serves() {
-    if !env::strace_is_here("system calls that fail while a store is made") {
+fn first_start_with_failing_system_call_serves_or_exits_with_reason() {
+    if !env::strace_available("system calls that fail while a store is created") {
         return;
     }
     let mut random = Random::announced("failing_first_start");
     let home = Home::new();
-    let place = || fixture_store::place_none(&home);
-    let check = |ledger: &Ledger| {
+    let prepare = || fixture_store::remove_store(&home);
+    let check = |tracker: &Tracker| {
         fixture_store::check_no_panic(&home)?;
-        let server = strace::start_without(&home)?;
+        let server = strace::start_untraced(&home)?;
         let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
-        ledger.check(&mut http)?;
-        let mut after = Ledger::default();
+        tracker.check(&mut http)?;
+        let mut after = Tracker::default();
         match after.dispatch(&mut http, "after").map_err(|error| error.to_string())? {
             200 => after.check(&mut http),
-            status => Err(format!("a dispatch was answered with {status}")),
+            status => Err(format!("expected status 200 for a dispatch, found {status}")),
         }
     };
-    let told = fail_everywhere(&home, &mut random, FIRST_FAULTS, place, check);
-    env::say(&format!("{told}, of a first start"));
+    let summary = inject_each_fault(&home, &mut random, FIRST_START_FAULTS, prepare, check);
+    env::print(&format!("{summary}, of a first start"));
 }
 
-/// Places a store, lets a call of a start on it fail, and checks; for each call, or for `count` of them and all syncs.
-/// Tells what came of it.
-fn fail_everywhere(
+/// Prepares a store, injects a fault into a start on it, and checks the next start.
+///
+/// Repeats this for each fault, or for all faults of syncs and `count` others. Returns a summary.
+fn inject_each_fault(
     home: &Home,
     random: &mut Random,
     count: usize,
-    place: impl Fn(),
-    check: impl Fn(&Ledger) -> Result<(), String>,
+    prepare: impl Fn(),
+    check: impl Fn(&Tracker) -> Result<(), String>,
 ) -> String {
-    place();
-    let footprint = strace::footprint(home);
-    // What fails to last is what this is about most, and those are few: none of them is left to luck.
+    prepare();
+    let traced = strace::trace_start(home);
+    // Failing syncs matter most, and there are few of them, so they are not sampled.
     let (mut chosen, others): (Vec<_>, Vec<_>) =
-        faults(&footprint).into_iter().partition(|fault| fault.call == "fsync" || fault.call == "fdatasync");
-    let all = chosen.len() + others.len();
+        faults(&traced).into_iter().partition(|fault| fault.call == "fsync" || fault.call == "fdatasync");
+    let total = chosen.len() + others.len();
     chosen.extend(env::sample(&others, count, random));
-    let (mut wrong, mut fired, mut refused) = (Vec::new(), 0, 0);
+    let (mut violations, mut happened, mut not_started) = (Vec::new(), 0, 0);
     for fault in &chosen {
-        place();
-        let started = strace::start(home, &fault.call, &footprint.paths, Some(fault));
-        refused += usize::from(matches!(started, Started::Ended(_)));
-        let held = hold(home, started).and_then(|ledger| check(&ledger));
-        if let Err(told) = held {
-            wrong.push(format!("after {fault}: {told}"));
+        prepare();
+        let started = strace::start(home, &fault.call, &traced.paths, Some(fault));
+        not_started += usize::from(matches!(started, StartResult::Exited(_)));
+        let result = use_briefly(home, started).and_then(|tracker| check(&tracker));
+        if let Err(violation) = result {
+            violations.push(format!("after {fault}: {violation}"));
         }
-        fired += usize::from(strace::injected(home) > 0);
+        happened += usize::from(strace::count_injected(home) > 0);
     }
-    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), chosen.len(), wrong.join("\n"));
-    assert!(fired * 10 >= chosen.len() * 8, "of {} faults only {fired} happened", chosen.len());
-    format!("{fired} of {all} failing calls at a start; {refused} starts refused, the others served")
+    assert!(violations.is_empty(), "{} of {}:\n{}", violations.len(), chosen.len(), violations.join("\n"));
+    assert!(happened * 10 >= chosen.len() * 8, "expected at least 80 % of {} faults: {happened}", chosen.len());
+    format!("{happened} of {total} failing calls of a start; {not_started} servers did not start, the others served")
 }
 
-/// Each call of a start, failing in each way in which it can.
-fn faults(footprint: &Footprint) -> Vec<Fault> {
+/// Lists the faults of each call of a start: with each error, once and permanently.
+fn faults(traced: &StoreCalls) -> Vec<Fault> {
     let mut faults = Vec::new();
-    for (call, count) in &footprint.calls {
-        let Some((_, full)) = CALLS.iter().find(|(name, _)| name == call) else { continue };
+    for (call, count) in &traced.counts {
+        let Some((_, can_be_full)) = CALLS.iter().find(|(name, _)| name == call) else { continue };
         for when in 1..=*count {
-            for how in if *full { &["error=EIO", "error=ENOSPC"][..] } else { &["error=EIO"] } {
-                let fault = |for_ever| Fault { call: call.clone(), how, when, for_ever };
+            for effect in if *can_be_full { &["error=EIO", "error=ENOSPC"][..] } else { &["error=EIO"] } {
+                let fault = |permanent| Fault { call: call.clone(), effect, when, permanent };
                 faults.extend([fault(false), fault(true)]);
             }
         }
@@ -117,48 +120,53 @@ fn faults(footprint: &Footprint) -> Vec<Fault> {
     faults
 }
 
-/// What cannot be read is not what was never written. sled takes a log that it cannot read to end there, and overwrites
-/// the rest; its own reads (`pread64`) must not be the first to find out. So all of them fail here, from the moment on at
-/// which the n-th `read` of the log does.
+/// sled takes an unreadable log for a shorter one, and overwrites the rest. So mesa must read the log before sled does.
+///
+/// From the n-th `read` on, `read` and sled's `pread64` fail. The test ends when n exceeds the number of `read` calls.
+// covers: G6
 #[test]
-fn a_log_that_cannot_be_read_is_refused_and_not_harmed() {
-    if !env::strace_is_here("a log that cannot be read") {
+fn start_with_unreadable_sled_log_exits_and_keeps_store() {
+    if !env::strace_available("a sled log that cannot be read") {
         return;
     }
-    let (home, prepared) = (Home::new(), Prepared::new());
+    let (home, fixture) = (Home::new(), FixtureStore::new());
     let log = BTreeSet::from([home.store().join("log").join("db")]);
-    let mut refused = 0;
+    let mut not_started = 0;
     for when in 1.. {
-        prepared.place(&home);
-        let fault = Fault { call: "read,pread64".into(), how: "error=EIO", when, for_ever: true };
+        fixture.copy_to(&home);
+        let fault = Fault { call: "read,pread64".into(), effect: "error=EIO", when, permanent: true };
         let started = strace::start(&home, "read,pread64", &log, Some(&fault));
-        if !strace::failed_in(&home, "read") {
-            // Every `read` went through: what failed was none of ours.
+        if !strace::has_failed(&home, "read") {
+            // Every `read` succeeded: only sled's calls failed.
             break;
         }
-        let Started::Ended(status) = started else { panic!("{fault}: it serves:\n{}", home.log()) };
-        strace::check_end(&home, status).unwrap_or_else(|wrong| panic!("{wrong}"));
+        let StartResult::Exited(status) = started else {
+            panic!("{fault}: expected the server not to start:\n{}", home.log())
+        };
+        strace::check_exit(&home, status).unwrap_or_else(|violation| panic!("{violation}"));
         assert!(home.log().contains("cannot be read"), "{}", home.log());
-        refused += 1;
-        prepared.check_at_a_plain_start(&home).unwrap_or_else(|wrong| panic!("after {fault}: {wrong}"));
+        not_started += 1;
+        fixture.check_after_start(&home).unwrap_or_else(|violation| panic!("after {fault}: {violation}"));
     }
-    assert!(refused > 1, "a log of several MiB was read at once");
-    env::say(&format!("{refused} starts over a log that could not be read were refused, and harmed nothing"));
+    assert!(not_started > 1, "expected more than one read of a log of several MiB");
+    env::print(&format!("{not_started} servers did not start on an unreadable sled log, and kept the store"));
 }
 
-/// What must hold of a start, however it came out; and what it promised, if it serves.
-fn hold(home: &Home, started: Started) -> Result<Ledger, String> {
-    let mut ledger = Ledger::default();
+/// Checks the exit of a server that did not start, or dispatches to a server that did and kills it.
+fn use_briefly(home: &Home, started: StartResult) -> Result<Tracker, String> {
+    let mut tracker = Tracker::default();
     match started {
-        Started::Ended(status) => strace::check_end(home, status)?,
-        Started::Listens(server) => {
+        StartResult::Exited(status) => strace::check_exit(home, status)?,
+        StartResult::Listening(server) => {
             let http = Http::connect(server.address);
-            // What was promised by a server that does not know yet that its disk fails was promised all the same.
+            // A server that has not yet noticed the fault answers dispatches, and must keep those too.
             if let Ok(mut http) = http {
-                while ledger.sent() < 4 && ledger.dispatch(&mut http, "late").is_ok_and(|status| status == 200) {}
+                while tracker.dispatched() < 4 && tracker.dispatch(&mut http, "late").is_ok_and(|status| status == 200)
+                {
+                }
             }
             server.process.kill();
         }
     }
-    Ok(ledger)
+    Ok(tracker)
 }

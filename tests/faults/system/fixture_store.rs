@@ -1,5 +1,6 @@
-//! A store that holds something, prepared once and copied for each fault: messages in inboxes, messages in the journal,
-//! a user who has read half, and an end that was none.
+//! Creates a store once, and copies it for each fault.
+//!
+//! It has messages in the value log and in the WAL. One user has acknowledged those in the value log. It was not closed.
 
 use std::{
     collections::BTreeMap,
@@ -23,99 +24,102 @@ use tokio::runtime::Runtime;
 use crate::{
     strace,
     support::{http::Http, server::Home},
-    tracker::{Ledger, Log, read_log},
+    tracker::{Log, Tracker, read_log},
 };
 
-/// Users, each with this many messages in the inbox and as many in the journal.
+/// Users, each with `MESSAGES` in the value log and twice as many in the WAL.
 const USERS: u64 = 8;
 const MESSAGES: u64 = 20;
 
-/// The user who has read the first half.
+/// User that has acknowledged the messages in the value log.
 const READER: &str = "user-0";
 
-/// A store in a directory that is not touched, and what is in it.
+/// A store in a directory of its own, and its pending entries.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct FixtureStore {
     directory: tempfile::TempDir,
     logs: BTreeMap<String, Log>,
 }
 
-impl Prepared {
-    /// Makes one.
+impl FixtureStore {
+    /// Creates the store.
     pub fn new() -> Self {
         let directory = tempfile::Builder::new().prefix("mesa-test-").tempdir().expect("a temporary directory");
         let (work, image) = (directory.path().join("work"), directory.path().join("image"));
-        let mut made = Self { directory, logs: BTreeMap::new() };
+        let mut fixture = Self { directory, logs: BTreeMap::new() };
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        let at_once = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
-        let store = open(DiskOptions { tuning: at_once, ..DiskOptions::new(&work) }).expect("a store");
-        made.append(&runtime, &store);
-        wait_until_settled(&store);
-        runtime.block_on(store.close()).expect("closed");
+        let flush_at_once = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
+        let store = open(DiskOptions { tuning: flush_at_once, ..DiskOptions::new(&work) }).expect("a store");
+        fixture.append(&runtime, &store);
+        wait_until_flushed(&store);
+        runtime.block_on(store.close()).expect("the store closes");
         drop(store);
 
-        let never = Tuning { flush_delay: Duration::from_secs(3600), ..Tuning::default() };
-        let store = open(DiskOptions { tuning: never, ..DiskOptions::new(&work) }).expect("a store");
-        made.append(&runtime, &store);
+        let no_flush = Tuning { flush_delay: Duration::from_secs(3600), ..Tuning::default() };
+        let store = open(DiskOptions { tuning: no_flush, ..DiskOptions::new(&work) }).expect("a store");
+        fixture.append(&runtime, &store);
         let reader = UserId::new(READER).expect("a user id");
         store.report(&reader, SessionReport { acknowledged: Some((1, MESSAGES)), ..SessionReport::default() });
-        // Receipts are written with a following commit: this one.
-        made.append(&runtime, &store);
-        made.logs.get_mut(READER).expect("has messages").drain(..MESSAGES as usize);
-        // What a killed process leaves: all of it was flushed before it was answered.
+        // An acknowledgement is written with the next commit, which this is.
+        fixture.append(&runtime, &store);
+        fixture.logs.get_mut(READER).expect("the reader's log").drain(..MESSAGES as usize);
+        // A copy of the open store is what a killed process leaves: every entry was synced before it was answered.
         copy(&work, &image);
-        made
+        fixture
     }
 
     fn append(&mut self, runtime: &Runtime, store: &Arc<dyn Store>) {
         for n in 0..MESSAGES {
             let text = format!("{{\"n\":{n}}}");
-            let recipients: Vec<UserId> = names().map(|user| UserId::new(&user).expect("a user id")).collect();
-            let payload = Payload::encode(0, Some(&text), Some("TEST")).expect("a message");
-            let appended = runtime.block_on(store.append(Append::new(payload, recipients))).expect("appended");
-            for (user, seq) in names().zip(appended.seqs) {
-                self.logs.entry(user).or_default().push((seq.expect("it was taken"), n));
+            let recipients: Vec<UserId> = user_ids().map(|user| UserId::new(&user).expect("a user id")).collect();
+            let payload = Payload::encode(0, Some(&text), Some("TEST")).expect("a payload");
+            let result = runtime.block_on(store.append(Append::new(payload, recipients))).expect("a result");
+            for (user, seq) in user_ids().zip(result.seqs) {
+                self.logs.entry(user).or_default().push((seq.expect("the recipient is accepted"), n));
             }
         }
     }
 
-    /// Puts a copy of it in the place of what the server of `home` has.
-    pub fn place(&self, home: &Home) {
-        place_none(home);
+    /// Replaces the store of `home` with a copy.
+    pub fn copy_to(&self, home: &Home) {
+        remove_store(home);
         copy(&self.directory.path().join("image"), &home.store());
     }
 
-    /// Holds what was there before a fault, and what was answered during it, against a plain start behind it.
+    /// Starts a server without a fault, and checks the entries of the fixture and of the dispatches during the fault.
     ///
     /// # Errors
-    /// With what is wrong: a panic, a start that fails, or a log that is not what it has to be.
-    pub fn check_after(&self, home: &Home, ledger: &Ledger) -> Result<(), String> {
+    /// With the violation: a panic, a server that does not start, or a wrong log.
+    pub fn check_after_fault(&self, home: &Home, tracker: &Tracker) -> Result<(), String> {
         check_no_panic(home)?;
-        let server = strace::start_without(home)?;
+        let server = strace::start_untraced(home)?;
         let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
         self.check(&mut http)?;
-        ledger.check(&mut http)?;
+        tracker.check(&mut http)?;
         server.process.kill();
         Ok(())
     }
 
-    /// Holds what the server has against what was put there: every message, in its place.
+    /// Checks that the server has every pending entry of the fixture, in order, and no other.
     ///
     /// # Errors
-    /// With the first user whose log is not what it was.
+    /// With the first user whose log differs.
     pub fn check(&self, http: &mut Http) -> Result<(), String> {
         for (user, log) in &self.logs {
             let found = read_log(http, user);
             if found != *log {
-                return Err(format!("{user}: there were {log:?}, there are {found:?}"));
+                return Err(format!("{user}: expected the entries {log:?}, found {found:?}"));
             }
         }
         Ok(())
     }
 
-    /// The same, from starting the server as it is started every day.
-    pub fn check_at_a_plain_start(&self, home: &Home) -> Result<(), String> {
-        let server = strace::start_without(home)?;
+    /// Starts a server without a fault, and checks the entries of the fixture.
+    ///
+    /// # Errors
+    /// If the server does not start, or with the first user whose log differs.
+    pub fn check_after_start(&self, home: &Home) -> Result<(), String> {
+        let server = strace::start_untraced(home)?;
         let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
         self.check(&mut http)?;
         server.process.kill();
@@ -123,62 +127,64 @@ impl Prepared {
     }
 }
 
-/// Takes away what the server of `home` has, and what it said.
-pub fn place_none(home: &Home) {
+/// Removes the store of `home`, and its log output.
+pub fn remove_store(home: &Home) {
     _ = fs::remove_dir_all(home.store());
     _ = fs::remove_file(home.path("log"));
 }
 
-/// Holds that nothing panicked.
+/// Checks that the server has not panicked.
 ///
 /// # Errors
-/// With the log of the server, if something did.
+/// With the server's log output, if it has.
 pub fn check_no_panic(home: &Home) -> Result<(), String> {
     let log = home.log();
     let panicked = log.lines().any(|line| line.contains("panicked") && !is_caught_panic(line));
     if panicked { Err(format!("a panic:\n{log}")) } else { Ok(()) }
 }
 
-/// sled panics where it cannot sync its file at its end. The store catches that, and the start is refused with a sentence.
+/// Reports whether the line is of a panic that the store catches: sled panics if it cannot sync its file at exit.
+///
+/// The server then does not start, and reports why.
 pub fn is_caught_panic(line: &str) -> bool {
     line.contains("sled-0.34.7/src/pagecache/logger.rs")
 }
 
-fn names() -> impl Iterator<Item = String> {
+fn user_ids() -> impl Iterator<Item = String> {
     (0..USERS).map(|n| format!("user-{n}"))
 }
 
-/// Waits until the journal of a store that settles at once is empty: until it is, reads come from memory.
-fn wait_until_settled(store: &Arc<dyn Store>) {
+/// Waits until the WAL of a store that flushes at once is empty. Before that, reads come from memory.
+fn wait_until_flushed(store: &Arc<dyn Store>) {
     let user = UserId::new("user-1").expect("a user id");
     let limit = ReadLimit { entries: 1, bytes: 1 << 20 };
     let end = Instant::now() + Duration::from_secs(20);
     while store.read_cached(&user, 0, limit).is_some() {
-        assert!(Instant::now() < end, "the journal is never settled");
+        assert!(Instant::now() < end, "expected the WAL to be flushed within 20 s");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Appends at once, which is less than may wait for the store.
-const AT_ONCE: u64 = 5_000;
+/// Appends in flight at the same time. The queue of the store has room for more.
+const BATCH: u64 = 5_000;
 
-/// Makes a store in which `count` messages wait for a user: 256 bytes each, numbered from zero.
-pub fn backlog(path: &Path, user: &str, count: u64) {
+/// Creates a store in which a user has `count` pending messages of 256 bytes, numbered from zero.
+pub fn create_backlog(path: &Path, user: &str, count: u64) {
     let store = open(DiskOptions::new(path)).expect("a store");
     let user = UserId::new(user).expect("a user id");
     let append = |n: u64| {
         let text = format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(215));
-        let payload = Payload::encode(0, Some(&text), Some("TEST")).expect("a message");
+        let payload = Payload::encode(0, Some(&text), Some("TEST")).expect("a payload");
         store.append(Append::new(payload, vec![user.clone()]))
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-    for first in (0..count).step_by(AT_ONCE as usize) {
-        let last = count.min(first + AT_ONCE) - 1;
-        // Asked for one behind the other, and the last waited for: it comes when all before it are there.
+    for first in (0..count).step_by(BATCH as usize) {
+        let last = count.min(first + BATCH) - 1;
+        // Appends are processed in order, so only the last of a batch is awaited.
         (first..last).for_each(|n| _ = append(n).now_or_never());
-        runtime.block_on(append(last)).expect("appended");
+        runtime.block_on(append(last)).expect("a result");
     }
-    runtime.block_on(store.close()).expect("closed");
+    runtime.block_on(store.close()).expect("the store closes");
 }
 
 /// Copies a directory.
@@ -187,12 +193,12 @@ pub fn copy(from: &Path, to: &Path) {
     let mode = fs::metadata(from).expect("a directory").permissions();
     fs::set_permissions(to, mode).expect("permissions");
     for entry in fs::read_dir(from).expect("a readable directory") {
-        let entry = entry.expect("an entry");
+        let entry = entry.expect("a directory entry");
         let target = to.join(entry.file_name());
-        if entry.file_type().expect("a type").is_dir() {
+        if entry.file_type().expect("a file type").is_dir() {
             copy(&entry.path(), &target);
         } else {
-            fs::copy(entry.path(), target).expect("copied");
+            fs::copy(entry.path(), target).expect("a copy");
         }
     }
 }

@@ -1,19 +1,17 @@
-//! What a machine can do to a server, done to one: killed at each system call of its start, disks that fail, two
-//! servers on one directory, SIGTERM at any moment, no descriptors left, no room on the disk, clocks that jump, pauses,
-//! readers that do not read. After each of it, what was answered is there, and nobody waits for ever.
+//! Injects faults of the machine into a server, and checks that it keeps every answered dispatch and never hangs.
 //!
-//! One file a fault; beside them what they share:
+//! One file for each fault, and these for all of them:
 //!
-//! - `env`: what the machine must have, the short and the long form, and saying figures
-//! - `strace`: a server under `strace`, and its faults
-//! - `fixture_store`: a store that holds something, to be copied as often as there are faults
-//! - `tracker`: what was dispatched and answered, held against a server
-//! - `backends`, `client`: who dispatches, and who receives
-//! - `proc`: what the system knows of a process
-//! - `small_disk`, `on_small_disk`: a file system in memory, and a server on it
+//! - `env`: requirements, short and long form, printed results
+//! - `strace`: a server under `strace`, with faults in system calls
+//! - `fixture_store`: a store with entries, which is copied for each fault
+//! - `tracker`: messages dispatched and answered, compared with a server's logs
+//! - `backends`, `client`: concurrent backends, a WebSocket client
+//! - `proc`: `/proc` and signals
+//! - `small_disk`, `small_disk_server`: a small file system, requests to a server on it
 //!
-//! Every test shows that its fault has happened before it trusts what followed. `cargo test` runs the short form;
-//! `MESA_FAULTS=all` the long one, in which nothing is sampled. `MESA_SEED` repeats a run's choices.
+//! Each test checks that its fault has happened. `cargo test` runs the short form. `MESA_FAULTS=all` runs the long form, with
+//! every case instead of a sample. `MESA_SEED` repeats the choices of a run.
 
 #[path = "../../support/mod.rs"]
 #[allow(dead_code, reason = "each test uses its part")]
@@ -22,21 +20,21 @@ mod support;
 mod backends;
 mod client;
 mod clock;
+mod copied_store;
 mod descriptors;
-mod disk_copied;
+mod disk_filled_externally;
 mod disk_full;
-mod disk_taken;
 mod disk_without_fallocate;
 mod env;
 mod failing_commits;
 mod failing_start;
 mod fixture_store;
 mod kill_at_start;
-mod on_small_disk;
 mod pause;
 mod proc;
 mod slow_readers;
 mod small_disk;
+mod small_disk_server;
 mod strace;
 mod terminate;
 mod tracker;

@@ -1,4 +1,4 @@
-//! A server under `strace`, which kills it or lets system calls fail as told, and writes down what it did.
+//! Runs a server under `strace`, which injects faults into system calls and writes a trace.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -14,167 +14,179 @@ use crate::{
     support::server::{Home, Process, Server},
 };
 
-/// How long a server under `strace` may take to listen or to end. A hang is longer.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time within which a server under `strace` must listen or exit.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What is to happen at a system call.
+/// A fault injected into system calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The name of the call.
+    /// Names of the calls, separated by commas.
     pub call: String,
-    /// What happens there: `signal=KILL`, `error=EIO`.
-    pub how: &'static str,
-    /// At which of them, counted for each thread from one.
+    /// Effect in the syntax of `strace`: `signal=KILL`, `error=EIO`.
+    pub effect: &'static str,
+    /// Number of the call that is hit, counted for each thread from one.
     pub when: usize,
-    /// At all that follow, too.
-    pub for_ever: bool,
+    /// Every later call is hit too.
+    pub permanent: bool,
 }
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { call, how, when, for_ever } = self;
-        write!(f, "{call}:{how}:when={when}{}", if *for_ever { "+" } else { "" })
+        let Self { call, effect, when, permanent } = self;
+        write!(f, "{call}:{effect}:when={when}{}", if *permanent { "+" } else { "" })
     }
 }
 
-/// How a start under `strace` came out.
+/// Result of a start.
 #[derive(Debug)]
-pub enum Started {
-    /// It listens.
-    Listens(Server),
-    /// It has ended.
-    Ended(ExitStatus),
+pub enum StartResult {
+    /// The server listens.
+    Listening(Server),
+    /// The server has exited.
+    Exited(ExitStatus),
 }
 
-/// Starts the server of `home` under `strace`, which looks at `calls` on `paths` only (on everything where there are
-/// none), and waits until it listens or has ended.
-pub fn start(home: &Home, calls: &str, paths: &BTreeSet<PathBuf>, fault: Option<&Fault>) -> Started {
-    let with = fault.map_or("nothing".to_owned(), Fault::to_string);
-    come_up(home, spawn(home, calls, paths, fault), &with)
+/// Starts the server of `home` under `strace`, and waits until it listens or has exited.
+///
+/// `strace` traces `calls` on `paths` only, or on every path if there are none.
+pub fn start(home: &Home, calls: &str, paths: &BTreeSet<PathBuf>, fault: Option<&Fault>) -> StartResult {
+    let fault_name = fault.map_or("no fault".to_owned(), Fault::to_string);
+    wait_for_start(home, spawn(home, calls, paths, fault), &fault_name)
 }
 
-/// The same without waiting.
+/// Starts the server as [`start`], and returns at once.
 pub fn spawn(home: &Home, calls: &str, paths: &BTreeSet<PathBuf>, fault: Option<&Fault>) -> Process {
-    _ = fs::remove_file(trace(home));
-    let trace = trace(home);
+    _ = fs::remove_file(trace_path(home));
+    let trace = trace_path(home);
     let (traced, fault) = (format!("trace={calls}"), fault.map(|fault| format!("inject={fault}")));
-    // The server is our own child, and strace its tracer beside it: to end the one is to end both.
+    // With `-D` the server is the test's child and `strace` a grandchild, which exits with the server.
     let mut wrapper = vec!["strace", "-D", "-f", "-y", "-e", "signal=none", "-o", utf8(&trace), "-e", &traced];
     wrapper.extend(fault.iter().flat_map(|fault| ["-e", fault.as_str()]));
     wrapper.extend(paths.iter().flat_map(|path| ["-P", utf8(path)]));
     home.spawn(&wrapper)
 }
 
-/// Starts the server of `home` as it is started every day.
+/// Starts the server of `home` without `strace`.
 ///
 /// # Errors
-/// When it does not come up, with what it said.
-pub fn start_without(home: &Home) -> Result<Server, String> {
-    match come_up(home, home.spawn(&[]), "no fault any more") {
-        Started::Listens(server) => Ok(server),
-        Started::Ended(status) => Err(format!("the next start ended with {status}:\n{}", home.log())),
+/// If it exits, with its log output.
+pub fn start_untraced(home: &Home) -> Result<Server, String> {
+    match wait_for_start(home, home.spawn(&[]), "no fault") {
+        StartResult::Listening(server) => Ok(server),
+        StartResult::Exited(status) => Err(format!("the next start exited with {status}:\n{}", home.log())),
     }
 }
 
-fn come_up(home: &Home, mut process: Process, with: &str) -> Started {
-    let end = Instant::now() + PATIENCE;
+fn wait_for_start(home: &Home, mut process: Process, fault: &str) -> StartResult {
+    let end = Instant::now() + START_TIMEOUT;
     loop {
         if let Some(status) = process.ended() {
-            return Started::Ended(status);
+            return StartResult::Exited(status);
         }
         if home.path("ready").exists() {
-            return Started::Listens(home.wait_until_ready(process));
+            return StartResult::Listening(home.wait_until_ready(process));
         }
-        assert!(Instant::now() < end, "with {with}: neither up nor down after {PATIENCE:?}:\n{}", home.log());
+        assert!(
+            Instant::now() < end,
+            "with {fault}: expected the server to listen or exit within {START_TIMEOUT:?}:\n{}",
+            home.log()
+        );
         thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// How a server under `strace` ends, which it has to within `patience`.
-pub fn wait(mut process: Process, patience: Duration, what: &str) -> ExitStatus {
-    let end = Instant::now() + patience;
+/// Waits until a server has exited, at most for `limit`.
+pub fn wait_for_exit(mut process: Process, limit: Duration, context: &str) -> ExitStatus {
+    let end = Instant::now() + limit;
     loop {
         if let Some(status) = process.ended() {
             return status;
         }
-        assert!(Instant::now() < end, "{what}: the server does not end within {patience:?}");
+        assert!(Instant::now() < end, "{context}: expected the server to exit within {limit:?}");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Holds that a server which ended with a fault ended as it should: with a failure, and a sentence that says which.
+/// Checks that a server that exited because of a fault has exit code 1, and that its last line reports the fault.
 ///
 /// # Errors
-/// When it did not.
-pub fn check_end(home: &Home, status: ExitStatus) -> Result<(), String> {
+/// If the exit code is another, the report is missing, or the log has internal terms.
+pub fn check_exit(home: &Home, status: ExitStatus) -> Result<(), String> {
     let log = home.log();
-    let told = log.lines().last().is_some_and(|last| last.starts_with("mesa: "));
-    // Terms for programmers, not for operators.
-    let said = |terms: &&str| log.lines().any(|line| line.contains(terms) && !is_caught_panic(line));
-    if let Some(terms) = ["Os {", "kind: ", "IO error", "REPORT THIS BUG"].iter().find(|terms| said(terms)) {
-        return Err(format!("it ended with {status} and says {terms:?}:\n{log}"));
+    let reported = log.lines().last().is_some_and(|last| last.starts_with("mesa: "));
+    // Debug output and sled's own messages do not help an operator.
+    let is_logged = |term: &&str| log.lines().any(|line| line.contains(term) && !is_caught_panic(line));
+    if let Some(term) = ["Os {", "kind: ", "IO error", "REPORT THIS BUG"].iter().find(|term| is_logged(term)) {
+        return Err(format!("the server exited with {status} and logged {term:?}:\n{log}"));
     }
-    if status.code() == Some(1) && told { Ok(()) } else { Err(format!("it ended with {status}:\n{log}")) }
+    if status.code() == Some(1) && reported {
+        Ok(())
+    } else {
+        Err(format!("the server exited with {status}; expected exit code 1 and a last line `mesa: …`:\n{log}"))
+    }
 }
 
-/// Where the trace of the last start is.
-fn trace(home: &Home) -> PathBuf {
+/// Returns the path of the trace of the last start.
+fn trace_path(home: &Home) -> PathBuf {
     home.path("trace")
 }
 
-/// How often `strace` has let a call fail, as it says itself. It may still be writing: only more can come.
-pub fn injected(home: &Home) -> usize {
-    fs::read_to_string(trace(home)).unwrap_or_default().matches("(INJECTED)").count()
+/// Counts the faults that `strace` has injected so far. It may still write the trace, so the count may rise.
+pub fn count_injected(home: &Home) -> usize {
+    fs::read_to_string(trace_path(home)).unwrap_or_default().matches("(INJECTED)").count()
 }
 
-/// Whether `strace` has let a call of this name fail.
-pub fn failed_in(home: &Home, call: &str) -> bool {
-    let (whole, end) = (format!(" {call}("), format!("<... {call} resumed>"));
-    let trace = fs::read_to_string(trace(home)).unwrap_or_default();
-    trace.lines().any(|line| line.ends_with("(INJECTED)") && (line.contains(&whole) || line.contains(&end)))
+/// Reports whether `strace` has let a call of this name fail.
+pub fn has_failed(home: &Home, call: &str) -> bool {
+    let (call, resumed_call) = (format!(" {call}("), format!("<... {call} resumed>"));
+    let trace = fs::read_to_string(trace_path(home)).unwrap_or_default();
+    trace.lines().any(|line| line.ends_with("(INJECTED)") && (line.contains(&call) || line.contains(&resumed_call)))
 }
 
-/// What a start did to the store: how often each call was made by the thread that made it most, and on which files.
+/// System calls of a start that name the store.
 #[derive(Debug)]
-pub struct Footprint {
-    /// Calls and their counts.
-    pub calls: BTreeMap<String, usize>,
-    /// Everything in the store, and the store itself.
+pub struct StoreCalls {
+    /// Number of each call, in the thread that made it most often.
+    pub counts: BTreeMap<String, usize>,
+    /// Files of the store that were used, and the store's directory.
     pub paths: BTreeSet<PathBuf>,
 }
 
-/// Starts the server of `home` without a fault, ends it, and tells what it did to its store.
-pub fn footprint(home: &Home) -> Footprint {
-    let Started::Listens(server) = start(home, "%file,%desc", &BTreeSet::new(), None) else {
-        panic!("the server does not start under strace:\n{}", home.log());
+/// Starts the server of `home` without a fault, kills it, and returns its calls on the store.
+pub fn trace_start(home: &Home) -> StoreCalls {
+    let StartResult::Listening(server) = start(home, "%file,%desc", &BTreeSet::new(), None) else {
+        panic!("expected the server to start under strace:\n{}", home.log());
     };
     server.process.kill();
     let store = home.store();
     let store = utf8(&store);
-    let mut counts: HashMap<(String, String), usize> = HashMap::new();
+    let mut thread_counts: HashMap<(String, String), usize> = HashMap::new();
     let mut paths = BTreeSet::new();
-    for line in fs::read_to_string(trace(home)).expect("a trace").lines() {
+    for line in fs::read_to_string(trace_path(home)).expect("a trace").lines() {
         let Some((thread, text)) = line.trim_start().split_once(' ') else { continue };
         let Some((call, arguments)) = text.trim_start().split_once('(') else { continue };
-        // Ends of calls begin with "<...": their beginnings were counted. And the program itself is no file of a store.
+        // A resumed call begins with "<...", and was counted when it began. `execve` has the store's path as an argument only.
         if call.contains(' ') || call == "execve" || !arguments.contains(store) {
             continue;
         }
-        *counts.entry((thread.to_owned(), call.to_owned())).or_default() += 1;
-        paths.extend(arguments.match_indices(store).filter_map(|(at, _)| {
-            let path = &arguments[at..];
+        *thread_counts.entry((thread.to_owned(), call.to_owned())).or_default() += 1;
+        paths.extend(arguments.match_indices(store).filter_map(|(index, _)| {
+            let path = &arguments[index..];
             Some(PathBuf::from(&path[..path.find(['"', '>'])?]))
         }));
     }
-    let mut calls = BTreeMap::new();
-    for ((_, call), count) in counts {
-        let most = calls.entry(call).or_default();
+    let mut counts = BTreeMap::new();
+    for ((_, call), count) in thread_counts {
+        let most = counts.entry(call).or_default();
         *most = count.max(*most);
     }
-    assert!(calls.len() > 5 && paths.len() > 3, "hardly anything was traced: {calls:?} on {paths:?}");
-    Footprint { calls, paths }
+    assert!(
+        counts.len() > 5 && paths.len() > 3,
+        "expected more than 5 calls on more than 3 paths: {counts:?}, {paths:?}"
+    );
+    StoreCalls { counts, paths }
 }
 
 fn utf8(path: &Path) -> &str {
-    path.to_str().expect("a plain path")
+    path.to_str().expect("a UTF-8 path")
 }

@@ -1,4 +1,5 @@
-//! SIGTERM at any moment: the server ends in order and in time, tells its clients, and keeps what it answered.
+//! Sends SIGTERM at random moments. The server must exit in time, close its connections with 1001, and keep every answered
+//! dispatch.
 
 use std::{
     fs,
@@ -13,7 +14,7 @@ use crate::{
     backends::Backends,
     client::{Client, Event},
     env,
-    fixture_store::{Prepared, backlog, copy},
+    fixture_store::{FixtureStore, copy, create_backlog},
     proc,
     strace::{self, Fault},
     support::{
@@ -21,169 +22,182 @@ use crate::{
         seeded_rng::Random,
         server::{Home, Server},
     },
-    tracker::Ledger,
+    tracker::Tracker,
 };
 
-/// Within this a server has ended.
-const END_MAX: Duration = Duration::from_secs(10);
+/// Time within which a server must exit.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Messages that wait for the client that is cut off while it reads them.
+/// Pending messages of the client whose redelivery is interrupted.
 const BACKLOG: u64 = 4_000;
 
+// covers: G1
 #[test]
-fn sigterm_amid_dispatches_keeps_what_was_answered_and_tells_the_clients() {
+fn sigterm_during_dispatches_keeps_answered_ones_and_closes_connections() {
     let mut random = Random::announced("terminate_dispatches");
-    let times = env::times(10, 200);
+    let rounds = env::repetitions(10, 200);
     let (mut answered, mut slowest) = (0, Duration::ZERO);
-    for _ in 0..times {
+    for _ in 0..rounds {
         let home = Home::new();
         let (pause, gap) = (random.within(5..=150), random.once_in(2).then(|| random.within(0..=30)));
-        let (ledger, took) = amid_dispatches(&home, pause, gap);
-        answered += ledger.answered();
-        slowest = slowest.max(took);
-        hold(&home, &ledger);
+        let (tracker, exit_time) = terminate_during_dispatches(&home, pause, gap);
+        answered += tracker.answered();
+        slowest = slowest.max(exit_time);
+        check_after_start(&home, &tracker);
     }
-    env::say(&format!("{times} times SIGTERM amid dispatches: {answered} answered and kept; ended within {slowest:?}"));
+    env::print(&format!(
+        "{rounds} times SIGTERM during dispatches: {answered} answered and kept; exited within {slowest:?}"
+    ));
 }
 
-/// Ends a server after `pause` ms of dispatching, with a second SIGTERM `gap` ms behind the first if there is one.
-fn amid_dispatches(home: &Home, pause: u64, gap: Option<u64>) -> (Ledger, Duration) {
+/// Sends SIGTERM after `pause` ms of dispatches, and a second one after another `gap` ms if `gap` is set.
+///
+/// Returns what was dispatched, and the time until the server had exited.
+fn terminate_during_dispatches(home: &Home, pause: u64, gap: Option<u64>) -> (Tracker, Duration) {
     let server = home.start();
     let runtime = runtime();
-    let client = runtime.block_on(Client::connect(server.address, "bystander")).expect("a connection");
+    let client = runtime.block_on(Client::connect(server.address, "observer")).expect("a connection");
     let users: Vec<String> = (0..4).map(|n| format!("user-{n}")).collect();
     let backends = Backends::start(server.address, &users);
     backends.wait_for(1);
     thread::sleep(Duration::from_millis(pause));
-    let asked = Instant::now();
+    let signalled = Instant::now();
     server.terminate();
     if let Some(gap) = gap {
         thread::sleep(Duration::from_millis(gap));
         proc::signal(server.pid, Signal::TERM);
     }
-    let (_, farewell) = runtime.block_on(client.until_the_end(END_MAX));
-    let status = ended(server, home);
-    let took = asked.elapsed();
-    check_end(status, gap.is_some(), home);
-    // Whoever says it twice has no time for farewells.
-    let told = farewell == Event::Closed(1001) || gap.is_some() && farewell == Event::Gone;
-    assert!(told, "the client was told {farewell:?}:\n{}", home.log());
-    (backends.stop(), took)
+    let (_, end) = runtime.block_on(client.read_until_end(EXIT_TIMEOUT));
+    let status = wait_for_exit(server, home);
+    let exit_time = signalled.elapsed();
+    check_exit(status, gap.is_some(), home);
+    // After a second SIGTERM the server may exit without a close frame.
+    let closed = end == Event::Closed(1001) || gap.is_some() && end == Event::Disconnected;
+    assert!(closed, "expected close code 1001, found {end:?}:\n{}", home.log());
+    (backends.stop(), exit_time)
 }
 
+// covers: G2
 #[test]
-fn sigterm_amid_a_redelivery_loses_nothing_of_it() {
+fn sigterm_during_redelivery_loses_no_message() {
     let mut random = Random::announced("terminate_redelivery");
-    let times = env::times(10, 200);
+    let rounds = env::repetitions(10, 200);
     let image = tempfile::Builder::new().prefix("mesa-test-").tempdir().expect("a temporary directory");
-    backlog(image.path(), "alice", BACKLOG);
-    let mut cut = 0;
-    for _ in 0..times {
+    create_backlog(image.path(), "alice", BACKLOG);
+    let mut interrupted = 0;
+    for _ in 0..rounds {
         let home = Home::new();
         copy(image.path(), &home.store());
         let server = home.start();
         let runtime = runtime();
-        let few = random.within(1..=BACKLOG - 1);
-        let (twice, leaves) = (random.once_in(3), random.once_in(2));
-        let (first, farewell) = runtime.block_on(async {
+        let received_before = random.within(1..=BACKLOG - 1);
+        let (twice, client_leaves) = (random.once_in(3), random.once_in(2));
+        let (first, end) = runtime.block_on(async {
             let mut client = Client::connect(server.address, "alice").await.expect("a connection");
-            let mut first = client.until_message(few).await.unwrap_or_else(|wrong| panic!("{wrong}"));
+            let mut first = client.read_until_message(received_before).await.unwrap_or_else(|error| panic!("{error}"));
             server.terminate();
             if twice {
                 proc::signal(server.pid, Signal::TERM);
             }
-            if leaves {
-                // What is under way to it is gone.
+            if client_leaves {
+                // Messages in flight are lost with the connection.
                 return (first, None);
             }
-            let (rest, farewell) = client.until_the_end(END_MAX).await;
+            let (rest, end) = client.read_until_end(EXIT_TIMEOUT).await;
             first.extend(rest);
-            (first, Some(farewell))
+            (first, Some(end))
         });
-        check_end(ended(server, &home), twice, &home);
-        let told = farewell.as_ref().is_none_or(|end| *end == Event::Closed(1001) || twice && *end == Event::Gone);
-        assert!(told, "the client was told {farewell:?}");
-        assert!(first.iter().copied().eq(0..first.len() as u64), "out of order before the end");
-        cut += usize::from((first.len() as u64) < BACKLOG);
+        check_exit(wait_for_exit(server, &home), twice, &home);
+        let closed = end.as_ref().is_none_or(|end| *end == Event::Closed(1001) || twice && *end == Event::Disconnected);
+        assert!(closed, "expected close code 1001, found {end:?}");
+        assert!(first.iter().copied().eq(0..first.len() as u64), "expected messages in order before SIGTERM");
+        interrupted += usize::from((first.len() as u64) < BACKLOG);
 
         let server = home.start();
         let second = runtime.block_on(async {
             let mut http = Http::connect(server.address).expect("a connection");
-            let user: serde_json::Value = http.get("/v1/users/alice").expect("what is known of alice");
+            let user: serde_json::Value = http.get("/v1/users/alice").expect("the state of alice");
             if user["pending"] == 0 {
                 return Vec::new();
             }
             let mut client = Client::connect(server.address, "alice").await.expect("a connection");
-            client.until_message(BACKLOG - 1).await.unwrap_or_else(|wrong| panic!("{wrong}"))
+            client.read_until_message(BACKLOG - 1).await.unwrap_or_else(|error| panic!("{error}"))
         });
-        // It may begin with what the first had and did not confirm, and then there is no hole.
+        // The second connection may repeat messages that the first did not acknowledge, and must not skip any.
         let from = second.first().copied().unwrap_or(BACKLOG);
-        assert!(from <= first.len() as u64, "{} came first, then {from} and on", first.len());
-        assert!(second.iter().copied().eq(from..BACKLOG), "out of order afterwards");
+        assert!(
+            from <= first.len() as u64,
+            "expected no gap: {} messages before SIGTERM, then from {from}",
+            first.len()
+        );
+        assert!(second.iter().copied().eq(from..BACKLOG), "expected messages in order after the restart");
     }
-    env::say(&format!(
-        "{times} times SIGTERM amid {BACKLOG} messages, {cut} of them before the last was there: no hole"
+    env::print(&format!(
+        "{rounds} times SIGTERM during redelivery of {BACKLOG} messages, {interrupted} of them before the last message: no \
+         message lost"
     ));
-    assert!(cut > 0, "every redelivery was over before the end came");
+    assert!(interrupted > 0, "expected SIGTERM before the end of a redelivery");
 }
 
 #[test]
-fn sigterm_during_a_start_ends_it_in_order() {
-    if !env::strace_is_here("SIGTERM during a slow start") {
+fn sigterm_during_start_exits_with_code_0() {
+    if !env::strace_available("SIGTERM during a slow start") {
         return;
     }
     let mut random = Random::announced("terminate_start");
-    let times = env::times(10, 200);
-    let prepared = Prepared::new();
+    let rounds = env::repetitions(10, 200);
+    let fixture = FixtureStore::new();
     let home = Home::new();
-    let mut before = 0;
-    for _ in 0..times {
-        prepared.place(&home);
-        // A disk on which every sync takes a while gives time to begin with the end.
-        let slow = Fault { call: "fsync".into(), how: "delay_enter=40000", when: 1, for_ever: true };
-        let process = strace::spawn(&home, "fsync", &std::collections::BTreeSet::new(), Some(&slow));
-        let pid = holder(&home);
+    let mut before_listening = 0;
+    for _ in 0..rounds {
+        fixture.copy_to(&home);
+        // Each sync is delayed by 40 ms, so that the signal arrives before the server listens.
+        let slow_sync = Fault { call: "fsync".into(), effect: "delay_enter=40000", when: 1, permanent: true };
+        let process = strace::spawn(&home, "fsync", &std::collections::BTreeSet::new(), Some(&slow_sync));
+        let pid = wait_for_store_owner(&home);
         thread::sleep(Duration::from_millis(random.within(0..=400)));
-        before += usize::from(!home.path("ready").exists());
+        before_listening += usize::from(!home.path("ready").exists());
         proc::signal(pid, Signal::TERM);
-        let status = strace::wait(process, END_MAX, "SIGTERM during a start");
-        assert!(status.success(), "ended with {status}:\n{}", home.log());
-        prepared.check_at_a_plain_start(&home).unwrap_or_else(|wrong| panic!("{wrong}"));
+        let status = strace::wait_for_exit(process, EXIT_TIMEOUT, "SIGTERM during a start");
+        assert!(status.success(), "expected exit code 0, found {status}:\n{}", home.log());
+        fixture.check_after_start(&home).unwrap_or_else(|violation| panic!("{violation}"));
     }
-    env::say(&format!("{times} times SIGTERM during a start, {before} of them before the server listened"));
-    assert!(before > 0, "every start was over before the end came");
+    env::print(&format!(
+        "{rounds} times SIGTERM during a start, {before_listening} of them before the server listened"
+    ));
+    assert!(before_listening > 0, "expected SIGTERM before a server listened");
 }
 
-/// The process that has the store of `home`, as soon as one has.
-fn holder(home: &Home) -> i32 {
+/// Waits until a server owns the store of `home`, and returns its process id.
+fn wait_for_store_owner(home: &Home) -> i32 {
     let end = Instant::now() + Duration::from_secs(20);
     let lock = home.store().join("lock");
-    // What the store was prepared by is this very process.
-    let own = i32::try_from(std::process::id()).expect("process ids are small");
+    // The test process created the store, so the copied lock file has its id at first.
+    let own = i32::try_from(std::process::id()).expect("a process id fits 32 bits");
     loop {
-        let holder = fs::read_to_string(&lock).ok().and_then(|text| text.parse().ok());
-        if let Some(pid) = holder.filter(|pid| *pid != own) {
+        let owner = fs::read_to_string(&lock).ok().and_then(|text| text.parse().ok());
+        if let Some(pid) = owner.filter(|pid| *pid != own) {
             return pid;
         }
-        assert!(Instant::now() < end, "nobody takes the store");
+        assert!(Instant::now() < end, "expected a server to lock the store within 20 s");
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-fn ended(server: Server, home: &Home) -> ExitStatus {
-    strace::wait(server.process, END_MAX, &home.log())
+fn wait_for_exit(server: Server, home: &Home) -> ExitStatus {
+    strace::wait_for_exit(server.process, EXIT_TIMEOUT, &home.log())
 }
 
-/// In order, or, after a second SIGTERM, at once: that is 128 + 15.
-fn check_end(status: ExitStatus, twice: bool, home: &Home) {
-    let fine = status.success() || twice && status.code() == Some(143);
-    assert!(fine, "ended with {status}:\n{}", home.log());
+/// Checks that the exit code is 0, or after a second SIGTERM 0 or 143 (128 + 15).
+fn check_exit(status: ExitStatus, twice: bool, home: &Home) {
+    let expected = status.success() || twice && status.code() == Some(143);
+    assert!(expected, "exited with {status}:\n{}", home.log());
 }
 
-fn hold(home: &Home, ledger: &Ledger) {
+fn check_after_start(home: &Home, tracker: &Tracker) {
     let server = home.start();
     let mut http = Http::connect(server.address).expect("a connection");
-    ledger.check(&mut http).unwrap_or_else(|wrong| panic!("{wrong}:\n{}", home.log()));
+    tracker.check(&mut http).unwrap_or_else(|violation| panic!("{violation}:\n{}", home.log()));
 }
 
 fn runtime() -> tokio::runtime::Runtime {

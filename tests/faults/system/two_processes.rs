@@ -1,4 +1,4 @@
-//! Two servers started on one directory at the same moment: one serves, the other says who has it and ends.
+//! Starts two servers on one store at the same moment. One must serve, and the other must exit and name the owner.
 
 use std::{
     fs::{self, File},
@@ -15,18 +15,18 @@ use crate::{
         seeded_rng::Random,
         server::{Home, Process},
     },
-    tracker::Ledger,
+    tracker::Tracker,
 };
 
-/// How long the one that comes too late may take to say so.
-const REFUSAL_MAX: Duration = Duration::from_secs(5);
+/// Time within which the second server must exit.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[test]
-fn of_two_servers_started_on_one_directory_one_serves_and_the_other_says_so() {
+fn two_servers_started_on_one_store_one_serves_and_other_exits() {
     let mut random = Random::announced("two_processes");
-    let (home, mut ledger) = (Home::new(), Ledger::default());
-    let races = env::times(20, 100);
-    let (mut slowest, mut second_won) = (Duration::ZERO, 0);
+    let (home, mut tracker) = (Home::new(), Tracker::default());
+    let races = env::repetitions(20, 100);
+    let (mut slowest, mut later_won) = (Duration::ZERO, 0);
     for race in 0..races {
         let mut contenders = [Contender::new(&home, 0), Contender::new(&home, 1)];
         let started = Instant::now();
@@ -37,40 +37,42 @@ fn of_two_servers_started_on_one_directory_one_serves_and_the_other_says_so() {
         }
         contenders[1 - first].start();
 
-        let (loser, code) = ends_first(&mut contenders);
+        let (loser, code) = wait_for_loser(&mut contenders);
         slowest = slowest.max(started.elapsed());
-        second_won += usize::from(loser == first);
-        let (winner, told) = (&contenders[1 - loser], contenders[loser].log());
-        let holder = format!("process {}", winner.pid());
+        later_won += usize::from(loser == first);
+        let (winner, log) = (&contenders[1 - loser], contenders[loser].log());
+        let owner = format!("process {}", winner.pid());
         let store = home.store();
-        assert_eq!(code, Some(1), "race {race}: {told}");
-        assert!(told.contains("mesa: ") && told.contains(store.to_str().expect("a plain path")), "race {race}: {told}");
-        assert!(told.contains(&holder), "race {race}: the holder is {holder}: {told}");
+        assert_eq!(code, Some(1), "race {race}: {log}");
+        assert!(log.contains("mesa: ") && log.contains(store.to_str().expect("a UTF-8 path")), "race {race}: {log}");
+        assert!(log.contains(&owner), "race {race}: expected the owner, {owner}: {log}");
 
         let mut http = Http::connect(winner.address()).expect("the winner serves");
         for _ in 0..3 {
-            assert_eq!(ledger.dispatch(&mut http, "alice").expect("an answer"), 200);
+            assert_eq!(tracker.dispatch(&mut http, "alice").expect("a response"), 200);
         }
-        ledger.check(&mut http).unwrap_or_else(|wrong| panic!("race {race}: {wrong}"));
+        tracker.check(&mut http).unwrap_or_else(|violation| panic!("race {race}: {violation}"));
     }
-    env::say(&format!("{races} races for one directory, {second_won} won by the later; refused within {slowest:?}"));
+    env::print(&format!(
+        "{races} races for one store, {later_won} won by the later start; loser exited in {slowest:?}"
+    ));
 }
 
-/// Waits until one of two has ended; which, and its exit code.
-fn ends_first(contenders: &mut [Contender; 2]) -> (usize, Option<i32>) {
-    let end = Instant::now() + REFUSAL_MAX;
+/// Waits until one of the two has exited. Returns its index and exit code.
+fn wait_for_loser(contenders: &mut [Contender; 2]) -> (usize, Option<i32>) {
+    let end = Instant::now() + EXIT_TIMEOUT;
     loop {
-        for (which, contender) in contenders.iter_mut().enumerate() {
+        for (index, contender) in contenders.iter_mut().enumerate() {
             if let Some(status) = contender.process.as_mut().and_then(Process::ended) {
-                return (which, status.code());
+                return (index, status.code());
             }
         }
-        assert!(Instant::now() < end, "two servers on one directory, and none gives way within {REFUSAL_MAX:?}");
+        assert!(Instant::now() < end, "expected one of two servers on one store to exit within {EXIT_TIMEOUT:?}");
         thread::sleep(Duration::from_millis(2));
     }
 }
 
-/// A server that shares its store with another, and nothing else.
+/// A server with a log and a ready file of its own. The store is that of `home`.
 struct Contender<'a> {
     home: &'a Home,
     number: usize,
@@ -81,21 +83,21 @@ struct Contender<'a> {
 impl<'a> Contender<'a> {
     fn new(home: &'a Home, number: usize) -> Self {
         let new = Self { home, number, process: None, pid: 0 };
-        _ = fs::remove_file(home.path(&new.name("ready")));
+        _ = fs::remove_file(home.path(&new.file_name("ready")));
         new
     }
 
-    fn name(&self, what: &str) -> String {
-        format!("{what}-{}", self.number)
+    fn file_name(&self, name: &str) -> String {
+        format!("{name}-{}", self.number)
     }
 
     fn start(&mut self) {
-        let log = File::create(self.home.path(&self.name("log"))).expect("a log");
+        let log = File::create(self.home.path(&self.file_name("log"))).expect("a log");
         let child: Child = Command::new(env!("CARGO_BIN_EXE_mesa"))
             .arg("serve")
             .args([Path::new("--config"), &self.home.path("config.json5")])
             .args([Path::new("--store-path"), &self.home.store()])
-            .args([Path::new("--ready-file"), &self.home.path(&self.name("ready"))])
+            .args([Path::new("--ready-file"), &self.home.path(&self.file_name("ready"))])
             .env_remove("MESA_FAULTS")
             .env_remove("MESA_SEED")
             .stdin(Stdio::null())
@@ -112,17 +114,17 @@ impl<'a> Contender<'a> {
     }
 
     fn log(&self) -> String {
-        fs::read_to_string(self.home.path(&self.name("log"))).unwrap_or_default()
+        fs::read_to_string(self.home.path(&self.file_name("log"))).unwrap_or_default()
     }
 
     fn address(&self) -> std::net::SocketAddr {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
-            if let Ok(text) = fs::read_to_string(self.home.path(&self.name("ready"))) {
-                let ready: serde_json::Value = serde_json::from_str(&text).expect("JSON, and whole");
+            if let Ok(text) = fs::read_to_string(self.home.path(&self.file_name("ready"))) {
+                let ready: serde_json::Value = serde_json::from_str(&text).expect("a complete ready file in JSON");
                 return ready["address"].as_str().and_then(|text| text.parse().ok()).expect("an address");
             }
-            assert!(Instant::now() < end, "the winner does not listen:\n{}", self.log());
+            assert!(Instant::now() < end, "expected the winner to listen within 20 s:\n{}", self.log());
             thread::sleep(Duration::from_millis(2));
         }
     }

@@ -1,0 +1,343 @@
+//! Fills the disk of a server with another process's data, and dispatches that need more space after their flush.
+//!
+//! The server must stay, deliver what it has, reject dispatches with 507, and accept them again when there is space.
+
+use std::{
+    path::Path,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+
+use crate::{
+    client::{Client, Event},
+    env,
+    small_disk::{MIB, SmallDisk, bytes_in, wait_until},
+    small_disk_server::{
+        CONDITION_TIMEOUT, clear, connect, create_early_flush_home, metric, not_ready_reason, pending, try_dispatch,
+        wait_until_disk_full, wait_until_ready,
+    },
+    support::{
+        http::Http,
+        server::{Home, Server},
+    },
+    tracker::Tracker,
+};
+
+/// Bytes of a message.
+const MESSAGE_BYTES: usize = 30_000;
+
+/// Time for which a server on a full disk is observed. It attempts a flush every 100 ms.
+const FULL_DELAY: Duration = Duration::from_secs(2);
+
+/// Receives and acknowledges every pending message of a user.
+fn receive_all(server: &Server, http: &mut Http, user: &str) {
+    let log = crate::tracker::read_log(http, user);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut client = Client::connect(server.address, user).await.expect("a connection");
+        let numbers = client.read_until_message(log.last().expect("a message").1).await.expect("every message");
+        assert_eq!(numbers, log.iter().map(|(_, n)| *n).collect::<Vec<_>>());
+        // The server requests an acknowledgement after the messages.
+        let end = Instant::now() + CONDITION_TIMEOUT;
+        while pending(http, user) > 0 {
+            assert!(Instant::now() < end, "expected every message to be acknowledged within {CONDITION_TIMEOUT:?}");
+            client.next(Duration::from_millis(20)).await;
+        }
+    });
+}
+
+/// Checks that a server on a full disk delivers, and rejects dispatches during several attempts to flush.
+fn check_delivers_and_rejects(server: &Server, http: &mut Http, tracker: &Tracker, reader: &str) {
+    wait_until_disk_full(http);
+    let (status, response) = try_dispatch(http);
+    assert_eq!((status, response.contains("\"full\"")), (507, true), "{response}");
+    tracker.check(http).expect("every answered message");
+    receive_all(server, http, reader);
+    let end = Instant::now() + FULL_DELAY;
+    while Instant::now() < end {
+        assert_eq!(try_dispatch(http).0, 507);
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+// covers: G1, G4
+#[test]
+fn idle_server_when_disk_is_filled_delivers_and_resumes_without_restart() {
+    let Some((home, disk)) = create_early_flush_home(128 * MIB, "store: { minFree: 4194304 }") else { return };
+    let mut server = home.start();
+    let mut http = connect(&server);
+    let mut tracker = Tracker::default();
+    for round in 0..env::repetitions(2, 8) {
+        let users = [format!("reader-{round}"), format!("offline-{round}")];
+        for user in users.iter().cycle().take(20) {
+            assert_eq!(tracker.dispatch_padded(&mut http, user, MESSAGE_BYTES).expect("a response"), 200);
+        }
+        disk.fill();
+        check_delivers_and_rejects(&server, &mut http, &tracker, &users[0]);
+        let mut before = Tracker::default();
+        std::mem::swap(&mut before, &mut tracker);
+        if round % 2 == 1 {
+            // A server that starts on a full disk must deliver and reject too.
+            server.process.kill();
+            disk.fill();
+            server = home.start();
+            http = connect(&server);
+            wait_until_disk_full(&mut http);
+            assert_eq!(try_dispatch(&mut http).0, 507);
+            before.check_user(&mut http, &users[1]).expect("every answered message");
+        }
+        disk.remove_filler();
+        wait_until_ready(&mut http);
+        assert_eq!(tracker.dispatch_padded(&mut http, &format!("after-{round}"), 100).expect("a response"), 200);
+        before.check_user(&mut http, &users[1]).expect("every answered message");
+    }
+    assert!(!home.log().contains("panicked"), "{}", home.log());
+    server.process.kill();
+    let server = home.start();
+    tracker.check(&mut connect(&server)).expect("every answered message");
+}
+
+// covers: G1
+#[test]
+fn server_under_load_when_disk_is_filled_repeatedly_stays_and_keeps_messages() {
+    let Some((home, disk)) = create_early_flush_home(128 * MIB, "store: { minFree: 0 }") else { return };
+    let server = home.start();
+    fill_under_load(&home, &disk, server);
+}
+
+/// Fills the disk repeatedly while three backends dispatch. The server must stay and keep every answered message.
+pub fn fill_under_load(home: &Home, disk: &SmallDisk, server: Server) {
+    let (stop, rejected, accepted) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    let tracker = thread::scope(|scope| {
+        let backends: Vec<_> = (0..3)
+            .map(|backend| {
+                let (stop, rejected, accepted) = (&stop, &rejected, &accepted);
+                let server = &server;
+                scope.spawn(move || {
+                    let (mut http, mut tracker) = (connect(server), Tracker::default());
+                    for n in 0.. {
+                        if stop.load(Ordering::Relaxed) {
+                            break;
+                        }
+                        let user = format!("backend-{backend}-user-{}", n % 7);
+                        match tracker.dispatch_padded(&mut http, &user, if n % 3 == 0 { 3_000 } else { 50 }) {
+                            Ok(200) => _ = accepted.fetch_add(1, Ordering::Relaxed),
+                            Ok(507) => {
+                                rejected.fetch_add(1, Ordering::Relaxed);
+                                thread::sleep(Duration::from_millis(5));
+                            }
+                            other => panic!("expected status 200 or 507 for a dispatch, found {other:?}"),
+                        }
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    tracker
+                })
+            })
+            .collect();
+        let mut http = connect(&server);
+        for _ in 0..env::repetitions(3, 20) {
+            let before = accepted.load(Ordering::Relaxed);
+            wait_until("dispatches are accepted", CONDITION_TIMEOUT, || accepted.load(Ordering::Relaxed) > before + 50);
+            let before = rejected.load(Ordering::Relaxed);
+            disk.fill();
+            wait_until("dispatches are rejected", CONDITION_TIMEOUT, || {
+                disk.fill();
+                rejected.load(Ordering::Relaxed) > before
+            });
+            wait_until_disk_full(&mut http);
+            disk.remove_filler();
+            wait_until_ready(&mut http);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let mut all = Tracker::default();
+        backends.into_iter().for_each(|backend| all.merge(backend.join().expect("the backend does not panic")));
+        all
+    });
+    let mut http = connect(&server);
+    tracker.check(&mut http).expect("every answered message");
+    server.terminate();
+    assert!(server.process.wait(CONDITION_TIMEOUT).success());
+    let server = home.start();
+    tracker.check(&mut connect(&server)).expect("every answered message");
+    env::print(&format!(
+        "a disk filled by another process under load: {} dispatches accepted, {} rejected",
+        accepted.load(Ordering::Relaxed),
+        rejected.load(Ordering::Relaxed)
+    ));
+}
+
+/// Dispatches one message to a number of users, and returns the status.
+fn fan_out(http: &mut Http, bytes: usize, name: &str, users: usize) -> u16 {
+    let recipients: Vec<_> = (0..users).map(|n| format!("{name}-{n}")).collect();
+    let body = json!({"message": {"op": 0, "d": {"n": 0, "x": "x".repeat(bytes)}, "t": "T"}, "recipients": recipients});
+    http.call("POST", "/v1/dispatch", &body.to_string()).expect("a response").0
+}
+
+/// Waits until the value log has this number of bytes, so that every entry has been flushed.
+fn wait_until_flushed(value_log: &Path, bytes: u64) {
+    wait_until("every entry is flushed", CONDITION_TIMEOUT, || bytes_in(value_log) >= bytes);
+}
+
+#[test]
+fn fan_out_that_would_not_fit_after_flush_is_rejected() {
+    let Some((home, disk)) = create_early_flush_home(160 * MIB, "store: { minFree: 33554432 }") else { return };
+    let server = home.start();
+    let mut http = connect(&server);
+    // 1,000 entries of 50 kB are 48 MiB, of about 90 MiB that are free.
+    assert_eq!(fan_out(&mut http, 50_000, "first", 1000), 200);
+    assert_eq!(fan_out(&mut http, 50_000, "second", 1000), 507);
+    assert_eq!(not_ready_reason(&mut http), None, "expected the server to be ready for smaller dispatches");
+    assert_eq!(try_dispatch(&mut http).0, 200);
+    // The reserved space must be known again after a crash.
+    server.process.kill();
+    let server = home.start();
+    let mut http = connect(&server);
+    assert_eq!(fan_out(&mut http, 50_000, "third", 1000), 507);
+    wait_until_flushed(&disk.0.join("store/inbox"), 1000 * 50_000);
+    assert_eq!(fan_out(&mut http, 50_000, "fourth", 1000), 507);
+    assert_eq!(try_dispatch(&mut http).0, 200);
+    for n in [0, 500, 999] {
+        assert_eq!(pending(&mut http, &format!("first-{n}")), 1);
+    }
+}
+
+#[test]
+fn fan_outs_above_max_bytes_are_rejected() {
+    let settings = "store: { minFree: 0, maxBytes: 10000000 }";
+    let Some((home, disk)) = create_early_flush_home(160 * MIB, settings) else { return };
+    let server = home.start();
+    let mut http = connect(&server);
+    let statuses: Vec<_> = (0..6).map(|n| fan_out(&mut http, 50_000, &format!("round-{n}"), 60)).collect();
+    // Three fan-outs of 60 entries of 50 kB fit.
+    assert_eq!(statuses, [200, 200, 200, 507, 507, 507]);
+    let value_log = disk.0.join("store/inbox");
+    wait_until_flushed(&value_log, 9_000_000);
+    assert!(bytes_in(&value_log) < 10_000_000, "{}", bytes_in(&value_log));
+    assert_eq!(fan_out(&mut http, 50_000, "one-more", 60), 507);
+    assert_eq!(fan_out(&mut http, 50_000, "smaller", 15), 200);
+    for (user, entries) in [("round-0-0", 1), ("round-2-59", 1), ("smaller-14", 1)] {
+        assert_eq!(pending(&mut http, user), entries);
+    }
+    // Acknowledged entries free their space.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        for n in 0..60 {
+            let user = format!("round-0-{n}");
+            let mut client = Client::connect(server.address, &user).await.expect("a connection");
+            assert_eq!(client.next(CONDITION_TIMEOUT).await, Event::Message(0));
+            let end = Instant::now() + CONDITION_TIMEOUT;
+            while pending(&mut http, &user) > 0 {
+                assert!(Instant::now() < end, "expected the message to be acknowledged within {CONDITION_TIMEOUT:?}");
+                client.next(Duration::from_millis(5)).await;
+            }
+        }
+    });
+    wait_until("acknowledged entries do not count", CONDITION_TIMEOUT, || {
+        fan_out(&mut http, 50_000, "last", 50) == 200
+    });
+}
+
+/// Removed entries leave space in files that also have pending entries. On a full disk, compaction frees it early: long before
+/// half of a file's entries are removed.
+#[test]
+fn full_disk_has_space_after_a_quarter_of_messages_was_deleted() {
+    const USERS: usize = 4;
+    const BYTES: usize = 30_000;
+    let Some((home, disk)) = create_early_flush_home(96 * MIB, "store: { minFree: 16777216 }") else { return };
+    let server = home.start();
+    let mut http = connect(&server);
+    let mut accepted = 0;
+    while fan_out(&mut http, BYTES, &format!("round-{accepted}"), USERS) == 200 {
+        accepted += 1;
+    }
+    let value_log = disk.0.join("store/inbox");
+    wait_until_flushed(&value_log, (accepted * USERS * BYTES) as u64);
+    let before = bytes_in(&value_log);
+    (0..accepted).for_each(|round| clear(&mut http, &format!("round-{round}-0")));
+    wait_until("half of the deleted bytes are freed", CONDITION_TIMEOUT, || bytes_in(&value_log) < before / 8 * 7);
+    wait_until_ready(&mut http);
+    assert_eq!(fan_out(&mut http, BYTES, "after", USERS), 200);
+    assert_eq!(pending(&mut http, "round-0-1"), 1);
+}
+
+/// `store.minFree` in the tests of the outbox.
+const MIN_FREE: u64 = 16 * MIB;
+
+/// Returns settings with a webhook whose backend does not listen.
+fn unreachable_webhook() -> String {
+    let webhook = "webhook: { url: 'http://127.0.0.1:9/', secret: 'sixteen-bytes-xx', allowPrivate: true, undeliveredAfter: 100 }";
+    format!("store: {{ minFree: {MIN_FREE} }}, portal: {{ {webhook} }}")
+}
+
+/// Webhook events contain the message. They are background work, so the outbox must leave `store.minFree` free.
+#[test]
+fn outbox_of_unreachable_webhook_leaves_min_free() {
+    let Some((home, disk)) = create_early_flush_home(160 * MIB, &unreachable_webhook()) else { return };
+    let server = home.start();
+    let mut http = connect(&server);
+    // 55 MiB of messages. Their events are more than twice that, and do not fit.
+    assert_eq!(fan_out(&mut http, 50_000, "offline", 1100), 200);
+    wait_until_flushed(&disk.0.join("store/inbox"), 1100 * 50_000);
+    let events = "mesa_webhook_outbox_events";
+    wait_until("the outbox has events", CONDITION_TIMEOUT, || metric(&mut http, events) > 0);
+    let end = Instant::now() + 2 * FULL_DELAY;
+    while Instant::now() < end {
+        let free = disk.free_bytes();
+        assert!(free >= MIN_FREE, "expected at least {MIN_FREE} free bytes, found {free}");
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(not_ready_reason(&mut http), None);
+    assert_eq!(try_dispatch(&mut http).0, 200);
+    for n in 0..20 {
+        clear(&mut http, &format!("offline-{n}"));
+    }
+    server.process.kill();
+    let server = home.start();
+    let mut http = connect(&server);
+    assert_eq!(
+        (not_ready_reason(&mut http), pending(&mut http, "offline-0"), pending(&mut http, "offline-20")),
+        (None, 0, 1)
+    );
+}
+
+/// A disk may permanently have little more than `store.minFree`. Dispatches are accepted there, so their events must be too.
+// covers: G4
+#[test]
+fn undelivered_events_are_recorded_with_little_more_than_min_free() {
+    let Some((home, disk)) = create_early_flush_home(160 * MIB, &unreachable_webhook()) else { return };
+    let server = home.start();
+    let mut http = connect(&server);
+    let events = |http: &mut Http| metric(http, "mesa_webhook_outbox_events");
+    // The first message makes the server create its files.
+    assert_eq!(try_dispatch(&mut http).0, 200);
+    wait_until("the outbox has the first event", CONDITION_TIMEOUT, || events(&mut http) == 1);
+    disk.create_filler(disk.free_bytes() - MIN_FREE - 6 * MIB);
+    assert_eq!(try_dispatch(&mut http).0, 200);
+    wait_until("the outbox has the second event", CONDITION_TIMEOUT, || events(&mut http) == 2);
+    let free = disk.free_bytes();
+    assert!(free >= MIN_FREE, "expected at least {MIN_FREE} free bytes, found {free}");
+}
+
+/// A disk may have too little space from the start on.
+#[test]
+fn readiness_on_nearly_full_disk_agrees_with_dispatches() {
+    for mib in [20, 24, 28, 32, 36, 40, 48] {
+        let Some((home, _disk)) = create_early_flush_home(mib * MIB, "store: { minFree: 1048576 }") else { return };
+        let server = home.start();
+        let mut http = connect(&server);
+        let (mut differences, end) = (Vec::new(), Instant::now() + FULL_DELAY);
+        while Instant::now() < end {
+            let reason = not_ready_reason(&mut http);
+            let (status, response) = try_dispatch(&mut http);
+            if reason.is_none() != (status == 200) {
+                differences.push((reason, response));
+            }
+            thread::sleep(Duration::from_millis(250));
+        }
+        // One difference is possible: the dispatch before may have filled the disk.
+        assert!(differences.len() <= 1, "{mib} MiB: {differences:?}");
+    }
+}
