@@ -3,7 +3,7 @@
 //! - `writer`: the commit thread · `wal`: the write-ahead log
 //! - `user_log`: one user's log in memory · `value_log`: files with entry bodies
 //! - [`tables`]: ordered tables, on disk ([`tables::sled`]) or in memory ([`tables::memory`])
-//! - `read`: reads from memory, or from files · `recovery`: opens a store · `other_format`: stores of other versions
+//! - `read`: reads from memory, or from files · `recovery`: opens a store
 //! - `shared`: options, and state that the commit thread and callers share · `encoding`, `unreadable`: bincode, and its errors
 //! - `outbox`: webhook events · [`backup`]: backup and restore
 //! - [`offline`]: closed or damaged stores
@@ -23,7 +23,6 @@
 pub mod backup;
 mod encoding;
 pub mod offline;
-mod other_format;
 mod outbox;
 mod read;
 mod recovery;

@@ -12,7 +12,6 @@ use std::{
 };
 
 use super::{
-    other_format::other_format,
     shared::Options,
     tables::{
         contract::{Engine, EngineError, Table},
@@ -32,7 +31,7 @@ use super::{
 use crate::{
     embedded::tables::meta::{
         CLOCK_KEY, FLUSHED_KEY, FORMAT, FORMAT_KEY, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTART_RECORD_KEY,
-        LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS, OPEN_KEY, OPEN_LOSSY,
+        LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS, OPEN_KEY, OPEN_LOSSY, check_format,
     },
     failpoints::{self, Failpoint},
     message::{CollapseKey, DeviceId, Seq, UserId},
@@ -63,7 +62,7 @@ pub(super) struct RecoveredJournal {
 
 pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Options) -> Result<Recovered, StoreError> {
     let failed = StoreError::from;
-    check_format(&*engine).map_err(failed)??;
+    ensure_format(&*engine)?;
     check_namespace(&*engine, namespace).map_err(failed)??;
     let settled = engine.get(Table::Meta, FLUSHED_KEY).map_err(failed)?.and_then(|bytes| wal_number(&bytes));
     let settled = settled.unwrap_or(0);
@@ -242,15 +241,13 @@ fn forget_unfinished(engine: &dyn Engine, user: &str, settled: Seq) -> Result<()
     unfinished.iter().try_for_each(|key| engine.remove(Table::Log, key))
 }
 
-fn check_format(engine: &dyn Engine) -> Result<Result<(), StoreError>, EngineError> {
-    match engine.get(Table::Meta, FORMAT_KEY)? {
-        Some(found) if found == FORMAT => Ok(Ok(())),
-        Some(found) => Ok(Err(StoreError::Incompatible(other_format(&String::from_utf8_lossy(&found))))),
-        None => {
-            engine.put(Table::Meta, FORMAT_KEY, FORMAT)?;
-            Ok(Ok(()))
-        }
+/// Rejects a store of another format, and writes the format into a new store.
+fn ensure_format(engine: &dyn Engine) -> Result<(), StoreError> {
+    let found = engine.get(Table::Meta, FORMAT_KEY)?;
+    if found.is_none() {
+        engine.put(Table::Meta, FORMAT_KEY, FORMAT)?;
     }
+    check_format(found.as_deref())
 }
 
 fn check_namespace(engine: &dyn Engine, namespace: &str) -> Result<Result<(), StoreError>, EngineError> {
@@ -287,7 +284,7 @@ fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Loss
             "the store was not closed, and messages answered shortly before may be lost; logs skip sequences (a lossy restart)"
         );
     }
-    // A store that was restored, or that an earlier version wrote, has no such value.
+    // A store that was restored has no such value.
     let full = number(FULL_LOSSY_RESTARTS_KEY)?;
     if full.is_none() {
         engine.put(Table::Meta, FULL_LOSSY_RESTARTS_KEY, &count.to_be_bytes())?;

@@ -9,7 +9,7 @@ use crate::{
             format::Contents,
         },
         offline::inspect::Inspection,
-        tables::{meta::FORMAT, schema::StoredId, unfinished::Operation},
+        tables::{schema::StoredId, unfinished::Operation},
     },
     store::StoreError,
 };
@@ -21,14 +21,6 @@ use crate::{
 /// # Errors
 /// When `out` is not empty, or it cannot be written.
 pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, StoreError> {
-    let other = inspection.facts().format.clone().filter(|format| format.as_bytes() != FORMAT);
-    if let Some(format) = other {
-        let ours = String::from_utf8_lossy(FORMAT);
-        let reason = format!(
-            "the store has format {format}, and this version salvages {ours} only. Use the version that wrote it"
-        );
-        return Err(StoreError::Incompatible(reason));
-    }
     let namespace = inspection.facts().namespace.clone().unwrap_or_default();
     let mut build = Build::begin(out, &namespace, Operation::Salvage)?;
     let ids: Vec<StoredId> = inspection.ids().iter().map(|entry| entry.0.clone()).collect();

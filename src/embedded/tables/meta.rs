@@ -1,5 +1,7 @@
 //! Keys and values of the table `meta`.
 
+use crate::{logging::excerpt, store::StoreError};
+
 pub(in crate::embedded) const FORMAT_KEY: &[u8] = b"format";
 pub(in crate::embedded) const NAMESPACE_KEY: &[u8] = b"namespace";
 pub(in crate::embedded) const LOSSY_RESTARTS_KEY: &[u8] = b"lapses";
@@ -16,5 +18,56 @@ pub(in crate::embedded) const OPEN_ALWAYS: &[u8] = b"always";
 pub(in crate::embedded) const OPEN_LOSSY: &[u8] = b"lossy";
 /// The latest known time of the store's clock, in milliseconds of the Unix epoch.
 pub(in crate::embedded) const CLOCK_KEY: &[u8] = b"clock";
-/// The version of the format of all tables.
-pub(in crate::embedded) const FORMAT: &[u8] = b"mesa-3";
+/// Names the format of everything in a store. It changes with any encoding.
+pub(in crate::embedded) const FORMAT: &[u8] = b"mesa-4";
+
+/// Rejects a store of another format. A new store has none yet.
+pub(in crate::embedded) fn check_format(found: Option<&[u8]>) -> Result<(), StoreError> {
+    let Some(found) = found.filter(|found| *found != FORMAT) else { return Ok(()) };
+    let [found, ours] = [found, FORMAT].map(String::from_utf8_lossy);
+    let found = excerpt(&found);
+    Err(StoreError::Incompatible(format!(
+        "the store has format {found}, and this version of mesa reads only {ours}: use the version that wrote the store"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{
+        embedded::{
+            offline::inspect::Inspection,
+            tables::{
+                DiskOptions,
+                contract::{Engine, Table},
+                meta::FORMAT_KEY,
+                open,
+                unfinished::{self, Operation},
+            },
+        },
+        store::StoreError,
+    };
+
+    #[test]
+    fn store_of_another_format_is_rejected_with_what_to_do() {
+        for format in ["mesa-0", "mesa-999"] {
+            let home = tempfile::tempdir().unwrap();
+            let engine = open::create(home.path(), Operation::Import).unwrap();
+            engine.put(Table::Meta, FORMAT_KEY, format.as_bytes()).unwrap();
+            engine.checkpoint().unwrap();
+            drop(engine);
+            unfinished::end(home.path()).unwrap();
+            let inspected = Inspection::open(home.path()).err().expect("rejected");
+            let opened = open(DiskOptions::new(home.path())).err().expect("rejected");
+            for error in [inspected, opened] {
+                assert!(matches!(error, StoreError::Incompatible(_)), "{error:?}");
+                assert_eq!(
+                    error.to_string(),
+                    format!(
+                        "the store has format {format}, and this version of mesa reads only mesa-4: use the version that \
+                         wrote the store"
+                    )
+                );
+            }
+        }
+    }
+}

@@ -14,10 +14,7 @@ use std::{fmt, fs, io, path::Path};
 use super::files::{DB, LOG, VALUE_LOG, WAL, WATERMARK};
 use crate::embedded::{
     offline::sled_file::RawTables,
-    tables::{
-        contract::Table,
-        meta::{FORMAT, FORMAT_KEY},
-    },
+    tables::{contract::Table, meta::FORMAT_KEY},
     value_log::framing,
 };
 
@@ -34,8 +31,7 @@ pub(in crate::embedded) enum Missing {
 impl Missing {
     /// Finds the first missing part, other than the tables.
     pub fn other_part(path: &Path, tables: &RawTables) -> io::Result<Option<Self>> {
-        // Stores of earlier versions have everything in sled.
-        if tables.get(Table::Meta, FORMAT_KEY)?.is_none_or(|format| &format[..] != FORMAT) {
+        if tables.get(Table::Meta, FORMAT_KEY)?.is_none() {
             return Ok(None);
         }
         for part in [Self::Mark, Self::Journal, Self::Inbox] {

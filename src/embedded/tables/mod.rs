@@ -5,7 +5,7 @@
 //! - [`memory`]: tables for tests
 //! - `schema`: keys and rows · `meta`: keys of the table `meta` · `files`: names of files
 //! - `compact`: compaction of the value log
-//! - `open`, `directory`, `foreign`, `missing`, `unfinished`, `migrate`: opens a store directory
+//! - `open`, `directory`, `foreign`, `missing`, `unfinished`: opens a store directory
 //! - `watermark`: how far each file was synced
 //! - `space`: reserved disk space
 //! - `refusal`, `sled_error`: error messages
@@ -17,7 +17,6 @@ pub(super) mod files;
 pub(super) mod foreign;
 pub mod memory;
 pub(super) mod meta;
-pub(super) mod migrate;
 pub(super) mod missing;
 pub(super) mod open;
 pub(super) mod refusal;

@@ -18,11 +18,9 @@ use super::{
     directory::StoreDir,
     files::{DB, SEGMENT_BYTES, VALUE_LOG, WAL},
     foreign::is_empty,
-    migrate,
     missing::Missing,
     refusal::{self, why, why_of_sled},
     sled::{Disk, Reclaim, Trees, close_sled, discard_sled},
-    sled_error,
     space::{Ballast, BallastError, Runway},
     unfinished::{self, Operation},
     watermark::{SyncWatermark, WatermarkFile},
@@ -36,7 +34,11 @@ use crate::{
             sled_file::{self, RawTables, TABLES, Tail},
         },
         shared::Options,
-        tables::{contract::Table, meta::FLUSHED_KEY, schema::wal_number},
+        tables::{
+            contract::Table,
+            meta::{FLUSHED_KEY, FORMAT_KEY, check_format},
+            schema::wal_number,
+        },
         value_log::file::{BlockLocation, ValueLog},
         wal::{layout::OpenError, replay::WalScan, segment::WalFiles},
     },
@@ -176,19 +178,12 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
 }
 
 /// Opens everything besides sled. `surveyed` is the earlier scan of the WAL.
-fn set_up(
-    db: sled::Db,
-    locked: StoreDir,
-    surveyed: Option<WalScan>,
-    options: &DiskOptions,
-) -> Result<Disk, StoreError> {
+fn set_up(db: sled::Db, locked: StoreDir, surveyed: WalScan, options: &DiskOptions) -> Result<Disk, StoreError> {
     let path = &options.path;
     let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
     let log = locked.log();
     // First: the newest snapshot must be durable before anything that sled did because of it.
     locked.sync_names().map_err(|error| refuse(why("cannot sync it", &error)))?;
-    migrate::migrate(&db, path)
-        .map_err(|error| refuse(why("cannot migrate it from its earlier format", &sled_error::restored(error))))?;
     let tree = |table| {
         let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every table of sled's has a name");
         db.open_tree(name).map_err(|error| refuse(why_of_sled(&error)))
@@ -216,9 +211,10 @@ fn set_up(
     let settled = settled.and_then(|value| wal_number(&value)).unwrap_or(0);
     let marked = SyncWatermark::read(path).unwrap_or_default();
     let journal = path.join(WAL);
-    let records = match surveyed.filter(|surveyed| surveyed.settled == settled) {
-        Some(surveyed) => WalFiles::take_over(&journal, surveyed).map_err(OpenError::Io),
-        None => WalFiles::open(&journal, settled, marked.record),
+    let records = if surveyed.settled == settled {
+        WalFiles::take_over(&journal, surveyed).map_err(OpenError::Io)
+    } else {
+        WalFiles::open(&journal, settled, marked.record)
     };
     let records = records.map_err(|broken| broken_journal(path, broken))?;
     let places: sled::Result<Vec<_>> = trees.places.iter().values().collect();
@@ -277,10 +273,10 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
     StoreError::Damaged(reason.into())
 }
 
-/// Rejects a damaged store. Returns the scan of the WAL, if it has its own files.
+/// Rejects a damaged store, and one of another format. Returns the scan of the WAL.
 ///
 /// All files are checked before sled opens them, because sled skips what it cannot read and overwrites what follows.
-fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<WalScan>, StoreError> {
+fn refuse_damaged(log: &Path, path: &Path) -> Result<WalScan, StoreError> {
     if SyncWatermark::is_foreign(path) {
         return Err(damaged(path, "its file `mark` is not what was written"));
     }
@@ -303,17 +299,13 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<Option<WalScan>, StoreError
     let mut settled = 0;
     if length > 0 {
         let tables = RawTables::open(log, false).map_err(unread)?;
-        if migrate::is_old_format(&tables).map_err(unread)? {
-            // In this format the WAL is in sled.
-            return Ok(None);
-        }
+        check_format(tables.get(Table::Meta, FORMAT_KEY).map_err(unread)?.as_deref())?;
         if let Some(missing) = Missing::other_part(path, &tables).map_err(unread)? {
             return Err(damaged(path, missing));
         }
         settled = flushed_through(&tables).map_err(unread)?;
     }
-    let checked = WalFiles::check(&path.join(WAL), settled, marked.record);
-    checked.map(Some).map_err(|broken| broken_journal(path, broken))
+    WalFiles::check(&path.join(WAL), settled, marked.record).map_err(|broken| broken_journal(path, broken))
 }
 
 fn db_bytes(log: &Path) -> u64 {

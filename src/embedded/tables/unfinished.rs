@@ -2,7 +2,7 @@
 //!
 //! The marker is a small file. It is written and synced before anything else, and removed after everything else is synced.
 //! While it exists the store does not open, because it would show a part of its messages as if they were all of them.
-//! Tables that are rebuilt or migrated need no marker: they are replaced in one step, so an interruption leaves the old ones.
+//! Tables that are rebuilt need no marker: they are replaced in one step, so an interruption leaves the old ones.
 
 use std::{
     fs::{self, File},

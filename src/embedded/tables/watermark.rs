@@ -49,10 +49,6 @@ impl SyncWatermark {
 
     fn decode(bytes: &[u8]) -> Option<Self> {
         let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        if bytes.len() == 8 {
-            // Format of earlier versions.
-            return Some(Self { record: number(0)?, ..Self::default() });
-        }
         let (numbers, crc) = bytes.split_last_chunk::<4>()?;
         let whole = bytes.len() == BYTES && crc32fast::hash(numbers) == u32::from_be_bytes(*crc);
         whole.then_some(Self { record: number(0)?, length: number(8)?, end: number(16)? })
@@ -121,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn incomplete_watermark_is_ignored_and_earlier_format_is_read() {
+    fn incomplete_watermark_is_ignored() {
         let marked = SyncWatermark { record: 7, length: 1 << 30, end: 300 };
         let bytes = marked.encode();
         assert_eq!(SyncWatermark::decode(&bytes), Some(marked));
@@ -129,11 +125,7 @@ mod tests {
             let mut torn = bytes;
             torn[at] ^= 1;
             assert_eq!(SyncWatermark::decode(&torn), None);
-            assert!(at == 8 || SyncWatermark::decode(&bytes[..at]).is_none());
+            assert_eq!(SyncWatermark::decode(&bytes[..at]), None);
         }
-        assert_eq!(
-            SyncWatermark::decode(&9_u64.to_be_bytes()),
-            Some(SyncWatermark { record: 9, ..SyncWatermark::default() })
-        );
     }
 }

@@ -6,8 +6,8 @@
 //!
 //! A log does so once, however many lossy restarts follow each other. The first entry of a log after a lapse is synced
 //! before it is shown, so its row or the write-ahead log tells that it was given sequences since. A log of which neither
-//! does was given none, and stays where it is. Stores that earlier versions wrote do not keep to that: their lapses
-//! (up to [`LossyRestarts::full`]) count one by one, and so do those that a restore adds.
+//! does was given none, and stays where it is. The lapses of a restored store (up to [`LossyRestarts::full`]) count one
+//! by one.
 
 use crate::message::Seq;
 
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn lapses_of_a_restore_or_an_earlier_version_count_one_by_one() {
+    fn lossy_restarts_of_restored_store_count_one_by_one() {
         assert_eq!(
             UserLog::from_row(None, OF(16, 16)).head,
             16 * SEQUENCE_RESERVE,

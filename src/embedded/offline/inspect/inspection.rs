@@ -17,11 +17,10 @@ use super::{
 use crate::{
     embedded::{
         offline::{reader::OfflineReader, sled_file::Gap},
-        other_format::{is_newer_format, other_format},
         tables::{
             contract::Table,
             files::{CONF, DB, LOCK, LOG, REBUILT, UNFINISHED, WATERMARK},
-            meta::{CLOSED, FORMAT, FULL_LOSSY_RESTARTS_KEY, OPEN_KEY},
+            meta::{CLOSED, FULL_LOSSY_RESTARTS_KEY, OPEN_KEY, check_format},
             missing::Missing,
             schema::{Ids, Row, wal_key},
             unfinished,
@@ -136,10 +135,8 @@ impl Inspection {
         }
         inspection.report_file_damage();
         inspection.read_meta().map_err(failed)?;
-        if let Some(format) = inspection.facts.format.as_deref().filter(|format| is_newer_format(format)) {
-            // Unknown data would look like damage, and be missing from a salvage.
-            return Err(open_error(path, other_format(format)));
-        }
+        // Unknown data would look like damage, and be missing from a salvage.
+        check_format(inspection.facts.format.as_deref().map(str::as_bytes))?;
         if let Some(missing) = no_tables.or(inspection.rest.missing(path).map_err(failed)?) {
             inspection.report(missing.name(), String::new(), missing);
         }
@@ -240,14 +237,6 @@ impl Inspection {
                 Ok(lapses) => self.facts.lapses = u32::from_be_bytes(lapses),
                 Err(_) => self.report("meta", "lapses".into(), "it is not a number"),
             }
-        }
-        if let Some(other) = format.as_deref().filter(|format| format.as_bytes() != FORMAT) {
-            let what = format!(
-                "this version looks at {} alone. If an earlier version wrote the store, start a server of this version on it \
-                 once; or look at it with the version that wrote it",
-                String::from_utf8_lossy(FORMAT)
-            );
-            self.report("meta", format!("format {other}"), what);
         }
         for (name, found) in [("format", format.is_some()), ("namespace", namespace.is_some())] {
             if !found {
