@@ -1,29 +1,29 @@
-//! Several servers that share a real Redis, as their users see them.
+//! Tests several servers on a real Redis, through their clients, backends and portals.
 
 mod basics;
 mod chaos;
 mod epoch;
 mod import_export;
-mod left;
-mod listed;
 mod maxmemory;
 mod original;
 mod original_races;
 mod portals;
 mod proxy;
 mod redis_cluster;
+mod redis_errors;
 #[path = "../support/redis.rs"]
 mod redis_server;
 #[path = "../support/redis_topologies.rs"]
 mod redis_topologies;
-mod refusals;
 mod sentinel;
-#[cfg(feature = "failpoints")]
-mod supervised;
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
+#[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
+#[cfg(feature = "failpoints")]
+mod task_panics;
 mod tls;
+mod undelivered_import;
+mod user_list;
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,132 +35,141 @@ use support::{
     socket::{Event, Socket},
 };
 
-/// Longer than a lease, and than anything else that is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Maximum time for anything that a test waits for. It exceeds a lease.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Some servers on one Redis.
-struct Stage {
-    /// Unless it is of the test's.
+/// Runs several mesa servers on one Redis.
+struct ServerGroup {
+    /// `None`: a test started the Redis itself.
     redis: Option<Arc<Redis>>,
     homes: Vec<Home>,
     servers: Vec<Server>,
 }
 
-impl Stage {
-    fn new(count: usize) -> Self {
-        Self::with(count, "")
+impl ServerGroup {
+    /// Starts a Redis and `count` servers on it.
+    fn start(count: usize) -> Self {
+        Self::start_with(count, "")
     }
 
-    fn with(count: usize, settings: &str) -> Self {
+    /// Starts a Redis and `count` servers on it, with further settings.
+    fn start_with(count: usize, settings: &str) -> Self {
         let redis = Redis::start();
-        let stage = Self::on(&format!("redis: '{}', {settings}", redis.url()), count);
-        Self { redis: Some(redis), ..stage }
+        let group = Self::start_on(&format!("redis: '{}', {settings}", redis.url()), count);
+        Self { redis: Some(redis), ..group }
     }
 
-    /// On a Redis that these settings lead to.
-    fn on(settings: &str, count: usize) -> Self {
+    /// Starts `count` servers with these settings, of which one names a running Redis.
+    fn start_on(settings: &str, count: usize) -> Self {
         let homes: Vec<Home> = (0..count).map(|_| Home::with(settings)).collect();
         let servers = homes.iter().map(Home::start).collect();
         Self { redis: None, homes, servers }
     }
 
     fn redis(&self) -> &Redis {
-        self.redis.as_ref().expect("it has one of its own")
+        self.redis.as_ref().expect("the group has a Redis of its own")
     }
 
-    fn http(&self, at: usize) -> Http {
-        Http::connect(self.servers[at].address).expect("a connection")
+    fn http(&self, server: usize) -> Http {
+        Http::connect(self.servers[server].address).expect("an HTTP connection")
     }
 
-    async fn client(&self, at: usize, user: &str) -> Socket {
-        Socket::connect(self.servers[at].address, user).await.expect("a client")
+    async fn client(&self, server: usize, user: &str) -> Socket {
+        Socket::connect(self.servers[server].address, user).await.expect("a connected client")
     }
 
-    /// Asks a server, off the runtime's threads.
-    async fn ask(&self, at: usize, method: &'static str, path: &str, body: &Value) -> (u16, Value) {
-        let (mut http, path, body) = (self.http(at), path.to_owned(), body.to_string());
-        let asked = tokio::task::spawn_blocking(move || http.call(method, &path, &body).expect("an answer"));
-        let (status, text) = asked.await.expect("it asks");
+    /// Sends an HTTP request on a blocking thread, and returns the status and the JSON of the response.
+    async fn call(&self, server: usize, method: &'static str, path: &str, body: &Value) -> (u16, Value) {
+        let (mut http, path, body) = (self.http(server), path.to_owned(), body.to_string());
+        let request = tokio::task::spawn_blocking(move || http.call(method, &path, &body).expect("a response"));
+        let (status, text) = request.await.expect("the request does not panic");
         (status, serde_json::from_slice(&text).unwrap_or_default())
     }
 
-    async fn dispatch(&self, at: usize, dispatch: &Value) -> Value {
-        let (status, answer) = self.ask(at, "POST", "/v1/dispatch", dispatch).await;
-        assert_eq!(status, 200, "{answer}\n{}", self.homes[at].log());
+    /// Dispatches at a server and returns the result. Panics if the server does not accept it.
+    async fn dispatch(&self, server: usize, dispatch: &Value) -> Value {
+        let (status, answer) = self.call(server, "POST", "/v1/dispatch", dispatch).await;
+        assert_eq!(status, 200, "{answer}\n{}", self.homes[server].log());
         answer
     }
 
-    /// Waits until `path` at a server says what is wanted.
-    async fn until(&self, what: &str, at: usize, path: &str, wanted: impl Fn(&Value) -> bool) {
-        until(what, async || {
-            let (_, answer) = self.ask(at, "GET", path, &Value::Null).await;
-            wanted(&answer)
+    /// Waits until a condition holds for the response to `GET path` at a server.
+    async fn wait_until(&self, condition: &str, server: usize, path: &str, holds: impl Fn(&Value) -> bool) {
+        wait_until(condition, async || {
+            let (_, answer) = self.call(server, "GET", path, &Value::Null).await;
+            holds(&answer)
         })
         .await;
     }
 }
 
-async fn until(what: &str, mut done: impl AsyncFnMut() -> bool) {
-    let waited = tokio::time::timeout(PATIENCE, async {
-        while !done().await {
+/// Waits until a condition holds. Panics after 30 s.
+async fn wait_until(condition: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let waited = tokio::time::timeout(WAIT_TIMEOUT, async {
+        while !holds().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    assert!(waited.await.is_ok(), "waited in vain for: {what}");
+    assert!(waited.await.is_ok(), "timed out waiting until {condition}");
 }
 
+/// Returns a dispatch of a message with the data `n`.
 fn message(n: u64, to: &[&str]) -> Value {
     json!({ "message": { "op": 0, "d": n, "t": "N" }, "recipients": to })
 }
 
+/// Returns a dispatch of an unsynced message with the data `n`.
 fn unsynced(n: u64, to: &[&str], excluding: &[&str]) -> Value {
     json!({ "message": { "op": 0, "d": n, "t": "N", "o": { "sync": false } }, "recipients": to, "excluding": excluding })
 }
 
-/// The data of the next message; answers what else comes.
-async fn next(socket: &mut Socket) -> Value {
-    tokio::time::timeout(PATIENCE, socket.next()).await.expect("a message in time").expect("a message").d
+/// Returns the data of a client's next message. Acknowledges every op 1 before it.
+async fn next_data(socket: &mut Socket) -> Value {
+    tokio::time::timeout(WAIT_TIMEOUT, socket.next()).await.expect("a message in time").expect("a message").d
 }
 
-/// Dispatches numbered messages until one is taken: the others are refused aloud. How many were.
-async fn until_taken(stage: &Stage, at: usize, n: &mut u64, to: &[&str]) -> u64 {
-    let mut refused = 0;
-    until("dispatches to be taken again", async || {
+/// Dispatches numbered messages until the server accepts one. Returns the number of rejected dispatches.
+///
+/// Each rejected dispatch must be answered with 503 `unreachable`.
+async fn dispatch_until_accepted(group: &ServerGroup, server: usize, n: &mut u64, to: &[&str]) -> u64 {
+    let mut rejected = 0;
+    wait_until("the server accepts a dispatch", async || {
         *n += 1;
-        let (status, answer) = stage.ask(at, "POST", "/v1/dispatch", &message(*n, to)).await;
+        let (status, answer) = group.call(server, "POST", "/v1/dispatch", &message(*n, to)).await;
         if status != 200 {
-            refused += 1;
+            rejected += 1;
             assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
         }
         status == 200
     })
     .await;
-    refused
+    rejected
 }
 
-/// All numbers that come until this one has.
-async fn through(socket: &mut Socket, last: u64) -> Vec<u64> {
-    let mut got = Vec::new();
-    while got.last() != Some(&last) {
-        let event = tokio::time::timeout(PATIENCE, socket.event()).await.expect("something in time");
-        match event.expect("something") {
-            Event::Message(message) => got.push(message.d.as_u64().expect("a number")),
-            Event::Question => socket.answer().await.expect("it is there"),
+/// Returns the numbers that a client receives, up to `last`. Acknowledges every op 1 on the way.
+async fn receive_through(socket: &mut Socket, last: u64) -> Vec<u64> {
+    let mut received = Vec::new();
+    while received.last() != Some(&last) {
+        let event = tokio::time::timeout(WAIT_TIMEOUT, socket.event()).await.expect("an event in time");
+        match event.expect("an open connection") {
+            Event::Message(message) => received.push(message.d.as_u64().expect("a number")),
+            Event::Question => socket.answer().await.expect("an open connection"),
             _ => {}
         }
     }
-    got
+    received
 }
 
-async fn closed(socket: &mut Socket) -> String {
-    let ended = async {
+/// Reads until the connection closes, and returns the reason.
+async fn close_reason(socket: &mut Socket) -> String {
+    let closed = async {
         loop {
             match socket.event().await {
                 Ok(Event::Question) => socket.answer().await.unwrap_or_default(),
                 Ok(_) => {}
-                Err(why) => return why,
+                Err(reason) => return reason,
             }
         }
     };
-    tokio::time::timeout(PATIENCE, ended).await.expect("it ends in time")
+    tokio::time::timeout(WAIT_TIMEOUT, closed).await.expect("the server closes the connection in time")
 }

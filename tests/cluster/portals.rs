@@ -1,4 +1,6 @@
-//! Portals of several servers, beside stock's: each event is told to one of all of them, and to each that hears everything.
+//! Tests portals of several servers together with portals of the original (`@cryb/mesa`).
+//!
+//! Each client event goes to one portal of the shared pool, and to every portal that receives all events.
 
 use std::{
     collections::HashMap,
@@ -14,18 +16,19 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::{
-    PATIENCE, Stage, next,
+    ServerGroup, WAIT_TIMEOUT, next_data,
     support::{server::KEY, socket::Socket},
-    until,
+    wait_until,
 };
-use crate::original::{SETTINGS, Stock, redis};
+use crate::original::{Original, SETTINGS, redis_cli};
 
+/// Redis key of the set of portals that share events.
 const POOL: &str = "available_portals_pool_shop";
 
-/// Who said what: `[user, data]`, as our streams and stock's portals have it.
-type Heard = (String, Value);
+/// A client message as a portal receives it: user and data.
+type PortalMessage = (String, Value);
 
-/// `GET /v1/events`, read on a thread of its own.
+/// Reads `GET /v1/events` of a mesa server on its own thread.
 struct Stream {
     socket: TcpStream,
     events: Arc<Mutex<Vec<Value>>>,
@@ -35,26 +38,28 @@ impl Stream {
     fn open(address: SocketAddr, query: &str) -> Self {
         let mut socket = TcpStream::connect(address).expect("a connection");
         let head = format!("GET /v1/events{query} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n");
-        socket.write_all(head.as_bytes()).expect("it asks");
+        socket.write_all(head.as_bytes()).expect("the request is written");
         let events = Arc::new(Mutex::new(Vec::new()));
-        let (mut lines, to) = (BufReader::new(socket.try_clone().expect("a handle")).lines(), events.clone());
-        let status = lines.next().expect("an answer").expect("a line");
+        let mut lines = BufReader::new(socket.try_clone().expect("a second handle of the socket")).lines();
+        let status = lines.next().expect("a response").expect("a status line");
         assert!(status.contains(" 200 "), "{status}");
+        let read = events.clone();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 if let Some(data) = line.strip_prefix("data: ") {
-                    to.lock().push(serde_json::from_str(data).expect("JSON"));
+                    read.lock().push(serde_json::from_str(data).expect("JSON"));
                 }
             }
         });
         Self { socket, events }
     }
 
-    /// What clients said to it.
-    fn heard(&self) -> Vec<Heard> {
+    /// Returns the client messages that the stream has received.
+    fn messages(&self) -> Vec<PortalMessage> {
         let events = self.events.lock();
-        let said = events.iter().filter(|event| event["type"] == "message");
-        said.map(|event| (event["user"].as_str().unwrap_or_default().to_owned(), event["message"]["d"].clone()))
+        let messages = events.iter().filter(|event| event["type"] == "message");
+        messages
+            .map(|event| (event["user"].as_str().unwrap_or_default().to_owned(), event["message"]["d"].clone()))
             .collect()
     }
 }
@@ -65,354 +70,382 @@ impl Drop for Stream {
     }
 }
 
-/// What clients said to each portal of a stock process.
-fn heard_by(stock: &mut Stock) -> Vec<Vec<Heard>> {
-    let all: Vec<Vec<(Option<String>, Value)>> =
-        serde_json::from_value(stock.ask(&json!({ "what": "heard" }))).unwrap();
-    let said = |one: Vec<(Option<String>, Value)>| {
-        let said = one.into_iter().filter(|(_, data)| data.is_number());
-        said.map(|(user, data)| (user.unwrap_or_default(), data)).collect()
+/// Returns the client messages that each portal of an original process has received.
+fn original_portal_messages(original: &mut Original) -> Vec<Vec<PortalMessage>> {
+    let portals: Vec<Vec<(Option<String>, Value)>> =
+        serde_json::from_value(original.call(&json!({ "command": "received" }))).unwrap();
+    let messages = |events: Vec<(Option<String>, Value)>| {
+        let messages = events.into_iter().filter(|(_, data)| data.is_number());
+        messages.map(|(user, data)| (user.unwrap_or_default(), data)).collect()
     };
-    all.into_iter().map(said).collect()
+    portals.into_iter().map(messages).collect()
 }
 
-/// Two servers that speak the Redis protocol too, and where.
-fn stage() -> (Stage, [u16; 2]) {
-    let stage = Stage::with(2, &format!("{SETTINGS} portal: {{ enabled: true }}, redisProtocol: {{ port: 0 }},"));
-    let port = |at: usize| {
-        let text = std::fs::read(stage.homes[at].path("ready")).expect("what it said when it was ready");
+/// Starts two servers with RESP ports. Returns the ports too.
+fn start_group() -> (ServerGroup, [u16; 2]) {
+    let group =
+        ServerGroup::start_with(2, &format!("{SETTINGS} portal: {{ enabled: true }}, redisProtocol: {{ port: 0 }},"));
+    let port = |server: usize| {
+        let text = std::fs::read(group.homes[server].path("ready")).expect("a ready file");
         let ready: Value = serde_json::from_slice(&text).expect("JSON");
-        let address: SocketAddr = ready["redisProtocol"].as_str().expect("where").parse().expect("an address");
-        address.port()
+        let address = ready["redisProtocol"].as_str().expect("the address of the RESP port");
+        address.parse::<SocketAddr>().expect("an address").port()
     };
     let ports = [port(0), port(1)];
-    (stage, ports)
+    (group, ports)
 }
 
-async fn pool_of(stage: &Stage, count: usize) {
-    until(&format!("{count} in the pool"), async || redis(stage, &["SCARD", POOL]) == count.to_string()).await;
+async fn wait_until_pool_size(group: &ServerGroup, count: usize) {
+    let condition = format!("the pool has {count} portals");
+    wait_until(&condition, async || redis_cli(group, &["SCARD", POOL]) == count.to_string()).await;
 }
 
-/// A stock server that hears of portals: one that comes before that it may never know of.
-async fn serve(stage: &Stage, stock: &mut Stock) -> SocketAddr {
-    let address = stock.serve();
-    // Both of ours do too.
-    until("the stock server to hear of portals", async || {
-        redis(stage, &["PUBSUB", "NUMSUB", POOL]).lines().last() == Some("3")
+/// Starts a server of the original, and waits until it receives announcements of portals.
+///
+/// It may never know of a portal that is announced before that.
+async fn serve_original(group: &ServerGroup, original: &mut Original) -> SocketAddr {
+    let address = original.serve();
+    // The two mesa servers subscribe too.
+    wait_until("three servers receive announcements of portals", async || {
+        redis_cli(group, &["PUBSUB", "NUMSUB", POOL]).lines().last() == Some("3")
     })
     .await;
     address
 }
 
-/// Stock's portals on the Redis listen, so many.
-async fn listening(stage: &Stage, count: usize) {
-    until("stock's portals to listen", async || {
-        redis(stage, &["PUBSUB", "NUMSUB", "portal_shop"]).lines().last() == Some(&count.to_string())
+/// Waits until this number of the original's portals has subscribed to events.
+async fn wait_until_original_portals(group: &ServerGroup, count: usize) {
+    wait_until(&format!("{count} portals of the original have subscribed to events"), async || {
+        redis_cli(group, &["PUBSUB", "NUMSUB", "portal_shop"]).lines().last() == Some(&count.to_string())
     })
     .await;
 }
 
-async fn say(client: &mut Socket, n: u64) {
-    client.say(&json!({ "op": 0, "d": n, "t": "N" })).await.expect("it says");
+async fn send_number(client: &mut Socket, n: u64) {
+    client.say(&json!({ "op": 0, "d": n, "t": "N" })).await.expect("the message is sent");
 }
 
-/// Each client says 0, and again, until that is enough; then the numbers up to `count`.
-async fn say_all(clients: &mut [&mut Socket], count: u64, mut enough: impl AsyncFnMut() -> bool) {
-    until("all to be in the turns", async || {
+/// Sends 0 from every client until `ready`, then the numbers 1 to `count`.
+async fn send_numbers(clients: &mut [&mut Socket], count: u64, mut ready: impl AsyncFnMut() -> bool) {
+    wait_until("the portals receive messages", async || {
         for client in &mut *clients {
-            say(client, 0).await;
+            send_number(client, 0).await;
         }
-        enough().await
+        ready().await
     })
     .await;
     for n in 1..=count {
         for client in &mut *clients {
-            say(client, n).await;
+            send_number(client, n).await;
         }
     }
 }
 
-/// How often each was heard, but what was said before all was ready.
-fn times(heard: &[Heard]) -> HashMap<Heard, usize> {
-    let mut times = HashMap::new();
-    heard.iter().filter(|(_, data)| *data != 0).for_each(|one| *times.entry(one.clone()).or_default() += 1);
-    times
+/// Counts how often each message was received, except the zeros of [`send_numbers`].
+fn receipts(messages: &[PortalMessage]) -> HashMap<PortalMessage, usize> {
+    let mut receipts = HashMap::new();
+    let numbered = messages.iter().filter(|(_, data)| *data != 0);
+    numbered.for_each(|message| *receipts.entry(message.clone()).or_default() += 1);
+    receipts
 }
 
-fn each_once(who: &str, heard: &[Heard], users: &[&str], count: u64) {
-    let times = times(heard);
-    assert!(times.values().all(|times| *times == 1), "{who}: {times:?}");
-    assert_eq!(times.len() as u64, count * users.len() as u64, "{who}: {times:?}");
+/// Asserts that the numbers 1 to `count` of each user were received once.
+fn assert_each_once(portal: &str, messages: &[PortalMessage], users: &[&str], count: u64) {
+    let receipts = receipts(messages);
+    assert!(receipts.values().all(|count| *count == 1), "{portal}: each message is received once: {receipts:?}");
+    assert_eq!(receipts.len() as u64, count * users.len() as u64, "{portal}: {receipts:?}");
 }
 
-/// Somebody of each of these has been heard.
-fn of_each(heard: &[Heard], users: &[&str]) -> bool {
-    users.iter().all(|user| heard.iter().any(|(who, _)| who == user))
+/// Whether there is a message of each of these users.
+fn has_each_user(messages: &[PortalMessage], users: &[&str]) -> bool {
+    users.iter().all(|user| messages.iter().any(|(sender, _)| sender == user))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_event_of_any_server_goes_to_one_of_stocks_portals_and_ours_in_turn() {
+async fn event_of_any_server_goes_to_one_portal_of_mesa_and_the_original_in_turn() {
     const USERS: [&str; 3] = ["alice", "bob", "carol"];
-    let (stage, _) = stage();
-    let mut stock = Stock::start(&stage);
-    let theirs = serve(&stage, &mut stock).await;
-    stock.tell(&json!({ "what": "portal", "all": false }));
-    stock.tell(&json!({ "what": "portal", "all": false }));
-    listening(&stage, 2).await;
-    let stream = Stream::open(stage.servers[1].address, "");
-    pool_of(&stage, 3).await;
-    let (mut alice, mut bob) = (stage.client(0, "alice").await, stage.client(1, "bob").await);
-    let mut carol = Socket::connect(theirs, "carol").await.expect("a client of stock");
-    say_all(&mut [&mut alice, &mut bob, &mut carol], 30, async || {
-        let mut all = heard_by(&mut stock);
-        all.push(stream.heard());
-        let missing: Vec<Vec<&&str>> =
-            all.iter().map(|heard| USERS.iter().filter(|user| !of_each(heard, &[**user])).collect()).collect();
-        let enough = missing.iter().all(Vec::is_empty);
-        if !enough {
-            println!("of stock's two and of ours each has yet to hear {missing:?}");
+    let (group, _) = start_group();
+    let mut original = Original::start(&group);
+    let original_server = serve_original(&group, &mut original).await;
+    original.run(&json!({ "command": "portal", "all": false }));
+    original.run(&json!({ "command": "portal", "all": false }));
+    wait_until_original_portals(&group, 2).await;
+    let stream = Stream::open(group.servers[1].address, "");
+    wait_until_pool_size(&group, 3).await;
+    let (mut alice, mut bob) = (group.client(0, "alice").await, group.client(1, "bob").await);
+    let mut carol = Socket::connect(original_server, "carol").await.expect("a client of the original's server");
+    send_numbers(&mut [&mut alice, &mut bob, &mut carol], 30, async || {
+        let mut portals = original_portal_messages(&mut original);
+        portals.push(stream.messages());
+        let missing = |messages: &Vec<PortalMessage>| {
+            USERS.iter().filter(|user| !has_each_user(messages, &[**user])).collect::<Vec<_>>()
+        };
+        let missing: Vec<Vec<&&str>> = portals.iter().map(missing).collect();
+        let ready = missing.iter().all(Vec::is_empty);
+        if !ready {
+            println!("users of which the original's two portals and the stream have no message yet: {missing:?}");
         }
-        enough
+        ready
     })
     .await;
-    let mut all = || {
-        let mut all = heard_by(&mut stock);
-        all.push(stream.heard());
-        all
+    let mut portals = || {
+        let mut portals = original_portal_messages(&mut original);
+        portals.push(stream.messages());
+        portals
     };
-    until("all to be heard", async || all().iter().map(|heard| times(heard).len()).sum::<usize>() >= 90).await;
-    let all = all();
-    each_once("all together", &all.concat(), &USERS, 30);
-    for heard in &all {
+    wait_until("the portals have received 90 messages together", async || {
+        portals().iter().map(|messages| receipts(messages).len()).sum::<usize>() >= 90
+    })
+    .await;
+    let portals = portals();
+    assert_each_once("all portals together", &portals.concat(), &USERS, 30);
+    for messages in &portals {
         for user in USERS {
-            let count = times(heard).keys().filter(|(who, _)| who == user).count();
-            assert!((8..=12).contains(&count), "of thirty that {user} said one has heard {count}");
+            let count = receipts(messages).keys().filter(|(sender, _)| sender == user).count();
+            assert!((8..=12).contains(&count), "a portal receives 8 to 12 of 30 messages of {user}, not {count}");
         }
     }
-    // Streams know connections by name, at all servers; stock's have none.
+    // In a stream, connections of every mesa server have ids. Connections of the original's servers have none.
     let events = stream.events.lock();
-    let names: HashMap<&str, &str> =
+    let ids: HashMap<&str, &str> =
         events.iter().filter_map(|event| Some((event["user"].as_str()?, event["connection"].as_str()?))).collect();
-    assert!(names["carol"].is_empty() && !names["alice"].is_empty() && names["alice"] != names["bob"], "{names:?}");
+    assert!(ids["carol"].is_empty() && !ids["alice"].is_empty() && ids["alice"] != ids["bob"], "{ids:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_is_told_everything_is_told_everything_of_every_server_once() {
+async fn portal_of_all_events_receives_each_event_of_every_server_once() {
     const USERS: [&str; 3] = ["alice", "bob", "carol"];
-    let (stage, _) = stage();
-    let (mut stock, everything) = (Stock::start(&stage), Stream::open(stage.servers[0].address, "?all=true"));
-    let theirs = serve(&stage, &mut stock).await;
-    let (mut alice, mut bob) = (stage.client(0, "alice").await, stage.client(1, "bob").await);
-    // Nobody takes turns yet.
-    until("the other server to know of who listens", async || {
-        say(&mut bob, 0).await;
-        of_each(&everything.heard(), &["bob"])
+    let (group, _) = start_group();
+    let (mut original, all_events) = (Original::start(&group), Stream::open(group.servers[0].address, "?all=true"));
+    let original_server = serve_original(&group, &mut original).await;
+    let (mut alice, mut bob) = (group.client(0, "alice").await, group.client(1, "bob").await);
+    // No portal shares events yet.
+    wait_until("bob's server knows the portal at the other server", async || {
+        send_number(&mut bob, 0).await;
+        has_each_user(&all_events.messages(), &["bob"])
     })
     .await;
-    let in_turn = Stream::open(stage.servers[1].address, "");
-    stock.tell(&json!({ "what": "portal", "all": true }));
-    listening(&stage, 1).await;
-    pool_of(&stage, 2).await;
-    let mut carol = Socket::connect(theirs, "carol").await.expect("a client of stock");
-    say_all(&mut [&mut alice, &mut bob, &mut carol], 20, async || {
-        let all = [in_turn.heard(), everything.heard(), heard_by(&mut stock).remove(0)];
-        all.iter().all(|heard| of_each(heard, &USERS))
+    let shared = Stream::open(group.servers[1].address, "");
+    original.run(&json!({ "command": "portal", "all": true }));
+    wait_until_original_portals(&group, 1).await;
+    wait_until_pool_size(&group, 2).await;
+    let mut carol = Socket::connect(original_server, "carol").await.expect("a client of the original's server");
+    send_numbers(&mut [&mut alice, &mut bob, &mut carol], 20, async || {
+        let portals = [shared.messages(), all_events.messages(), original_portal_messages(&mut original).remove(0)];
+        portals.iter().all(|messages| has_each_user(messages, &USERS))
     })
     .await;
-    until("all to be heard", async || {
-        times(&everything.heard()).len() >= 60 && times(&heard_by(&mut stock)[0]).len() >= 60
+    wait_until("both portals of all events have received 60 messages", async || {
+        receipts(&all_events.messages()).len() >= 60
+            && receipts(&original_portal_messages(&mut original)[0]).len() >= 60
     })
     .await;
-    each_once("?all=true", &everything.heard(), &USERS, 20);
-    each_once("reportAllEvents", &heard_by(&mut stock)[0], &USERS, 20);
-    assert!(times(&in_turn.heard()).len() < 60);
+    assert_each_once("?all=true", &all_events.messages(), &USERS, 20);
+    assert_each_once("reportAllEvents", &original_portal_messages(&mut original)[0], &USERS, 20);
+    assert!(receipts(&shared.messages()).len() < 60, "a portal that shares events does not receive all of them");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_is_killed_and_a_stream_that_ends_leave_no_portal_in_the_pool() {
-    let (mut stage, _) = stage();
-    let (one, two) = (Stream::open(stage.servers[0].address, ""), Stream::open(stage.servers[0].address, ""));
-    let lost = Stream::open(stage.servers[1].address, "");
-    pool_of(&stage, 3).await;
-    drop(two);
-    pool_of(&stage, 2).await;
-    stage.servers.pop().expect("the second").process.kill();
-    pool_of(&stage, 1).await;
-    let mut alice = stage.client(0, "alice").await;
-    let before = one.heard().len();
+async fn portals_of_killed_server_and_of_ended_streams_leave_the_pool() {
+    let (mut group, _) = start_group();
+    let (first, second) = (Stream::open(group.servers[0].address, ""), Stream::open(group.servers[0].address, ""));
+    let at_killed = Stream::open(group.servers[1].address, "");
+    wait_until_pool_size(&group, 3).await;
+    drop(second);
+    wait_until_pool_size(&group, 2).await;
+    group.servers.pop().expect("a second server").process.kill();
+    wait_until_pool_size(&group, 1).await;
+    let mut alice = group.client(0, "alice").await;
+    let before = first.messages().len();
     assert_eq!(before, 0);
-    say_all(&mut [&mut alice], 10, async || of_each(&one.heard(), &["alice"])).await;
-    until("all to be heard", async || times(&one.heard()).len() >= 10).await;
-    each_once("the one that is left", &one.heard(), &["alice"], 10);
-    drop(lost);
-    stage.servers[0].terminate();
-    pool_of(&stage, 0).await;
+    send_numbers(&mut [&mut alice], 10, async || has_each_user(&first.messages(), &["alice"])).await;
+    wait_until("the last stream has received 10 messages", async || receipts(&first.messages()).len() >= 10).await;
+    assert_each_once("the last stream", &first.messages(), &["alice"], 10);
+    drop(at_killed);
+    group.servers[0].terminate();
+    wait_until_pool_size(&group, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_server_that_stops_the_last_word_of_every_client_is_told_at_another() {
-    let (mut stage, _) = stage();
-    let stream = Stream::open(stage.servers[1].address, "?all=true");
-    let (mut alice, bob) = (stage.client(0, "alice").await, stage.client(0, "bob").await);
-    say_all(&mut [&mut alice], 0, async || of_each(&stream.heard(), &["alice"])).await;
-    let stopping = stage.servers.remove(0);
+async fn stopping_server_reports_last_message_and_disconnection_to_portal_of_another() {
+    let (mut group, _) = start_group();
+    let stream = Stream::open(group.servers[1].address, "?all=true");
+    let (mut alice, bob) = (group.client(0, "alice").await, group.client(0, "bob").await);
+    send_numbers(&mut [&mut alice], 0, async || has_each_user(&stream.messages(), &["alice"])).await;
+    let stopping = group.servers.remove(0);
     stopping.terminate();
-    alice.readable().await.expect("it is told to go");
-    say(&mut alice, 7).await;
-    let told = |kind: &str, user: &str| {
+    alice.readable().await.expect("a close frame arrives");
+    send_number(&mut alice, 7).await;
+    let event_count = |kind: &str, user: &str| {
         stream.events.lock().iter().filter(|event| event["type"] == kind && event["user"] == user).count()
     };
-    let leaving = tokio::spawn(async move { while alice.event().await.is_ok() {} });
-    until("both to have gone", async || told("disconnection", "alice") + told("disconnection", "bob") == 2).await;
-    assert!(stream.heard().contains(&("alice".to_owned(), json!(7))));
-    stopping.process.wait(PATIENCE);
-    assert_eq!((told("disconnection", "alice"), told("disconnection", "bob")), (1, 1));
-    leaving.await.expect("it goes");
+    let closing = tokio::spawn(async move { while alice.event().await.is_ok() {} });
+    wait_until("both disconnections are reported", async || {
+        event_count("disconnection", "alice") + event_count("disconnection", "bob") == 2
+    })
+    .await;
+    assert!(stream.messages().contains(&("alice".to_owned(), json!(7))));
+    stopping.process.wait(WAIT_TIMEOUT);
+    assert_eq!((event_count("disconnection", "alice"), event_count("disconnection", "bob")), (1, 1));
+    closing.await.expect("the client does not panic");
     drop(bob);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_server_that_stops_under_a_crowd_the_going_of_each_is_told_at_another() {
-    const CROWD: usize = 400;
-    let (mut stage, _) = stage();
-    let stream = Stream::open(stage.servers[1].address, "?all=true");
-    let told = |kind: &str| stream.events.lock().iter().filter(|event| event["type"] == kind).count();
-    let address = format!("ws://{}/", stage.servers[0].address);
-    until("the one server to know that somebody listens at the other", async || {
-        drop(Connection::connect(&address).await.expect("it lets in whoever comes"));
-        told("connection") > 0
+async fn stopping_server_with_400_clients_reports_each_disconnection_to_portal_of_another() {
+    const CLIENTS: usize = 400;
+    let (mut group, _) = start_group();
+    let stream = Stream::open(group.servers[1].address, "?all=true");
+    let event_count = |kind: &str| stream.events.lock().iter().filter(|event| event["type"] == kind).count();
+    let address = format!("ws://{}/", group.servers[0].address);
+    wait_until("the first server knows the portal at the second", async || {
+        drop(Connection::connect(&address).await.expect("an unauthenticated connection"));
+        event_count("connection") > 0
     })
     .await;
-    until("those to be gone", async || {
-        let (came, went) = (told("connection"), told("disconnection"));
+    wait_until("no further event arrives for 300 ms", async || {
+        let (connected, disconnected) = (event_count("connection"), event_count("disconnection"));
         tokio::time::sleep(Duration::from_millis(300)).await;
-        (told("connection"), told("disconnection")) == (came, went) && went >= came
+        (event_count("connection"), event_count("disconnection")) == (connected, disconnected)
+            && disconnected >= connected
     })
     .await;
-    let (came, went) = (told("connection"), told("disconnection"));
-    let mut crowd = Vec::new();
-    for _ in 0..CROWD {
-        crowd.push(Connection::connect(&address).await.expect("it lets in whoever comes"));
+    let (connected, disconnected) = (event_count("connection"), event_count("disconnection"));
+    let mut clients = Vec::new();
+    for _ in 0..CLIENTS {
+        clients.push(Connection::connect(&address).await.expect("an unauthenticated connection"));
     }
-    until("all to have come", async || told("connection") == came + CROWD).await;
-    let stopping = stage.servers.remove(0);
+    wait_until("400 connections are reported", async || event_count("connection") == connected + CLIENTS).await;
+    let stopping = group.servers.remove(0);
     stopping.terminate();
-    let leave = |mut one: Connection| async move {
-        while !matches!(one.next().await, Ok(ConnectionEvent::Closed { .. }) | Err(_)) {}
+    let close = |mut client: Connection| async move {
+        while !matches!(client.next().await, Ok(ConnectionEvent::Closed { .. }) | Err(_)) {}
     };
-    futures_util::future::join_all(crowd.into_iter().map(leave)).await;
-    assert!(stopping.process.wait(PATIENCE).success());
-    until("all to have gone", async || told("disconnection") == went + CROWD).await;
+    futures_util::future::join_all(clients.into_iter().map(close)).await;
+    assert!(stopping.process.wait(WAIT_TIMEOUT).success());
+    wait_until("400 disconnections are reported", async || event_count("disconnection") == disconnected + CLIENTS)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn portals_here_are_told_while_redis_is_away_and_those_of_stock_that_died_are_passed_over() {
-    let (stage, _) = stage();
-    let stream = Stream::open(stage.servers[0].address, "");
-    let mut stock = Stock::start(&stage);
-    stock.tell(&json!({ "what": "portal", "all": false }));
-    listening(&stage, 1).await;
-    let mut alice = stage.client(0, "alice").await;
-    say_all(&mut [&mut alice], 0, async || of_each(&heard_by(&mut stock)[0], &["alice"])).await;
-    // As a crash does: it takes itself out of no pool.
-    drop(stock);
-    listening(&stage, 0).await;
-    pool_of(&stage, 2).await;
-    // Two in a row: there is nobody else in the turns any more.
+async fn local_portal_receives_events_after_an_original_portal_died_and_while_redis_is_down() {
+    let (group, _) = start_group();
+    let stream = Stream::open(group.servers[0].address, "");
+    let mut original = Original::start(&group);
+    original.run(&json!({ "command": "portal", "all": false }));
+    wait_until_original_portals(&group, 1).await;
+    let mut alice = group.client(0, "alice").await;
+    send_numbers(&mut [&mut alice], 0, async || has_each_user(&original_portal_messages(&mut original)[0], &["alice"]))
+        .await;
+    // The killed portal does not remove itself from the pool.
+    drop(original);
+    wait_until_original_portals(&group, 0).await;
+    wait_until_pool_size(&group, 2).await;
+    // Once the dead portal is passed over, the stream receives every message of a row.
     let mut n = 100;
-    until("the dead one to be passed over", async || {
+    wait_until("the stream receives six messages in a row", async || {
         n += 6;
         let sent: Vec<u64> = (n - 5..=n).collect();
-        for one in &sent {
-            say(&mut alice, *one).await;
+        for number in &sent {
+            send_number(&mut alice, *number).await;
         }
-        let all_came = async || sent.iter().all(|one| stream.heard().iter().any(|(_, data)| data == one));
-        let waited = std::time::Duration::from_millis(500);
-        tokio::time::timeout(waited, until("six", all_came)).await.is_ok()
+        let all_received = async || sent.iter().all(|n| stream.messages().iter().any(|(_, data)| data == n));
+        let timeout = Duration::from_millis(500);
+        tokio::time::timeout(timeout, wait_until("the stream receives six messages", all_received)).await.is_ok()
     })
     .await;
-    stage.redis().kill();
-    for one in 1..=20 {
-        say(&mut alice, one).await;
+    group.redis().kill();
+    for n in 1..=20 {
+        send_number(&mut alice, n).await;
     }
-    let small = || stream.heard().into_iter().filter(|(_, data)| data.as_u64() <= Some(20)).collect::<Vec<_>>();
-    until("all to be heard while Redis is away", async || times(&small()).len() >= 20).await;
-    each_once("the stream", &small(), &["alice"], 20);
-    stage.redis().revive();
-    let other = Stream::open(stage.servers[1].address, "");
-    pool_of(&stage, 3).await;
-    say_all(&mut [&mut alice], 0, async || of_each(&other.heard(), &["alice"])).await;
+    let while_down = || stream.messages().into_iter().filter(|(_, data)| data.as_u64() <= Some(20)).collect::<Vec<_>>();
+    wait_until("the stream receives 20 messages while Redis is down", async || receipts(&while_down()).len() >= 20)
+        .await;
+    assert_each_once("the stream", &while_down(), &["alice"], 20);
+    group.redis().restart();
+    let other = Stream::open(group.servers[1].address, "");
+    wait_until_pool_size(&group, 3).await;
+    send_numbers(&mut [&mut alice], 0, async || has_each_user(&other.messages(), &["alice"])).await;
 }
 
-/// Asks the port of a server that speaks the Redis protocol.
-fn wire(port: u16, words: &[&str]) -> String {
+/// Runs `redis-cli` on the RESP port of a mesa server.
+fn resp_cli(port: u16, arguments: &[&str]) -> String {
     let output =
-        Command::new("redis-cli").args(["-p", &port.to_string()]).args(words).output().expect("redis-cli runs");
+        Command::new("redis-cli").args(["-p", &port.to_string()]).args(arguments).output().expect("redis-cli runs");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_the_wire_port_stock_reaches_users_at_other_servers_and_sees_who_is_there() {
-    let (stage, [first, second]) = stage();
-    let mut stock = Stock::start(&stage);
-    let theirs = stock.serve();
-    let (mut alice, mut bob) = (stage.client(1, "alice").await, stage.client(0, "bob").await);
-    let carol = Socket::connect(theirs, "carol").await.expect("a client of stock");
+async fn original_dispatcher_on_resp_port_reaches_users_at_other_servers_and_sees_presence() {
+    let (group, [first, second]) = start_group();
+    let mut original = Original::start(&group);
+    let original_server = original.serve();
+    let (mut alice, mut bob) = (group.client(1, "alice").await, group.client(0, "bob").await);
+    let carol = Socket::connect(original_server, "carol").await.expect("a client of the original's server");
     for port in [first, second] {
-        until("three to be counted", async || {
-            wire(port, &["GET", "connected_clients_count_shop"]) == "3"
-                && wire(port, &["SCARD", "connected_clients_shop"]) == "3"
+        wait_until("three connections are counted", async || {
+            resp_cli(port, &["GET", "connected_clients_count_shop"]) == "3"
+                && resp_cli(port, &["SCARD", "connected_clients_shop"]) == "3"
         })
         .await;
         let mut members: Vec<String> =
-            wire(port, &["SMEMBERS", "connected_clients_shop"]).lines().map(str::to_owned).collect();
+            resp_cli(port, &["SMEMBERS", "connected_clients_shop"]).lines().map(str::to_owned).collect();
         members.sort();
         assert_eq!(members, ["alice", "bob", "carol"]);
-        for (user, there) in [("alice", "1"), ("bob", "1"), ("carol", "1"), ("dave", "0")] {
-            assert_eq!(wire(port, &["SISMEMBER", "connected_clients_shop", user]), there, "{user}");
+        for (user, online) in [("alice", "1"), ("bob", "1"), ("carol", "1"), ("dave", "0")] {
+            assert_eq!(resp_cli(port, &["SISMEMBER", "connected_clients_shop", user]), online, "{user}");
         }
     }
     drop(carol);
     let via = format!("redis://127.0.0.1:{first}");
     let to = ["alice", "bob", "dave"];
-    stock.tell(&json!({ "what": "dispatch", "sync": true, "numbers": [1, 2, 3], "to": to, "via": via }));
+    original.run(&json!({ "command": "dispatch", "sync": true, "numbers": [1, 2, 3], "to": to, "via": via }));
     for n in 1..=3 {
-        assert_eq!((next(&mut alice).await, next(&mut bob).await), (json!(n), json!(n)));
+        assert_eq!((next_data(&mut alice).await, next_data(&mut bob).await), (json!(n), json!(n)));
     }
-    let mut dave = stage.client(1, "dave").await;
+    let mut dave = group.client(1, "dave").await;
     for n in 1..=3 {
-        assert_eq!(next(&mut dave).await, n, "kept while he was away");
+        assert_eq!(next_data(&mut dave).await, n, "messages for the offline dave are stored");
     }
-    // Behind them nothing comes twice.
-    stage.dispatch(0, &super::message(4, &to)).await;
-    assert_eq!((next(&mut alice).await, next(&mut bob).await, next(&mut dave).await), (json!(4), json!(4), json!(4)));
+    // No repeat arrives before the next message.
+    group.dispatch(0, &super::message(4, &to)).await;
+    for client in [&mut alice, &mut bob, &mut dave] {
+        assert_eq!(next_data(client).await, 4);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stock_portal_on_the_wire_port_shares_with_a_stream_of_another_server() {
+async fn original_portal_on_resp_port_shares_events_with_stream_of_another_server() {
     const USERS: [&str; 2] = ["alice", "bob"];
-    let (stage, [first, second]) = stage();
-    let mut stock = Stock::start(&stage);
-    stock.tell(&json!({ "what": "portal", "all": false, "via": format!("redis://127.0.0.1:{first}") }));
-    stock.tell(&json!({ "what": "portal", "all": true, "via": format!("redis://127.0.0.1:{first}") }));
-    let stream = Stream::open(stage.servers[1].address, "");
-    pool_of(&stage, 3).await;
-    until("the other port to know", async || wire(second, &["SCARD", POOL]) == "2").await;
-    let (mut alice, mut bob) = (stage.client(0, "alice").await, stage.client(1, "bob").await);
-    say_all(&mut [&mut alice, &mut bob], 30, async || {
-        let stocks = heard_by(&mut stock);
-        of_each(&stream.heard(), &USERS) && stocks.iter().all(|heard| of_each(heard, &USERS))
+    let (group, [first, second]) = start_group();
+    let mut original = Original::start(&group);
+    original.run(&json!({ "command": "portal", "all": false, "via": format!("redis://127.0.0.1:{first}") }));
+    original.run(&json!({ "command": "portal", "all": true, "via": format!("redis://127.0.0.1:{first}") }));
+    let stream = Stream::open(group.servers[1].address, "");
+    wait_until_pool_size(&group, 3).await;
+    wait_until("the other server's RESP port reports both portals of the original", async || {
+        resp_cli(second, &["SCARD", POOL]) == "2"
     })
     .await;
-    let mut all = || (heard_by(&mut stock), stream.heard());
-    until("all to be heard", async || {
-        let (stocks, stream) = all();
-        times(&stocks[1]).len() >= 60 && times(&stocks[0]).len() + times(&stream).len() >= 38
+    let (mut alice, mut bob) = (group.client(0, "alice").await, group.client(1, "bob").await);
+    send_numbers(&mut [&mut alice, &mut bob], 30, async || {
+        let originals = original_portal_messages(&mut original);
+        has_each_user(&stream.messages(), &USERS) && originals.iter().all(|messages| has_each_user(messages, &USERS))
     })
     .await;
-    let (stocks, stream) = all();
-    each_once("reportAllEvents", &stocks[1], &USERS, 30);
-    let shared = times(&[stocks[0].clone(), stream].concat());
-    assert!(shared.values().all(|times| *times == 1), "{shared:?}");
-    assert!((38..=42).contains(&shared.len()), "two of three turns are theirs: {}", shared.len());
+    let mut portals = || (original_portal_messages(&mut original), stream.messages());
+    wait_until("the portals have received their shares", async || {
+        let (originals, stream) = portals();
+        receipts(&originals[1]).len() >= 60 && receipts(&originals[0]).len() + receipts(&stream).len() >= 38
+    })
+    .await;
+    let (originals, stream) = portals();
+    assert_each_once("reportAllEvents", &originals[1], &USERS, 30);
+    let shared = receipts(&[originals[0].clone(), stream].concat());
+    assert!(shared.values().all(|count| *count == 1), "each message is received once: {shared:?}");
+    assert!(
+        (38..=42).contains(&shared.len()),
+        "two of three portals share 38 to 42 of 60 messages, not {}",
+        shared.len()
+    );
 }

@@ -1,4 +1,4 @@
-//! A link that can be cut: between a server and its Redis.
+//! A TCP proxy between a server and its Redis that can cut the connections or stop forwarding.
 
 use std::{
     net::SocketAddr,
@@ -18,50 +18,50 @@ use tokio::{
     sync::watch,
 };
 
-/// How a link is.
+/// State of all connections through a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// All passes.
+pub enum LinkState {
+    /// All bytes are forwarded.
     Whole,
-    /// Connections are closed, and none is taken.
+    /// Open connections are closed. New ones are closed at once.
     Cut,
-    /// Nothing passes, and nobody is told.
+    /// Connections stay open, and no byte is forwarded.
     Silent,
 }
 
-/// A link to `target`.
+/// Forwards TCP connections to a target address.
 pub struct Proxy {
     pub address: SocketAddr,
-    form: watch::Sender<Form>,
-    /// See [`Proxy::lose`].
-    lost: Arc<Mutex<Option<&'static str>>>,
-    /// How often it was cut.
+    state: watch::Sender<LinkState>,
+    /// See [`Proxy::drop_reply`].
+    dropped_text: Arc<Mutex<Option<&'static str>>>,
+    /// Number of calls of [`Proxy::disturb`].
     pub cuts: AtomicU64,
 }
 
 impl Proxy {
     pub async fn start(target: SocketAddr) -> Arc<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("an address");
-        let form = watch::Sender::new(Form::Whole);
-        let proxy = Arc::new(Self { address, form, lost: Arc::default(), cuts: AtomicU64::new(0) });
-        let (form, lost) = (proxy.form.clone(), proxy.lost.clone());
+        let address = listener.local_addr().expect("a local address");
+        let state = watch::Sender::new(LinkState::Whole);
+        let proxy = Arc::new(Self { address, state, dropped_text: Arc::default(), cuts: AtomicU64::new(0) });
+        let (state, dropped_text) = (proxy.state.clone(), proxy.dropped_text.clone());
         tokio::spawn(async move {
-            while let Ok((from, _)) = listener.accept().await {
-                let (form, lost) = (form.subscribe(), lost.clone());
-                if *form.borrow() == Form::Cut {
+            while let Ok((client, _)) = listener.accept().await {
+                let (state, dropped_text) = (state.subscribe(), dropped_text.clone());
+                if *state.borrow() == LinkState::Cut {
                     continue;
                 }
                 tokio::spawn(async move {
-                    let Ok(to) = TcpStream::connect(target).await else { return };
-                    let ((one_in, one_out), (other_in, other_out)) = (from.into_split(), to.into_split());
-                    let loses = |bytes: &[u8]| {
-                        let is_it = |text: &mut &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
-                        lost.lock().expect("nobody panics with it").take_if(is_it).is_some()
+                    let Ok(server) = TcpStream::connect(target).await else { return };
+                    let ((client_in, client_out), (server_in, server_out)) = (client.into_split(), server.into_split());
+                    let is_dropped = |bytes: &[u8]| {
+                        let contains = |text: &mut &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+                        dropped_text.lock().expect("an unpoisoned lock").take_if(contains).is_some()
                     };
                     tokio::select! {
-                        () = pass(one_in, other_out, form.clone(), |_| false) => {}
-                        () = pass(other_in, one_out, form, loses) => {}
+                        () = forward(client_in, server_out, state.clone(), |_| false) => {}
+                        () = forward(server_in, client_out, state, is_dropped) => {}
                     }
                 });
             }
@@ -69,50 +69,51 @@ impl Proxy {
         proxy
     }
 
-    /// The next answer in which this text is does not pass: its connection is cut instead.
-    pub fn lose(&self, text: &'static str) {
-        *self.lost.lock().expect("nobody panics with it") = Some(text);
+    /// Closes the connection instead of forwarding the next reply that contains `text`.
+    pub fn drop_reply(&self, text: &'static str) {
+        *self.dropped_text.lock().expect("an unpoisoned lock") = Some(text);
     }
 
-    /// Whether that has happened.
-    pub fn has_lost(&self) -> bool {
-        self.lost.lock().expect("nobody panics with it").is_none()
+    /// Whether the reply of [`Proxy::drop_reply`] has been dropped.
+    pub fn has_dropped(&self) -> bool {
+        self.dropped_text.lock().expect("an unpoisoned lock").is_none()
     }
 
-    /// Lets nothing pass for a while.
-    pub async fn disturb(&self, form: Form, pause: Duration) {
+    /// Sets a state for a while, then forwards again.
+    pub async fn disturb(&self, state: LinkState, pause: Duration) {
         self.cuts.fetch_add(1, Ordering::Relaxed);
-        self.form.send_replace(form);
+        self.state.send_replace(state);
         tokio::time::sleep(pause).await;
-        self.form.send_replace(Form::Whole);
+        self.state.send_replace(LinkState::Whole);
     }
 }
 
-async fn pass(
+/// Forwards bytes in one direction. Returns when either side closes, the state is `Cut`, or `is_dropped` matches.
+async fn forward(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut form: watch::Receiver<Form>,
-    loses: impl Fn(&[u8]) -> bool,
+    mut state: watch::Receiver<LinkState>,
+    is_dropped: impl Fn(&[u8]) -> bool,
 ) {
     let mut bytes = vec![0; 16 << 10];
     loop {
-        let now = *form.borrow_and_update();
-        match now {
-            Form::Cut => return,
-            Form::Silent => {
-                if form.changed().await.is_err() {
+        let current = *state.borrow_and_update();
+        match current {
+            LinkState::Cut => return,
+            LinkState::Silent => {
+                if state.changed().await.is_err() {
                     return;
                 }
             }
-            Form::Whole => tokio::select! {
-                changed = form.changed() => {
+            LinkState::Whole => tokio::select! {
+                changed = state.changed() => {
                     if changed.is_err() {
                         return;
                     }
                 }
                 read = from.read(&mut bytes) => match read {
                     Ok(length) if length > 0 => {
-                        if loses(&bytes[..length]) || to.write_all(&bytes[..length]).await.is_err() {
+                        if is_dropped(&bytes[..length]) || to.write_all(&bytes[..length]).await.is_err() {
                             return;
                         }
                     }

@@ -1,4 +1,4 @@
-//! Two servers on a Redis Cluster, as their users see them while its nodes die and its slots move.
+//! Tests two servers on a Redis Cluster while its nodes die, lose their data, and move slots.
 
 use std::{
     process::{Command, Stdio},
@@ -9,243 +9,257 @@ use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
 use crate::{
-    Stage, message, next,
-    redis_topologies::{Cluster, PASSWORD, cli, wait},
-    through, until, until_taken,
+    ServerGroup, dispatch_until_accepted, message, next_data, receive_through,
+    redis_topologies::{PASSWORD, RedisCluster, RedisNode, block_until, cli},
+    wait_until,
 };
 
+// covers: G2, G4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn over_a_redis_cluster_all_are_reached_also_when_a_primary_dies() {
-    let cluster = block_in_place(Cluster::start);
-    let stage = Stage::on(&cluster.setting(), 2);
-    // So many that every shard has some.
+async fn killed_primary_of_redis_cluster_loses_no_accepted_message_and_no_connection() {
+    let redis = block_in_place(RedisCluster::start);
+    let group = ServerGroup::start_on(&redis.setting(), 2);
+    // Twelve users, so that every shard has some.
     let names: Vec<String> = (0..12).map(|n| format!("user-{n}")).collect();
     let to: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut clients = Vec::new();
-    for (at, name) in to.iter().enumerate() {
-        clients.push(stage.client(at % 2, name).await);
+    for (index, name) in to.iter().enumerate() {
+        clients.push(group.client(index % 2, name).await);
     }
     let online = |users: &Value| users["users"].as_array().is_some_and(|all| all.len() == 12);
-    stage.until("all to be seen", 0, "/v1/users?online=true", online).await;
+    group.wait_until("twelve users are online", 0, "/v1/users?online=true", online).await;
     let mut n = 0;
     for _ in 0..10 {
         n += 1;
-        let answer = stage.dispatch(n as usize % 2, &message(n, &to)).await;
+        let answer = group.dispatch(n as usize % 2, &message(n, &to)).await;
         assert_eq!(answer["online"], 12, "{answer}");
     }
     for client in &mut clients {
-        assert_eq!(through(client, n).await, (1..=n).collect::<Vec<_>>());
+        assert_eq!(receive_through(client, n).await, (1..=n).collect::<Vec<_>>());
     }
-    // Whoever subscribes where stock would: nobody there can have users.
-    let port = cluster.nodes[0].port.to_string();
+    // Subscribes to the original's channel. The servers must not take this subscriber for a server with users.
+    let port = redis.nodes[0].port.to_string();
     let mut subscriber = Command::new("redis-cli")
         .args(["--no-auth-warning", "-a", PASSWORD, "-p", &port, "SUBSCRIBE", "ws"])
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .spawn()
         .expect("redis-cli runs");
-    for each in 0..20 {
-        let user = format!("guest-{each}");
-        drop(stage.client(0, &user).await);
-        stage.dispatch(each % 2, &message(each as u64, &[&user])).await;
-        assert_eq!(next(&mut stage.client(1, &user).await).await, each, "it waits for who has just gone");
+    for index in 0..20 {
+        let user = format!("guest-{index}");
+        drop(group.client(0, &user).await);
+        group.dispatch(index % 2, &message(index as u64, &[&user])).await;
+        let received = next_data(&mut group.client(1, &user).await).await;
+        assert_eq!(received, index, "a message dispatched right after a disconnect is delivered on reconnect");
     }
     _ = subscriber.kill();
     _ = subscriber.wait();
-    stage.until("the guests to be gone", 0, "/v1/users?online=true", online).await;
-    // The one with the leases and with who is here, and after it the one with the first of the configuration.
-    for victim in [cluster.owner("mesa:{here}:nodes"), &cluster.nodes[0]] {
+    group.wait_until("the guests are offline", 0, "/v1/users?online=true", online).await;
+    // First the node with the leases and the presence, then the first node of the configuration.
+    for victim in [redis.owner("mesa:{here}:nodes"), &redis.nodes[0]] {
         let before = n;
-        let victim_was_primary = victim.is("master");
+        let victim_was_primary = victim.has_role("master");
         victim.kill();
-        for at in 0..2 {
-            let refused = until_taken(&stage, at, &mut n, &to).await;
-            println!("server {at} refused {refused} dispatches");
+        for server in 0..2 {
+            let rejected = dispatch_until_accepted(&group, server, &mut n, &to).await;
+            println!("server {server} rejected {rejected} dispatches");
         }
-        let taken = n;
-        for at in [0, 1, 0, 1] {
+        let accepted = n;
+        for server in [0, 1, 0, 1] {
             n += 1;
-            stage.dispatch(at, &message(n, &to)).await;
+            group.dispatch(server, &message(n, &to)).await;
         }
         for client in &mut clients {
-            let got = through(client, n).await;
-            assert!(got.is_sorted_by(|one, other| one < other) && got[0] > before, "each once, in order: {got:?}");
-            assert!(got.ends_with(&(taken..=n).collect::<Vec<_>>()), "{got:?}");
+            let received = receive_through(client, n).await;
+            let in_order = received.is_sorted_by(|a, b| a < b) && received[0] > before;
+            assert!(in_order, "each message is received once, in order: {received:?}");
+            assert!(received.ends_with(&(accepted..=n).collect::<Vec<_>>()), "{received:?}");
         }
-        stage.until("all to be seen", 1, "/v1/users?online=true", online).await;
-        assert!(victim_was_primary || victim.port == cluster.nodes[0].port);
-        victim.revive();
+        group.wait_until("twelve users are online", 1, "/v1/users?online=true", online).await;
+        assert!(victim_was_primary || victim.port == redis.nodes[0].port);
+        victim.restart();
         block_in_place(|| {
-            wait("it to follow", || {
+            block_until("the restarted node is a primary or connected to one", || {
                 let text = cli(victim.port, &["INFO", "replication"]);
                 text.contains("role:master") || text.contains("master_link_status:up")
             });
-            wait("all to be well", || {
-                cluster.nodes.iter().all(|one| cli(one.port, &["CLUSTER", "INFO"]).contains("cluster_state:ok"))
+            block_until("every node reports cluster_state:ok", || {
+                redis.nodes.iter().all(|node| cli(node.port, &["CLUSTER", "INFO"]).contains("cluster_state:ok"))
             });
         });
     }
-    // What is never kept is heard through any node.
-    let (status, _) = stage.ask(0, "POST", "/v1/dispatch", &crate::unsynced(5000, &["user-1"], &[])).await;
+    // An unsynced message reaches the other server too.
+    let (status, _) = group.call(0, "POST", "/v1/dispatch", &crate::unsynced(5000, &["user-1"], &[])).await;
     assert_eq!(status, 200);
-    assert_eq!(next(&mut clients[1]).await, 5000);
+    assert_eq!(next_data(&mut clients[1]).await, 5000);
 }
 
-/// A server waits 3 s for a slot that is being moved. While none takes longer than this, none of its requests may be refused.
-const SLOT_MOVES_WITHIN: Duration = Duration::from_secs(2);
+/// Maximum time of a slot move during which no dispatch may be rejected. A server waits 3 s for a moving slot.
+const SLOT_MOVE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Moves the slots of two users, and that of the connected servers, to other primaries, key by key. Returns how many they are, and
-/// the longest time that one was between two primaries.
-fn move_slots(cluster: &Cluster) -> (usize, Duration) {
+/// Moves the slots of two users and of the leases to other primaries, key by key.
+///
+/// Returns the number of slots, and the longest time that a slot was between two primaries.
+fn move_slots(redis: &RedisCluster) -> (usize, Duration) {
     let mut longest = Duration::ZERO;
     let keys = ["mesa:state:{bob}", "mesa:state:{alice}", "mesa:{here}:nodes"];
     for key in keys {
-        let from = cluster.owner(key);
-        let to = cluster.nodes.iter().find(|one| one.is("master") && one.port != from.port).expect("another");
+        let from = redis.owner(key);
+        let is_other_primary = |node: &&RedisNode| node.has_role("master") && node.port != from.port;
+        let to = redis.nodes.iter().find(is_other_primary).expect("another primary");
         let slot = cli(from.port, &["CLUSTER", "KEYSLOT", key]);
         let (source, target) = (cli(from.port, &["CLUSTER", "MYID"]), cli(to.port, &["CLUSTER", "MYID"]));
-        let began = Instant::now();
+        let start = Instant::now();
         assert_eq!(cli(to.port, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source]), "OK");
         assert_eq!(cli(from.port, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target]), "OK");
-        // Some traffic while nothing, and while part of it has moved.
+        // Leaves time for dispatches before the first key has moved, and between two keys.
         std::thread::sleep(Duration::from_millis(150));
         let port = to.port.to_string();
         loop {
-            let some = cli(from.port, &["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
-            if some.is_empty() {
+            let key = cli(from.port, &["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
+            if key.is_empty() {
                 break;
             }
             assert_eq!(
-                cli(from.port, &["MIGRATE", "127.0.0.1", &port, &some, "0", "5000", "AUTH", PASSWORD]),
+                cli(from.port, &["MIGRATE", "127.0.0.1", &port, &key, "0", "5000", "AUTH", PASSWORD]),
                 "OK",
-                "{some}"
+                "{key}"
             );
             std::thread::sleep(Duration::from_millis(50));
         }
         for node in [to, from] {
             assert_eq!(cli(node.port, &["CLUSTER", "SETSLOT", &slot, "NODE", &target]), "OK");
         }
-        longest = longest.max(began.elapsed());
+        longest = longest.max(start.elapsed());
     }
     (keys.len(), longest)
 }
 
-/// Whether a dispatch was refused because the slots moved, or Redis answered, too slowly.
-fn is_late(status: u16, answer: &Value) -> bool {
+/// Whether a dispatch was rejected because a slot moved, or Redis replied, too slowly.
+fn is_timeout(status: u16, answer: &Value) -> bool {
     let text = answer["error"]["message"].as_str().unwrap_or_default();
     status == 503 && ["timed out", "TRYAGAIN", "MOVED"].iter().any(|reason| text.contains(reason))
 }
 
+// covers: G2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_that_moves_while_messages_are_sent_loses_none_and_repeats_none() {
-    let cluster = block_in_place(Cluster::start);
-    let stage = Stage::on(&cluster.setting(), 2);
-    let mut alice = stage.client(1, "alice").await;
+async fn slots_moved_during_dispatches_lose_and_repeat_no_message() {
+    let redis = block_in_place(RedisCluster::start);
+    let group = ServerGroup::start_on(&redis.setting(), 2);
+    let mut alice = group.client(1, "alice").await;
     for n in 1..=3 {
-        stage.dispatch(0, &message(n, &["alice", "bob"])).await;
+        group.dispatch(0, &message(n, &["alice", "bob"])).await;
     }
-    assert_eq!(through(&mut alice, 3).await, [1, 2, 3]);
-    let held = cluster.clone();
-    let moving = tokio::task::spawn_blocking(move || move_slots(&cluster));
-    let (mut n, mut answered, mut late) = (3, vec![1, 2, 3], 0);
+    assert_eq!(receive_through(&mut alice, 3).await, [1, 2, 3]);
+    let held = redis.clone();
+    let moving = tokio::task::spawn_blocking(move || move_slots(&redis));
+    let (mut n, mut accepted, mut timeouts) = (3, vec![1, 2, 3], 0);
     while !moving.is_finished() {
         n += 1;
-        let at = n as usize % 2;
+        let server = n as usize % 2;
         let mut dispatch = message(n, &["alice", "bob"]);
         dispatch["id"] = json!(n.to_string());
-        let (mut status, mut answer) = stage.ask(at, "POST", "/v1/dispatch", &dispatch).await;
-        // A retry with the same id is done once.
-        while is_late(status, &answer) {
-            late += 1;
-            (status, answer) = stage.ask(at, "POST", "/v1/dispatch", &dispatch).await;
+        let (mut status, mut answer) = group.call(server, "POST", "/v1/dispatch", &dispatch).await;
+        // A retry with the same id stores no second entry.
+        while is_timeout(status, &answer) {
+            timeouts += 1;
+            (status, answer) = group.call(server, "POST", "/v1/dispatch", &dispatch).await;
         }
-        assert_eq!(status, 200, "nothing is refused while slots move: {answer}");
-        answered.push(n);
+        assert_eq!(status, 200, "a dispatch is accepted while slots move: {answer}");
+        accepted.push(n);
     }
-    let ((moved, longest), _cluster) = (moving.await.expect("they move"), held);
-    println!("{} messages while {moved} slots moved, each within {longest:?}; {late} were late", answered.len());
-    assert!(
-        late == 0 || longest > SLOT_MOVES_WITHIN,
-        "{late} dispatches were refused, and a slot moved within {longest:?}"
+    let ((moved, longest), _redis) = (moving.await.expect("the slots move"), held);
+    println!(
+        "{} messages accepted while {moved} slots moved, each within {longest:?}; {timeouts} timeouts",
+        accepted.len()
     );
-    assert!(answered.len() > 20, "too little was said for this to mean anything");
-    let last = *answered.last().expect("some were answered");
-    assert_eq!(through(&mut alice, last).await, answered[3..]);
-    let mut bob = stage.client(0, "bob").await;
-    assert_eq!(through(&mut bob, last).await, answered);
-    until("both to be seen", async || {
-        let (_, users) = stage.ask(1, "GET", "/v1/users?online=true", &json!(null)).await;
+    assert!(
+        timeouts == 0 || longest > SLOT_MOVE_TIMEOUT,
+        "no dispatch is rejected while each slot moves within {longest:?}; {timeouts} were"
+    );
+    assert!(accepted.len() > 20, "more than 20 dispatches are accepted, not {}", accepted.len());
+    let last = *accepted.last().expect("an accepted dispatch");
+    assert_eq!(receive_through(&mut alice, last).await, accepted[3..]);
+    let mut bob = group.client(0, "bob").await;
+    assert_eq!(receive_through(&mut bob, last).await, accepted);
+    wait_until("both users are online", async || {
+        let (_, users) = group.call(1, "GET", "/v1/users?online=true", &json!(null)).await;
         users["users"].as_array().is_some_and(|all| all.len() == 2)
     })
     .await;
 }
 
+// covers: G5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_shard_came_back_empty_new_messages_reach_who_had_more_before() {
-    let cluster = block_in_place(Cluster::start);
-    let stage = Stage::on(&cluster.setting(), 2);
-    // Not in the shard that has the leases: of that one it is known at once.
-    let here = cluster.owner("mesa:{here}:nodes").port;
+async fn redis_cluster_shard_restarted_empty_delivers_new_messages_to_its_users() {
+    let redis = block_in_place(RedisCluster::start);
+    let group = ServerGroup::start_on(&redis.setting(), 2);
+    // The servers notice a loss in the shard of the leases at once. So the user is in another shard.
+    let lease_shard = redis.owner("mesa:{here}:nodes").port;
     let names: Vec<String> = (0..50).map(|n| format!("user-{n}")).collect();
-    let elsewhere = names.iter().find(|name| cluster.owner(&format!("mesa:state:{{{name}}}")).port != here);
-    let name = elsewhere.expect("three shards");
-    let mut client = stage.client(1, name).await;
+    let in_other_shard = |name: &&String| redis.owner(&format!("mesa:state:{{{name}}}")).port != lease_shard;
+    let name = names.iter().find(in_other_shard).expect("a user in another shard than the leases");
+    let mut client = group.client(1, name).await;
     for n in 1..=10 {
-        stage.dispatch(0, &message(n, &[name])).await;
-        assert_eq!(next(&mut client).await, json!(n));
+        group.dispatch(0, &message(n, &[name])).await;
+        assert_eq!(next_data(&mut client).await, json!(n));
     }
-    let owner = cluster.owner(&format!("mesa:state:{{{name}}}"));
-    let both: Vec<_> = cluster.replicas_of(owner).into_iter().chain([owner]).collect();
-    assert_eq!(both.len(), 2);
-    both.iter().for_each(|node| node.kill());
-    both.iter().for_each(|node| node.forget());
-    both.iter().rev().for_each(|node| node.revive());
+    let owner = redis.owner(&format!("mesa:state:{{{name}}}"));
+    let shard: Vec<_> = redis.replicas_of(owner).into_iter().chain([owner]).collect();
+    assert_eq!(shard.len(), 2);
+    shard.iter().for_each(|node| node.kill());
+    shard.iter().for_each(|node| node.delete_files());
+    shard.iter().rev().for_each(|node| node.restart());
     let mut n = 10;
-    for at in 0..2 {
-        until_taken(&stage, at, &mut n, &[name]).await;
+    for server in 0..2 {
+        dispatch_until_accepted(&group, server, &mut n, &[name]).await;
     }
-    let taken = n;
-    for at in [0, 1] {
+    let accepted = n;
+    for server in [0, 1] {
         n += 1;
-        stage.dispatch(at, &message(n, &[name])).await;
+        group.dispatch(server, &message(n, &[name])).await;
     }
-    assert!(through(&mut client, n).await.ends_with(&[taken, n - 1, n]));
+    assert!(receive_through(&mut client, n).await.ends_with(&[accepted, n - 1, n]));
 }
 
-/// Recipients that one dispatch to a Cluster without all its slots has.
+/// Number of recipients of a dispatch to a Redis Cluster that is down.
 const RECIPIENTS: usize = 60;
 
-/// Such a dispatch waits for the Cluster once, and not for each recipient; later ones fail at once, until it is whole again.
+/// A dispatch waits for the Redis Cluster once, not once per recipient. Later ones fail at once until it is available.
+// covers: G4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dispatch_to_many_users_of_a_cluster_that_is_down_waits_once() {
-    let cluster = block_in_place(Cluster::start);
-    let stage = Stage::on(&cluster.setting(), 1);
+async fn dispatch_to_60_users_of_redis_cluster_that_is_down_waits_once() {
+    let redis = block_in_place(RedisCluster::start);
+    let group = ServerGroup::start_on(&redis.setting(), 1);
     let names: Vec<String> = (0..RECIPIENTS).map(|n| format!("user-{n}")).collect();
     let to: Vec<&str> = names.iter().map(String::as_str).collect();
-    stage.dispatch(0, &message(1, &to)).await;
-    // A slot without a user; the Cluster demands that all have a node.
-    let slot = cli(cluster.nodes[0].port, &["CLUSTER", "KEYSLOT", "nobody"]);
-    let owner = cluster.owner("nobody").port;
-    let state = |state: &str| {
-        let is = |port| cli(port, &["CLUSTER", "INFO"]).contains(&format!("cluster_state:{state}"));
-        block_in_place(|| wait(state, || cluster.nodes.iter().all(|node| is(node.port))));
+    group.dispatch(0, &message(1, &to)).await;
+    // No user is in this slot. A Redis Cluster is down while any slot has no node.
+    let slot = cli(redis.nodes[0].port, &["CLUSTER", "KEYSLOT", "unused"]);
+    let owner = redis.owner("unused").port;
+    let wait_for_state = |state: &str| {
+        let condition = format!("every node reports cluster_state:{state}");
+        let has_state = |port| cli(port, &["CLUSTER", "INFO"]).contains(&format!("cluster_state:{state}"));
+        block_in_place(|| block_until(&condition, || redis.nodes.iter().all(|node| has_state(node.port))));
     };
     for round in 0..2 {
-        for node in &cluster.nodes {
+        for node in &redis.nodes {
             block_in_place(|| cli(node.port, &["CLUSTER", "DELSLOTS", &slot]));
         }
-        state("fail");
-        let began = std::time::Instant::now();
+        wait_for_state("fail");
+        let start = Instant::now();
         for n in 0..4 {
-            let (status, answer) = stage.ask(0, "POST", "/v1/dispatch", &message(n, &to)).await;
+            let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(n, &to)).await;
             assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
-            assert!(answer["error"]["message"].as_str().is_some_and(|why| why.contains("CLUSTERDOWN")), "{answer}");
+            assert!(answer["error"]["message"].as_str().is_some_and(|text| text.contains("CLUSTERDOWN")), "{answer}");
         }
-        // Three seconds; for each recipient it would be three minutes, and for each dispatch of one twelve seconds.
-        assert!(began.elapsed() < Duration::from_secs(12), "round {round}: {:?}", began.elapsed());
+        // One wait takes 3 s. A wait per recipient would take 3 minutes, and a wait per dispatch 12 s.
+        assert!(start.elapsed() < Duration::from_secs(12), "round {round}: {:?}", start.elapsed());
         cli(owner, &["CLUSTER", "ADDSLOTS", &slot]);
-        state("ok");
-        until("dispatches to be taken", async || stage.ask(0, "POST", "/v1/dispatch", &message(5, &to)).await.0 == 200)
-            .await;
+        wait_for_state("ok");
+        wait_until("the server accepts a dispatch", async || {
+            group.call(0, "POST", "/v1/dispatch", &message(5, &to)).await.0 == 200
+        })
+        .await;
     }
 }

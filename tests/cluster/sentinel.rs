@@ -1,189 +1,201 @@
-//! Two servers on a Redis that three Sentinels watch, as their users see them while another takes over.
+//! Tests two servers on a Redis under three Sentinels, during failovers with and without loss, and a lone primary.
 
 use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
 use super::{
-    Stage, message, next,
-    redis_topologies::{Watched, cli, wait},
+    ServerGroup, dispatch_until_accepted, message, next_data, receive_through,
+    redis_topologies::{RedisNode, SentinelGroup, block_until, cli},
     support::socket::{Event, Socket},
-    through, until, until_taken,
+    wait_until,
 };
 
-/// Waits until what the replica has copied is all there is.
-fn wait_until_copied(watched: &Watched, from: usize) {
-    let said = |at: usize, name: &str| {
-        let text = cli(watched.nodes[at].port, &["INFO", "replication"]);
+/// Blocks until the replica has copied everything from the primary, which has the index `primary`.
+fn block_until_copied(redis: &SentinelGroup, primary: usize) {
+    let offset = |node: usize, name: &str| {
+        let text = cli(redis.nodes[node].port, &["INFO", "replication"]);
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
     };
-    wait("the replica to have all", || {
-        let had = said(from, "master_repl_offset:");
-        had.is_some() && said(1 - from, "slave_repl_offset:") >= had
+    block_until("the replica has copied everything", || {
+        let written = offset(primary, "master_repl_offset:");
+        written.is_some() && offset(1 - primary, "slave_repl_offset:") >= written
     });
 }
 
+// covers: G2, G4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failover_of_sentinel_fails_dispatches_aloud_and_keeps_clients_and_what_was_copied() {
-    let watched = block_in_place(Watched::start);
-    let stage = Stage::on(&watched.setting(), 2);
-    let (mut alice, mut bob) = (stage.client(1, "alice").await, stage.client(0, "bob").await);
+async fn sentinel_failover_rejects_dispatches_and_keeps_clients_and_replicated_messages() {
+    let redis = block_in_place(SentinelGroup::start);
+    let group = ServerGroup::start_on(&redis.setting(), 2);
+    let (mut alice, mut bob) = (group.client(1, "alice").await, group.client(0, "bob").await);
     let mut n = 0;
     for _ in 0..20 {
         n += 1;
-        stage.dispatch(n as usize % 2, &message(n, &["alice", "bob", "carol"])).await;
-        assert_eq!((next(&mut alice).await, next(&mut bob).await), (json!(n), json!(n)));
+        group.dispatch(n as usize % 2, &message(n, &["alice", "bob", "carol"])).await;
+        assert_eq!((next_data(&mut alice).await, next_data(&mut bob).await), (json!(n), json!(n)));
     }
     let copied = n;
-    block_in_place(|| wait_until_copied(&watched, 0));
-    watched.nodes[0].kill();
-    let (status, refused) = stage.ask(0, "POST", "/v1/dispatch", &message(1000, &["dave"])).await;
-    assert_eq!((status, &refused["error"]["code"]), (503, &json!("unreachable")), "{refused}");
-    let mut answered: Vec<u64> = (1..=copied).collect();
-    for at in 0..2 {
-        let refused = until_taken(&stage, at, &mut n, &["alice", "bob", "carol"]).await;
-        println!("server {at} refused {refused} dispatches");
-        answered.push(n);
+    block_in_place(|| block_until_copied(&redis, 0));
+    redis.nodes[0].kill();
+    let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(1000, &["dave"])).await;
+    assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
+    let mut accepted: Vec<u64> = (1..=copied).collect();
+    for server in 0..2 {
+        let rejected = dispatch_until_accepted(&group, server, &mut n, &["alice", "bob", "carol"]).await;
+        println!("server {server} rejected {rejected} dispatches");
+        accepted.push(n);
     }
-    assert!(watched.nodes[1].is("master"), "the other has taken over");
-    for at in 0..2 {
+    assert!(redis.nodes[1].has_role("master"), "the replica has taken over");
+    for server in 0..2 {
         n += 1;
-        stage.dispatch(at, &message(n, &["alice", "bob", "carol"])).await;
-        answered.push(n);
+        group.dispatch(server, &message(n, &["alice", "bob", "carol"])).await;
+        accepted.push(n);
     }
-    // What was refused may have been done; what was answered comes, once, on the connections that they had.
+    // A rejected message may have been stored. Accepted ones arrive once, on the same connections.
     for socket in [&mut alice, &mut bob] {
-        let got = through(socket, n).await;
-        assert!(got.is_sorted_by(|one, other| one < other) && got[0] > copied, "{got:?}");
-        assert!(answered.iter().filter(|one| **one > copied).all(|one| got.contains(one)), "{answered:?}: {got:?}");
+        let received = receive_through(socket, n).await;
+        assert!(received.is_sorted_by(|a, b| a < b) && received[0] > copied, "{received:?}");
+        let mut after_copied = accepted.iter().filter(|n| **n > copied);
+        assert!(after_copied.all(|n| received.contains(n)), "{accepted:?}: {received:?}");
     }
-    // Who was away the whole time gets all that was answered, in order.
-    let mut carol = stage.client(0, "carol").await;
-    let got = through(&mut carol, n).await;
-    assert!(got.is_sorted_by(|one, other| one < other) && answered.iter().all(|one| got.contains(one)), "{got:?}");
+    // A user who was offline all the time receives every accepted message, in order.
+    let mut carol = group.client(0, "carol").await;
+    let received = receive_through(&mut carol, n).await;
+    assert!(received.is_sorted_by(|a, b| a < b) && accepted.iter().all(|n| received.contains(n)), "{received:?}");
     let online = |users: &Value| users["users"].as_array().is_some_and(|all| all.len() == 3);
-    stage.until("all three to be seen", 1, "/v1/users?online=true", online).await;
-    // The old one comes back as a replica, and takes over again while both are alive: nobody stays with the other.
-    watched.nodes[0].revive();
+    group.wait_until("three users are online", 1, "/v1/users?online=true", online).await;
+    // The old primary restarts as a replica and takes over again while the other runs. No server may stay with the other.
+    redis.nodes[0].restart();
     block_in_place(|| {
-        wait("the old one to follow", || {
-            cli(watched.nodes[0].port, &["INFO", "replication"]).contains("master_link_status:up")
+        block_until("the old primary is connected as a replica", || {
+            cli(redis.nodes[0].port, &["INFO", "replication"]).contains("master_link_status:up")
         });
-        wait_until_copied(&watched, 1);
-        wait("the failover to begin", || cli(watched.sentinels[0].port, &["SENTINEL", "FAILOVER", "mesa"]) == "OK");
-        wait("it to take over", || watched.nodes[0].is("master") && watched.nodes[1].is("slave"));
+        block_until_copied(&redis, 1);
+        block_until("the failover begins", || cli(redis.sentinels[0].port, &["SENTINEL", "FAILOVER", "mesa"]) == "OK");
+        block_until("the old primary has taken over", || {
+            redis.nodes[0].has_role("master") && redis.nodes[1].has_role("slave")
+        });
     });
-    for at in 0..2 {
-        until_taken(&stage, at, &mut n, &["alice"]).await;
+    for server in 0..2 {
+        dispatch_until_accepted(&group, server, &mut n, &["alice"]).await;
     }
     n += 1;
-    stage.dispatch(0, &message(n, &["alice"])).await;
-    through(&mut alice, n).await;
-    let listeners = |at: usize| cli(watched.nodes[at].port, &["PUBSUB", "NUMSUB", "mesa:wake"]);
+    group.dispatch(0, &message(n, &["alice"])).await;
+    receive_through(&mut alice, n).await;
+    let subscribers = |node: usize| cli(redis.nodes[node].port, &["PUBSUB", "NUMSUB", "mesa:wake"]);
     block_in_place(|| {
-        wait("both to listen at the new one", || listeners(0).ends_with('2') && listeners(1).ends_with('0'));
+        block_until("both servers subscribe at the new primary only", || {
+            subscribers(0).ends_with('2') && subscribers(1).ends_with('0')
+        });
     });
-    // Somebody makes the primary a replica, and does not cut its connections: each server finds out by itself.
-    let port = watched.nodes[1].port.to_string();
-    watched.sentinels.iter().for_each(super::redis_topologies::Node::kill);
-    cli(watched.nodes[1].port, &["REPLICAOF", "NO", "ONE"]);
-    cli(watched.nodes[0].port, &["REPLICAOF", "127.0.0.1", &port]);
-    let (status, refused) = stage.ask(0, "POST", "/v1/dispatch", &message(1001, &["alice"])).await;
-    assert_eq!((status, &refused["error"]["code"]), (503, &json!("unreachable")), "{refused}");
+    // An operator makes the primary a replica without closing its connections. Each server must notice it itself.
+    let port = redis.nodes[1].port.to_string();
+    redis.sentinels.iter().for_each(RedisNode::kill);
+    cli(redis.nodes[1].port, &["REPLICAOF", "NO", "ONE"]);
+    cli(redis.nodes[0].port, &["REPLICAOF", "127.0.0.1", &port]);
+    let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(1001, &["alice"])).await;
+    assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
 }
 
-async fn resuming(stage: &Stage, at: usize, device: &str, after: u64) -> Socket {
-    Socket::connect_as(stage.servers[at].address, "alice", Some(after), Some(device)).await.expect("a client")
+/// Connects a device of alice that resumes after a sequence.
+async fn resuming_client(group: &ServerGroup, server: usize, device: &str, after: u64) -> Socket {
+    Socket::connect_as(group.servers[server].address, "alice", Some(after), Some(device))
+        .await
+        .expect("a connected client")
 }
 
-/// A primary takes with it what its replica had not copied: sequences go back in the Redis, and not for who has seen them.
+/// The last entries of a primary were not replicated. Redis would assign their sequences again, but clients have seen them.
+// covers: G4, G5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_failover_forgets_is_not_taken_for_what_comes_after_it() {
-    let watched = block_in_place(Watched::start);
-    let stage = Stage::on(&watched.setting(), 2);
-    let (mut alice, mut phone) = (stage.client(1, "alice").await, resuming(&stage, 0, "phone", 0).await);
+async fn failover_that_loses_entries_reports_a_gap_and_reuses_no_sequence() {
+    let redis = block_in_place(SentinelGroup::start);
+    let group = ServerGroup::start_on(&redis.setting(), 2);
+    let (mut alice, mut phone) = (group.client(1, "alice").await, resuming_client(&group, 0, "phone", 0).await);
     let mut n = 0;
     for copied in [true, false] {
         for _ in 0..5 {
             n += 1;
-            stage.dispatch(0, &message(n, &["alice", "bob"])).await;
-            assert_eq!(next(&mut alice).await, json!(n));
-            assert_eq!(through(&mut phone, n).await, [n]);
+            group.dispatch(0, &message(n, &["alice", "bob"])).await;
+            assert_eq!(next_data(&mut alice).await, json!(n));
+            assert_eq!(receive_through(&mut phone, n).await, [n]);
         }
         if copied {
-            block_in_place(|| wait_until_copied(&watched, 0));
-            // From here on it copies from nobody.
-            assert_eq!(cli(watched.nodes[1].port, &["REPLICAOF", "127.0.0.1", "1"]), "OK");
+            block_in_place(|| block_until_copied(&redis, 0));
+            // From now on the replica copies nothing.
+            assert_eq!(cli(redis.nodes[1].port, &["REPLICAOF", "127.0.0.1", "1"]), "OK");
         }
     }
-    watched.nodes[0].kill();
-    // All that is taken from here on is delivered, although there are free numbers below those that were seen.
-    for at in 0..2 {
-        until_taken(&stage, at, &mut n, &["alice", "bob"]).await;
+    redis.nodes[0].kill();
+    // Messages accepted from now on are delivered, although the new primary's sequences are lower than those that clients have.
+    for server in 0..2 {
+        dispatch_until_accepted(&group, server, &mut n, &["alice", "bob"]).await;
     }
-    let taken = n;
-    for at in [0, 1, 0, 1] {
+    let first_accepted = n;
+    for server in [0, 1, 0, 1] {
         n += 1;
-        stage.dispatch(at, &message(n, &["alice", "bob"])).await;
+        group.dispatch(server, &message(n, &["alice", "bob"])).await;
     }
     for socket in [&mut alice, &mut phone] {
-        let got = through(socket, n).await;
-        assert!(got[0] > 10 && got.ends_with(&(taken..=n).collect::<Vec<_>>()), "{got:?}");
+        let received = receive_through(socket, n).await;
+        assert!(received[0] > 10 && received.ends_with(&(first_accepted..=n).collect::<Vec<_>>()), "{received:?}");
     }
     let lost =
-        |n: u64| !cli(watched.nodes[1].port, &["XRANGE", "mesa:log:{bob}", "-", "+"]).contains(&format!("\"d\":{n},"));
-    assert!(lost(6) && lost(10) && !lost(5), "the failover has lost what was not copied, or this test means nothing");
-    // One who comes back with a number that is forgotten is told so, and misses nothing of what is there.
-    let mut tablet = resuming(&stage, 1, "tablet", 10).await;
-    let Ok(Event::Resumed(told)) = tablet.event().await else { panic!("it is told first what there is") };
-    let missed = told.missed.expect("something is missing");
+        |n: u64| !cli(redis.nodes[1].port, &["XRANGE", "mesa:log:{bob}", "-", "+"]).contains(&format!("\"d\":{n},"));
+    assert!(lost(6) && lost(10) && !lost(5), "the failover loses exactly the entries that were not replicated");
+    // A device that resumes after a lost sequence receives a gap, and every stored entry.
+    let mut tablet = resuming_client(&group, 1, "tablet", 10).await;
+    let Ok(Event::Resumed(resumed)) = tablet.event().await else { panic!("op 13 is expected first") };
+    let missed = resumed.missed.expect("a gap");
     assert_eq!((missed.from, missed.reason.as_str()), (11, "lost"));
-    let got = through(&mut tablet, n).await;
-    assert!(got.ends_with(&(taken..=n).collect::<Vec<_>>()), "{got:?}");
-    let mut bob = stage.client(0, "bob").await;
-    let got = through(&mut bob, n).await;
-    assert!(got.starts_with(&[1, 2, 3, 4, 5]) && got.ends_with(&(taken..=n).collect::<Vec<_>>()), "{got:?}");
+    let received = receive_through(&mut tablet, n).await;
+    assert!(received.ends_with(&(first_accepted..=n).collect::<Vec<_>>()), "{received:?}");
+    let mut bob = group.client(0, "bob").await;
+    let received = receive_through(&mut bob, n).await;
+    let expected: Vec<u64> = (first_accepted..=n).collect();
+    assert!(received.starts_with(&[1, 2, 3, 4, 5]) && received.ends_with(&expected), "{received:?}");
 }
 
-/// A Redis that is emptied under running servers.
+// covers: G4, G5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn after_a_redis_was_emptied_new_messages_reach_who_had_more_before() {
-    let stage = Stage::new(2);
-    let (mut alice, mut phone) = (stage.client(1, "alice").await, resuming(&stage, 0, "phone", 0).await);
+async fn redis_emptied_under_connected_and_resuming_clients_delivers_new_messages() {
+    let group = ServerGroup::start(2);
+    let (mut alice, mut phone) = (group.client(1, "alice").await, resuming_client(&group, 0, "phone", 0).await);
     for n in 1..=10 {
-        stage.dispatch(0, &message(n, &["alice"])).await;
-        assert_eq!(next(&mut alice).await, json!(n));
-        assert_eq!(through(&mut phone, n).await, [n]);
+        group.dispatch(0, &message(n, &["alice"])).await;
+        assert_eq!(next_data(&mut alice).await, json!(n));
+        assert_eq!(receive_through(&mut phone, n).await, [n]);
     }
-    let port = stage.redis().address().port();
+    let port = group.redis().address().port();
     assert_eq!(cli(port, &["FLUSHALL"]), "OK");
     for n in 11..=15 {
-        stage.dispatch(n as usize % 2, &message(n, &["alice"])).await;
-        assert_eq!(next(&mut alice).await, json!(n));
-        assert_eq!(through(&mut phone, n).await, [n]);
+        group.dispatch(n as usize % 2, &message(n, &["alice"])).await;
+        assert_eq!(next_data(&mut alice).await, json!(n));
+        assert_eq!(receive_through(&mut phone, n).await, [n]);
     }
-    let mut tablet = resuming(&stage, 1, "tablet", 10).await;
-    let Ok(Event::Resumed(told)) = tablet.event().await else { panic!("it is told first what there is") };
-    assert_eq!(told.missed.map(|missed| (missed.from, missed.reason)), Some((11, "lost".to_owned())));
-    assert!(through(&mut tablet, 15).await.ends_with(&[15]));
+    let mut tablet = resuming_client(&group, 1, "tablet", 10).await;
+    let Ok(Event::Resumed(resumed)) = tablet.event().await else { panic!("op 13 is expected first") };
+    assert_eq!(resumed.missed.map(|missed| (missed.from, missed.reason)), Some((11, "lost".to_owned())));
+    assert!(receive_through(&mut tablet, 15).await.ends_with(&[15]));
     let online = |users: &Value| users["users"].as_array().is_some_and(|all| all.len() == 1);
-    stage.until("her to be seen again", 1, "/v1/users?online=true", online).await;
+    group.wait_until("alice is online again", 1, "/v1/users?online=true", online).await;
 }
 
-/// `min-replicas-to-write`: a primary that is alone takes nothing, and says so.
+/// With `min-replicas-to-write` a primary without replicas rejects writes.
+// covers: G4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_primary_without_its_replicas_refuses_aloud_and_clients_stay() {
-    let stage = Stage::new(1);
-    let mut alice = stage.client(0, "alice").await;
-    stage.dispatch(0, &message(1, &["alice"])).await;
-    assert_eq!(next(&mut alice).await, 1);
-    let port = stage.redis().address().port();
+async fn primary_without_replicas_rejects_dispatches_and_clients_stay_connected() {
+    let group = ServerGroup::start(1);
+    let mut alice = group.client(0, "alice").await;
+    group.dispatch(0, &message(1, &["alice"])).await;
+    assert_eq!(next_data(&mut alice).await, 1);
+    let port = group.redis().address().port();
     assert_eq!(cli(port, &["CONFIG", "SET", "min-replicas-to-write", "1"]), "OK");
-    let (status, refused) = stage.ask(0, "POST", "/v1/dispatch", &message(2, &["alice"])).await;
-    assert_eq!((status, &refused["error"]["code"]), (503, &json!("unreachable")), "{refused}");
-    assert!(refused["error"]["message"].as_str().is_some_and(|text| text.contains("NOREPLICAS")), "{refused}");
+    let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(2, &["alice"])).await;
+    assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
+    assert!(answer["error"]["message"].as_str().is_some_and(|text| text.contains("NOREPLICAS")), "{answer}");
     assert_eq!(cli(port, &["CONFIG", "SET", "min-replicas-to-write", "0"]), "OK");
     let mut n = 2;
-    until_taken(&stage, 0, &mut n, &["alice"]).await;
-    assert_eq!(through(&mut alice, n).await, [n], "what was refused was not done");
-    until("the server to be ready", async || stage.ask(0, "GET", "/readyz", &Value::Null).await.0 == 200).await;
+    dispatch_until_accepted(&group, 0, &mut n, &["alice"]).await;
+    assert_eq!(receive_through(&mut alice, n).await, [n], "rejected messages are not stored");
+    wait_until("the server is ready", async || group.call(0, "GET", "/readyz", &Value::Null).await.0 == 200).await;
 }

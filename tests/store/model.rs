@@ -442,6 +442,6 @@ fn random_operations_on_redis_match_the_model() {
 #[test]
 fn random_operations_on_a_redis_cluster_match_the_model() {
     // Without this reference each case would start a cluster of its own.
-    let _cluster = crate::redis_topologies::Cluster::shared();
+    let _cluster = crate::redis_topologies::RedisCluster::shared();
     check(|| Location::Redis(crate::redis::RedisNamespace::in_cluster()), 20);
 }

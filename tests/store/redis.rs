@@ -21,7 +21,7 @@ use mesa::{
 
 use crate::{
     redis_server::Redis,
-    redis_topologies::Cluster,
+    redis_topologies::RedisCluster,
     support::{acknowledge, append, message, read, user, wait_until},
 };
 
@@ -33,7 +33,7 @@ pub struct RedisNamespace {
 
 enum Target {
     Single(Arc<Redis>),
-    Cluster(Arc<Cluster>),
+    Cluster(Arc<RedisCluster>),
 }
 
 static NAMESPACES: AtomicU64 = AtomicU64::new(0);
@@ -51,7 +51,7 @@ impl RedisNamespace {
 
     /// Creates a namespace of the shared Redis Cluster.
     pub fn in_cluster() -> Self {
-        Self::at(Target::Cluster(Cluster::shared()))
+        Self::at(Target::Cluster(RedisCluster::shared()))
     }
 
     pub fn name(&self) -> &str {
@@ -198,7 +198,7 @@ async fn append_without_redis_is_rejected_and_accepted_after_its_return() {
     assert!(matches!(store.state(&user("a")), Err(StoreError::Unreachable(_))));
     // An acknowledgement during the outage is stored after it.
     acknowledge(&*store, "a", 1, 1);
-    redis.revive();
+    redis.restart();
     wait_until("the connection is restored", || store.state(&user("a")).is_ok()).await;
     assert_eq!(append(&*store, 3, &["a"]).await.unwrap(), [2], "a rejected append has no effect");
     assert_eq!(read(&*store, "a", 0), [(2, 3)], "an accepted entry is stored, and an acknowledged one is trimmed");
@@ -263,7 +263,7 @@ async fn device_online_at_another_server_is_not_removed_for_a_new_one() {
 /// Timeout of replies from Redis. The 500 ms of the crate `redis` are too short on a busy machine.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(30);
 
-fn cluster_client(cluster: &Cluster) -> redis::cluster::ClusterClient {
+fn cluster_client(cluster: &RedisCluster) -> redis::cluster::ClusterClient {
     let client = redis::cluster::ClusterClient::builder(cluster.urls());
     client.connection_timeout(REPLY_TIMEOUT).response_timeout(REPLY_TIMEOUT).build().unwrap()
 }

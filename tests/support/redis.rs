@@ -1,6 +1,6 @@
-//! A Redis of the test's own: on a free port, with append-only on and every write synced.
+//! Starts a Redis for a test: on a free port, append-only, with every write synced.
 
-#![allow(dead_code, reason = "not every test that starts one kills it")]
+#![allow(dead_code, reason = "each suite uses a part of it")]
 
 use std::{
     io::{Read, Write},
@@ -16,10 +16,10 @@ use std::{
 
 use tempfile::TempDir;
 
-/// How long it may take to listen: it reads its files first.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Maximum time until a started Redis answers `PING`. It reads its files first.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A running Redis. Dropping it ends it.
+/// Runs one Redis process. Dropping it kills the process.
 pub struct Redis {
     directory: TempDir,
     port: u16,
@@ -30,21 +30,21 @@ pub struct Redis {
 static SHARED: Mutex<Weak<Redis>> = Mutex::new(Weak::new());
 
 impl Redis {
-    /// Starts one.
+    /// Starts a Redis without data.
     pub fn start() -> Arc<Self> {
         Self::start_with(&[])
     }
 
-    /// Starts one with further arguments.
+    /// Starts a Redis without data, with further arguments.
     pub fn start_with(arguments: &[&str]) -> Arc<Self> {
-        let directory = directory("mesa-redis-");
-        let arguments = arguments.iter().map(|one| (*one).to_owned()).collect();
+        let directory = temporary_directory("mesa-redis-");
+        let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let redis = Arc::new(Self { directory, port: free_port(), arguments, process: Mutex::new(None) });
-        redis.revive();
+        redis.restart();
         redis
     }
 
-    /// One that all tests of this process share for as long as one of them has it.
+    /// Returns the Redis that all tests of this process share. It ends when the last of them drops it.
     pub fn shared() -> Arc<Self> {
         let mut shared = SHARED.lock().unwrap();
         shared.upgrade().unwrap_or_else(|| {
@@ -54,52 +54,52 @@ impl Redis {
         })
     }
 
-    /// Starts it again on what it has written, and waits until it answers.
-    pub fn revive(&self) {
+    /// Starts the process on the files that an earlier one wrote, and waits until it answers.
+    pub fn restart(&self) {
         let directory = self.directory.path();
-        let log = std::fs::File::options().create(true).append(true).open(directory.join("log")).expect("a log");
+        let log = std::fs::File::options().create(true).append(true).open(directory.join("log")).expect("a log file");
         let child = Command::new("redis-server")
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1", "--save", ""])
             .args(["--appendonly", "yes", "--appendfsync", "always", "--dir"])
             .arg(directory)
             .args(&self.arguments)
             .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
+            .stdout(log.try_clone().expect("a second file handle"))
             .stderr(log)
             .spawn()
-            .expect("redis-server is not installed (Debian: apt-get install redis-server), and nothing is skipped");
+            .expect("redis-server is not installed (Debian: apt-get install redis-server); no test is skipped");
         *self.process.lock().unwrap() = Some(child);
-        let end = Instant::now() + PATIENCE;
-        while !self.answers() {
-            assert!(Instant::now() < end, "redis-server does not answer: {}", self.log());
+        let deadline = Instant::now() + START_TIMEOUT;
+        while !self.answers_ping() {
+            assert!(Instant::now() < deadline, "redis-server does not answer: {}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
     }
 
-    /// A copy of all that it has written down.
-    pub fn copy(&self) -> TempDir {
-        let copy = directory("mesa-redis-copy-");
+    /// Copies all files that the Redis has written.
+    pub fn copy_files(&self) -> TempDir {
+        let copy = temporary_directory("mesa-redis-copy-");
         copy_directory(self.directory.path(), copy.path());
         copy
     }
 
-    /// Ends it, and starts it on a copy of an earlier state.
-    pub fn go_back_to(&self, copy: &TempDir) {
+    /// Kills the process, replaces its files by an earlier copy and restarts it.
+    pub fn restart_on(&self, copy: &TempDir) {
         self.kill();
         _ = std::fs::remove_dir_all(self.directory.path().join("appendonlydir"));
         _ = std::fs::remove_file(self.directory.path().join("dump.rdb"));
         copy_directory(copy.path(), self.directory.path());
-        self.revive();
+        self.restart();
     }
 
-    fn answers(&self) -> bool {
+    fn answers_ping(&self) -> bool {
         let Ok(mut stream) = TcpStream::connect(self.address()) else { return false };
         let mut answer = [0; 5];
-        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a timeout");
+        stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a read timeout");
         stream.write_all(b"PING\r\n").is_ok() && stream.read_exact(&mut answer).is_ok() && &answer == b"+PONG"
     }
 
-    /// Ends it as a crash does.
+    /// Kills the process with SIGKILL, as a crash would.
     pub fn kill(&self) {
         if let Some(mut child) = self.process.lock().unwrap().take() {
             _ = child.kill();
@@ -120,25 +120,25 @@ impl Redis {
     }
 }
 
-/// A directory for the files of a Redis, in memory where the system has such a place.
+/// Creates a directory for the files of a Redis, in memory where the system has `/dev/shm`.
 ///
-/// A Redis waits for each sync (`appendfsync always`) while it answers nothing. On a disk that others keep busy that took
-/// longer than a server waits for an answer. No test here cuts the power of a Redis: its files need not be on a disk.
-pub fn directory(prefix: &str) -> TempDir {
+/// With `appendfsync always` a Redis answers no request during a sync. On a busy disk a sync took longer than a mesa server
+/// waits for a reply. No test cuts the power of a Redis, so its files need not be on a disk.
+pub fn temporary_directory(prefix: &str) -> TempDir {
     let memory = Path::new("/dev/shm");
-    let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-    tempfile::Builder::new().prefix(prefix).tempdir_in(place).expect("a temporary directory")
+    let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+    tempfile::Builder::new().prefix(prefix).tempdir_in(parent).expect("a temporary directory")
 }
 
-fn copy_directory(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).expect("a directory");
-    for entry in std::fs::read_dir(from).expect("a directory") {
-        let entry = entry.expect("an entry");
-        let there = to.join(entry.file_name());
-        if entry.file_type().expect("a type").is_dir() {
-            copy_directory(&entry.path(), &there);
+fn copy_directory(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a target directory");
+    for entry in std::fs::read_dir(from).expect("a readable source directory") {
+        let entry = entry.expect("a directory entry");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("the type of a directory entry").is_dir() {
+            copy_directory(&entry.path(), &target);
         } else {
-            std::fs::copy(entry.path(), there).expect("a copy");
+            std::fs::copy(entry.path(), target).expect("a copied file");
         }
     }
 }
@@ -149,13 +149,15 @@ impl Drop for Redis {
     }
 }
 
-/// Ports given out here: below those that the system gives to outgoing connections (from 32768 up), of which one may be taken at any
-/// moment, and so that the ports 10000 above, where the nodes of a Cluster talk to each other, are below them too.
+/// Ports that [`free_port`] returns.
+///
+/// The system gives ports from 32768 up to outgoing connections, so any of those may be taken at any moment. Nodes of a Redis
+/// Cluster also listen on their port + 10000 (cluster bus). Both ports stay below 32768.
 const PORTS: std::ops::Range<u16> = 12_000..22_000;
 
 static NEXT_PORT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new((std::process::id() * 97 % 10_000) as u16));
 
-/// A port nobody listens on now, nor on the one 10000 above, and that is given to nobody else by this process.
+/// Returns a port that is free now, as is port + 10000, and that this process has not got before.
 pub fn free_port() -> u16 {
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
     let count = PORTS.end - PORTS.start;

@@ -1,6 +1,6 @@
-//! Several Redis of the test's own: a primary with a replica under three Sentinels, and a Cluster.
+//! Starts several Redis nodes for a test: a primary and a replica with three Sentinels, or a Redis Cluster.
 
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(dead_code, reason = "each suite uses a part of it")]
 
 use std::{
     fs,
@@ -12,63 +12,63 @@ use std::{
 
 use tempfile::TempDir;
 
-use super::redis_server::{directory, free_port};
+use super::redis_server::{free_port, temporary_directory};
 
-/// How long anything may take that is waited for here.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Maximum time until a condition of [`block_until`] holds.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What all of these ask for.
+/// Password of every node.
 pub const PASSWORD: &str = "mesa-secret";
 
-/// Asks a Redis as a person would; what it prints, without the line's end. One without a password does not mind it.
-pub fn cli(port: u16, words: &[&str]) -> String {
+/// Runs `redis-cli` with [`PASSWORD`] and returns its output without trailing white space.
+///
+/// It reaches a Redis without a password too.
+pub fn cli(port: u16, arguments: &[&str]) -> String {
     let mut command = Command::new("redis-cli");
-    let asked = command.env("REDISCLI_AUTH", PASSWORD).args(["-p", &port.to_string()]).args(words).output();
-    let asked =
-        asked.expect("redis-cli is not installed (Debian: apt-get install redis-tools), and nothing is skipped");
-    String::from_utf8_lossy(&asked.stdout).trim_end().to_owned()
+    let output = command.env("REDISCLI_AUTH", PASSWORD).args(["-p", &port.to_string()]).args(arguments).output();
+    let output = output.expect("redis-cli is not installed (Debian: apt-get install redis-tools); no test is skipped");
+    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
 }
 
-/// Waits until that is so.
-pub fn wait(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < end, "waited in vain for: {what}");
+/// Blocks the thread until a condition holds. Panics after 30 s.
+pub fn block_until(condition: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + WAIT_TIMEOUT;
+    while !holds() {
+        assert!(Instant::now() < deadline, "timed out waiting until {condition}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// One process of a group. Dropping it ends it.
-pub struct Node {
+/// Runs one process of a group: a Redis or a Sentinel. Dropping it kills the process.
+pub struct RedisNode {
     pub port: u16,
-    words: Vec<String>,
+    arguments: Vec<String>,
     log: std::path::PathBuf,
     process: Mutex<Option<Child>>,
 }
 
-impl Node {
-    fn start(port: u16, home: &Path, words: &[String]) -> Self {
-        let node =
-            Self { port, words: words.to_vec(), log: home.join(format!("{port}.log")), process: Mutex::new(None) };
-        node.revive();
+impl RedisNode {
+    fn start(port: u16, home: &Path, arguments: Vec<String>) -> Self {
+        let node = Self { port, arguments, log: home.join(format!("{port}.log")), process: Mutex::new(None) };
+        node.restart();
         node
     }
 
-    /// Starts it, again or for the first time, and waits until it answers.
-    pub fn revive(&self) {
-        let log = fs::File::options().create(true).append(true).open(&self.log).expect("a log");
+    /// Starts the process on the files that an earlier one wrote, and waits until it answers.
+    pub fn restart(&self) {
+        let log = fs::File::options().create(true).append(true).open(&self.log).expect("a log file");
         let child = Command::new("redis-server")
-            .args(&self.words)
+            .args(&self.arguments)
             .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a second handle"))
+            .stdout(log.try_clone().expect("a second file handle"))
             .stderr(log)
             .spawn()
-            .expect("redis-server is not installed (Debian: apt-get install redis-server), and nothing is skipped");
+            .expect("redis-server is not installed (Debian: apt-get install redis-server); no test is skipped");
         *self.process.lock().unwrap() = Some(child);
-        wait("redis-server to answer", || cli(self.port, &["PING"]) == "PONG");
+        block_until("redis-server answers PING", || cli(self.port, &["PING"]) == "PONG");
     }
 
-    /// Ends it as a crash does.
+    /// Kills the process with SIGKILL, as a crash would.
     pub fn kill(&self) {
         if let Some(mut child) = self.process.lock().unwrap().take() {
             _ = child.kill();
@@ -76,142 +76,147 @@ impl Node {
         }
     }
 
-    /// Stops it as a machine stops that is suspended (`STOP`), or has it go on (`CONT`).
-    pub fn signal(&self, which: &str) {
+    /// Sends a signal. `STOP` stands for a suspended machine, `CONT` for its resumption.
+    pub fn signal(&self, name: &str) {
         let child = self.process.lock().unwrap();
-        let pid = child.as_ref().expect("it is running").id().to_string();
-        let sent = Command::new("kill").args(["-s", which, &pid]).status().expect("kill runs");
-        assert!(sent.success(), "{which} reaches it");
+        let pid = child.as_ref().expect("a running process").id().to_string();
+        let status = Command::new("kill").args(["-s", name, &pid]).status().expect("kill runs");
+        assert!(status.success(), "signal {name} is sent to process {pid}");
     }
 
-    /// Takes away all that it has written down: it comes back with nothing.
-    pub fn forget(&self) {
+    /// Deletes the append-only files. A stopped node restarts without data.
+    pub fn delete_files(&self) {
         let directory = self.log.with_file_name(self.port.to_string());
-        fs::remove_dir_all(directory.join("appendonlydir")).expect("it has written something");
+        fs::remove_dir_all(directory.join("appendonlydir")).expect("an append-only directory");
     }
 
-    pub fn is(&self, role: &str) -> bool {
+    /// Whether the node has this role: `master` or `slave`.
+    pub fn has_role(&self, role: &str) -> bool {
         cli(self.port, &["INFO", "replication"]).contains(&format!("role:{role}"))
     }
 
-    /// As a node of a Cluster: that is whole, with all replicas following.
-    fn sees_all(&self) -> bool {
+    /// Whether this node of a Redis Cluster sees all slots served, and all three replicas.
+    fn sees_whole_cluster(&self) -> bool {
         let replicated =
-            self.is("master") || cli(self.port, &["INFO", "replication"]).contains("master_link_status:up");
+            self.has_role("master") || cli(self.port, &["INFO", "replication"]).contains("master_link_status:up");
         let known = cli(self.port, &["CLUSTER", "NODES"]).lines().filter(|line| line.contains("slave")).count() == 3;
         replicated && known && cli(self.port, &["CLUSTER", "INFO"]).contains("cluster_state:ok")
     }
 }
 
-impl Drop for Node {
+impl Drop for RedisNode {
     fn drop(&mut self) {
         self.kill();
     }
 }
 
-fn words(text: &str, home: &Path, port: u16) -> Vec<String> {
+/// Creates a node's directory and returns the arguments of its process: those of every node, and `further`.
+fn node_arguments(further: &str, home: &Path, port: u16) -> Vec<String> {
     let common = format!(
         "--port {port} --bind 127.0.0.1 --save  --appendonly yes --appendfsync always --repl-diskless-sync-delay 0 \
          --requirepass {PASSWORD} --masterauth {PASSWORD}"
     );
-    let mut all: Vec<String> = common.split(' ').chain(text.split_whitespace()).map(str::to_owned).collect();
+    let mut arguments: Vec<String> = common.split(' ').chain(further.split_whitespace()).map(str::to_owned).collect();
     let directory = home.join(port.to_string());
     fs::create_dir_all(&directory).expect("a directory");
-    all.extend(["--dir".to_owned(), directory.display().to_string()]);
-    all
+    arguments.extend(["--dir".to_owned(), directory.display().to_string()]);
+    arguments
 }
 
-/// A primary, a replica, and three Sentinels that watch them.
-pub struct Watched {
-    /// The first is the primary at the beginning.
-    pub nodes: [Node; 2],
-    pub sentinels: Vec<Node>,
+/// Runs a primary, a replica, and three Sentinels that watch them.
+pub struct SentinelGroup {
+    /// The first node is the primary at the beginning.
+    pub nodes: [RedisNode; 2],
+    pub sentinels: Vec<RedisNode>,
     home: TempDir,
 }
 
-impl Watched {
+impl SentinelGroup {
+    /// Starts the group. Sentinels hold a node for down after 700 ms without an answer.
     pub fn start() -> Self {
-        let home = directory("mesa-sentinel-");
-        let (one, other) = (free_port(), free_port());
-        let first = Node::start(one, home.path(), &words("", home.path(), one));
-        let second = words(&format!("--replicaof 127.0.0.1 {one}"), home.path(), other);
-        let second = Node::start(other, home.path(), &second);
+        let home = temporary_directory("mesa-sentinel-");
+        let (primary_port, replica_port) = (free_port(), free_port());
+        let primary = node_arguments("", home.path(), primary_port);
+        let primary = RedisNode::start(primary_port, home.path(), primary);
+        let replica = node_arguments(&format!("--replicaof 127.0.0.1 {primary_port}"), home.path(), replica_port);
+        let replica = RedisNode::start(replica_port, home.path(), replica);
         let sentinels = (0..3).map(|_| {
             let port = free_port();
             let file = home.path().join(format!("{port}.conf"));
             let text = format!(
                 "port {port}\nbind 127.0.0.1\nrequirepass {PASSWORD}\nsentinel sentinel-pass {PASSWORD}\n\
-                 sentinel monitor mesa 127.0.0.1 {one} 2\nsentinel auth-pass mesa {PASSWORD}\n\
+                 sentinel monitor mesa 127.0.0.1 {primary_port} 2\nsentinel auth-pass mesa {PASSWORD}\n\
                  sentinel down-after-milliseconds mesa 700\nsentinel failover-timeout mesa 3000\n"
             );
-            fs::write(&file, text).expect("a configuration");
-            Node::start(port, home.path(), &[file.display().to_string(), "--sentinel".to_owned()])
+            fs::write(&file, text).expect("a configuration file");
+            RedisNode::start(port, home.path(), vec![file.display().to_string(), "--sentinel".to_owned()])
         });
-        let watched = Self { nodes: [first, second], sentinels: sentinels.collect(), home };
-        wait("the replica to follow", || {
-            cli(watched.nodes[1].port, &["INFO", "replication"]).contains("master_link_status:up")
+        let group = Self { nodes: [primary, replica], sentinels: sentinels.collect(), home };
+        block_until("the replica is connected to the primary", || {
+            cli(group.nodes[1].port, &["INFO", "replication"]).contains("master_link_status:up")
         });
-        for sentinel in &watched.sentinels {
-            wait("the sentinels to know all", || {
+        for sentinel in &group.sentinels {
+            block_until("each Sentinel knows the replica and the other Sentinels", || {
                 let known = cli(sentinel.port, &["SENTINEL", "MASTER", "mesa"]);
                 let after = |name: &str| known.lines().skip_while(|line| *line != name).nth(1).map(str::to_owned);
                 after("num-slaves").as_deref() == Some("1") && after("num-other-sentinels").as_deref() == Some("2")
             });
         }
-        watched
+        group
     }
 
-    /// As it stands in a server's configuration.
+    /// Returns the key `redis` of a mesa server's configuration.
     pub fn setting(&self) -> String {
-        let sentinels = self.sentinels.iter().map(|one| format!("{{ host: '127.0.0.1', port: {} }}", one.port));
-        let sentinels = sentinels.collect::<Vec<_>>().join(", ");
+        let address = |sentinel: &RedisNode| format!("{{ host: '127.0.0.1', port: {} }}", sentinel.port);
+        let sentinels = self.sentinels.iter().map(address).collect::<Vec<_>>().join(", ");
         format!(
             "redis: {{ sentinels: [{sentinels}], name: 'mesa', password: '{PASSWORD}', sentinelPassword: '{PASSWORD}' }},"
         )
     }
 }
 
-/// Three primaries with a replica each.
-pub struct Cluster {
-    pub nodes: Vec<Node>,
+/// Runs a Redis Cluster of three primaries with one replica each.
+pub struct RedisCluster {
+    pub nodes: Vec<RedisNode>,
     home: TempDir,
 }
 
-static SHARED: Mutex<Weak<Cluster>> = Mutex::new(Weak::new());
+static SHARED: Mutex<Weak<RedisCluster>> = Mutex::new(Weak::new());
 
-impl Cluster {
-    /// One in which another takes over when a node has not answered for two seconds.
+impl RedisCluster {
+    /// Starts a Redis Cluster in which a replica takes over from a primary that has not answered for 2 s.
     pub fn start() -> Arc<Self> {
         Self::start_with(2000)
     }
 
     fn start_with(node_timeout_ms: u32) -> Arc<Self> {
-        let home = directory("mesa-cluster-");
+        let home = temporary_directory("mesa-cluster-");
         let nodes = (0..6).map(|_| {
             let port = free_port();
-            let more = format!(
+            let further = format!(
                 "--cluster-enabled yes --cluster-node-timeout {node_timeout_ms} --cluster-replica-validity-factor 0"
             );
-            Node::start(port, home.path(), &words(&more, home.path(), port))
+            RedisNode::start(port, home.path(), node_arguments(&further, home.path(), port))
         });
         let cluster = Self { nodes: nodes.collect(), home };
         let addresses = cluster.nodes.iter().map(|node| format!("127.0.0.1:{}", node.port));
-        let made = Command::new("redis-cli")
+        let created = Command::new("redis-cli")
             .env("REDISCLI_AUTH", PASSWORD)
             .args(["--cluster", "create"])
             .args(addresses)
             .args(["--cluster-replicas", "1", "--cluster-yes"])
             .output()
-            .expect("redis-cli is not installed, and nothing is skipped");
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
+            .expect("redis-cli is not installed (Debian: apt-get install redis-tools); no test is skipped");
+        assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stdout));
         for node in &cluster.nodes {
-            wait("the cluster to be whole", || node.sees_all());
+            block_until("every node sees the whole Redis Cluster", || node.sees_whole_cluster());
         }
         Arc::new(cluster)
     }
 
-    /// One that all tests of this process share for as long as one of them has it. Nobody takes over there only because the machine
-    /// is busy.
+    /// Returns the Redis Cluster that all tests of this process share. It ends when the last of them drops it.
+    ///
+    /// A replica takes over after 20 s, so that a busy machine causes no failover.
     pub fn shared() -> Arc<Self> {
         let mut shared = SHARED.lock().unwrap();
         shared.upgrade().unwrap_or_else(|| {
@@ -221,27 +226,28 @@ impl Cluster {
         })
     }
 
+    /// Returns the URLs of two nodes. A client learns of the others from them.
     pub fn urls(&self) -> Vec<String> {
         self.nodes.iter().take(2).map(|node| format!("redis://:{PASSWORD}@127.0.0.1:{}", node.port)).collect()
     }
 
-    /// As it stands in a server's configuration: two of its nodes.
+    /// Returns the key `redis` of a mesa server's configuration.
     pub fn setting(&self) -> String {
         format!("redis: ['{}'],", self.urls().join("', '"))
     }
 
-    /// Those that have what `owner` has.
-    pub fn replicas_of(&self, owner: &Node) -> Vec<&Node> {
-        let master = format!("master_port:{}", owner.port);
+    /// Returns the replicas of `primary`.
+    pub fn replicas_of(&self, primary: &RedisNode) -> Vec<&RedisNode> {
+        let master = format!("master_port:{}", primary.port);
         self.nodes.iter().filter(|node| cli(node.port, &["INFO", "replication"]).contains(&master)).collect()
     }
 
-    /// Whoever of those that answer has the slot of this key.
-    pub fn owner(&self, key: &str) -> &Node {
+    /// Returns the running primary that serves the slot of a key.
+    pub fn owner(&self, key: &str) -> &RedisNode {
         let owner = self.nodes.iter().find(|node| {
-            let here = cli(node.port, &["EXISTS", key]);
-            node.is("master") && (here == "0" || here == "1")
+            let exists = cli(node.port, &["EXISTS", key]);
+            node.has_role("master") && (exists == "0" || exists == "1")
         });
-        owner.expect("somebody has it")
+        owner.unwrap_or_else(|| panic!("no running primary serves the slot of {key}"))
     }
 }

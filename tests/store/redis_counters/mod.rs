@@ -12,7 +12,7 @@ mod reference_model;
 use std::time::Instant;
 
 use self::history::History;
-use crate::{redis::RedisNamespace, redis_server::Redis, redis_topologies::Cluster, seeded_rng::announced_seed};
+use crate::{redis::RedisNamespace, redis_server::Redis, redis_topologies::RedisCluster, seeded_rng::announced_seed};
 
 /// Histories on a single Redis without `MESA_TALLIES`.
 const HISTORIES: u64 = 9;
@@ -68,6 +68,6 @@ async fn counters_on_redis_match_the_entries_after_each_step() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counters_on_a_redis_cluster_match_the_entries_after_each_step() {
-    let _cluster = Cluster::shared();
+    let _cluster = RedisCluster::shared();
     run("redis_counters on a cluster", RedisNamespace::in_cluster, CLUSTER_HISTORIES).await;
 }
