@@ -95,10 +95,7 @@ async fn copy_of_a_store_during_appends_opens_with_a_prefix() {
         let entries = read(&*copied, "a", 0);
         let expected: Vec<_> = (1..=entries.len() as u64).map(|n| (n, n)).collect();
         assert_eq!(entries, expected, "the entries are in order and without a gap");
-        assert!(
-            entries.len() as u64 >= answered.min(last),
-            "the copy has each entry that was answered before it began"
-        );
+        assert!(entries.len() as u64 >= answered.min(last), "the copy has at least the entries of the round before");
         last = answered;
     }
     task.await.unwrap();
