@@ -342,6 +342,6 @@ fn backup_of_damaged_store_ends_as_broken_transfer() {
     assert!(!made.status.success() && !out.exists(), "{}", output_text(&made));
     // A failed backup does not block the next one.
     assert!(Http::connect(server.address).expect("a connection").call("GET", "/v1/backup", "").is_err());
-    home.log_once(|log| log.contains("the backup is incomplete"));
+    home.wait_for_log(|log| log.contains("the backup is incomplete"));
     stop(server);
 }

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::{
     mesa, output_text,
     support::{
-        http_receiver::{Answer, Receiver},
+        http_receiver::{Receiver, Response},
         server::Home,
     },
 };
@@ -35,7 +35,7 @@ async fn server_error_with_advice_is_printed_without_further_advice() {
     let url = format!("http://{}", receiver.address);
     let body =
         json!({ "error": { "code": "unreachable", "message": "the store cannot be reached: timed out. Try again" } });
-    receiver.script([Answer::With(503, "content-type: application/json\r\n".into(), body.to_string())]);
+    receiver.script([Response::With(503, "content-type: application/json\r\n".into(), body.to_string())]);
     let failed = mesa(&["dispatch", "--url", &url, "--to", "alice"]);
     let expected =
         "mesa: the server rejected the request (unreachable): the store cannot be reached: timed out. Try again\n";

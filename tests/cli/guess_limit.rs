@@ -39,7 +39,7 @@ fn run_concurrently<T: Send + 'static>(guess: impl Fn(usize) -> T + Clone + Send
 /// Requests the list of users with `key`. Returns status and body.
 fn list_users(http: &mut Http, key: &str) -> (u16, String) {
     http.send(&request("GET", "/v1/users", "").replace(KEY, key)).expect("the request is sent");
-    let (status, body) = http.answer().expect("an answer");
+    let (status, body) = http.response().expect("an answer");
     (status, String::from_utf8(body).expect("text"))
 }
 
@@ -54,7 +54,7 @@ fn assert_comparisons_limited(compared: usize, took: Duration) {
 
 /// Asserts that the log reports wrong secrets: at most once in 10 s, with the address, without the secrets.
 fn assert_guesses_logged(home: &Home, began: Instant) {
-    let log = home.log_once(|log| log.contains("wrong API keys or passwords were presented"));
+    let log = home.wait_for_log(|log| log.contains("wrong API keys or passwords were presented"));
     let lines = log.lines().filter(|line| line.contains("wrong API keys or passwords were presented")).count();
     let lines_max = 1 + usize::try_from(began.elapsed().as_secs() / 10).unwrap();
     assert!((1..=lines_max).contains(&lines), "{lines} lines, expected 1 to {lines_max}:\n{log}");
@@ -72,7 +72,7 @@ fn api_key_guesses_are_limited_and_other_clients_of_the_address_keep_access() {
     let without_key = request("GET", "/v1/users", "").replace(&format!("authorization: Bearer {KEY}\r\n"), "");
     let mut http = connect();
     http.send(&without_key).unwrap();
-    let (status, body) = http.answer().unwrap();
+    let (status, body) = http.response().unwrap();
     let missing = String::from_utf8(body).unwrap();
     assert!(status == 401 && missing.contains("an API key is required"), "{status} {missing}");
     let (status, wrong) = list_users(&mut http, "a-wrong-secret");

@@ -26,7 +26,7 @@ async fn malformed_frame_of_unauthenticated_client_is_logged_as_a_short_line() {
         // Reads until the server closes the connection.
         while let Some(Ok(_)) = timeout(WAIT_TIMEOUT, socket.next()).await.expect("the server closes the connection") {}
     }
-    let log = home.log_once(|log| log.matches("a client sent a frame that cannot be taken").count() == 3);
+    let log = home.wait_for_log(|log| log.matches("a client sent a frame that cannot be taken").count() == 3);
     let longest = log.lines().map(str::len).max().unwrap_or(0);
     assert!(longest < 600, "expected lines below 600 bytes, found one of {longest}");
 }
@@ -61,7 +61,7 @@ async fn repeated_offences_of_unauthenticated_clients_are_logged_at_a_limited_ra
     // Log lines are written in order, so "stopped" follows every line about a client.
     server.terminate();
     assert!(server.process.wait(WAIT_TIMEOUT).success());
-    let log = home.log_once(|log| log.contains("stopped"));
+    let log = home.wait_for_log(|log| log.contains("stopped"));
     for line in lines {
         let count = log.matches(line).count();
         assert!((1..=LINES_MAX).contains(&count), "{count} lines, expected 1 to {LINES_MAX}: {line}\n{}", home.log());

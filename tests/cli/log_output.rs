@@ -210,7 +210,7 @@ fn reload_signal_is_ignored_with_one_log_line() {
     let server = home.start();
     for (signal, name) in [(Signal::HUP, "SIGHUP"), (Signal::USR1, "SIGUSR1"), (Signal::USR2, "SIGUSR2")] {
         server.signal(signal);
-        home.log_once(|log| log.contains(name));
+        home.wait_for_log(|log| log.contains(name));
         assert_serves(&server);
     }
     assert_clean_stop(server);

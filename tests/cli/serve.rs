@@ -9,7 +9,7 @@ fn each_warning_is_logged_once() {
     let home = Home::with("store: { maxBytes: 1000000 },");
     let server = home.start();
     let warnings = ["every token is accepted", "one offline user can fill the store"];
-    let log = home.log_once(|log| warnings.iter().all(|warning| log.contains(warning)));
+    let log = home.wait_for_log(|log| warnings.iter().all(|warning| log.contains(warning)));
     for warning in warnings {
         assert_eq!(log.matches(warning).count(), 1, "{warning}:\n{log}");
     }
@@ -29,7 +29,7 @@ fn kubernetes_service_variables_are_ignored_with_an_explanation() {
     }
     let server = home.start();
     let lines = ["enableServiceLinks: false", "MESA_BIN is no setting", "the nearest setting is MESA_STORE_PATH"];
-    let log = home.log_once(|log| lines.iter().all(|line| log.contains(line)));
+    let log = home.wait_for_log(|log| lines.iter().all(|line| log.contains(line)));
     for expected in lines {
         assert_eq!(log.matches(expected).count(), 1, "{expected}:\n{log}");
     }

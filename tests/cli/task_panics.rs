@@ -58,7 +58,7 @@ fn panic_and_recover(server: &Server, home: &Home, file: &PathBuf, tasks: &[&str
     wait_for_readiness(server, home, |status, _| status == 200);
     for task in tasks {
         let line = |line: &str| line.contains("ERROR") && line.contains("ended unexpectedly") && line.contains(task);
-        home.log_once(|log| log.lines().any(line));
+        home.wait_for_log(|log| log.lines().any(line));
     }
 }
 
@@ -138,7 +138,7 @@ fn panicking_jwks_fetch_is_not_ready_and_is_retried() {
         authenticate();
         status == 200
     });
-    home.log_once(|log| log.contains("cannot be fetched"));
+    home.wait_for_log(|log| log.contains("cannot be fetched"));
 }
 
 /// Dispatches to `users` users at a server that panics in `place`, and asserts that the server stops with an error.

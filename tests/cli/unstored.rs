@@ -92,10 +92,10 @@ fn dropped_messages_of_an_original_dispatcher_are_logged_at_a_limited_rate() {
     }
     assert_eq!(dropped_count(&server), 100);
     let line = "a message of a Dispatcher was dropped for offline users: sync.enabled is off";
-    home.log_once(|log| log.contains(line));
+    home.wait_for_log(|log| log.contains(line));
     server.terminate();
     assert!(server.process.wait(Duration::from_secs(30)).success());
-    assert_eq!(home.log_once(|log| log.contains("stopped")).matches(line).count(), 1);
+    assert_eq!(home.wait_for_log(|log| log.contains("stopped")).matches(line).count(), 1);
 }
 
 // covers: G1

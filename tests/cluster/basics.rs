@@ -123,11 +123,11 @@ async fn acknowledgement_sent_before_a_stopping_server_closes_prevents_redeliver
     let mut alice = group.client(0, "alice").await;
     group.dispatch(0, &message(1, &["alice"])).await;
     assert!(matches!(alice.event().await, Ok(Event::Message(first)) if first.d == 1));
-    assert_eq!(alice.event().await, Ok(Event::Question));
+    assert_eq!(alice.event().await, Ok(Event::AckRequest));
     let stopping = group.servers.remove(0);
     stopping.terminate();
-    alice.readable().await.expect("a close frame arrives");
-    alice.answer().await.expect("the connection still accepts an acknowledgement");
+    alice.wait_readable().await.expect("a close frame arrives");
+    alice.acknowledge().await.expect("the connection still accepts an acknowledgement");
     assert!(close_reason(&mut alice).await.contains("code: Away"));
     assert!(stopping.process.wait(WAIT_TIMEOUT).success());
     let mut alice = group.client(0, "alice").await;

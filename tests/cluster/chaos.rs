@@ -124,7 +124,7 @@ impl ChaosRun {
                 match tokio::time::timeout(Duration::from_millis(100), socket.event()).await {
                     Err(_) => {}
                     Ok(Ok(Event::Message(message))) => self.record(&name, &message.d),
-                    Ok(Ok(Event::Question)) => _ = socket.answer().await,
+                    Ok(Ok(Event::AckRequest)) => _ = socket.acknowledge().await,
                     Ok(Ok(_)) => {}
                     Ok(Err(_)) => break,
                 }

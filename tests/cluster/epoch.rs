@@ -41,7 +41,7 @@ async fn acknowledge_all(group: &ServerGroup, user: &str, socket: &mut Socket) {
     let path = format!("/v1/users/{user}");
     wait_until("every entry is acknowledged", async || {
         match tokio::time::timeout(Duration::from_millis(20), socket.event()).await {
-            Ok(Ok(Event::Question)) => socket.answer().await.expect("an open connection"),
+            Ok(Ok(Event::AckRequest)) => socket.acknowledge().await.expect("an open connection"),
             Ok(event) => panic!("{event:?}"),
             Err(_) => {}
         }
@@ -84,7 +84,7 @@ async fn check_emptied(servers: usize) {
     let (received, gaps) = receive_through_with_gaps(&mut tablet, 30).await;
     assert_eq!((received, gaps.first().map(String::as_str)), (expected, Some("lost")));
     // A resuming client receives the gap without a dispatch too.
-    phone.confirm_through(1 << 50).await.expect("an open connection");
+    phone.acknowledge_through(1 << 50).await.expect("an open connection");
     acknowledge_all(&group, "alice", &mut alice).await;
     assert_eq!(cli(port, &["FLUSHALL"]), "OK");
     let Ok(Event::Resumed(resumed)) = phone.event().await else { panic!("op 13 with a gap is expected") };
@@ -135,7 +135,7 @@ async fn server_suspended_while_redis_is_emptied_delivers_entries_acknowledged_a
     group.servers[1].signal(rustix::process::Signal::CONT);
     assert_eq!(receive_through(&mut second, 30).await, (11..=30).collect::<Vec<_>>(), "{}", group.homes[1].log());
     assert_eq!(receive_through_with_gaps(&mut phone, 30).await, ((11..=30).collect(), vec!["lost".to_owned()]));
-    phone.confirm_through(1 << 50).await.expect("an open connection");
+    phone.acknowledge_through(1 << 50).await.expect("an open connection");
     acknowledge_all(&group, "alice", &mut second).await;
     wait_until("the log is trimmed", async || cli(port, &["XLEN", "mesa:log:{alice}"]) == "0").await;
 }
@@ -210,7 +210,7 @@ impl Load {
                     missing.remove(&n);
                     received.push(n);
                 }
-                Ok(Ok(Event::Question)) => socket.answer().await.expect("an open connection"),
+                Ok(Ok(Event::AckRequest)) => socket.acknowledge().await.expect("an open connection"),
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => panic!("{error}; {} of {} messages are missing", missing.len(), expected.len()),
                 Err(timeout) => {
@@ -463,6 +463,6 @@ async fn log_deleted_by_hand_delivers_all_later_messages_in_order() {
         let (received, _) =
             receive_through_with_gaps(&mut resuming_client(&group, 0, "alice", "tablet", 10).await, 30).await;
         assert!(received.ends_with(&expected), "{keys:?}: {received:?}");
-        phone.confirm_through(1 << 50).await.expect("an open connection");
+        phone.acknowledge_through(1 << 50).await.expect("an open connection");
     }
 }

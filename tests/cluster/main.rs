@@ -153,7 +153,7 @@ async fn receive_through(socket: &mut Socket, last: u64) -> Vec<u64> {
         let event = tokio::time::timeout(WAIT_TIMEOUT, socket.event()).await.expect("an event in time");
         match event.expect("an open connection") {
             Event::Message(message) => received.push(message.d.as_u64().expect("a number")),
-            Event::Question => socket.answer().await.expect("an open connection"),
+            Event::AckRequest => socket.acknowledge().await.expect("an open connection"),
             _ => {}
         }
     }
@@ -165,7 +165,7 @@ async fn close_reason(socket: &mut Socket) -> String {
     let closed = async {
         loop {
             match socket.event().await {
-                Ok(Event::Question) => socket.answer().await.unwrap_or_default(),
+                Ok(Event::AckRequest) => socket.acknowledge().await.unwrap_or_default(),
                 Ok(_) => {}
                 Err(reason) => return reason,
             }

@@ -122,7 +122,7 @@ async fn wait_until_original_portals(group: &ServerGroup, count: usize) {
 }
 
 async fn send_number(client: &mut Socket, n: u64) {
-    client.say(&json!({ "op": 0, "d": n, "t": "N" })).await.expect("the message is sent");
+    client.send_frame(&json!({ "op": 0, "d": n, "t": "N" })).await.expect("the message is sent");
 }
 
 /// Sends 0 from every client until `ready`, then the numbers 1 to `count`.
@@ -274,7 +274,7 @@ async fn stopping_server_reports_last_message_and_disconnection_to_portal_of_ano
     send_numbers(&mut [&mut alice], 0, async || has_each_user(&stream.messages(), &["alice"])).await;
     let stopping = group.servers.remove(0);
     stopping.terminate();
-    alice.readable().await.expect("a close frame arrives");
+    alice.wait_readable().await.expect("a close frame arrives");
     send_number(&mut alice, 7).await;
     let event_count = |kind: &str, user: &str| {
         stream.events.lock().iter().filter(|event| event["type"] == kind && event["user"] == user).count()

@@ -55,7 +55,7 @@ impl Check {
     }
 
     fn lines_with(&self, text: &str) -> usize {
-        let log = self.group.homes[0].log_until_now(&self.group.servers[0]);
+        let log = self.group.homes[0].complete_log(&self.group.servers[0]);
         log.lines().filter(|line| line.contains(text)).count()
     }
 

@@ -89,7 +89,7 @@ async fn list_of_200_invalid_messages_is_logged_at_most_twice() {
         redis_cli(&group, &["KEYS", "*:aside:alice"]).contains("aside:alice")
     })
     .await;
-    let log = group.homes[0].log_once(|log| log.contains("it is set aside"));
+    let log = group.homes[0].wait_for_log(|log| log.contains("it is set aside"));
     let lines = log.lines().filter(|line| line.contains("it is set aside")).count();
     assert!((1..=2).contains(&lines), "one or two log lines are expected, not {lines}");
 }

@@ -14,7 +14,7 @@ use crate::{
     flaky_proxy::Network,
     server::{KEY, Served, id, message, within},
     support::{
-        http_receiver::{Answer, Receiver},
+        http_receiver::{Receiver, Response},
         server::{Home, KEY as HOME_KEY},
     },
 };
@@ -97,15 +97,15 @@ async fn only_what_may_pass_is_said_again_and_by_the_same_id() {
     let url = format!("http://{}", receiver.address);
     let refusal = |status, code: &str| {
         let body = json!({ "error": { "code": code, "message": "no" } }).to_string();
-        Answer::With(status, "content-type: application/json\r\n".into(), body)
+        Response::With(status, "content-type: application/json\r\n".into(), body)
     };
-    let taken = || Answer::json(json!({ "recipients": 1, "online": 0, "offline": 1 }));
+    let taken = || Response::json(json!({ "recipients": 1, "online": 0, "offline": 1 }));
     let dispatcher = Dispatcher::new(&url, KEY).unwrap().retrying(quick());
     receiver.script([
         refusal(503, "shutting_down"),
         refusal(507, "full"),
-        Answer::Close,
-        Answer::HalfWay(200),
+        Response::Close,
+        Response::HalfWay(200),
         taken(),
     ]);
     dispatcher.dispatch(&message(1), &to("alice"), &[]).await.unwrap();

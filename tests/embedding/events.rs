@@ -117,11 +117,11 @@ async fn what_a_client_says_before_it_hears_that_the_server_stops_is_told() {
     assert_eq!(diary.next().await, "somebody at / comes, local: true");
     assert_eq!(diary.next().await, r#"alice is let in as {"id":"alice"}"#);
     let stopping = tokio::spawn(served.stop());
-    client.readable().await.unwrap();
+    client.wait_readable().await.unwrap();
     for n in 0..3 {
-        client.say(&json!({ "op": 0, "d": n, "t": "LAST" })).await.unwrap();
+        client.send_frame(&json!({ "op": 0, "d": n, "t": "LAST" })).await.unwrap();
     }
-    client.ask().await.unwrap();
+    client.request_ack().await.unwrap();
     assert!(client.event().await.is_err(), "the close frame is the first that it is told");
     for n in 0..3 {
         assert_eq!(diary.next().await, format!("alice says LAST {n}"));

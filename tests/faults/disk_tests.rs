@@ -39,12 +39,12 @@ fn power_cut_after_sync_loses_nothing() {
             let bytes = vec![random.within(1..=255) as u8; random.within(1..=10_000) as usize];
             let at = random.within(0..=20_000) as usize;
             let file = tree.file_mut(ino).unwrap();
-            if random.once_in(8) {
+            if random.one_in(8) {
                 file.set_len(at);
             } else {
                 file.write(at, &bytes);
             }
-            if random.once_in(3) {
+            if random.one_in(3) {
                 file.sync();
                 synced = contents(&tree, ino);
             }

@@ -67,7 +67,7 @@ fn crowd_of_silent_connections_leaves_the_store_its_files() {
         assert_eq!(fresh.status("/readyz").expect("an answer"), 200);
         assert_eq!(dispatch(&mut fresh, "bob"), 200);
     }
-    let log = home.log_once(|log| log.contains(&format!("the process may open {LIMIT} files")));
+    let log = home.wait_for_log(|log| log.contains(&format!("the process may open {LIMIT} files")));
     assert!(!log.contains("accepting connections failed"), "{log}");
     drop(crowds);
     server.terminate();
@@ -125,7 +125,7 @@ fn server_without_descriptors_says_so_once_in_an_interval() {
     let Some(server) = start(&home, 40) else { return };
     let silent = crowd(server.address);
     let refused = "accepting connections failed";
-    home.log_once(|log| log.contains(refused));
+    home.wait_for_log(|log| log.contains(refused));
     // Each place that becomes free is taken by the next of the crowd, and the one behind it is refused anew.
     for stream in silent {
         drop(stream);
@@ -133,6 +133,6 @@ fn server_without_descriptors_says_so_once_in_an_interval() {
     }
     let mut http = Http::connect(server.address).expect("a connection");
     assert_eq!(http.status("/healthz").expect("an answer"), 200);
-    let lines = home.log_once(|_| true).matches(refused).count();
+    let lines = home.wait_for_log(|_| true).matches(refused).count();
     assert!(lines <= LINES_MAX, "{lines} lines");
 }

@@ -81,7 +81,7 @@ fn encoded_body_is_refused_with_the_name_of_its_coding() {
             );
             let mut http = Http::connect(server.address).expect("a connection");
             http.send(&request).expect("sent");
-            let (status, answer) = http.answer().expect("an answer");
+            let (status, answer) = http.response().expect("an answer");
             let answer = String::from_utf8_lossy(&answer);
             if refused.is_empty() {
                 assert_eq!(status, 200, "{kind}, {coding:?}: {answer}");
@@ -106,7 +106,7 @@ fn body_that_cannot_be_read_is_refused_in_words_of_http() {
         );
         let mut http = Http::connect(server.address).expect("a connection");
         http.send(&request).expect("sent");
-        let (status, answer) = http.answer().expect("an answer");
+        let (status, answer) = http.response().expect("an answer");
         let answer = String::from_utf8_lossy(&answer);
         assert_eq!(status, 400, "{chunk:?}: {answer}");
         assert!(answer.contains("bad_body") && answer.contains("a chunk of it"), "{chunk:?}: {answer}");

@@ -8,7 +8,7 @@ mod sse_client;
 
 use std::time::Duration;
 
-use in_process::{PATIENCE, Served};
+use in_process::{TIMEOUT, TestServer};
 use mesa::client::{Connection, ConnectionEvent};
 use serde_json::{Value, json};
 use sse_client::Events;
@@ -34,11 +34,11 @@ fn number(data: &Value) -> usize {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_happens_to_a_client_is_told_from_beginning_to_end() {
-    let served = Served::start(|_| {}).await;
+    let served = TestServer::start(|_| {}).await;
     let mut events = Events::begun(&served, "", None).await;
     assert!(events.head.contains("content-type: text/event-stream\n"), "{}", events.head);
     assert!(events.last.ends_with("-0"), "{}", events.last);
-    let mut stranger = served.stranger().await;
+    let mut stranger = served.connect().await;
     let came = events.next().await.unwrap();
     let connection = came.data["connection"].as_str().unwrap().to_owned();
     assert_eq!(came.data, json!({"type": "connection", "connection": connection}));
@@ -58,7 +58,7 @@ async fn what_happens_to_a_client_is_told_from_beginning_to_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn portals_share_what_happens_and_one_that_wants_all_has_all() {
-    let served = Served::start(|_| {}).await;
+    let served = TestServer::start(|_| {}).await;
     let mut alice = served.client("alice").await;
     let mut all = Events::begun(&served, "?all=true", None).await;
     let (mut one, mut two) = (Events::begun(&served, "", None).await, Events::begun(&served, "?all=false", None).await);
@@ -75,7 +75,7 @@ async fn portals_share_what_happens_and_one_that_wants_all_has_all() {
         assert_eq!(number(&all.data().await), n);
     }
     drop(two);
-    served.metric("mesa_portals 2").await;
+    served.wait_for_metric("mesa_portals 2").await;
     say(&mut alice, 10..20).await;
     let mut rest = Vec::new();
     while rest.len() < 10 {
@@ -87,7 +87,7 @@ async fn portals_share_what_happens_and_one_that_wants_all_has_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_is_resumed_where_it_broke_off() {
-    let served = Served::start(|_| {}).await;
+    let served = TestServer::start(|_| {}).await;
     let mut alice = served.client("alice").await;
     let mut events = Events::begun(&served, "", None).await;
     say(&mut alice, 0..5).await;
@@ -114,7 +114,7 @@ async fn a_stream_is_resumed_where_it_broke_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_resumed_is_told_to_be_missing() {
-    let served = Served::start(|_| {}).await;
+    let served = TestServer::start(|_| {}).await;
     let mut alice = served.client("alice").await;
     let mut events = Events::begun(&served, "", Some("0123456789abcdef-3")).await;
     let missed = events.next().await.unwrap();
@@ -129,7 +129,7 @@ async fn what_cannot_be_resumed_is_told_to_be_missing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_does_not_read_costs_no_more_than_its_bounds_and_others_get_its_share() {
     const SAID: usize = 3000;
-    let served = Served::start(|config| {
+    let served = TestServer::start(|config| {
         config.limits.write_timeout = Duration::from_secs(1);
         config.limits.frames_per_second = 1_000_000;
     })
@@ -158,7 +158,7 @@ async fn a_reader_that_does_not_read_costs_no_more_than_its_bounds_and_others_ge
         count += 1;
         tell.send_replace(count);
     }
-    let _alice = timeout(PATIENCE, saying).await.unwrap().unwrap();
+    let _alice = timeout(TIMEOUT, saying).await.unwrap().unwrap();
     let text = served.metrics().await;
     assert!(text.contains("mesa_portals 1\n") && text.contains("mesa_portal_events_dropped_total 0\n"), "{text}");
     // The system takes some ten megabytes at most for a socket that nobody reads from.
@@ -169,26 +169,26 @@ async fn a_reader_that_does_not_read_costs_no_more_than_its_bounds_and_others_ge
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_need_a_key_and_portals_that_are_on() {
-    let served = Served::start(|config| config.portal.enabled = false).await;
+    let served = TestServer::start(|config| config.portal.enabled = false).await;
     assert_eq!(Events::open(&served, "", None).await.status, 409);
     let mut socket = tokio::net::TcpStream::connect(served.address).await.unwrap();
     socket.write_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut answer = String::new();
-    timeout(PATIENCE, socket.read_to_string(&mut answer)).await.unwrap().unwrap();
+    timeout(TIMEOUT, socket.read_to_string(&mut answer)).await.unwrap().unwrap();
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_stops_ends_its_streams() {
-    let mut served = Served::start(|_| {}).await;
+    let mut served = TestServer::start(|_| {}).await;
     let mut events = Events::begun(&served, "", None).await;
-    served.stopped().await;
+    served.stop().await;
     assert_eq!(events.next().await, None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_server_that_stops_the_last_word_of_every_client_is_told() {
-    let mut served = Served::start(|_| {}).await;
+    let mut served = TestServer::start(|_| {}).await;
     let mut clients = [served.client("alice").await, served.client("bob").await];
     let (mut one, mut all) = (Events::begun(&served, "", None).await, Events::begun(&served, "?all=true", None).await);
     for client in &mut clients {
@@ -199,7 +199,7 @@ async fn of_a_server_that_stops_the_last_word_of_every_client_is_told() {
             async move { while !matches!(client.next().await, Ok(ConnectionEvent::Closed { .. }) | Err(_)) {} },
         )
     });
-    served.stopped().await;
+    served.stop().await;
     for events in [&mut one, &mut all] {
         let (mut said, mut gone) = (Vec::new(), Vec::new());
         while let Some(event) = events.next().await {
@@ -230,11 +230,11 @@ async fn who_is_let_in_when_the_others_have_gone_already_is_told_to_go_too() {
     let (half, rest) = upgrade.split_at(40);
     // A request of which nothing was read when the server is told to stop is not answered at all.
     for _ in 0..10 {
-        let mut served = Served::start(|_| {}).await;
+        let mut served = TestServer::start(|_| {}).await;
         let mut late = TcpStream::connect(served.address).await.unwrap();
         late.write_all(half.as_bytes()).await.unwrap();
         let mut events = Events::begun(&served, "", None).await;
-        let stopping = tokio::spawn(async move { served.stopped().await });
+        let stopping = tokio::spawn(async move { served.stop().await });
         assert_eq!(events.next().await, None, "the last client has gone");
         let mut heard = Vec::new();
         if late.write_all(rest.as_bytes()).await.is_ok() {
@@ -251,11 +251,11 @@ async fn who_is_let_in_when_the_others_have_gone_already_is_told_to_go_too() {
                 assert!(closed(&heard), "{}", String::from_utf8_lossy(&heard));
                 // As a client answers it.
                 late.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9]).await.unwrap();
-                timeout(PATIENCE, stopping).await.unwrap().unwrap();
+                timeout(TIMEOUT, stopping).await.unwrap().unwrap();
                 return;
             }
         }
-        timeout(PATIENCE, stopping).await.unwrap().unwrap();
+        timeout(TIMEOUT, stopping).await.unwrap().unwrap();
     }
     panic!("never was half a request read before the server stopped");
 }

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::{
-    in_process::{PATIENCE, Served},
+    in_process::{TIMEOUT, TestServer},
     sse_client::{Event, Events},
 };
 
@@ -17,8 +17,8 @@ const STEP: u64 = 50;
 
 /// A server, and the id at which a portal begins that reads nothing, while a client sends until events are dropped. Also
 /// how many the client sent.
-async fn dropping() -> (Served, Connection, Events, u64) {
-    let served = Served::start(|config| config.limits.frames_per_second = 1_000_000).await;
+async fn dropping() -> (TestServer, Connection, Events, u64) {
+    let served = TestServer::start(|config| config.limits.frames_per_second = 1_000_000).await;
     let mut alice = served.client("alice").await;
     let stuck = Events::begun(&served, "", None).await;
     let filler = "x".repeat(FILLER_BYTES);
@@ -30,7 +30,7 @@ async fn dropping() -> (Served, Connection, Events, u64) {
         }
     }
     // The last one is in the queue once the server has answered what the client sent behind it.
-    served.metric(&format!("mesa_portal_events_total {sent}")).await;
+    served.wait_for_metric(&format!("mesa_portal_events_total {sent}")).await;
     assert!(!served.metrics().await.contains("\nmesa_portal_events_dropped_total 0\n"), "nothing was dropped");
     (served, alice, stuck, sent)
 }
@@ -99,13 +99,13 @@ async fn marker_of_a_connection_that_broke_in_it_is_sent_again_and_once_it_was_r
 
 #[tokio::test(flavor = "multi_thread")]
 async fn marker_of_an_unknown_stream_is_sent_again_until_it_was_received() {
-    let served = Served::start(|_| {}).await;
+    let served = TestServer::start(|_| {}).await;
     let unknown = Events::begun(&served, "", Some("0123456789abcdef-3")).await;
     let begin = unknown.last.clone();
     drop(unknown);
     let mut resumed = Events::begun(&served, "", Some(&begin)).await;
     // Comments keep the stream alive meanwhile, so the wait has a bound of its own.
-    let marker = timeout(PATIENCE, resumed.next()).await.expect("the marker in time").unwrap();
+    let marker = timeout(TIMEOUT, resumed.next()).await.expect("the marker in time").unwrap();
     assert_eq!((count(&marker), &marker.data["count"]), (None, &Value::Null));
     let after = resumed.last.clone();
     drop(resumed);

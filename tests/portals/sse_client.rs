@@ -7,7 +7,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::in_process::{KEY, PATIENCE, Served};
+use crate::in_process::{KEY, TIMEOUT, TestServer};
 
 /// An event.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,13 +29,13 @@ pub struct Events {
 
 impl Events {
     /// Asks for events; `query` is what stands behind the path.
-    pub async fn open(served: &Served, query: &str, last: Option<&str>) -> Self {
+    pub async fn open(served: &TestServer, query: &str, last: Option<&str>) -> Self {
         let socket = TcpStream::connect(served.address).await.unwrap();
         Self::open_on(socket, query, last).await
     }
 
     /// As [`Events::begun`], over a socket for which the system holds little that is not read.
-    pub async fn begun_with_small_buffer(served: &Served) -> Self {
+    pub async fn begun_with_small_buffer(served: &TestServer) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         let socket = socket.connect(served.address).await.unwrap();
@@ -66,7 +66,7 @@ impl Events {
     }
 
     /// One that was answered with a stream, which has begun.
-    pub async fn begun(served: &Served, query: &str, last: Option<&str>) -> Self {
+    pub async fn begun(served: &TestServer, query: &str, last: Option<&str>) -> Self {
         Self::open(served, query, last).await.beginning().await
     }
 
@@ -80,7 +80,7 @@ impl Events {
 
     async fn line(&mut self) -> Option<String> {
         let mut line = String::new();
-        let read = timeout(PATIENCE, self.socket.read_line(&mut line)).await.expect("in time");
+        let read = timeout(TIMEOUT, self.socket.read_line(&mut line)).await.expect("in time");
         // A server that goes may take the connection with it.
         (read.unwrap_or(0) > 0).then(|| line.trim_end().to_owned())
     }
@@ -98,7 +98,7 @@ impl Events {
             let length = usize::from_str_radix(&self.line().await?, 16).unwrap();
             let from = self.body.len();
             self.body.resize(from + length + 2, 0);
-            timeout(PATIENCE, self.socket.read_exact(&mut self.body[from..])).await.expect("in time").unwrap();
+            timeout(TIMEOUT, self.socket.read_exact(&mut self.body[from..])).await.expect("in time").unwrap();
             self.body.truncate(from + length);
             if length == 0 {
                 return None;

@@ -6,7 +6,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::in_process::{PATIENCE, Served};
+use crate::in_process::{TIMEOUT, TestServer};
 
 pub struct Redis(pub BufReader<TcpStream>);
 
@@ -17,21 +17,21 @@ pub fn command(words: &[&str]) -> Vec<u8> {
 }
 
 impl Redis {
-    pub async fn connect(served: &Served) -> Self {
-        let socket = TcpStream::connect(served.wire.unwrap()).await.unwrap();
+    pub async fn connect(served: &TestServer) -> Self {
+        let socket = TcpStream::connect(served.redis_protocol.unwrap()).await.unwrap();
         socket.set_nodelay(true).unwrap();
         Self(BufReader::new(socket))
     }
 
     /// A connection for which the system holds little that is not read.
-    pub async fn narrow(served: &Served) -> Self {
+    pub async fn narrow(served: &TestServer) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(64 << 10).unwrap();
-        Self(BufReader::new(socket.connect(served.wire.unwrap()).await.unwrap()))
+        Self(BufReader::new(socket.connect(served.redis_protocol.unwrap()).await.unwrap()))
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
-        timeout(PATIENCE, self.0.get_mut().write_all(bytes)).await.expect("in time").unwrap();
+        timeout(TIMEOUT, self.0.get_mut().write_all(bytes)).await.expect("in time").unwrap();
     }
 
     /// Says a command, and gives its answer in one line of text.
@@ -49,7 +49,7 @@ impl Redis {
             "$" if rest == "-1" => Some("nil".into()),
             "$" => {
                 let mut text = vec![0; rest.parse::<usize>().unwrap() + 2];
-                timeout(PATIENCE, self.0.read_exact(&mut text)).await.expect("in time").ok()?;
+                timeout(TIMEOUT, self.0.read_exact(&mut text)).await.expect("in time").ok()?;
                 text.truncate(text.len() - 2);
                 Some(String::from_utf8(text).unwrap())
             }
@@ -66,7 +66,7 @@ impl Redis {
 
     async fn line(&mut self) -> Option<String> {
         let mut line = Vec::new();
-        let read = timeout(PATIENCE, self.0.read_until(b'\n', &mut line)).await.expect("in time");
+        let read = timeout(TIMEOUT, self.0.read_until(b'\n', &mut line)).await.expect("in time");
         // A connection that is cut may be reset.
         if read.unwrap_or(0) == 0 {
             return None;

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use crate::{
     client::{Redis, command},
-    in_process::{PATIENCE, Served},
+    in_process::{TIMEOUT, TestServer},
     published, server,
 };
 
@@ -41,21 +41,21 @@ async fn what_is_no_command_closes_its_connection_and_no_other() {
     let mut half = Redis::connect(&served).await;
     half.send(b"*3\r\n$7\r\nPUBLISH\r\n$2\r\nws\r\n$100\r\n{\"mess").await;
     drop(half);
-    served.metric("mesa_redis_protocol_connections 1").await;
+    served.wait_for_metric("mesa_redis_protocol_connections 1").await;
     assert_eq!(good.ask(&["HLEN", "undelivered_messages"]).await, ":0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_the_password_nothing_is_told_and_nothing_done() {
     let served_within = async |header_timeout| {
-        Served::start(move |config| {
+        TestServer::start(move |config| {
             config.redis_protocol.port = Some(0);
             config.redis_protocol.password = Some("open sesame".into());
             config.limits.header_timeout = header_timeout;
         })
         .await
     };
-    let served = served_within(PATIENCE).await;
+    let served = served_within(TIMEOUT).await;
     let mut redis = Redis::connect(&served).await;
     for words in [&["PING"][..], &["INFO"], &["PUBLISH", "ws", &published(1, r#""alice""#)], &["SUBSCRIBE", "ws"]] {
         assert_eq!(redis.ask(words).await, "-NOAUTH Authentication required.");
@@ -91,14 +91,14 @@ async fn without_the_password_nothing_is_told_and_nothing_done() {
             }
         }
     };
-    let mut proven = timeout(PATIENCE, proving).await.expect("one in time");
+    let mut proven = timeout(TIMEOUT, proving).await.expect("one in time");
     tokio::time::sleep(Duration::from_millis(1200)).await;
     assert_eq!(proven.ask(&["PING"]).await, "+PONG");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn there_are_so_many_connections_and_no_more() {
-    let served = Served::start(|config| {
+    let served = TestServer::start(|config| {
         config.redis_protocol.port = Some(0);
         config.redis_protocol.connections = 2;
     })
@@ -108,8 +108,8 @@ async fn there_are_so_many_connections_and_no_more() {
     let mut third = Redis::connect(&served).await;
     assert_eq!(third.answer().await, None);
     drop(one);
-    served.metric("mesa_redis_protocol_connections 1").await;
-    let again = timeout(PATIENCE, async {
+    served.wait_for_metric("mesa_redis_protocol_connections 1").await;
+    let again = timeout(TIMEOUT, async {
         loop {
             let mut again = Redis::connect(&served).await;
             again.send(&command(&["PING"])).await;
@@ -123,7 +123,7 @@ async fn there_are_so_many_connections_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscriber_that_does_not_read_is_cut_and_others_go_on() {
-    let served = Served::start(|config| {
+    let served = TestServer::start(|config| {
         config.redis_protocol.port = Some(0);
         config.redis_protocol.backlog_bytes = 256 << 10;
     })
@@ -135,7 +135,7 @@ async fn a_subscriber_that_does_not_read_is_cut_and_others_go_on() {
     }
     let text = "x".repeat(60_000);
     let mut heard = 0;
-    let cut = timeout(PATIENCE, async {
+    let cut = timeout(TIMEOUT, async {
         while says.ask(&["PUBLISH", "portal", &text]).await == ":2" {
             assert_eq!(quick.answer().await.unwrap().len(), text.len() + "[message portal ]".len());
             heard += 1;
@@ -144,7 +144,7 @@ async fn a_subscriber_that_does_not_read_is_cut_and_others_go_on() {
     cut.await.expect("it is cut");
     // What the system takes for a socket, some ten megabytes at most, and the backlog.
     assert!((4..500).contains(&heard), "{heard}");
-    served.metric("mesa_redis_protocol_subscribers_cut_total 1").await;
+    served.wait_for_metric("mesa_redis_protocol_subscribers_cut_total 1").await;
     assert_eq!(says.ask(&["PUBLISH", "portal", "still here"]).await, ":1");
     // What the system had taken of it can still be read; then it ends.
     while slow.answer().await.is_some() {}

@@ -8,14 +8,14 @@ mod in_process;
 mod portals;
 
 use client::{Redis, command};
-use in_process::{PATIENCE, Served};
+use in_process::{TIMEOUT, TestServer};
 use mesa::client::{Connection, ConnectionEvent};
 use tokio::time::timeout;
 
 const FIELD: &str = "undelivered_messages";
 
-pub async fn server() -> Served {
-    Served::start(|config| config.redis_protocol.port = Some(0)).await
+pub async fn server() -> TestServer {
+    TestServer::start(|config| config.redis_protocol.port = Some(0)).await
 }
 
 pub fn published(n: usize, recipients: &str) -> String {
@@ -23,7 +23,7 @@ pub fn published(n: usize, recipients: &str) -> String {
 }
 
 /// The data of everything that waits for a user, in order.
-async fn waiting(served: &Served, name: &str) -> Vec<usize> {
+async fn waiting(served: &TestServer, name: &str) -> Vec<usize> {
     let user = mesa::message::UserId::new(name).unwrap();
     let (dispatcher, mut found, mut after) = (served.dispatcher(), Vec::new(), 0);
     loop {
@@ -35,7 +35,7 @@ async fn waiting(served: &Served, name: &str) -> Vec<usize> {
 }
 
 async fn next(client: &mut Connection) -> String {
-    match timeout(PATIENCE, client.next()).await.expect("in time").unwrap() {
+    match timeout(TIMEOUT, client.next()).await.expect("in time").unwrap() {
         ConnectionEvent::Message { data, .. } => data.get().to_owned(),
         other => panic!("{other:?}"),
     }
@@ -56,7 +56,7 @@ async fn redis_cli_sees_what_is_true() {
     assert_eq!(redis.ask(&["GET", "connected_clients_count"]).await, "0");
     assert_eq!(redis.ask(&["HGET", FIELD, "alice"]).await, "nil");
     let alice = served.client("alice").await;
-    let _stranger = served.stranger().await;
+    let _stranger = served.connect().await;
     assert_eq!(redis.ask(&["SMEMBERS", "connected_clients"]).await, "[alice]");
     assert_eq!(redis.ask(&["SCARD", "connected_clients"]).await, ":1");
     assert_eq!(redis.ask(&["SISMEMBER", "connected_clients", "alice"]).await, ":1");
@@ -126,7 +126,7 @@ async fn who_comes_between_the_question_and_the_message_gets_it_once() {
     // And who goes between them: the message is published, and waits.
     assert_eq!(redis.ask(&["SISMEMBER", "connected_clients", "alice"]).await, ":1");
     alice.close().await;
-    served.metric("mesa_sessions 0").await;
+    served.wait_for_metric("mesa_sessions 0").await;
     assert_eq!(redis.ask(&["PUBLISH", "ws", &published(2, r#""alice""#)]).await, ":1");
     let mut alice = served.client("alice").await;
     let mut got = vec![next(&mut alice).await];
@@ -139,7 +139,7 @@ async fn who_comes_between_the_question_and_the_message_gets_it_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn for_whom_a_message_was_not_taken_does_not_count() {
-    let served = Served::start(|config| {
+    let served = TestServer::start(|config| {
         config.redis_protocol.port = Some(0);
         config.sync.max_messages = 2;
     })
@@ -149,12 +149,12 @@ async fn for_whom_a_message_was_not_taken_does_not_count() {
         assert_eq!(redis.ask(&["HSET", FIELD, "alice", r#"[{"op":0,"d":1}]"#]).await, count);
     }
     assert_eq!(redis.ask(&["PUBLISH", "ws", &published(2, r#""alice","bob","\u0000""#)]).await, ":1");
-    served.metric("mesa_messages_rejected_total 2").await;
+    served.wait_for_metric("mesa_messages_rejected_total 2").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_done_is_refused_aloud() {
-    let served = Served::start(|config| {
+    let served = TestServer::start(|config| {
         config.redis_protocol.port = Some(0);
         config.sync.enabled = false;
         config.portal.enabled = false;
@@ -210,14 +210,14 @@ async fn a_server_that_stops_answers_what_was_said_and_ends_its_connections() {
     assert_eq!(redis.ask(&["PUBLISH", "ws", &published(1, r#""alice""#)]).await, ":1");
     let mut idle = Redis::connect(&served).await;
     assert_eq!(idle.ask(&["SUBSCRIBE", "portal"]).await, "[subscribe portal :1]");
-    served.stopped().await;
+    served.stop().await;
     assert_eq!((redis.answer().await, idle.answer().await), (None, None));
     let served = served.restart().await;
     assert_eq!(waiting(&served, "alice").await, [1]);
 }
 
-async fn server_with_sync_off() -> Served {
-    Served::start(|config| {
+async fn server_with_sync_off() -> TestServer {
+    TestServer::start(|config| {
         config.redis_protocol.port = Some(0);
         config.sync.enabled = false;
     })
@@ -246,7 +246,7 @@ async fn append_for_an_offline_user_with_sync_off_is_answered_and_dropped() {
     assert_eq!(redis.ask(&["HGET", FIELD, "alice"]).await, "nil");
     for count in 1..=3 {
         assert_eq!(redis.ask(&["HSET", FIELD, "alice", r#"[{"op":0,"d":1}]"#]).await, ":1");
-        served.metric(&format!("mesa_messages_dropped_sync_off_total {count}")).await;
+        served.wait_for_metric(&format!("mesa_messages_dropped_sync_off_total {count}")).await;
     }
     assert_eq!(redis.ask(&["HGET", FIELD, "alice"]).await, "nil");
     assert_eq!(redis.ask(&["HLEN", FIELD]).await, ":0");
@@ -254,5 +254,5 @@ async fn append_for_an_offline_user_with_sync_off_is_answered_and_dropped() {
     let mut alice = served.client("alice").await;
     assert_eq!(redis.ask(&["HSET", FIELD, "alice", r#"[{"op":0,"d":2}]"#]).await, ":1");
     assert_eq!(next(&mut alice).await, "2");
-    served.metric("mesa_messages_dropped_sync_off_total 3").await;
+    served.wait_for_metric("mesa_messages_dropped_sync_off_total 3").await;
 }

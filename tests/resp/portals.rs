@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use crate::{
     client::Redis,
-    in_process::{PATIENCE, Served},
+    in_process::{TIMEOUT, TestServer},
     server,
 };
 
@@ -21,7 +21,7 @@ struct Portal {
 }
 
 impl Portal {
-    async fn come(served: &Served, id: &'static str, count: usize) -> Self {
+    async fn come(served: &TestServer, id: &'static str, count: usize) -> Self {
         let announcing = Redis::connect(served).await;
         let publishing = Redis::connect(served).await;
         let listening = Redis::narrow(served).await;
@@ -34,7 +34,7 @@ impl Portal {
         let ready = json!({"id": id, "ready": true}).to_string();
         assert_eq!(portal.publishing.ask(&["PUBLISH", "available_portals_pool", &ready]).await, ":1");
         assert_eq!(portal.announcing.ask(&["SADD", "available_portals_pool", id]).await, ":0", "it is known by now");
-        served.metric(&format!("mesa_portals {count}")).await;
+        served.wait_for_metric(&format!("mesa_portals {count}")).await;
         portal
     }
 
@@ -78,7 +78,7 @@ async fn every_portal_hears_everything_and_each_event_is_one_s_own() {
     assert_eq!(turns[two.id].len(), 5);
     assert_eq!(one.announcing.ask(&["SMEMBERS", "available_portals_pool"]).await, "[one two]");
     assert_eq!(one.announcing.ask(&["SREM", "available_portals_pool", "one"]).await, ":1");
-    served.metric("mesa_portals 1").await;
+    served.wait_for_metric("mesa_portals 1").await;
     say(&mut alice, 10..12, "").await;
     for n in 10..12 {
         assert_eq!(one.heard().await.unwrap(), ("two".into(), n), "it still listens, and has no turns");
@@ -88,7 +88,7 @@ async fn every_portal_hears_everything_and_each_event_is_one_s_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_portal_did_not_take_before_it_was_cut_is_another_s() {
     const SAID: u64 = 1500;
-    let served = Served::start(|config| {
+    let served = TestServer::start(|config| {
         config.redis_protocol.port = Some(0);
         config.redis_protocol.backlog_bytes = 1 << 20;
         config.limits.frames_per_second = 1_000_000;
@@ -117,8 +117,8 @@ async fn what_a_portal_did_not_take_before_it_was_cut_is_another_s() {
             own.push(n);
         }
     }
-    let _alice = timeout(PATIENCE, saying).await.unwrap().unwrap();
-    served.metric("mesa_redis_protocol_subscribers_cut_total 1").await;
+    let _alice = timeout(TIMEOUT, saying).await.unwrap().unwrap();
+    served.wait_for_metric("mesa_redis_protocol_subscribers_cut_total 1").await;
     // What the system had taken for the one that was cut. The last may be half an event.
     let mut taken = Vec::new();
     while let Some((id, n)) = stuck.heard().await {
@@ -151,7 +151,7 @@ async fn of_a_server_that_stops_the_last_word_of_every_client_is_told_to_one() {
             async move { while !matches!(client.next().await, Ok(ConnectionEvent::Closed { .. }) | Err(_)) {} },
         )
     });
-    served.stopped().await;
+    served.stop().await;
     let (mut told, mut told_two) = (Vec::new(), Vec::new());
     while let Some(event) = one.told().await {
         told.push(event);

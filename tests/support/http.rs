@@ -1,4 +1,4 @@
-//! The HTTP API over one connection that is kept.
+//! Client of the HTTP API over one persistent connection.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -11,10 +11,10 @@ use serde_json::{Value, json};
 
 use super::server::KEY;
 
-/// Longer than any answer may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time without progress; above it the call fails.
+const IO_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A request as it goes over the wire.
+/// Encodes a request with the API key and a JSON body.
 pub fn request(method: &str, path: &str, body: &str) -> String {
     let length = body.len();
     format!(
@@ -23,69 +23,69 @@ pub fn request(method: &str, path: &str, body: &str) -> String {
     )
 }
 
-/// One connection.
+/// A connection to a server.
 #[derive(Debug)]
 pub struct Http(BufReader<TcpStream>);
 
 impl Http {
-    /// Connects.
+    /// Connects to a server.
     pub fn connect(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        let stream = TcpStream::connect_timeout(&address, IO_TIMEOUT)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(IO_TIMEOUT))?;
+        stream.set_write_timeout(Some(IO_TIMEOUT))?;
         Ok(Self(BufReader::new(stream)))
     }
 
-    /// Dispatches `data` to `recipients`; an error means that it is not known whether it was taken.
+    /// Dispatches `data` to `recipients`. After an error it is unknown whether the dispatch was accepted.
     pub fn dispatch(&mut self, data: &Value, recipients: &[String]) -> io::Result<()> {
         let body = json!({ "message": { "op": 0, "d": data, "t": "TEST" }, "recipients": recipients });
-        let (status, answer) = self.call("POST", "/v1/dispatch", &body.to_string())?;
+        let (status, response) = self.call("POST", "/v1/dispatch", &body.to_string())?;
         if status == 503 {
-            return Err(io::Error::other("the server is going"));
+            return Err(io::Error::other("the server is shutting down"));
         }
-        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
-        let answer: Value = serde_json::from_slice(&answer)?;
-        assert_eq!(answer["rejected"], json!([]), "{answer}");
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&response));
+        let result: Value = serde_json::from_slice(&response)?;
+        assert_eq!(result["rejected"], json!([]), "{result}");
         Ok(())
     }
 
-    /// Dispatches `data` to `recipients`, and gives the status of the answer, whatever it is. An error means that none came.
+    /// Dispatches `data` to `recipients` and returns the status of the response. Fails if there is no response.
     pub fn try_dispatch(&mut self, data: &Value, recipients: &[String]) -> io::Result<u16> {
         let body = json!({ "message": { "op": 0, "d": data, "t": "TEST" }, "recipients": recipients });
-        let (status, answer) = self.call("POST", "/v1/dispatch", &body.to_string())?;
+        let (status, response) = self.call("POST", "/v1/dispatch", &body.to_string())?;
         if status == 200 {
-            let answer: Value = serde_json::from_slice(&answer)?;
-            assert_eq!(answer["rejected"], json!([]), "{answer}");
+            let result: Value = serde_json::from_slice(&response)?;
+            assert_eq!(result["rejected"], json!([]), "{result}");
         }
         Ok(status)
     }
 
-    /// The status a path is answered with.
+    /// Requests a path and returns the status.
     pub fn status(&mut self, path: &str) -> io::Result<u16> {
         self.call("GET", path, "").map(|(status, _)| status)
     }
 
-    /// What a path has to say.
+    /// Requests a path and decodes the JSON of a response with status 200.
     pub fn get<T: DeserializeOwned>(&mut self, path: &str) -> io::Result<T> {
         let (status, body) = self.call("GET", path, "")?;
         assert_eq!(status, 200, "GET {path}: {}", String::from_utf8_lossy(&body));
         serde_json::from_slice(&body).map_err(io::Error::from)
     }
 
-    /// Asks, and waits for the answer: status and body.
+    /// Sends a request and waits for the response: status and body.
     pub fn call(&mut self, method: &str, path: &str, body: &str) -> io::Result<(u16, Vec<u8>)> {
         self.send(&request(method, path, body))?;
-        self.answer()
+        self.response()
     }
 
-    /// Sends requests, one or several, whose answers are then to be read one by one.
+    /// Sends one or more pipelined requests. Each response is then read with [`Http::response`].
     pub fn send(&mut self, requests: &str) -> io::Result<()> {
         self.0.get_mut().write_all(requests.as_bytes())
     }
 
-    /// The next answer: status and body.
-    pub fn answer(&mut self) -> io::Result<(u16, Vec<u8>)> {
+    /// Reads the next response: status and body.
+    pub fn response(&mut self) -> io::Result<(u16, Vec<u8>)> {
         let status = self.line()?;
         let status = status.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
         let (mut length, mut chunked) = (0, false);

@@ -1,4 +1,4 @@
-//! An HTTP server that writes down what it is asked, and answers as it is told: also wrong, late, or not at all.
+//! HTTP server that records requests and sends scripted responses, including broken, late and missing ones.
 
 use std::{
     collections::VecDeque,
@@ -20,65 +20,65 @@ use tokio::{
     time::timeout,
 };
 
-/// How long anything may take that a test waits for.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time that a test waits for a condition.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// How a request is answered.
+/// A scripted response to a request.
 #[derive(Clone, Debug)]
-pub enum Answer {
-    /// With a status, headers (each with its line's end) and a body.
+pub enum Response {
+    /// A status, headers (each with its CRLF) and a body.
     With(u16, String, String),
-    /// After a while.
+    /// A status without a body, after a delay.
     Late(Duration, u16),
-    /// Not at all; the connection stays open.
+    /// No response; the connection stays open.
     Silence,
-    /// By closing the connection.
+    /// No response; the connection is closed.
     Close,
-    /// With a status and half of the body that was announced.
+    /// A status and a part of the announced body; then the connection is closed.
     HalfWay(u16),
-    /// With a status and a body that has no end.
+    /// A status and an endless body.
     Endless(u16),
 }
 
-impl Answer {
-    /// A status and nothing else.
+impl Response {
+    /// Creates a response with a status and no body.
     pub fn status(status: u16) -> Self {
         Self::With(status, String::new(), String::new())
     }
 
-    /// JSON.
+    /// Creates a response with status 200 and a JSON body.
     pub fn json(body: impl ToString) -> Self {
         Self::With(200, "content-type: application/json\r\n".to_owned(), body.to_string())
     }
 }
 
-/// What was asked.
+/// A recorded request.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// `POST /hooks HTTP/1.1`
+    /// Request line, as `POST /hooks HTTP/1.1`.
     pub line: String,
-    /// Names in lower case.
+    /// Headers, with names in lower case.
     pub headers: Vec<(String, String)>,
-    /// The body.
+    /// Body, complete.
     pub body: Vec<u8>,
-    /// When it had come.
+    /// Time at which the body was complete.
     pub at: Instant,
-    /// Whether the answer began with a status of success.
-    pub taken: bool,
+    /// Whether the response has a status of success.
+    pub accepted: bool,
 }
 
 impl Request {
-    /// A header.
+    /// Returns a header's value; `name` is in lower case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    /// The body as JSON.
+    /// Decodes the body as JSON.
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).expect("a body of JSON")
+        serde_json::from_slice(&self.body).expect("a JSON body")
     }
 
-    /// The events in the body.
+    /// Returns the webhook events in the body.
     pub fn events(&self) -> Vec<Value> {
         self.json()["events"].as_array().expect("a list of events").clone()
     }
@@ -86,27 +86,27 @@ impl Request {
 
 struct Shared {
     requests: Mutex<Vec<Request>>,
-    script: Mutex<VecDeque<Answer>>,
-    otherwise: Mutex<Answer>,
+    script: Mutex<VecDeque<Response>>,
+    default: Mutex<Response>,
     changed: watch::Sender<u64>,
     connections: AtomicUsize,
 }
 
-/// The server.
+/// An HTTP server in this process.
 pub struct Receiver {
-    /// Where it listens, when it does.
+    /// Address while it is up; the same after each [`Receiver::up`].
     pub address: SocketAddr,
     shared: Arc<Shared>,
     listening: Option<JoinSet<()>>,
 }
 
 impl Receiver {
-    /// Starts one that answers 200 to everything.
+    /// Starts a server that responds with 200 to every request.
     pub fn start() -> Self {
         let shared = Arc::new(Shared {
             requests: Mutex::default(),
             script: Mutex::default(),
-            otherwise: Answer::status(200).into(),
+            default: Response::status(200).into(),
             changed: watch::Sender::new(0),
             connections: AtomicUsize::new(0),
         });
@@ -115,20 +115,20 @@ impl Receiver {
         receiver
     }
 
-    /// Where it is asked.
+    /// Returns the URL for webhooks.
     pub fn url(&self) -> String {
         format!("http://{}/hooks", self.address)
     }
 
-    /// Goes away, with all its connections.
+    /// Stops listening and closes all connections.
     pub fn down(&mut self) {
         self.listening = None;
     }
 
-    /// Comes back, where it was.
+    /// Listens again, on the same address.
     pub fn up(&mut self) {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
-        socket.set_reuseaddr(true).expect("an option");
+        socket.set_reuseaddr(true).expect("SO_REUSEADDR is set");
         socket.bind(self.address).expect("the address is free");
         let listener = socket.listen(128).expect("a listener");
         self.address = listener.local_addr().expect("an address");
@@ -137,49 +137,49 @@ impl Receiver {
         self.listening = Some(tasks);
     }
 
-    /// Answers the next requests like this, one by one, before it goes on as it does otherwise.
-    pub fn script(&self, answers: impl IntoIterator<Item = Answer>) {
-        self.shared.script.lock().expect("no panic").extend(answers);
+    /// Adds responses for the next requests, one each. After them the default response applies again.
+    pub fn script(&self, responses: impl IntoIterator<Item = Response>) {
+        self.shared.script.lock().expect("no panic").extend(responses);
     }
 
-    /// How it answers what no script is for.
-    pub fn otherwise(&self, answer: Answer) {
-        *self.shared.otherwise.lock().expect("no panic") = answer;
+    /// Sets the default response, for requests without a scripted one.
+    pub fn respond_with(&self, response: Response) {
+        *self.shared.default.lock().expect("no panic") = response;
     }
 
-    /// All that was asked so far.
+    /// Returns all requests so far, in order.
     pub fn requests(&self) -> Vec<Request> {
         self.shared.requests.lock().expect("no panic").clone()
     }
 
-    /// Connections that were ever taken.
+    /// Returns the number of connections accepted so far.
     pub fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// The events of all requests that were taken, in order, without those that came before under the same id.
+    /// Returns the webhook events of all accepted requests in order, without repeated ids.
     pub fn events(&self) -> Vec<Value> {
         let mut events: Vec<Value> = Vec::new();
-        let mut known = std::collections::HashSet::new();
-        for request in self.requests().iter().filter(|request| request.taken) {
-            events.extend(request.events().into_iter().filter(|event| known.insert(event["id"].to_string())));
+        let mut ids = std::collections::HashSet::new();
+        for request in self.requests().iter().filter(|request| request.accepted) {
+            events.extend(request.events().into_iter().filter(|event| ids.insert(event["id"].to_string())));
         }
         events
     }
 
-    /// Waits until `enough` of what was asked so far; panics where that takes too long.
-    pub async fn until(&self, what: &str, enough: impl Fn(&Self) -> bool) {
+    /// Waits until `condition` holds for the requests so far. Panics after [`WAIT_TIMEOUT`].
+    pub async fn wait_until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let mut changes = self.shared.changed.subscribe();
-        let waited = timeout(PATIENCE, async {
-            while !enough(self) {
-                changes.changed().await.expect("the sender is here");
+        let waited = timeout(WAIT_TIMEOUT, async {
+            while !condition(self) {
+                changes.changed().await.expect("`shared` holds the sender");
             }
         });
         if waited.await.is_err() {
             let bodies: Vec<_> =
                 self.requests().iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect();
             let last = &bodies[bodies.len().saturating_sub(20)..];
-            panic!("{what}: not within {PATIENCE:?}; of {} requests the last: {last:#?}", bodies.len());
+            panic!("{what}: not within {WAIT_TIMEOUT:?}; last of {} requests: {last:#?}", bodies.len());
         }
     }
 }
@@ -190,7 +190,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
         shared.connections.fetch_add(1, Ordering::SeqCst);
         let shared = shared.clone();
         connections.spawn(async move {
-            // A peer that goes away is no concern of ours.
+            // A client may disconnect at any time.
             _ = serve(stream, &shared).await;
         });
     }
@@ -200,32 +200,33 @@ async fn serve(stream: TcpStream, shared: &Shared) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     while let Some(mut request) = read(&mut stream).await? {
         let scripted = shared.script.lock().expect("no panic").pop_front();
-        let answer = scripted.unwrap_or_else(|| shared.otherwise.lock().expect("no panic").clone());
-        let status = match &answer {
-            Answer::With(status, ..) | Answer::Late(_, status) | Answer::HalfWay(status) | Answer::Endless(status) => {
-                *status
-            }
-            Answer::Silence | Answer::Close => 0,
+        let response = scripted.unwrap_or_else(|| shared.default.lock().expect("no panic").clone());
+        let status = match &response {
+            Response::With(status, ..)
+            | Response::Late(_, status)
+            | Response::HalfWay(status)
+            | Response::Endless(status) => *status,
+            Response::Silence | Response::Close => 0,
         };
-        request.taken = (200..300).contains(&status);
+        request.accepted = (200..300).contains(&status);
         shared.requests.lock().expect("no panic").push(request);
         shared.changed.send_modify(|changes| *changes += 1);
-        let head = format!("HTTP/1.1 {status} Whatever\r\n");
-        match answer {
-            Answer::With(_, headers, body) => {
+        let head = format!("HTTP/1.1 {status} Reason\r\n");
+        match response {
+            Response::With(_, headers, body) => {
                 let length = body.len();
                 stream.write_all(format!("{head}{headers}content-length: {length}\r\n\r\n{body}").as_bytes()).await?;
             }
-            Answer::Late(while_, _) => {
-                tokio::time::sleep(while_).await;
+            Response::Late(delay, _) => {
+                tokio::time::sleep(delay).await;
                 stream.write_all(format!("{head}content-length: 0\r\n\r\n").as_bytes()).await?;
             }
-            Answer::Silence => std::future::pending().await,
-            Answer::Close => return Ok(()),
-            Answer::HalfWay(_) => {
+            Response::Silence => std::future::pending().await,
+            Response::Close => return Ok(()),
+            Response::HalfWay(_) => {
                 return stream.write_all(format!("{head}content-length: 1000\r\n\r\n{{\"id\":").as_bytes()).await;
             }
-            Answer::Endless(_) => {
+            Response::Endless(_) => {
                 stream.write_all(format!("{head}transfer-encoding: chunked\r\n\r\n").as_bytes()).await?;
                 let chunk = format!("1000\r\n{}\r\n", " ".repeat(4096));
                 loop {
@@ -255,5 +256,5 @@ async fn read(stream: &mut BufReader<TcpStream>) -> io::Result<Option<Request>> 
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
-    Ok(Some(Request { line: line.trim_end().to_owned(), headers, body, at: Instant::now(), taken: false }))
+    Ok(Some(Request { line: line.trim_end().to_owned(), headers, body, at: Instant::now(), accepted: false }))
 }

@@ -1,6 +1,6 @@
-//! A server in this process.
+//! Server inside the test process.
 
-// `tests/resp` uses it too, and another part of it.
+// `tests/portals` and `tests/resp` each use a part of it.
 #![allow(dead_code)]
 
 use std::{net::SocketAddr, time::Duration};
@@ -22,21 +22,21 @@ use tokio::{
 
 pub const KEY: &str = "0123456789abcdef";
 
-/// Longer than anything here takes, on a loaded machine too.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time that a test waits for one step, sufficient on a loaded machine.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A server with a store in a temporary directory.
-pub struct Served {
+pub struct TestServer {
     pub address: SocketAddr,
-    /// Where it speaks the Redis protocol, if it does.
-    pub wire: Option<SocketAddr>,
+    /// Address of the Redis protocol, if it is enabled.
+    pub redis_protocol: Option<SocketAddr>,
     config: Config,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
     store: TempDir,
 }
 
-impl Served {
+impl TestServer {
     pub async fn start(change: impl FnOnce(&mut Config)) -> Self {
         let store = tempfile::tempdir().unwrap();
         let mut config = Config::default();
@@ -47,63 +47,64 @@ impl Served {
         config.api.keys.push(KEY.into());
         config.store.path = store.path().join("store");
         change(&mut config);
-        Self::over(config, store).await
+        Self::start_on(config, store).await
     }
 
-    /// Another one over the same store, once this one has stopped.
+    /// Starts another server on the same store, after this one has stopped.
     pub async fn restart(self) -> Self {
-        Self::over(self.config, self.store).await
+        Self::start_on(self.config, self.store).await
     }
 
-    async fn over(config: Config, store: TempDir) -> Self {
+    async fn start_on(config: Config, store: TempDir) -> Self {
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let server = Server::start(config.clone(), listener).await.unwrap();
-        let (address, wire) = (server.local_addr(), server.redis_protocol_addr());
+        let (address, redis_protocol) = (server.local_addr(), server.redis_protocol_addr());
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(async move {
             server.run(async { _ = stopped.await }).await.unwrap();
         });
-        Self { address, wire, config, stop: Some(stop), running, store }
+        Self { address, redis_protocol, config, stop: Some(stop), running, store }
     }
 
     pub fn dispatcher(&self) -> Dispatcher {
         Dispatcher::new(&format!("http://{}", self.address), KEY).unwrap()
     }
 
-    /// A client that nobody knows yet.
-    pub async fn stranger(&self) -> Connection {
+    /// Connects a client without authentication.
+    pub async fn connect(&self) -> Connection {
         Connection::connect(&format!("ws://{}/", self.address)).await.unwrap()
     }
 
+    /// Connects a client and authenticates it as `user`.
     pub async fn client(&self, user: &str) -> Connection {
-        let mut client = self.stranger().await;
+        let mut client = self.connect().await;
         client.authenticate(token(user), true).await.unwrap();
         client
     }
 
-    /// What it counts.
+    /// Returns the HTTP response with the server's metrics.
     pub async fn metrics(&self) -> String {
         let mut socket = TcpStream::connect(self.address).await.unwrap();
         socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
-        let mut answer = String::new();
-        timeout(PATIENCE, socket.read_to_string(&mut answer)).await.expect("in time").unwrap();
-        answer
+        let mut response = String::new();
+        timeout(TIMEOUT, socket.read_to_string(&mut response)).await.expect("a response in time").unwrap();
+        response
     }
 
-    /// Waits until it counts that.
-    pub async fn metric(&self, line: &str) {
+    /// Waits until the metrics contain `line`.
+    pub async fn wait_for_metric(&self, line: &str) {
         let line = format!("\n{line}\n");
-        let counted = timeout(PATIENCE, async {
+        let found = timeout(TIMEOUT, async {
             while !self.metrics().await.contains(&line) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });
-        counted.await.unwrap_or_else(|_| panic!("never counted: {line}"));
+        found.await.unwrap_or_else(|_| panic!("no such metric within {TIMEOUT:?}: {line}"));
     }
 
-    /// Tells it to stop, and waits until it has.
-    pub async fn stopped(&mut self) {
+    /// Stops the server and waits until it has stopped.
+    pub async fn stop(&mut self) {
         drop(self.stop.take());
-        timeout(PATIENCE, &mut self.running).await.expect("the server stops").unwrap();
+        timeout(TIMEOUT, &mut self.running).await.expect("the server stops").unwrap();
     }
 }

@@ -1,5 +1,4 @@
-//! What the tests of the built binary share: a server in a process of its own, and the least HTTP and WebSocket that
-//! it takes to talk to it.
+//! Helpers of tests that run the built binary: a server process, and small HTTP and WebSocket clients.
 
 pub mod http;
 pub mod http_receiver;

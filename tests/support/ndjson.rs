@@ -1,4 +1,4 @@
-//! Dispatches over one stream, a line each, and their answers, a line each.
+//! Client of an NDJSON dispatch stream: one dispatch per line, one result per line.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -8,50 +8,50 @@ use std::{
 
 use super::server::KEY;
 
-/// Longer than any answer may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time without progress; above it the call fails.
+const IO_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A request whose body goes on for as long as one likes, and its answer.
+/// A streamed request and its response.
 #[derive(Debug)]
-pub struct Lines {
+pub struct NdjsonStream {
     stream: BufReader<TcpStream>,
-    /// The head of the answer was read.
-    begun: bool,
-    /// What has come of the answer and was not handed out.
+    /// The head of the response was read.
+    head_read: bool,
+    /// Bytes of the response that were received and not yet returned.
     body: Vec<u8>,
 }
 
-impl Lines {
-    /// Begins a stream.
+impl NdjsonStream {
+    /// Opens a stream.
     pub fn open(address: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+        let stream = TcpStream::connect_timeout(&address, IO_TIMEOUT)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut lines = Self { stream: BufReader::new(stream), begun: false, body: Vec::new() };
+        stream.set_read_timeout(Some(IO_TIMEOUT))?;
+        stream.set_write_timeout(Some(IO_TIMEOUT))?;
+        let mut opened = Self { stream: BufReader::new(stream), head_read: false, body: Vec::new() };
         let head = format!(
             "POST /v1/dispatch HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\ncontent-type: \
              application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
         );
-        lines.stream.get_mut().write_all(head.as_bytes())?;
-        Ok(lines)
+        opened.stream.get_mut().write_all(head.as_bytes())?;
+        Ok(opened)
     }
 
-    /// Sends lines, each with its end, in one piece.
+    /// Sends lines, each with its newline, as one HTTP chunk.
     pub fn send(&mut self, lines: &str) -> io::Result<()> {
         self.stream.get_mut().write_all(format!("{:x}\r\n{lines}\r\n", lines.len()).as_bytes())
     }
 
-    /// Sends nothing more.
+    /// Ends the request body.
     pub fn end(&mut self) -> io::Result<()> {
         self.stream.get_mut().write_all(b"0\r\n\r\n")
     }
 
-    /// The next line of the answer; `None` where it has come to its end in order.
-    pub fn answer(&mut self) -> io::Result<Option<String>> {
-        if !self.begun {
+    /// Reads the next line of the response; `None` after its regular end.
+    pub fn result(&mut self) -> io::Result<Option<String>> {
+        if !self.head_read {
             self.head()?;
-            self.begun = true;
+            self.head_read = true;
         }
         loop {
             if let Some(end) = self.body.iter().position(|byte| *byte == b'\n') {
@@ -64,8 +64,8 @@ impl Lines {
             self.stream.read_exact(&mut self.body[from..])?;
             self.line()?;
             if length == 0 {
-                let whole = self.body.is_empty();
-                return if whole { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+                let complete = self.body.is_empty();
+                return if complete { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Chance that can be repeated: every test prints its seed, and `MESA_SEED` sets it.
+//! Seeded random numbers. Each test prints its seed, and `MESA_SEED` repeats it.
 
 use std::{
     io::Write as _,
@@ -6,22 +6,24 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// `SplitMix64`: small, and good enough to choose moments.
+/// Generates random numbers with `SplitMix64`, which is small and good enough to choose points in time.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// Starts from `MESA_SEED`, or from the clock; prints the seed past the test harness' capture.
+    /// Creates a generator from `MESA_SEED` or the clock, and prints the seed.
+    ///
+    /// The seed bypasses the output capture of the test harness.
     pub fn announced(test: &str) -> Self {
         Self(announced_seed(test))
     }
 
-    /// From a seed that was announced before.
+    /// Creates a generator from a seed that was printed before.
     pub fn from_seed(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// A stream of its own, for another thread.
+    /// Creates an independent generator, for another thread.
     pub fn split(&mut self) -> Self {
         Self(self.next())
     }
@@ -34,18 +36,20 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number of the range.
+    /// Returns a number in the range.
     pub fn within(&mut self, range: RangeInclusive<u64>) -> u64 {
         range.start() + self.next() % (range.end() - range.start() + 1)
     }
 
-    /// True once in `times`.
-    pub fn once_in(&mut self, times: u64) -> bool {
+    /// Returns true with a probability of 1 in `times`.
+    pub fn one_in(&mut self, times: u64) -> bool {
         self.within(1..=times) == 1
     }
 }
 
-/// From `MESA_SEED`, or from the clock; printed past the test harness' capture.
+/// Returns the seed from `MESA_SEED` or the clock, and prints it.
+///
+/// It bypasses the output capture of the test harness.
 pub fn announced_seed(test: &str) -> u64 {
     let seed = match std::env::var("MESA_SEED") {
         Ok(seed) => seed.parse().expect("MESA_SEED is a number"),
@@ -54,7 +58,7 @@ pub fn announced_seed(test: &str) -> u64 {
             now.as_nanos() as u64
         }
     };
-    // In one piece, so that other tests' lines do not get into it.
+    // One write, so that output of other tests cannot split the line.
     _ = std::io::stderr().write_all(format!("{test}: MESA_SEED={seed}\n").as_bytes());
     seed
 }

@@ -1,4 +1,4 @@
-//! The built binary, started on a directory of the test's.
+//! Runs the built binary in a temporary directory.
 
 use std::{
     fs::{self, File},
@@ -10,16 +10,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The key of the HTTP API.
+/// API key.
 pub const KEY: &str = "test-key-0123456789";
 
-/// How long a server may take to listen: opening a store may replay a long log, on a loaded machine.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest time until a server listens. Opening a store may replay a long write-ahead log on a loaded machine.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a line may take to be in the log.
-const LOG_PATIENCE: Duration = Duration::from_secs(30);
+/// Longest time until a line is in the log file.
+const LOG_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Where a server lives: its configuration, its store, its log.
+/// Directory of a server, with its configuration, store and log file.
 #[derive(Debug)]
 pub struct Home {
     directory: tempfile::TempDir,
@@ -28,12 +28,12 @@ pub struct Home {
 }
 
 impl Home {
-    /// A new one, with a server's configuration in it.
+    /// Creates a directory with a configuration.
     pub fn new() -> Self {
         Self::with("")
     }
 
-    /// A new one, with further settings in its configuration: `key: value` pairs, each with a comma behind it.
+    /// Creates a directory with further settings: JSON5 `key: value` pairs, each followed by a comma.
     pub fn with(settings: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("mesa-test-").tempdir().expect("a temporary directory");
         let config = format!(
@@ -45,67 +45,69 @@ impl Home {
         Self { directory, store, variables: Vec::new() }
     }
 
-    /// Has the store elsewhere, for the servers that are started from here on.
+    /// Sets the store's directory, for servers that start later.
     pub fn move_store(&mut self, store: PathBuf) {
         self.store = store;
     }
 
-    /// Sets a variable for the servers that are started from here on.
+    /// Sets an environment variable, for servers that start later.
     pub fn set_variable(&mut self, name: &str, value: &str) {
         self.variables.push((name.to_owned(), value.to_owned()));
     }
 
-    /// The directory of the store.
+    /// Returns the store's directory.
     pub fn store(&self) -> PathBuf {
         self.store.clone()
     }
 
-    /// A file in the home.
+    /// Returns the path of a file in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    /// What servers here have written, as far as it matters to someone who reads a failed test.
+    /// Returns the last 20 lines of the log, for messages of failed tests.
     pub fn log(&self) -> String {
         let log = fs::read_to_string(self.path("log")).unwrap_or_default();
         let tail: Vec<&str> = log.lines().rev().take(20).collect();
         tail.into_iter().rev().collect::<Vec<_>>().join("\n")
     }
 
-    /// Waits until the log holds what is wanted, and returns all of it. Servers write their lines in their own time.
-    pub fn log_once(&self, wanted: impl Fn(&str) -> bool) -> String {
-        let end = Instant::now() + LOG_PATIENCE;
+    /// Waits until `condition` holds for the log, and returns the log. Servers write it asynchronously.
+    pub fn wait_for_log(&self, condition: impl Fn(&str) -> bool) -> String {
+        let end = Instant::now() + LOG_TIMEOUT;
         loop {
             let log = fs::read_to_string(self.path("log")).unwrap_or_default();
-            if wanted(&log) {
+            if condition(&log) {
                 return log;
             }
-            assert!(Instant::now() < end, "the log does not hold what is wanted:\n{log}");
+            assert!(Instant::now() < end, "the expected lines are not in the log after {LOG_TIMEOUT:?}:\n{log}");
             thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// All that this server has logged until now. It writes its lines in its own time, but in order: when the line about a signal
-    /// is in the file, so are those before it.
-    pub fn log_until_now(&self, server: &Server) -> String {
+    /// Returns everything that this server has logged until now.
+    ///
+    /// The server writes its log asynchronously, but in order. Once the line about a signal is in the file, so are all
+    /// earlier lines.
+    pub fn complete_log(&self, server: &Server) -> String {
         let signals = |log: &str| log.matches("SIGUSR1 is ignored").count();
         let before = signals(&fs::read_to_string(self.path("log")).unwrap_or_default());
         server.signal(rustix::process::Signal::USR1);
-        self.log_once(|log| signals(log) > before)
+        self.wait_for_log(|log| signals(log) > before)
     }
 
-    /// `wrapper… mesa serve …`, ready to be spawned. `wrapper` may be empty.
+    /// Builds the command `wrapper… mesa serve …`. `wrapper` may be empty.
     pub fn command(&self, wrapper: &[&str]) -> Command {
         let binary = env!("CARGO_BIN_EXE_mesa");
-        let mut words = wrapper.iter().copied().chain([binary]);
-        let mut command = Command::new(words.next().expect("at least the binary"));
-        let log = File::options().create(true).append(true).open(self.path("log")).expect("a log");
-        // Settings in the environment of the test are not meant for the server.
+        let mut arguments = wrapper.iter().copied().chain([binary]);
+        let mut command = Command::new(arguments.next().expect("it contains the binary"));
+        let log = File::options().create(true).append(true).open(self.path("log")).expect("a log file");
+        // Variables of the test's own environment must not configure the server.
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MESA_")) {
             command.env_remove(name);
         }
         command
-            .args(words)
+            .args(arguments)
             .arg("serve")
             .args([Path::new("--config"), &self.path("config.json5")])
             .args([Path::new("--store-path"), &self.store()])
@@ -118,7 +120,7 @@ impl Home {
         command
     }
 
-    /// Starts a server and returns at once.
+    /// Starts a server without waiting for it.
     pub fn spawn(&self, wrapper: &[&str]) -> Process {
         _ = fs::remove_file(self.path("ready"));
         Process(self.command(wrapper).spawn().expect("the binary starts"))
@@ -130,27 +132,27 @@ impl Home {
         self.wait_until_ready(process)
     }
 
-    /// Waits until the server that `process` is, or runs, listens.
+    /// Waits until the server listens that is `process` or its child. Panics if it does not.
     pub fn wait_until_ready(&self, process: Process) -> Server {
         self.ready(process).unwrap_or_else(|why| panic!("{why}"))
     }
 
-    /// As [`Home::wait_until_ready`], for who wants to know why it does not.
+    /// Waits until the server listens that is `process` or its child.
     ///
     /// # Errors
-    /// With how it ended, and what it said.
+    /// Fails if the process exits, or after [`START_TIMEOUT`]; the text has the exit status and the end of the log.
     pub fn ready(&self, mut process: Process) -> Result<Server, String> {
-        let end = Instant::now() + START_PATIENCE;
+        let end = Instant::now() + START_TIMEOUT;
         loop {
             if let Ok(text) = fs::read_to_string(self.path("ready")) {
-                let ready: Ready = serde_json::from_str(&text).expect("the ready file is JSON, and whole");
+                let ready: Ready = serde_json::from_str(&text).expect("the ready file is complete JSON");
                 return Ok(Server { process, address: ready.address, pid: ready.pid });
             }
-            if let Some(status) = process.ended() {
+            if let Some(status) = process.try_wait() {
                 return Err(format!("the server ended at start-up with {status}:\n{}", self.log()));
             }
             if Instant::now() > end {
-                return Err(format!("the server does not listen after {START_PATIENCE:?}:\n{}", self.log()));
+                return Err(format!("the server does not listen after {START_TIMEOUT:?}:\n{}", self.log()));
             }
             thread::sleep(Duration::from_millis(2));
         }
@@ -163,40 +165,40 @@ struct Ready {
     pid: i32,
 }
 
-/// A process that does not outlive the test.
+/// A child process. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Process(Child);
 
 impl Process {
-    /// What the system calls it.
-    #[allow(dead_code, reason = "few tests look at the process itself")]
+    /// Returns its process id.
+    #[allow(dead_code, reason = "few tests need the process id")]
     pub fn id(&self) -> u32 {
         self.0.id()
     }
 
-    /// Takes charge of a child that was started otherwise.
+    /// Takes ownership of a child process.
     pub fn new(child: Child) -> Self {
         Self(child)
     }
 
-    /// How it ended, if it has.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.0.try_wait().expect("a child can be asked")
+    /// Returns its exit status; `None` while it runs.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.0.try_wait().expect("the status of a child")
     }
 
-    /// Ends it without a word, and tells how it ended: by this, or by itself just before.
+    /// Kills it (SIGKILL) and returns its exit status, which is its own if it exited just before.
     pub fn kill(mut self) -> ExitStatus {
         self.kill_and_reap().expect("a child can be killed")
     }
 
-    /// Waits until it ends by itself.
-    pub fn wait(mut self, patience: Duration) -> ExitStatus {
-        let end = Instant::now() + patience;
+    /// Waits until it exits. Panics after `timeout`.
+    pub fn wait(mut self, timeout: Duration) -> ExitStatus {
+        let end = Instant::now() + timeout;
         loop {
-            if let Some(status) = self.ended() {
+            if let Some(status) = self.try_wait() {
                 return status;
             }
-            assert!(Instant::now() < end, "the process does not end within {patience:?}");
+            assert!(Instant::now() < end, "the process does not exit within {timeout:?}");
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -213,19 +215,19 @@ impl Drop for Process {
     }
 }
 
-/// A server that listens.
+/// A running server.
 #[derive(Debug)]
 pub struct Server {
-    /// It, or what it runs under.
+    /// The server's process, or the wrapper that runs it.
     pub process: Process,
-    /// Where it listens.
+    /// Address on which it listens.
     pub address: SocketAddr,
-    /// The process id of the server itself.
+    /// Process id of the server itself.
     pub pid: i32,
 }
 
 impl Server {
-    /// Asks it to end.
+    /// Requests a graceful shutdown (SIGTERM).
     pub fn terminate(&self) {
         self.signal(rustix::process::Signal::TERM);
     }

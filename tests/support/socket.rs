@@ -1,4 +1,4 @@
-//! A client over a WebSocket, which answers receipts as the published clients do.
+//! WebSocket client that acknowledges messages as the published clients do.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,50 +8,50 @@ use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
-/// Longest silence while something is still to come.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time until an expected frame arrives.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What was received.
+/// A received message.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Received {
-    /// Position in the redelivery; `None` for a live one.
+pub struct ReceivedMessage {
+    /// Sequence, for a client that resumes; otherwise the position in the redelivery, `None` for a live message.
     pub s: Option<u64>,
-    /// The data.
+    /// Data.
     pub d: Value,
 }
 
-/// What comes over an authenticated connection.
+/// A frame on an authenticated connection.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// A message.
-    Message(Received),
-    /// Op 1: whether everything so far has arrived.
-    Question,
-    /// Op 13: what there is of the log for one that resumes, and what is not there any more.
+    /// A message (op 0).
+    Message(ReceivedMessage),
+    /// Op 1: the server requests an acknowledgement of everything so far.
+    AckRequest,
+    /// Op 13: the range of the log that a resumed session will receive, and its gap.
     Resumed(Resumed),
-    /// Op 11: the server has heard everything up to an op 1 of the client's.
-    Heard,
+    /// Op 11: the server has processed everything up to an op 1 of this client.
+    Ack,
 }
 
-/// What one that resumes is told.
+/// Result of resuming after a sequence.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Resumed {
-    /// The first sequence behind the one it named that is there.
+    /// First sequence after the given one that the log still has.
     pub first: u64,
-    /// The last.
+    /// Last sequence of the log.
     pub last: u64,
-    /// What is not there.
+    /// Gap before `first`, if there is one.
     pub missed: Option<Gap>,
 }
 
-/// Sequences that are not there any more, both ends included, and why.
+/// Sequences that are missing from the log, both ends included.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Gap {
-    /// The first.
+    /// First missing sequence.
     pub from: u64,
-    /// The last.
+    /// Last missing sequence.
     pub to: u64,
-    /// One word.
+    /// Gap reason, one word.
     pub reason: String,
 }
 
@@ -63,32 +63,32 @@ struct Frame {
     s: Option<u64>,
 }
 
-/// How long the op 1 that follows op 22 is waited for; servers of the original send none.
-const FIRST_QUESTION: Duration = Duration::from_millis(500);
+/// Longest wait for the op 1 after op 22. Servers of the original send none.
+const FIRST_ACK_REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A connection that is authenticated.
+/// An authenticated connection.
 #[derive(Debug)]
 pub struct Socket {
     stream: WebSocketStream<TcpStream>,
-    /// The op 1 that follows op 22 may still come: it will be answered and not reported.
-    held: bool,
-    /// Came while that op 1 was waited for.
+    /// The op 1 after op 22 may still arrive. It will be acknowledged and not returned.
+    awaits_first_ack_request: bool,
+    /// Frame that arrived instead of that op 1.
     early: Option<Frame>,
 }
 
 impl Socket {
-    /// Connects as `user`.
+    /// Connects and authenticates as `user`.
     ///
     /// # Errors
-    /// When the server goes away.
+    /// Fails if the connection fails or the server closes it.
     pub async fn connect(address: SocketAddr, user: &str) -> Result<Self, String> {
         Self::connect_as(address, user, None, None).await
     }
 
-    /// Connects as one of a user's devices, or as one that resumes behind a sequence, or as both.
+    /// Connects as `user`, optionally resuming after a sequence, optionally as a device.
     ///
     /// # Errors
-    /// When the server goes away.
+    /// Fails if the connection fails or the server closes it.
     pub async fn connect_as(
         address: SocketAddr,
         user: &str,
@@ -99,94 +99,96 @@ impl Socket {
         let (stream, _) = tokio_tungstenite::client_async(format!("ws://{address}/"), stream)
             .await
             .map_err(|error| error.to_string())?;
-        let mut socket = Self { stream, held: false, early: None };
-        let mut who = json!({ "token": user, "shouldSync": true });
+        let mut socket = Self { stream, awaits_first_ack_request: false, early: None };
+        let mut credentials = json!({ "token": user, "shouldSync": true });
         if let Some(after) = after {
-            who["after"] = json!(after);
+            credentials["after"] = json!(after);
         }
         if let Some(device) = device {
-            who["device"] = json!(device);
+            credentials["device"] = json!(device);
         }
-        socket.send(&json!({ "op": 2, "d": who })).await?;
+        socket.send(&json!({ "op": 2, "d": credentials })).await?;
         loop {
             match socket.frame().await?.op {
                 10 => {}
                 22 if after.is_some() => return Ok(socket),
                 22 => {
-                    socket.release().await?;
+                    socket.acknowledge_first().await?;
                     return Ok(socket);
                 }
-                op => return Err(format!("op {op} before the authentication was answered")),
+                op => return Err(format!("op {op} before op 22")),
             }
         }
     }
 
-    /// The next thing that comes: for who answers by himself.
+    /// Returns the next frame. The caller has to acknowledge messages itself.
     ///
     /// # Errors
-    /// When the connection ends, or nothing comes.
+    /// Fails if the connection ends, or after [`FRAME_TIMEOUT`].
     pub async fn event(&mut self) -> Result<Event, String> {
         let frame = self.frame().await?;
         match frame.op {
-            0 => Ok(Event::Message(Received { s: frame.s, d: frame.d })),
-            1 => Ok(Event::Question),
-            11 => Ok(Event::Heard),
+            0 => Ok(Event::Message(ReceivedMessage { s: frame.s, d: frame.d })),
+            1 => Ok(Event::AckRequest),
+            11 => Ok(Event::Ack),
             13 => serde_json::from_value(frame.d).map(Event::Resumed).map_err(|error| format!("op 13: {error}")),
             op => Err(format!("op {op} among messages")),
         }
     }
 
-    /// Says that the application has processed everything up to a sequence (op 3).
+    /// Acknowledges everything up to a sequence (op 3).
     ///
     /// # Errors
-    /// When the connection has ended.
-    pub async fn confirm_through(&mut self, s: u64) -> Result<(), String> {
+    /// Fails if the connection has ended.
+    pub async fn acknowledge_through(&mut self, s: u64) -> Result<(), String> {
         self.send(&json!({ "op": 3, "d": { "s": s } })).await
     }
 
-    /// Asks (op 1) for an [`Event::Heard`].
+    /// Requests an [`Event::Ack`] (op 1).
     ///
     /// # Errors
-    /// When the connection has ended.
-    pub async fn ask(&mut self) -> Result<(), String> {
+    /// Fails if the connection has ended.
+    pub async fn request_ack(&mut self) -> Result<(), String> {
         self.send(&json!({ "op": 1, "d": {} })).await
     }
 
-    /// Waits until something has come that was not taken yet.
+    /// Waits until the socket has unread bytes.
     ///
     /// # Errors
-    /// When nothing comes.
-    pub async fn readable(&self) -> Result<(), String> {
-        let came = timeout(PATIENCE, self.stream.get_ref().peek(&mut [0])).await.map_err(|_| "nothing comes")?;
-        came.map(|_| ()).map_err(|error| error.to_string())
+    /// Fails if the connection has failed, or after [`FRAME_TIMEOUT`].
+    pub async fn wait_readable(&self) -> Result<(), String> {
+        let peeked = timeout(FRAME_TIMEOUT, self.stream.get_ref().peek(&mut [0])).await;
+        peeked.map_err(|_| "nothing arrives")?.map(|_| ()).map_err(|error| error.to_string())
     }
 
-    /// Sends a frame as it stands.
+    /// Sends a frame unchanged.
     ///
     /// # Errors
-    /// When the connection has ended.
-    pub async fn say(&mut self, frame: &Value) -> Result<(), String> {
+    /// Fails if the connection has ended.
+    pub async fn send_frame(&mut self, frame: &Value) -> Result<(), String> {
         self.send(frame).await
     }
 
-    /// Answers the oldest question.
+    /// Answers the oldest [`Event::AckRequest`] (op 11).
     ///
     /// # Errors
-    /// When the connection has ended.
-    pub async fn answer(&mut self) -> Result<(), String> {
+    /// Fails if the connection has ended.
+    pub async fn acknowledge(&mut self) -> Result<(), String> {
         self.send(&json!({ "op": 11, "d": {} })).await
     }
 
-    /// Closes, and waits until the server has closed too: by then it has heard everything that was said before.
+    /// Closes the connection and waits until the server has closed it too.
+    ///
+    /// By then the server has processed all earlier frames of this client.
     ///
     /// # Errors
-    /// When it does not.
+    /// Fails if the server does not complete the closing handshake, or closes first.
     pub async fn close(mut self) -> Result<(), String> {
         self.stream.close(None).await.map_err(|error| error.to_string())?;
         loop {
-            match timeout(PATIENCE, self.stream.next()).await.map_err(|_| "the server does not close")? {
+            match timeout(FRAME_TIMEOUT, self.stream.next()).await.map_err(|_| "the server does not close")? {
                 Some(Ok(Message::Close(None))) => return Ok(()),
-                // Ours has no reason, and so has the answer to it: this one was on its way before.
+                // The client's close frame has no code, nor has the reply to it. A frame with a code was sent before.
                 Some(Ok(Message::Close(Some(_)))) => return Err("the server closed first".into()),
                 Some(Ok(_)) => {}
                 Some(Err(error)) => return Err(error.to_string()),
@@ -195,53 +197,53 @@ impl Socket {
         }
     }
 
-    /// Goes away as a process that was killed goes: what was not read yet is thrown away, and the peer is told so.
+    /// Resets the connection (TCP RST), as when the process is killed. Unread data is discarded.
     pub fn reset(self) {
-        // A socket that is dropped with unread data, or with this set, resets the connection.
+        // A socket with a linger time of 0 s resets the connection when it is dropped.
         _ = socket2::SockRef::from(self.stream.get_ref()).set_linger(Some(Duration::ZERO));
     }
 
-    /// The next message; answers what else comes.
+    /// Returns the next message, and acknowledges when the server requests it.
     ///
     /// # Errors
-    /// When the connection ends, or nothing comes.
-    pub async fn next(&mut self) -> Result<Received, String> {
+    /// Fails if the connection ends, or after [`FRAME_TIMEOUT`].
+    pub async fn next(&mut self) -> Result<ReceivedMessage, String> {
         loop {
             let frame = self.frame().await?;
             match frame.op {
-                0 => return Ok(Received { s: frame.s, d: frame.d }),
-                1 => self.answer().await?,
+                0 => return Ok(ReceivedMessage { s: frame.s, d: frame.d }),
+                1 => self.acknowledge().await?,
                 op => return Err(format!("op {op} among messages")),
             }
         }
     }
 
-    /// Goes on answering until the server has nothing pending for the user, as `pending` tells.
+    /// Acknowledges until `pending` returns 0: the server has no pending entries for the user.
     ///
     /// # Errors
-    /// When the connection ends, or a further message comes.
-    pub async fn confirm(&mut self, mut pending: impl FnMut() -> Result<u64, String>) -> Result<(), String> {
+    /// Fails if the connection ends or another message arrives.
+    pub async fn acknowledge_all(&mut self, mut pending: impl FnMut() -> Result<u64, String>) -> Result<(), String> {
         for _ in 0..2_000 {
             if pending()? == 0 {
                 return Ok(());
             }
             if let Ok(received) = timeout(Duration::from_millis(10), self.next()).await {
-                return Err(format!("a message beyond the last: {:?}", received?));
+                return Err(format!("a message after the last expected one: {:?}", received?));
             }
         }
-        Err("the server goes on waiting for a receipt".into())
+        Err("entries are still pending after 2,000 attempts".into())
     }
 
     async fn send(&mut self, frame: &Value) -> Result<(), String> {
         self.stream.send(Message::text(frame.to_string())).await.map_err(|error| error.to_string())
     }
 
-    /// Answers the op 1 that follows op 22, so that the server starts its deliveries.
-    async fn release(&mut self) -> Result<(), String> {
-        match timeout(FIRST_QUESTION, self.read()).await {
-            Ok(Ok(frame)) if frame.op == 1 => self.answer().await?,
+    /// Answers the op 1 after op 22, so that the server starts to deliver.
+    async fn acknowledge_first(&mut self) -> Result<(), String> {
+        match timeout(FIRST_ACK_REQUEST_TIMEOUT, self.read()).await {
+            Ok(Ok(frame)) if frame.op == 1 => self.acknowledge().await?,
             Ok(frame) => self.early = Some(frame?),
-            Err(_) => self.held = true,
+            Err(_) => self.awaits_first_ack_request = true,
         }
         Ok(())
     }
@@ -251,8 +253,8 @@ impl Socket {
             return Ok(early);
         }
         let frame = self.read().await?;
-        if std::mem::take(&mut self.held) && frame.op == 1 {
-            self.answer().await?;
+        if std::mem::take(&mut self.awaits_first_ack_request) && frame.op == 1 {
+            self.acknowledge().await?;
             return self.read().await;
         }
         Ok(frame)
@@ -260,7 +262,7 @@ impl Socket {
 
     async fn read(&mut self) -> Result<Frame, String> {
         loop {
-            let message = timeout(PATIENCE, self.stream.next()).await.map_err(|_| "nothing more comes")?;
+            let message = timeout(FRAME_TIMEOUT, self.stream.next()).await.map_err(|_| "no further frame arrives")?;
             match message.ok_or("the connection has ended")?.map_err(|error| error.to_string())? {
                 Message::Text(text) => return serde_json::from_str(&text).map_err(|error| format!("{error}: {text}")),
                 Message::Ping(_) | Message::Pong(_) => {}

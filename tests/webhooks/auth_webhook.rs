@@ -1,7 +1,7 @@
 //! A backend that is asked who clients are.
 
 use super::*;
-use crate::support::http_receiver::Answer;
+use crate::support::http_receiver::Response;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_are_who_the_backend_says_and_who_it_does_not_know_is_sent_away() {
@@ -12,10 +12,10 @@ async fn clients_are_who_the_backend_says_and_who_it_does_not_know_is_sent_away(
     home.set_variable("MESA_AUTH_WEBHOOK_ALLOW_PRIVATE", "true");
     let server = home.start();
     receiver.script([
-        Answer::json(json!({ "id": "alice", "user": { "name": "Alice" } })),
-        Answer::status(401),
-        Answer::status(500),
-        Answer::json(json!({ "id": "bob", "expires": now_s() + 2 })),
+        Response::json(json!({ "id": "alice", "user": { "name": "Alice" } })),
+        Response::status(401),
+        Response::status(500),
+        Response::json(json!({ "id": "bob", "expires": now_s() + 2 })),
     ]);
     let _alice = Socket::connect(server.address, "a-ticket").await.unwrap();
     let mut http = Http::connect(server.address).unwrap();

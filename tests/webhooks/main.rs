@@ -56,10 +56,10 @@ fn number(event: &Value) -> u64 {
 /// Says numbers, and waits until the server has heard them all.
 async fn say(socket: &mut Socket, numbers: impl IntoIterator<Item = u64>) {
     for n in numbers {
-        socket.say(&json!({ "op": 0, "d": n, "t": "N" })).await.expect("it is sent");
+        socket.send_frame(&json!({ "op": 0, "d": n, "t": "N" })).await.expect("it is sent");
     }
-    socket.ask().await.expect("it is sent");
-    while socket.event().await.expect("an answer") != support::socket::Event::Heard {}
+    socket.request_ack().await.expect("it is sent");
+    while socket.event().await.expect("an answer") != support::socket::Event::Ack {}
 }
 
 /// A metric of the server's.

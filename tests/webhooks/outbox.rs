@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    support::{http_receiver::Answer, seeded_rng::Random},
+    support::{http_receiver::Response, seeded_rng::Random},
     *,
 };
 
@@ -18,7 +18,7 @@ async fn nothing_that_is_in_the_outbox_is_lost_by_a_kill_and_what_comes_again_ha
         if round % 2 == 0 {
             receiver.down();
         } else {
-            receiver.otherwise(Answer::status(500));
+            receiver.respond_with(Response::status(500));
         }
         let server = home.start();
         // What was told and not removed when the last one was killed is still among them.
@@ -33,18 +33,18 @@ async fn nothing_that_is_in_the_outbox_is_lost_by_a_kill_and_what_comes_again_ha
         if round % 2 == 0 {
             receiver.up();
         }
-        receiver.otherwise(Answer::Late(Duration::from_millis(2), 200));
+        receiver.respond_with(Response::Late(Duration::from_millis(2), 200));
         // Killed again while it tells.
         let server = home.start();
         let told = said(&receiver.events()).len() as u64;
         let some = told + random.within(1..=((round + 1) * EACH - told) / 2);
-        receiver.until("some of it", |receiver| said(&receiver.events()).len() as u64 >= some).await;
+        receiver.wait_until("some of it", |receiver| said(&receiver.events()).len() as u64 >= some).await;
         server.process.kill();
     }
     let _server = home.start();
     let all = ROUNDS * EACH;
     let last = |receiver: &super::Receiver| said(&receiver.events()).last() == Some(&(all - 1));
-    receiver.until("the last", last).await;
+    receiver.wait_until("the last", last).await;
     assert_eq!(said(&receiver.events()), (0..all).collect::<Vec<_>>(), "complete, and in order");
     let mut ids: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
     let mut times = 0;
@@ -64,21 +64,21 @@ async fn nothing_that_is_in_the_outbox_is_lost_by_a_kill_and_what_comes_again_ha
 #[tokio::test(flavor = "multi_thread")]
 async fn what_there_is_no_room_for_is_counted_and_told_where_it_is_missing() {
     let (receiver, home) = place("maxEvents: 5, outboxEvents: 32, events: ['message', 'authentication'],");
-    receiver.otherwise(Answer::status(503));
+    receiver.respond_with(Response::status(503));
     let server = home.start();
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
     say(&mut alice, 0..100).await;
     until_metric(&server, "webhook_events_lost_total", |lost| lost == 69).await;
     assert_eq!(metric(&server, "webhook_outbox_events"), 32);
-    home.log_once(|log| log.contains("the outbox of the webhook is full"));
+    home.wait_for_log(|log| log.contains("the outbox of the webhook is full"));
     // It is not forgotten by a kill.
     server.process.kill();
     let server = home.start();
-    receiver.otherwise(Answer::status(200));
-    receiver.until("what was lost", |receiver| !of(&receiver.events(), "overflow").is_empty()).await;
+    receiver.respond_with(Response::status(200));
+    receiver.wait_until("what was lost", |receiver| !of(&receiver.events(), "overflow").is_empty()).await;
     let mut bob = Socket::connect(server.address, "bob").await.unwrap();
     say(&mut bob, 1000..1010).await;
-    receiver.until("what came later", |receiver| said(&receiver.events()).last() == Some(&1009)).await;
+    receiver.wait_until("what came later", |receiver| said(&receiver.events()).last() == Some(&1009)).await;
 
     let events = receiver.events();
     assert_eq!(said(&events), (0..31).chain(1000..1010).collect::<Vec<_>>());
@@ -94,7 +94,7 @@ async fn what_there_is_no_room_for_is_counted_and_told_where_it_is_missing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_count_of_what_was_lost_is_exact_without_a_crash() {
     let (receiver, home) = place("maxEvents: 5, outboxBytes: 4096, events: ['message'],");
-    receiver.otherwise(Answer::status(503));
+    receiver.respond_with(Response::status(503));
     let server = home.start();
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
     say(&mut alice, 0..200).await;
@@ -103,8 +103,8 @@ async fn the_count_of_what_was_lost_is_exact_without_a_crash() {
     let status = server.process.wait(PATIENCE);
     assert!(status.success(), "{status}");
     let server = home.start();
-    receiver.otherwise(Answer::status(200));
-    receiver.until("what was lost", |receiver| !of(&receiver.events(), "overflow").is_empty()).await;
+    receiver.respond_with(Response::status(200));
+    receiver.wait_until("what was lost", |receiver| !of(&receiver.events(), "overflow").is_empty()).await;
     let events = receiver.events();
     let (told, overflow) = (said(&events).len() as u64, of(&events, "overflow"));
     assert_eq!(told + overflow[0]["lost"]["message"].as_u64().unwrap(), 200, "{overflow:?}");
@@ -115,7 +115,7 @@ async fn the_count_of_what_was_lost_is_exact_without_a_crash() {
 #[tokio::test(flavor = "multi_thread")]
 async fn overflow_that_a_receiver_has_not_accepted_comes_again_as_it_was() {
     let (receiver, home) = place("maxEvents: 32, outboxEvents: 32, events: ['message'],");
-    receiver.otherwise(Answer::status(503));
+    receiver.respond_with(Response::status(503));
     let server = home.start();
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
     say(&mut alice, 0..100).await;
@@ -124,8 +124,8 @@ async fn overflow_that_a_receiver_has_not_accepted_comes_again_as_it_was() {
     server.terminate();
     assert!(server.process.wait(PATIENCE).success());
     // What is before it is accepted. Then each connection breaks in place of an answer, also over a kill.
-    receiver.script([Answer::status(200)]);
-    receiver.otherwise(Answer::Close);
+    receiver.script([Response::status(200)]);
+    receiver.respond_with(Response::Close);
     let overflows = |receiver: &super::Receiver| {
         let requests = receiver.requests();
         let all = requests.iter().flat_map(super::Request::events).filter(|event| event["type"] == "overflow");
@@ -134,10 +134,10 @@ async fn overflow_that_a_receiver_has_not_accepted_comes_again_as_it_was() {
     for _ in 0..2 {
         let server = home.start();
         let before = overflows(&receiver).len();
-        receiver.until("it to come twice", |receiver| overflows(receiver).len() >= before + 2).await;
+        receiver.wait_until("it to come twice", |receiver| overflows(receiver).len() >= before + 2).await;
         server.process.kill();
     }
-    receiver.otherwise(Answer::status(200));
+    receiver.respond_with(Response::status(200));
     let server = home.start();
     until_metric(&server, "webhook_outbox_events", |events| events == 0).await;
     let all = overflows(&receiver);

@@ -9,7 +9,7 @@ use super::{
     craft::{private, signed},
     *,
 };
-use crate::http_client::receiver::{Answer, Receiver};
+use crate::http_client::receiver::{Receiver, Response};
 
 const ALGORITHMS: &[&str] = &["RS256", "ES256", "EdDSA"];
 
@@ -22,8 +22,8 @@ fn published(name: &str, id: &str, algorithm: Algorithm) -> Value {
     serde_json::to_value(jwk).unwrap()
 }
 
-fn set(keys: &[Value]) -> Answer {
-    Answer::json(json!({ "keys": keys }))
+fn set(keys: &[Value]) -> Response {
+    Response::json(json!({ "keys": keys }))
 }
 
 /// Signs a token for alice with a key of `data/test_keys`.
@@ -63,7 +63,7 @@ async fn published_key_with_unpaired_surrogate_leaves_others_usable() {
     assert_ne!(bad, good.to_string());
     // In other fields of a key it is ignored.
     let named = good.to_string().replacen('{', r#"{"name":"\ud83d","#, 1);
-    receiver.otherwise(Answer::json(format!(r#"{{"keys":[{bad},{named}],"name":"\ud83d"}}"#)));
+    receiver.respond_with(Response::json(format!(r#"{{"keys":[{bad},{named}],"name":"\ud83d"}}"#)));
     let jwt = Jwt::new(&configured(&receiver, ALGORITHMS, |_| ())).unwrap();
     is_alice(&jwt, &token("rsa", Some("rsa"), Algorithm::RS256)).await.unwrap();
 }
@@ -79,7 +79,7 @@ async fn token_is_verified_with_its_published_key_and_algorithm() {
     let secret = json!({ "kty": "oct", "kid": "oct", "alg": "HS256", "k": "c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0" });
     let mut small = rsa.clone();
     (small["n"], small["kid"]) = ("AQAB".into(), "small".into());
-    receiver.otherwise(set(&[
+    receiver.respond_with(set(&[
         json!("nonsense"),
         json!({ "kty": "unknown", "kid": "new" }),
         rsa.clone(),
@@ -144,13 +144,13 @@ async fn token_is_verified_with_its_published_key_and_algorithm() {
 async fn new_key_is_fetched_once_and_withdrawn_key_is_rejected() {
     let receiver = Receiver::start();
     let (old, new) = (published("rsa", "old", Algorithm::RS256), published("rsa-other", "new", Algorithm::RS256));
-    receiver.otherwise(set(&[old]));
+    receiver.respond_with(set(&[old]));
     let retry = Duration::from_secs(60);
     let jwt = Jwt::new(&configured(&receiver, &["RS256"], |jwks| jwks.retry_interval = retry)).unwrap();
     let by_old = token("rsa", Some("old"), Algorithm::RS256);
     let by_new = token("rsa-other", Some("new"), Algorithm::RS256);
     is_alice(&jwt, &by_old).await.unwrap();
-    receiver.otherwise(set(&[new]));
+    receiver.respond_with(set(&[new]));
     // Within the retry interval no number of unknown keys causes a request.
     for _ in 0..50 {
         assert_rejected_with(is_alice(&jwt, &by_new).await, "not published");
@@ -170,7 +170,7 @@ async fn new_key_is_fetched_once_and_withdrawn_key_is_rejected() {
 #[tokio::test]
 async fn keys_are_refreshed_in_background_and_kept_until_max_stale() {
     let receiver = Receiver::start();
-    receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
+    receiver.respond_with(set(&[published("ed", "ed", Algorithm::EdDSA)]));
     // Longer than the requests below take on a slow machine.
     let max_stale = Duration::from_secs(3600);
     let configured = configured(&receiver, &["EdDSA"], |jwks| {
@@ -185,17 +185,17 @@ async fn keys_are_refreshed_in_background_and_kept_until_max_stale() {
     // Each of these responses is invalid in another way, and none removes the key.
     let many: Vec<Value> = (0..101).map(|n| json!({ "kty": "unknown", "kid": n.to_string() })).collect();
     receiver.script([
-        Answer::status(500),
-        Answer::With(302, format!("location: {}\r\n", receiver.url()), String::new()),
-        Answer::json("[]"),
-        Answer::json("{\"keys\":7}"),
+        Response::status(500),
+        Response::With(302, format!("location: {}\r\n", receiver.url()), String::new()),
+        Response::json("[]"),
+        Response::json("{\"keys\":7}"),
         set(&many),
-        Answer::Silence,
-        Answer::Close,
-        Answer::HalfWay(200),
-        Answer::Endless(200),
+        Response::Silence,
+        Response::Close,
+        Response::HalfWay(200),
+        Response::Endless(200),
     ]);
-    receiver.otherwise(Answer::status(503));
+    receiver.respond_with(Response::status(503));
     let mut requests = 1;
     while requests < 10 {
         is_alice(&jwt, &token).await.unwrap_or_else(|error| panic!("request {requests}: {error}"));
@@ -215,7 +215,7 @@ async fn keys_are_refreshed_in_background_and_kept_until_max_stale() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     };
     assert!(matches!(&stale, AuthError::Unavailable(why) if why.contains("the keys for tokens")), "{stale}");
-    receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
+    receiver.respond_with(set(&[published("ed", "ed", Algorithm::EdDSA)]));
     while is_alice(&jwt, &token).await.is_err() {
         assert!(tokio::time::Instant::now() < end, "no key was fetched within 30 s");
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -225,8 +225,8 @@ async fn keys_are_refreshed_in_background_and_kept_until_max_stale() {
 #[tokio::test]
 async fn disconnecting_client_does_not_cancel_fetch() {
     let receiver = Receiver::start();
-    receiver.script([Answer::Late(Duration::from_millis(200), 500)]);
-    receiver.otherwise(set(&[published("ed", "ed", Algorithm::EdDSA)]));
+    receiver.script([Response::Late(Duration::from_millis(200), 500)]);
+    receiver.respond_with(set(&[published("ed", "ed", Algorithm::EdDSA)]));
     let configured = configured(&receiver, &["EdDSA"], |jwks| jwks.retry_interval = Duration::from_millis(1));
     let jwt = Jwt::new(&configured).unwrap();
     let token = token("ed", Some("ed"), Algorithm::EdDSA);

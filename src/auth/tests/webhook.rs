@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::http_client::{
-    receiver::{Answer, Receiver},
+    receiver::{Receiver, Response},
     signing,
 };
 
@@ -22,8 +22,8 @@ async fn webhook_posts_data_and_returns_identity() {
     let receiver = Receiver::start();
     let webhook = webhook_for(&receiver, |webhook| webhook.secret = Some(SECRET.into()));
     receiver.script([
-        Answer::json(json!({ "id": "alice", "user": { "name": "Alice", "id": "x" }, "expires": 4_000_000_000.5 })),
-        Answer::json(json!({ "id": 7, "user": null, "expires": null, "more": 1 })),
+        Response::json(json!({ "id": "alice", "user": { "name": "Alice", "id": "x" }, "expires": 4_000_000_000.5 })),
+        Response::json(json!({ "id": 7, "user": null, "expires": null, "more": 1 })),
     ]);
     let alice = webhook.authenticate(&data("a token")).await.unwrap();
     assert_eq!(alice.id.as_str(), "alice");
@@ -46,7 +46,7 @@ async fn unpaired_surrogate_is_forwarded_both_ways_and_rejected_in_id() {
     let receiver = Receiver::start();
     let webhook = webhook_for(&receiver, |_| ());
     let answers = [r#"{"id":"alice","user":{"name":"A\ud83d","id":"x"}}"#, r#"{"id":"al\ud83d"}"#];
-    receiver.script(answers.map(Answer::json));
+    receiver.script(answers.map(Response::json));
     let text = r#"{"name":"\ud83d","token":"t"}"#;
     let alice = webhook.authenticate_text(&data("t"), text).await.unwrap();
     assert_eq!(receiver.requests()[0].body, text.as_bytes());
@@ -65,37 +65,37 @@ async fn rejection_differs_from_unavailable_webhook() {
     let other = Receiver::start();
     let location = format!("location: {}\r\n", other.url());
     for status in [401, 403] {
-        receiver.script([Answer::status(status)]);
+        receiver.script([Response::status(status)]);
         let rejected = webhook.authenticate(&data("a")).await;
         assert!(matches!(rejected, Err(AuthError::Rejected(_))), "{status}: {rejected:?}");
     }
-    receiver.script([Answer::json(json!({ "id": "alice", "expires": 1 }))]);
+    receiver.script([Response::json(json!({ "id": "alice", "expires": 1 }))]);
     assert!(matches!(webhook.authenticate(&data("a")).await, Err(AuthError::Rejected(_))), "the identity has expired");
     for (answer, expected) in [
-        (Answer::status(500), "answered 500"),
-        (Answer::status(404), "answered 404"),
-        (Answer::With(302, location.clone(), String::new()), "answered 302, and redirects are not followed"),
-        (Answer::With(307, location, String::new()), "answered 307"),
-        (Answer::status(200), "did not answer with {id, user?, expires?}"),
-        (Answer::json("{}"), "did not answer with {id, user?, expires?}"),
-        (Answer::json("[\"alice\"]"), "did not answer with {id, user?, expires?}"),
-        (Answer::json(r#"{"id":"alice","id":"bob"}"#), "did not answer with {id, user?, expires?}"),
-        (Answer::json(r#"{"id":"alice","user":"Alice"}"#), "did not answer with {id, user?, expires?}"),
-        (Answer::json(r#"{"id":"alice","expires":"tomorrow"}"#), "did not answer with {id, user?, expires?}"),
-        (Answer::json(r#"{"id":"alice","expires":-1}"#), "`expires` that is not a time"),
-        (Answer::json(r#"{"id":"alice","expires":1e300}"#), "`expires` that is not a time"),
-        (Answer::json(r#"{"id":""}"#), "an invalid id"),
-        (Answer::json(r#"{"id":"*"}"#), "an invalid id"),
-        (Answer::json(r#"{"id":1.5}"#), "neither a string nor a whole number"),
-        (Answer::json(r#"{"id":null}"#), "neither a string nor a whole number"),
-        (Answer::Silence, "did not answer within 300 ms"),
-        (Answer::Late(Duration::from_secs(2), 200), "did not answer within 300 ms"),
-        (Answer::HalfWay(200), "broke off"),
-        (Answer::Endless(200), "more than 65536 bytes"),
-        (Answer::Close, ""),
+        (Response::status(500), "answered 500"),
+        (Response::status(404), "answered 404"),
+        (Response::With(302, location.clone(), String::new()), "answered 302, and redirects are not followed"),
+        (Response::With(307, location, String::new()), "answered 307"),
+        (Response::status(200), "did not answer with {id, user?, expires?}"),
+        (Response::json("{}"), "did not answer with {id, user?, expires?}"),
+        (Response::json("[\"alice\"]"), "did not answer with {id, user?, expires?}"),
+        (Response::json(r#"{"id":"alice","id":"bob"}"#), "did not answer with {id, user?, expires?}"),
+        (Response::json(r#"{"id":"alice","user":"Alice"}"#), "did not answer with {id, user?, expires?}"),
+        (Response::json(r#"{"id":"alice","expires":"tomorrow"}"#), "did not answer with {id, user?, expires?}"),
+        (Response::json(r#"{"id":"alice","expires":-1}"#), "`expires` that is not a time"),
+        (Response::json(r#"{"id":"alice","expires":1e300}"#), "`expires` that is not a time"),
+        (Response::json(r#"{"id":""}"#), "an invalid id"),
+        (Response::json(r#"{"id":"*"}"#), "an invalid id"),
+        (Response::json(r#"{"id":1.5}"#), "neither a string nor a whole number"),
+        (Response::json(r#"{"id":null}"#), "neither a string nor a whole number"),
+        (Response::Silence, "did not answer within 300 ms"),
+        (Response::Late(Duration::from_secs(2), 200), "did not answer within 300 ms"),
+        (Response::HalfWay(200), "broke off"),
+        (Response::Endless(200), "more than 65536 bytes"),
+        (Response::Close, ""),
     ] {
         receiver.script([answer.clone()]);
-        let client = if matches!(answer, Answer::Silence | Answer::Late(..)) { &short_timeout } else { &webhook };
+        let client = if matches!(answer, Response::Silence | Response::Late(..)) { &short_timeout } else { &webhook };
         let result = client.authenticate(&data("a")).await;
         let Err(AuthError::Unavailable(reason)) = &result else {
             panic!("{answer:?}: expected Unavailable, not {result:?}")
@@ -115,7 +115,7 @@ async fn rejection_differs_from_unavailable_webhook() {
 #[tokio::test]
 async fn concurrent_requests_are_bounded_and_waiting_counts_towards_timeout() {
     let receiver = Receiver::start();
-    receiver.otherwise(Answer::Silence);
+    receiver.respond_with(Response::Silence);
     let webhook = webhook_for(&receiver, |webhook| {
         (webhook.concurrency, webhook.timeout) = (3, Duration::from_millis(500));
     });

@@ -293,7 +293,7 @@ fn start(home: &Home) -> Result<Option<Server>, String> {
             let Ready { address, pid } = serde_json::from_str(&text).map_err(|error| error.to_string())?;
             return Ok(Some(Server { process, address, pid }));
         }
-        if let Some(status) = process.ended() {
+        if let Some(status) = process.try_wait() {
             break status;
         }
         if Instant::now() > end {
@@ -321,7 +321,7 @@ fn stop(server: Server) -> Result<(), String> {
     server.terminate();
     let end = Instant::now() + SERVER_TIMEOUT;
     let mut process = server.process;
-    while process.ended().is_none() {
+    while process.try_wait().is_none() {
         if Instant::now() > end {
             return Err(format!("the server does not stop within {SERVER_TIMEOUT:?}"));
         }

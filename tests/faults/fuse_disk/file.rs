@@ -97,7 +97,7 @@ impl File {
 
     /// Keeps an arbitrary selection of sectors, or of pages.
     fn keep_any(&mut self, unsynced: Vec<Change>, random: &mut Random, losses: &mut Losses) {
-        let size = if random.once_in(2) { SECTOR } else { PAGE };
+        let size = if random.one_in(2) { SECTOR } else { PAGE };
         // Of eight pieces 1, 4 or 7 are kept on average.
         let eighths = [1, 4, 7][random.within(0..=2) as usize];
         for change in unsynced {

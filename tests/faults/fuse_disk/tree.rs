@@ -185,7 +185,7 @@ impl Tree {
             let kept = match cut {
                 PowerCut::LoseAll => false,
                 PowerCut::Torn => at < first,
-                PowerCut::Reordered => random.once_in(2),
+                PowerCut::Reordered => random.one_in(2),
             };
             if kept {
                 self.apply(change, true);

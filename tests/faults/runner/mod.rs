@@ -147,7 +147,7 @@ impl<'a> Runner<'a> {
     /// Runs a round, until there were `faults` in the whole run.
     fn run_round(&mut self, faults: u64) -> Result<(), String> {
         self.rounds += 1;
-        let empty_store = self.scenario.simulated_disk && self.rounds > 1 && self.random.once_in(EMPTY_STORE_ONE_IN);
+        let empty_store = self.scenario.simulated_disk && self.rounds > 1 && self.random.one_in(EMPTY_STORE_ONE_IN);
         if empty_store {
             self.replace_store();
         }
@@ -188,7 +188,7 @@ impl<'a> Runner<'a> {
     /// Lets a server work, and injects a fault.
     fn run_until_fault(&mut self) -> Result<(), String> {
         if self.server.is_none() {
-            while self.scenario.start_faults && self.random.once_in(3) {
+            while self.scenario.start_faults && self.random.one_in(3) {
                 self.kill_during_start();
             }
         }

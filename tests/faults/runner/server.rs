@@ -142,7 +142,7 @@ impl Runner<'_> {
         let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
         let mut disconnected = 0;
         for user in self.context.params.users() {
-            if self.random.once_in(2) {
+            if self.random.one_in(2) {
                 let path = format!("/v1/users/{user}/disconnect");
                 let (status, body) = http.call("POST", &path, "").map_err(|error| error.to_string())?;
                 let result: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
@@ -155,7 +155,7 @@ impl Runner<'_> {
 
     /// Records that an undisturbed server did not do what it should, and whether it has exited.
     pub(super) fn record_failure(&mut self, reason: &str) {
-        let exited = self.server.as_mut().and_then(|server| server.process.ended());
+        let exited = self.server.as_mut().and_then(|server| server.process.try_wait());
         let server = self.server_number;
         self.record(&match exited {
             Some(status) => Event::Died { server, how: format!("{status}, while {reason}") },

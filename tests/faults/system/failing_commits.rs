@@ -168,7 +168,7 @@ fn run_with_fault(
                 let mut server = server;
                 let late = dispatch(server.address, BACKENDS, 1);
                 tracker.merge(late.0);
-                if let Some(status) = server.process.ended() {
+                if let Some(status) = server.process.try_wait() {
                     strace::check_exit(home, status)?;
                 }
                 outcome.answered = tracker.answered();

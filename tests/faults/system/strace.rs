@@ -80,7 +80,7 @@ pub fn start_untraced(home: &Home) -> Result<Server, String> {
 fn wait_for_start(home: &Home, mut process: Process, fault: &str) -> StartResult {
     let end = Instant::now() + START_TIMEOUT;
     loop {
-        if let Some(status) = process.ended() {
+        if let Some(status) = process.try_wait() {
             return StartResult::Exited(status);
         }
         if home.path("ready").exists() {
@@ -99,7 +99,7 @@ fn wait_for_start(home: &Home, mut process: Process, fault: &str) -> StartResult
 pub fn wait_for_exit(mut process: Process, limit: Duration, context: &str) -> ExitStatus {
     let end = Instant::now() + limit;
     loop {
-        if let Some(status) = process.ended() {
+        if let Some(status) = process.try_wait() {
             return status;
         }
         assert!(Instant::now() < end, "{context}: expected the server to exit within {limit:?}");

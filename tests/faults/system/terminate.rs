@@ -39,7 +39,7 @@ fn sigterm_during_dispatches_keeps_answered_ones_and_closes_connections() {
     let (mut answered, mut slowest) = (0, Duration::ZERO);
     for _ in 0..rounds {
         let home = Home::new();
-        let (pause, gap) = (random.within(5..=150), random.once_in(2).then(|| random.within(0..=30)));
+        let (pause, gap) = (random.within(5..=150), random.one_in(2).then(|| random.within(0..=30)));
         let (tracker, exit_time) = terminate_during_dispatches(&home, pause, gap);
         answered += tracker.answered();
         slowest = slowest.max(exit_time);
@@ -91,7 +91,7 @@ fn sigterm_during_redelivery_loses_no_message() {
         let server = home.start();
         let runtime = runtime();
         let received_before = random.within(1..=BACKLOG - 1);
-        let (twice, client_leaves) = (random.once_in(3), random.once_in(2));
+        let (twice, client_leaves) = (random.one_in(3), random.one_in(2));
         let (first, end) = runtime.block_on(async {
             let mut client = Client::connect(server.address, "alice").await.expect("a connection");
             let mut first = client.read_until_message(received_before).await.unwrap_or_else(|error| panic!("{error}"));

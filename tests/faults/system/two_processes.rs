@@ -32,7 +32,7 @@ fn two_servers_started_on_one_store_one_serves_and_other_exits() {
         let started = Instant::now();
         let first = random.within(0..=1) as usize;
         contenders[first].start();
-        if random.once_in(2) {
+        if random.one_in(2) {
             thread::sleep(Duration::from_micros(random.within(0..=20_000)));
         }
         contenders[1 - first].start();
@@ -63,7 +63,7 @@ fn wait_for_loser(contenders: &mut [Contender; 2]) -> (usize, Option<i32>) {
     let end = Instant::now() + EXIT_TIMEOUT;
     loop {
         for (index, contender) in contenders.iter_mut().enumerate() {
-            if let Some(status) = contender.process.as_mut().and_then(Process::ended) {
+            if let Some(status) = contender.process.as_mut().and_then(Process::try_wait) {
                 return (index, status.code());
             }
         }

@@ -12,7 +12,7 @@ use crate::{
     history::Event,
     support::{
         http::{Http, request},
-        ndjson::Lines,
+        ndjson::NdjsonStream,
         seeded_rng::Random,
     },
 };
@@ -50,9 +50,9 @@ pub fn run(context: &Context, number: u64, next: u64, random: Random) -> u64 {
     let mut backend = Backend { context, number, next, random, retries: Vec::new() };
     let mut failed = None;
     while let Some(server) = context.runtime.block_on(context.current.wait(failed)) {
-        let streams = context.params.streams && backend.random.once_in(3);
+        let streams = context.params.streams && backend.random.one_in(3);
         let result = if streams {
-            Lines::open(server.address).and_then(|lines| backend.dispatch_stream(server, lines))
+            NdjsonStream::open(server.address).and_then(|lines| backend.dispatch_stream(server, lines))
         } else {
             Http::connect(server.address).and_then(|http| backend.dispatch_requests(server, http))
         };
@@ -73,7 +73,7 @@ impl Backend<'_> {
                 break;
             }
             let mut burst = std::mem::take(&mut self.retries);
-            let size = if self.random.once_in(2) { 1 } else { self.random.within(1..=self.context.params.burst_max) };
+            let size = if self.random.one_in(2) { 1 } else { self.random.within(1..=self.context.params.burst_max) };
             while (burst.len() as u64) < size {
                 burst.push(self.new_dispatch());
             }
@@ -85,7 +85,7 @@ impl Backend<'_> {
             let mut broken = http.send(&requests).err();
             for dispatch in burst {
                 let answer = match &broken {
-                    None => http.answer(),
+                    None => http.response(),
                     Some(error) => repeat_error(error),
                 };
                 if let Err(error) = self.finish(dispatch, answer) {
@@ -100,7 +100,7 @@ impl Backend<'_> {
     }
 
     /// Sends up to 60 bursts over one NDJSON stream. Some lines are always unanswered, so that a cut stream leaves some.
-    fn dispatch_stream(&mut self, server: RunningServer, mut lines: Lines) -> io::Result<()> {
+    fn dispatch_stream(&mut self, server: RunningServer, mut lines: NdjsonStream) -> io::Result<()> {
         let mut unanswered = VecDeque::new();
         let mut bursts = self.random.within(1..=60);
         let mut broken = None;
@@ -112,7 +112,7 @@ impl Backend<'_> {
             for _ in 0..answers {
                 let dispatch: Dispatch = unanswered.pop_front().expect("at least as many lines as answers");
                 let answer = match &broken {
-                    None => lines.answer().and_then(answer_of_line),
+                    None => lines.result().and_then(answer_of_line),
                     Some(error) => repeat_error(error),
                 };
                 broken = self.finish(dispatch, answer).err().or(broken);
@@ -141,7 +141,7 @@ impl Backend<'_> {
         }
         lines.end()?;
         // The checker reports an answer to a line that was never sent.
-        while let Some(body) = lines.answer()? {
+        while let Some(body) = lines.result()? {
             let body = serde_json::from_str(&body).unwrap_or(Value::Null);
             self.context.history.record(&Event::Answered {
                 b: self.number,
@@ -171,8 +171,8 @@ impl Backend<'_> {
         let to = (0..count.min(users)).map(|at| all[((first + at) % users) as usize].clone()).collect();
         // A few messages are too large to share a block with many others.
         let padding =
-            if self.random.once_in(200) { self.random.within(1_000..=40_000) } else { self.random.within(0..=200) };
-        let id = (self.context.params.ids && !self.random.once_in(3)).then(|| format!("{}-{n}", self.number));
+            if self.random.one_in(200) { self.random.within(1_000..=40_000) } else { self.random.within(0..=200) };
+        let id = (self.context.params.ids && !self.random.one_in(3)).then(|| format!("{}-{n}", self.number));
         Dispatch { n, attempt: 0, to, padding, id }
     }
 
@@ -211,7 +211,7 @@ impl Backend<'_> {
                 Err(error)
             }
         };
-        let retry = result.is_err() || self.random.once_in(RETRY_ONE_IN);
+        let retry = result.is_err() || self.random.one_in(RETRY_ONE_IN);
         if retry && dispatch.id.is_some() && attempt + 1 < ATTEMPTS_MAX {
             self.retries.push(Dispatch { attempt: attempt + 1, ..dispatch });
         }

@@ -87,12 +87,12 @@ impl Visit<'_> {
                 event = socket.event() => event,
                 () = self.context.current.finished() => return self.close(socket).await,
             };
-            let heartbeat = matches!(event, Ok(socket::Event::Question));
+            let heartbeat = matches!(event, Ok(socket::Event::AckRequest));
             if let Err(error) = handle(self.context, self.c, &mut socket, event, &mut self.messages_left).await {
                 return self.broken(error);
             }
             // Directly after an acknowledgement: if it covered too much, the rest is lost now.
-            if heartbeat && self.behaviour != Behaviour::Stay && random.once_in(3) {
+            if heartbeat && self.behaviour != Behaviour::Stay && random.one_in(3) {
                 self.messages_left = 0;
             }
         }
@@ -189,13 +189,13 @@ pub async fn handle(
             context.history.record(&Event::Received { c, b: number("b"), n: number("n"), x, s: message.s });
             *messages_left = messages_left.saturating_sub(1);
         }
-        socket::Event::Question => {
+        socket::Event::AckRequest => {
             context.history.record(&Event::HeartbeatReceived { c });
-            socket.answer().await?;
+            socket.acknowledge().await?;
             context.history.record(&Event::HeartbeatAnswered { c });
         }
         socket::Event::Resumed(_) => return Err("op 13 on a connection that does not resume".into()),
-        socket::Event::Heard => return Err("op 11 without an op 1 of the client".into()),
+        socket::Event::Ack => return Err("op 11 without an op 1 of the client".into()),
     }
     Ok(())
 }

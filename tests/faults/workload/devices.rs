@@ -41,7 +41,7 @@ pub fn of_user(params: &Params, user: &str) -> Vec<&'static str> {
 pub async fn run(context: &Context, user: &str, device: &str, mut random: Random) {
     let (mut unread, mut processed, mut failed) = (Vec::new(), 0, None);
     while let Some(server) = context.current.wait(failed).await {
-        let messages_left = if random.once_in(3) { u64::MAX } else { random.within(0..=80) };
+        let messages_left = if random.one_in(3) { u64::MAX } else { random.within(0..=80) };
         let after = match random.within(0..=11) {
             0 | 1 => None,
             2 => Some(0),
@@ -93,10 +93,10 @@ impl Visit<'_> {
         let acknowledge_after = random.within(1..=60);
         loop {
             if self.messages_left == 0 {
-                if random.once_in(2) {
+                if random.one_in(2) {
                     self.acknowledge(&mut socket, random).await?;
                 }
-                if random.once_in(2) {
+                if random.one_in(2) {
                     return clients::close(self.context, self.c, socket).await;
                 }
                 clients::abandon(self.context, self.c, socket, random, unread);
@@ -127,7 +127,7 @@ impl Visit<'_> {
                 self.context.history.record(&Event::Resumed { c, first, last, missed });
                 Ok(())
             }
-            socket::Event::Heard => {
+            socket::Event::Ack => {
                 let s = self.unanswered.pop_front().ok_or("op 11 without an op 1 of the client")?;
                 self.context.history.record(&Event::Acknowledged { c, s });
                 Ok(())
@@ -147,8 +147,8 @@ impl Visit<'_> {
             return Ok(());
         }
         let s =
-            if random.once_in(4) { self.processed - random.within(0..=self.processed.min(3)) } else { self.processed };
-        self.acknowledge_through(socket, s, random.once_in(2)).await?;
+            if random.one_in(4) { self.processed - random.within(0..=self.processed.min(3)) } else { self.processed };
+        self.acknowledge_through(socket, s, random.one_in(2)).await?;
         self.acknowledged = self.processed;
         Ok(())
     }
@@ -156,10 +156,10 @@ impl Visit<'_> {
     /// Sends op 3, and op 1 if `verify`: its answer proves that the server has received the op 3.
     async fn acknowledge_through(&mut self, socket: &mut Socket, s: u64, verify: bool) -> Result<(), String> {
         self.context.history.record(&Event::Acknowledging { c: self.c, s });
-        socket.confirm_through(s).await?;
+        socket.acknowledge_through(s).await?;
         if verify {
             self.unanswered.push_back(s);
-            socket.ask().await?;
+            socket.request_ack().await?;
         }
         Ok(())
     }

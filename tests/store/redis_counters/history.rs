@@ -169,11 +169,11 @@ impl<'a> History<'a> {
             _ => max,
         };
         // Only some batches have short TTLs. The results of the others can be predicted.
-        let is_brief = count == 1 || self.random.once_in(3);
+        let is_brief = count == 1 || self.random.one_in(3);
         let single = self.pick(USERS.len());
         (0..count)
             .map(|_| {
-                let recipients = if self.random.once_in(10) { (0..USERS.len()).collect() } else { vec![single] };
+                let recipients = if self.random.one_in(10) { (0..USERS.len()).collect() } else { vec![single] };
                 let key = self.random.within(1..=100) <= self.params.with_key;
                 let key = key.then(|| format!("key {}", self.random.within(1..=self.params.keys)));
                 let append = Append {
@@ -325,7 +325,7 @@ impl<'a> History<'a> {
             }
             // A few ranges, sometimes more than an `AckSet` stores.
             3..=4 => {
-                let max = if self.random.once_in(4) { 25 } else { 4 };
+                let max = if self.random.one_in(4) { 25 } else { 4 };
                 for _ in 0..self.random.within(1..=max) {
                     let (from, length) = (random_seq(self), self.random.within(0..=3));
                     self.report(server, owner, device(&name), from, from + length);
@@ -354,7 +354,7 @@ impl<'a> History<'a> {
         let (server, owner) = (self.pick(SERVERS), self.pick(USERS.len()));
         let seqs = self.snapshots[owner].iter().flat_map(|snapshot| snapshot.entries.iter().map(|(seq, ..)| *seq));
         let seqs: Vec<Seq> = seqs.collect();
-        let hold = (!seqs.is_empty() && self.random.once_in(3)).then(|| seqs[self.pick(seqs.len())]);
+        let hold = (!seqs.is_empty() && self.random.one_in(3)).then(|| seqs[self.pick(seqs.len())]);
         self.holds[server][owner] = hold;
         self.servers[server].store.report(&user(USERS[owner]), SessionReport { hold, ..SessionReport::default() });
     }
@@ -461,7 +461,7 @@ impl<'a> History<'a> {
     async fn step(&mut self) {
         match self.pick(100) {
             0..=34 => {
-                if self.params.with_ttl > 0 && self.random.once_in(2) {
+                if self.params.with_ttl > 0 && self.random.one_in(2) {
                     self.advance_clock(SHORT_ADVANCE);
                 }
                 self.append().await;
@@ -478,7 +478,7 @@ impl<'a> History<'a> {
             87..=93 => self.query(),
             94..=95 => self.copy_logs(),
             96..=97 => self.restart().await,
-            98 if self.random.once_in(2) => self.delete().await,
+            98 if self.random.one_in(2) => self.delete().await,
             98 => self.fail_over(),
             _ => self.flush_reports(),
         }

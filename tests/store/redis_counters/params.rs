@@ -36,8 +36,8 @@ impl Params {
         // In turn, so that a run of fifteen histories has every combination.
         let overflow = if seed.is_multiple_of(3) { Overflow::Reject } else { Overflow::DropOldest };
         let messages = [12, 100, 300, 700, 1500][(seed % 5) as usize];
-        let age = random.once_in(6).then_some(Duration::from_secs(7200));
-        let device_age = random.once_in(2).then_some(Duration::from_secs(30 * 24 * 3600));
+        let age = random.one_in(6).then_some(Duration::from_secs(7200));
+        let device_age = random.one_in(2).then_some(Duration::from_secs(30 * 24 * 3600));
         let limits = Limits {
             messages,
             bytes: pick(random, &[100_000, 600_000, 1_500_000, 8_000_000]),
@@ -55,7 +55,7 @@ impl Params {
     pub fn payload(&self, random: &mut Random) -> Payload {
         let characters = match self.sizes {
             Sizes::Large => random.within(4_000..=60_000),
-            Sizes::SomeLarge if random.once_in(40) => random.within(20_000..=60_000),
+            Sizes::SomeLarge if random.one_in(40) => random.within(20_000..=60_000),
             Sizes::SomeLarge | Sizes::Small => random.within(0..=60),
         };
         Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(characters as usize))), Some("N")).unwrap()
