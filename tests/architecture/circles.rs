@@ -1,7 +1,7 @@
 //! Import graph of the files, and its circles.
 //!
-//! A file imports the file that defines an item, not the modules that re-export it. A re-export that its own file does not use
-//! is no import.
+//! An import counts for the file that defines the item, not for modules that re-export it. A re-export is an import only if its
+//! own file uses the name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::{
     sources::Source,
 };
 
-/// Re-exports that are followed for one name. Longer chains count as imports of the module where they stop.
+/// Re-exports followed for one name. A longer chain counts as an import of the module where it stops.
 const REEXPORTS_MAX: usize = 8;
 
 type Module = Vec<String>;
@@ -51,7 +51,7 @@ impl<'a> Crate<'a> {
         Some(base.iter().chain(rest).cloned().collect())
     }
 
-    /// The module of the file that defines what `path` names.
+    /// Returns the module of the file that defines the item at `path`.
     fn definition(&self, mut path: Vec<String>) -> Module {
         for _ in 0..REEXPORTS_MAX {
             let depth = (0..=path.len()).rev().find(|depth| self.files.contains_key(&path[..*depth])).unwrap_or(0);
@@ -64,7 +64,7 @@ impl<'a> Crate<'a> {
         path
     }
 
-    /// The modules that a module's file imports.
+    /// Returns the modules that a module's file imports.
     fn imports(&self, module: &Module) -> BTreeSet<Module> {
         let code = &self.files[module].shipped;
         let body = without_declarations(code);
@@ -77,7 +77,7 @@ impl<'a> Crate<'a> {
         for root in roots {
             let begins = words(&body, root).filter(|at| !body[..*at].ends_with("(in ") && !body[..*at].ends_with("::"));
             let found = begins.map(|at| path_at(&body[at..]));
-            // A root alone names nothing, as in `pub(super)`.
+            // A root without a name is no path, as in `pub(super)`.
             paths.extend(found.filter(|path| path.last().is_some_and(|last| last != root)));
         }
         let resolved = paths.iter().filter_map(|path| self.local(module, path));
@@ -85,21 +85,21 @@ impl<'a> Crate<'a> {
     }
 }
 
-/// The path that `code` begins with.
+/// Returns the path at the start of `code`.
 fn path_at(code: &str) -> Vec<String> {
     let end = code.find(|each: char| !each.is_alphanumeric() && !matches!(each, '_' | ':')).unwrap_or(code.len());
     code[..end].split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect()
 }
 
-/// Groups of modules that import each other, as `a::b`. Each group and each list is sorted.
+/// Returns groups of modules that import each other, as `a::b`. Groups and their members are sorted.
 pub fn circles(sources: &[Source]) -> Vec<Vec<String>> {
     let all = Crate::new(sources);
     let graph: BTreeMap<&Module, BTreeSet<Module>> =
         all.files.keys().map(|module| (module, all.imports(module))).collect();
     let reachable = |from: &Module| {
-        let (mut seen, mut waiting) = (BTreeSet::new(), vec![from]);
-        while let Some(module) = waiting.pop() {
-            waiting.extend(graph.get(module).into_iter().flatten().filter(|next| seen.insert((*next).clone())));
+        let (mut seen, mut queue) = (BTreeSet::new(), vec![from]);
+        while let Some(module) = queue.pop() {
+            queue.extend(graph.get(module).into_iter().flatten().filter(|next| seen.insert((*next).clone())));
         }
         seen
     };

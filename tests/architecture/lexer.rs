@@ -1,6 +1,6 @@
-//! As much Rust as it takes to tell code from comments, strings and tests.
+//! Minimal lexer for Rust: separates code from comments, literals and tests, and reads `use` declarations.
 
-/// `text` with comments and the contents of string and character literals replaced by spaces. Lines stay lines.
+/// Replaces comments, string literals and character literals by spaces. Line breaks stay.
 pub fn blank(text: &str) -> String {
     let chars: Vec<char> = text.chars().collect();
     let mut out = String::with_capacity(text.len());
@@ -17,7 +17,7 @@ pub fn blank(text: &str) -> String {
     out
 }
 
-/// Where the comment or literal ends that begins at `at`, if one does.
+/// Returns the end of the comment or literal that begins at `at`; `None` for code.
 fn literal_end(chars: &[char], at: usize) -> Option<usize> {
     let next = |ahead: usize| chars.get(at + ahead).copied();
     let in_word = at > 0 && (chars[at - 1].is_alphanumeric() || chars[at - 1] == '_');
@@ -32,11 +32,11 @@ fn literal_end(chars: &[char], at: usize) -> Option<usize> {
     }
 }
 
-fn find(chars: &[char], from: usize, wanted: impl Fn(char) -> bool) -> usize {
-    chars[from..].iter().position(|each| wanted(*each)).map_or(chars.len(), |ahead| from + ahead)
+fn find(chars: &[char], from: usize, matches: impl Fn(char) -> bool) -> usize {
+    chars[from..].iter().position(|each| matches(*each)).map_or(chars.len(), |ahead| from + ahead)
 }
 
-/// Comments nest.
+/// Finds the end of a block comment. Block comments nest.
 fn comment_end(chars: &[char], from: usize) -> usize {
     let (mut depth, mut at) = (0, from);
     while at < chars.len() {
@@ -60,7 +60,7 @@ fn quoted_end(chars: &[char], from: usize, quote: char) -> usize {
     (at + 1).min(chars.len())
 }
 
-/// `r"…"`, `r#"…"#`, `br"…"` and the like; the other prefixed strings begin with their quote soon enough.
+/// Finds the end of a raw string: `r"…"`, `r#"…"#`, `br"…"`. Other prefixes are read as code before a plain string.
 fn raw_end(chars: &[char], from: usize) -> Option<usize> {
     let start = find(chars, from, |each| !matches!(each, 'r' | 'b' | 'c'));
     if !chars[from..start].contains(&'r') || start - from > 2 {
@@ -81,7 +81,7 @@ fn raw_end(chars: &[char], from: usize) -> Option<usize> {
     Some(at)
 }
 
-/// Blanked code without the items that stand under `#[cfg(test)]`. Lines stay lines.
+/// Blanks out items under `#[cfg(test)]` in blanked code. Line breaks stay.
 pub fn without_tests(code: &str) -> String {
     let mut out = code.to_owned();
     while let Some(from) = out.find("#[cfg(test)]") {
@@ -95,7 +95,7 @@ pub fn without_tests(code: &str) -> String {
     out
 }
 
-/// Length of the block that `text` begins with.
+/// Returns the length of the block at the start of `text`.
 fn block_length(text: &str) -> usize {
     let mut depth = 0;
     for (at, each) in text.char_indices() {
@@ -111,20 +111,21 @@ fn block_length(text: &str) -> usize {
     text.len()
 }
 
-/// Each place where `word` stands as a whole word: its offset.
+/// Returns the offset of each occurrence of `word` as a whole word.
 pub fn words<'a>(code: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
-    let part = |each: char| each.is_alphanumeric() || each == '_';
+    let is_word_char = |each: char| each.is_alphanumeric() || each == '_';
     code.match_indices(word).map(|(at, _)| at).filter(move |at| {
-        !code[..*at].chars().next_back().is_some_and(part) && !code[at + word.len()..].chars().next().is_some_and(part)
+        !code[..*at].chars().next_back().is_some_and(is_word_char)
+            && !code[at + word.len()..].chars().next().is_some_and(is_word_char)
     })
 }
 
-/// The line of an offset, counted from one.
+/// Returns the line of an offset, counted from 1.
 pub fn line(code: &str, at: usize) -> usize {
     code[..at].matches('\n').count() + 1
 }
 
-/// The names a path may begin with: `name::…` or `{name::…, other, …}`, as `text` begins.
+/// Returns the first names of the path at the start of `text`: `name::…` or `{name::…, other, …}`.
 pub fn first_names(text: &str) -> Vec<String> {
     let text = text.trim_start();
     let Some(group) = text.strip_prefix('{') else {
@@ -149,18 +150,18 @@ pub fn first_names(text: &str) -> Vec<String> {
     names
 }
 
-/// One name that a `use` declaration imports.
+/// A name that a `use` declaration imports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaf {
-    /// The full path, without a trailing `self` or `*`.
+    /// Full path, without a trailing `self` or `*`.
     pub path: Vec<String>,
-    /// The name it gets here; `None` for a glob or `_`.
+    /// Name in the importing module; `None` for a glob or `_`.
     pub name: Option<String>,
-    /// Whether other modules see it.
+    /// The declaration is a re-export.
     pub is_public: bool,
 }
 
-/// All names that the `use` declarations of `code` import.
+/// Returns all names that the `use` declarations of `code` import.
 pub fn use_leaves(code: &str) -> Vec<Leaf> {
     let mut leaves = Vec::new();
     for (from, to, is_public) in use_declarations(code) {
@@ -169,7 +170,7 @@ pub fn use_leaves(code: &str) -> Vec<Leaf> {
     leaves
 }
 
-/// `code` without its `use` and `mod` declarations. Offsets stay.
+/// Blanks out `use` and `mod` declarations. Offsets stay.
 pub fn without_declarations(code: &str) -> String {
     let mut out = code.to_owned();
     let modules = words(code, "mod").filter_map(|at| Some((at, at + code[at..].find([';', '{'])?)));
@@ -180,7 +181,7 @@ pub fn without_declarations(code: &str) -> String {
     out
 }
 
-/// The trees of all `use` declarations: begin, end, and whether the declaration is public.
+/// Finds the trees of all `use` declarations: start, end, and whether the declaration is public.
 fn use_declarations(code: &str) -> impl Iterator<Item = (usize, usize, bool)> {
     words(code, "use").filter_map(|at| {
         let from = at + "use".len();
@@ -236,20 +237,20 @@ mod tests {
     }
 
     #[test]
-    fn comments_and_literals_are_blank() {
+    fn blank_with_comments_and_literals_keeps_only_code() {
         let code = blank("a // b\n/* c /* d */ e */ f \"g \\\" h\" r#\"i \" j\"# b\"k\" 'l' '\\'' m");
         assert_eq!(code.split_whitespace().collect::<Vec<_>>(), ["a", "f", "b", "m"]);
         assert_eq!(code.matches('\n').count(), 1);
     }
 
     #[test]
-    fn lifetimes_and_words_are_code() {
+    fn blank_with_lifetimes_and_words_returns_the_text() {
         let text = "fn f<'a>(r: &'a str, number: br) -> Barr<'a, 'static> { for b in c {} }";
         assert_eq!(blank(text), text);
     }
 
     #[test]
-    fn tests_are_not_shipped() {
+    fn without_tests_removes_items_under_cfg_test() {
         let code = "fn a() {}\n#[cfg(test)]\nmod tests { fn b() { {} } }\n#[cfg(test)]\nuse c;\n#[cfg(test)] mod d;\nfn e() {}";
         let shipped = without_tests(code);
         assert_eq!(shipped.split_whitespace().collect::<Vec<_>>(), ["fn", "a()", "{}", "fn", "e()", "{}"]);
@@ -257,14 +258,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_names_of_a_path_are_found() {
+    fn first_names_with_groups_returns_the_first_of_each_path() {
         assert_eq!(first_names("a::{b, c}"), ["a"]);
         assert_eq!(first_names("{a::{b, c}, d, e as f,}"), ["a", "d", "e"]);
         assert_eq!(first_names("{\n    a::b,\n    c::d,\n}; x::y"), ["a", "c"]);
     }
 
     #[test]
-    fn words_are_whole() {
+    fn words_returns_whole_words_only() {
         assert_eq!(words("sled sledge _sled my::sled", "sled").collect::<Vec<_>>(), [0, 22]);
         assert_eq!(line("a\nb\nc", 4), 3);
     }

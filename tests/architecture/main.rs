@@ -11,8 +11,8 @@ mod sources;
 
 use std::path::Path;
 
-/// Panics with everything that is wrong.
-fn hold(violations: Vec<String>) {
+/// Panics with all violations, if there are any.
+fn assert_none(violations: Vec<String>) {
     assert!(violations.is_empty(), "\n{}\n", violations.join("\n"));
 }
 
@@ -21,45 +21,45 @@ fn sources(directory: &str) -> Vec<sources::Source> {
 }
 
 #[test]
-fn a_module_imports_only_what_its_row_allows() {
-    hold(sources("src").iter().flat_map(rules::imports).collect());
+fn modules_import_only_what_the_table_allows() {
+    assert_none(sources("src").iter().flat_map(rules::imports).collect());
 }
 
 #[test]
-fn each_foreign_name_has_one_home() {
-    hold(sources("src").iter().flat_map(rules::homes).collect());
+fn foreign_crates_are_used_only_in_their_homes() {
+    assert_none(sources("src").iter().flat_map(rules::homes).collect());
 }
 
 #[test]
-fn every_source_file_is_part_of_the_crate() {
-    hold(rules::dead_files(&sources("src")));
+fn source_files_are_reached_by_mod_declarations() {
+    assert_none(rules::dead_files(&sources("src")));
 }
 
 #[test]
-fn no_file_is_too_large_to_be_read_at_once() {
-    hold(
+fn files_have_at_most_500_lines() {
+    assert_none(
         ["src", "tests", "benches"]
             .iter()
-            .flat_map(|each| sources(each))
+            .flat_map(|directory| sources(directory))
             .filter_map(|source| rules::size(&source))
             .collect(),
     );
 }
 
 #[test]
-fn nothing_is_left_lying_about() {
-    hold(
+fn sources_contain_no_leftovers() {
+    assert_none(
         ["src", "tests", "benches"]
             .iter()
-            .flat_map(|each| sources(each))
+            .flat_map(|directory| sources(directory))
             .flat_map(|source| rules::leftovers(&source))
             .collect(),
     );
 }
 
 #[test]
-fn files_do_not_import_each_other() {
+fn files_form_no_import_circle() {
     let found = circles::circles(&sources("src"));
-    let remedy = "move what both need to a file of its own";
-    hold(found.iter().map(|group| format!("these files import each other: {group:?}; {remedy}")).collect());
+    let remedy = "move the shared code to a separate file";
+    assert_none(found.iter().map(|group| format!("these files import each other: {group:?}; {remedy}")).collect());
 }

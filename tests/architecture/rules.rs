@@ -1,4 +1,4 @@
-//! The rules. Each takes a file, and says what is wrong in it.
+//! Architecture rules. Each returns the violations of a file, or of all files.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,11 +7,12 @@ use crate::{
     sources::Source,
 };
 
-/// Modules that every module may import: log lines, readiness and small helpers.
+/// Modules that every module may import: logging, readiness and small helpers.
 const BASE: &[&str] = &["logging", "health", "util"];
 
-/// The import table: a module, and the modules of the crate that it may import beside [`BASE`]. A new module gets a row first.
-/// `lib.rs` imports everything; the command line uses public names only.
+/// Import table: a module, and the modules of the crate that it may import in addition to [`BASE`].
+///
+/// A new module needs a row. `lib.rs` may import everything; the command line uses public names only.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("message", &[]),
     ("metrics", &[]),
@@ -40,7 +41,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("portal", &["message", "dispatcher"]),
 ];
 
-/// The server constructs the other modules.
+/// Modules that the server may import. It constructs the others.
 const SERVER: &[&str] = &[
     "message",
     "metrics",
@@ -60,7 +61,7 @@ const SERVER: &[&str] = &[
     "resp",
 ];
 
-/// Foreign crates, and the beginnings of the paths where each may be used.
+/// Foreign crates, and the path prefixes of files that may use them.
 const HOMES: &[(&[&str], &[&str])] = &[
     (&["sled"], &["src/embedded/tables/", "src/embedded/offline/"]),
     (&["bincode"], &["src/embedded/", "src/store/outbox.rs"]),
@@ -73,21 +74,21 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["jsonwebtoken"], &["src/auth/"]),
 ];
 
-/// Longest file, in lines.
+/// Longest permitted file, in lines.
 const LINES_MAX: usize = 500;
 
-/// What must not stay in the code, and what to write instead.
+/// Code that must not be committed, and its replacement.
 const LEFTOVERS: &[(&str, &str)] = &[
-    ("dbg!", "look with a debugger, or log with tracing"),
-    ("todo!", "write it, or return an error that says what is missing"),
-    ("unimplemented!", "write it, or return an error that says what is missing"),
-    ("#[ignore", "let the test run everywhere, or say in its output what was not checked"),
+    ("dbg!", "use a debugger, or log with tracing"),
+    ("todo!", "implement it, or return an error that names what is missing"),
+    ("unimplemented!", "implement it, or return an error that names what is missing"),
+    ("#[ignore", "let the test run everywhere, or print what was not checked"),
 ];
 
-/// What only the binary and the tests may do.
+/// Macros that only the binary and tests may use.
 const PRINTS: &[&str] = &["print!", "println!", "eprint!", "eprintln!"];
 
-/// Names of the crate that this file uses and its row does not allow.
+/// Reports modules of the crate that a file imports against its row of the table.
 pub fn imports(source: &Source) -> Vec<String> {
     let path = source.module();
     let Some(own) = path.first().filter(|_| !source.is_test()) else { return vec![] };
@@ -101,7 +102,7 @@ pub fn imports(source: &Source) -> Vec<String> {
     for (at, names) in crate_paths(&source.shipped, path.len()) {
         for name in names.iter().filter(|name| name != own && !allowed.iter().chain(BASE).any(|each| each == name)) {
             violations.push(format!(
-                "{}:{}: `{own}` may not import `{name}`, only {allowed:?}: move what is needed down, or hand it in",
+                "{}:{}: `{own}` may not import `{name}`, only {allowed:?}: move the shared code to a lower module, or pass it as an argument",
                 source.path,
                 line(&source.shipped, at)
             ));
@@ -110,7 +111,7 @@ pub fn imports(source: &Source) -> Vec<String> {
     violations
 }
 
-/// Paths from the root of the crate, as `crate::…` or as enough `super::`: where, and which modules they go into.
+/// Finds paths from the crate's root (`crate::…`, or enough `super::`): offset, and the modules that they name.
 fn crate_paths(code: &str, depth: usize) -> Vec<(usize, Vec<String>)> {
     let root = words(code, "crate").filter_map(|at| Some((at, code[at + 5..].trim_start().strip_prefix("::")?)));
     let supers = words(code, "super").filter_map(|at| {
@@ -123,33 +124,35 @@ fn crate_paths(code: &str, depth: usize) -> Vec<(usize, Vec<String>)> {
     root.chain(supers).map(|(at, rest)| (at, first_names(rest))).collect()
 }
 
-/// Foreign names away from their homes.
+/// Reports uses of foreign crates outside their homes.
 pub fn homes(source: &Source) -> Vec<String> {
     let mut violations = Vec::new();
     for (names, homes) in HOMES.iter().filter(|(_, homes)| !homes.iter().any(|home| source.path.starts_with(home))) {
         for name in *names {
             for at in words(&source.code, name).filter(|at| is_foreign(&source.code, *at, name)) {
                 let line = line(&source.code, at);
-                violations
-                    .push(format!("{}:{line}: `{name}` lives in {homes:?}; ask for what you need there", source.path));
+                violations.push(format!(
+                    "{}:{line}: `{name}` may be used only in {homes:?}; call a function there",
+                    source.path
+                ));
             }
         }
     }
     violations
 }
 
-/// Whether the word at `at` names a crate: it begins a path, or is what a `use` names.
+/// Tests whether the word at `at` names a crate: it begins a path, or a `use` imports it.
 fn is_foreign(code: &str, at: usize, name: &str) -> bool {
     let (before, after) = (code[..at].trim_end(), code[at + name.len()..].trim_start());
     let inner = before.strip_suffix("::").is_some_and(|path| path.ends_with(|each: char| !each.is_whitespace()));
     if inner || is_in_group(before) {
         return false;
     }
-    let used = before.ends_with("use") && (after.starts_with(';') || after.starts_with("as "));
-    used || after.starts_with("::")
+    let is_imported = before.ends_with("use") && (after.starts_with(';') || after.starts_with("as "));
+    is_imported || after.starts_with("::")
 }
 
-/// Whether `before` ends inside a group of a path, as in `crate::tables::{`.
+/// Tests whether `before` ends inside a group of a path, as in `crate::tables::{`.
 fn is_in_group(before: &str) -> bool {
     let mut depth = 0;
     for (at, each) in before.char_indices().rev() {
@@ -164,15 +167,15 @@ fn is_in_group(before: &str) -> bool {
     false
 }
 
-/// Files that no `mod` line leads to.
+/// Reports files that no `mod` declaration reaches.
 pub fn dead_files(sources: &[Source]) -> Vec<String> {
     let files: HashMap<&str, &Source> = sources.iter().map(|source| (source.path.as_str(), source)).collect();
     let is_root = |path: &&str| *path == "src/lib.rs" || *path == "src/main.rs" || path.ends_with("/main.rs");
-    let mut waiting: Vec<String> = files.keys().filter(|path| is_root(path)).map(|path| (*path).to_owned()).collect();
-    let mut alive = HashSet::new();
-    while let Some(path) = waiting.pop() {
+    let mut queue: Vec<String> = files.keys().filter(|path| is_root(path)).map(|path| (*path).to_owned()).collect();
+    let mut reached = HashSet::new();
+    while let Some(path) = queue.pop() {
         let Some(source) = files.get(path.as_str()) else { continue };
-        if !alive.insert(path.clone()) {
+        if !reached.insert(path.clone()) {
             continue;
         }
         let (directory, file) = path.rsplit_once('/').expect("a file in src");
@@ -181,15 +184,16 @@ pub fn dead_files(sources: &[Source]) -> Vec<String> {
             _ => path.trim_end_matches(".rs").to_owned(),
         };
         for name in declared(&source.code) {
-            waiting.push(format!("{base}/{name}.rs"));
-            waiting.push(format!("{base}/{name}/mod.rs"));
+            queue.push(format!("{base}/{name}.rs"));
+            queue.push(format!("{base}/{name}/mod.rs"));
         }
     }
-    let dead = sources.iter().filter(|source| !alive.contains(&source.path));
-    dead.map(|source| format!("{}: no `mod` line leads here; declare it or delete it", source.path)).collect()
+    let dead = sources.iter().filter(|source| !reached.contains(&source.path));
+    dead.map(|source| format!("{}: no `mod` declaration reaches this file; declare it or delete it", source.path))
+        .collect()
 }
 
-/// The modules that are declared to be in files of their own.
+/// Returns the modules that are declared without a body (`mod name;`).
 fn declared(code: &str) -> Vec<&str> {
     let name = |at: usize| {
         let (name, _) = code[at + 3..].split_once([';', '{'])?;
@@ -199,28 +203,27 @@ fn declared(code: &str) -> Vec<&str> {
     words(code, "mod").filter_map(name).collect()
 }
 
-/// Whether the file has grown too large.
+/// Reports a file with more than [`LINES_MAX`] lines.
 pub fn size(source: &Source) -> Option<String> {
-    (source.lines > LINES_MAX).then(|| {
-        format!("{}: {} lines; split it by step, so that no part has more than {LINES_MAX}", source.path, source.lines)
-    })
+    (source.lines > LINES_MAX)
+        .then(|| format!("{}: {} lines; split it into files of at most {LINES_MAX} lines", source.path, source.lines))
 }
 
-/// What was left in the code.
+/// Reports leftovers of development in a file.
 pub fn leftovers(source: &Source) -> Vec<String> {
-    let found = |what: &str| -> Vec<usize> {
-        let whole = |at: &usize| !source.code[..*at].ends_with(|each: char| each.is_alphanumeric() || each == '_');
-        let at = source.code.match_indices(what).map(|(at, _)| at);
-        at.filter(whole).map(|at| line(&source.code, at)).collect()
+    let lines_of = |word: &str| -> Vec<usize> {
+        let is_whole = |at: &usize| !source.code[..*at].ends_with(|each: char| each.is_alphanumeric() || each == '_');
+        let at = source.code.match_indices(word).map(|(at, _)| at);
+        at.filter(is_whole).map(|at| line(&source.code, at)).collect()
     };
     let mut violations = Vec::new();
-    for (what, instead) in LEFTOVERS {
-        violations.extend(found(what).iter().map(|line| format!("{}:{line}: `{what}`: {instead}", source.path)));
+    for (word, remedy) in LEFTOVERS {
+        violations.extend(lines_of(word).iter().map(|line| format!("{}:{line}: `{word}`: {remedy}", source.path)));
     }
     if !source.is_test() && !source.path.starts_with("src/bin/") {
-        for what in PRINTS {
-            let instead = "log with tracing; only the binary prints";
-            violations.extend(found(what).iter().map(|line| format!("{}:{line}: `{what}`: {instead}", source.path)));
+        for word in PRINTS {
+            let remedy = "log with tracing; only the binary prints";
+            violations.extend(lines_of(word).iter().map(|line| format!("{}:{line}: `{word}`: {remedy}", source.path)));
         }
     }
     violations
@@ -235,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_planted_import_is_caught() {
+    fn imports_with_a_forbidden_module_returns_it() {
         let ok = "use crate::{message::Seq, store::{Entry, Store}};\n// crate::server\n#[cfg(test)] mod t { use crate::server; }";
         assert_eq!(imports(&source("src/hub/mod.rs", ok)), [""; 0]);
         for (path, text) in [
@@ -245,7 +248,7 @@ mod tests {
             ("src/hub/session.rs", "use super::super::server;"),
             ("src/hub/mod.rs", "use super::{server::Server};"),
             ("src/message/mod.rs", "pub use crate::config::Config;"),
-            ("src/newcomer.rs", ""),
+            ("src/unlisted.rs", ""),
         ] {
             assert_eq!(imports(&source(path, text)).len(), 1, "{path}: {text}");
         }
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_planted_foreign_name_is_caught() {
+    fn homes_with_a_foreign_crate_elsewhere_returns_it() {
         for text in [
             "use sled::Db;",
             "use sled;",
@@ -279,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_planted_dead_file_is_caught() {
+    fn dead_files_with_undeclared_files_returns_them() {
         let mut sources = vec![
             source("src/lib.rs", "pub mod a;\nmod b { }\n// mod c;"),
             source("src/a.rs", "mod d;\n#[cfg(test)]\nmod tests;"),
@@ -295,13 +298,13 @@ mod tests {
     }
 
     #[test]
-    fn a_planted_giant_is_caught() {
+    fn size_above_the_limit_is_a_violation() {
         assert_eq!(size(&source("src/a.rs", &"\n".repeat(LINES_MAX))), None);
         assert!(size(&source("src/a.rs", &"\n".repeat(LINES_MAX + 1))).is_some());
     }
 
     #[test]
-    fn a_planted_leftover_is_caught() {
+    fn leftovers_with_a_forbidden_macro_returns_it() {
         for text in ["dbg!(x);", "todo!()", "unimplemented!()", "#[ignore]", "println!()", "eprint!()"] {
             assert_eq!(leftovers(&source("src/a.rs", text)).len(), 1, "{text}");
         }

@@ -1,4 +1,4 @@
-//! The files, and where each stands in the crate.
+//! Source files and their modules.
 
 use std::{
     fs,
@@ -7,28 +7,28 @@ use std::{
 
 use crate::lexer;
 
-/// One file.
+/// A source file.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// From the root of the project, with slashes.
+    /// Path from the project's root, with slashes.
     pub path: String,
-    /// Its lines.
+    /// Number of lines.
     pub lines: usize,
-    /// Its code, with comments and the contents of strings blanked out; line by line as in the file.
+    /// Code with comments and literals blanked out. Line numbers are those of the file.
     pub code: String,
-    /// The same without what is compiled for its own tests only.
+    /// The same without items under `#[cfg(test)]`.
     pub shipped: String,
 }
 
 impl Source {
-    /// From its path and its text.
+    /// Creates a source from its path and text.
     pub fn new(path: &str, text: &str) -> Self {
         let code = lexer::blank(text);
         let shipped = lexer::without_tests(&code);
         Self { path: path.to_owned(), lines: text.lines().count(), code, shipped }
     }
 
-    /// The names of the modules from the crate's root down to this one; none for the root, and for a binary's files.
+    /// Returns the module path from the crate's root. Empty for the root and for files of a binary.
     pub fn module(&self) -> Vec<&str> {
         let Some(path) = self.path.strip_prefix("src/").filter(|path| !path.starts_with("bin/")) else { return vec![] };
         let mut names: Vec<&str> = path.trim_end_matches(".rs").split('/').collect();
@@ -38,13 +38,13 @@ impl Source {
         names
     }
 
-    /// Whether it is compiled for tests only, as its place says.
+    /// Tests, by its path, whether it is compiled for tests only.
     pub fn is_test(&self) -> bool {
         !self.path.starts_with("src/") || self.path.split('/').any(|part| matches!(part, "tests" | "tests.rs"))
     }
 }
 
-/// All Rust files under `root/directory`, in order; none where there is no such directory.
+/// Reads all Rust files under `root/directory`, sorted by path. A missing directory has none.
 pub fn read(root: &Path, directory: &str) -> Vec<Source> {
     let mut files = Vec::new();
     collect(&root.join(directory), &mut files);
