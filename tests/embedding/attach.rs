@@ -1,4 +1,4 @@
-//! A server as part of somebody's router.
+//! Server attached to an application's router.
 
 use std::net::SocketAddr;
 
@@ -11,13 +11,13 @@ use mesa::{
 };
 use tokio::{net::TcpListener, sync::oneshot};
 
-use crate::server::{KEY, diary, end, id, message, next, within};
+use crate::server::{KEY, closed, id, message, next, records, within};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_in_a_router_serves_sockets_and_backends_beside_other_pages() {
+async fn attached_server_serves_clients_and_api_next_to_other_routes() {
     for with_addresses in [true, false] {
         let home = tempfile::tempdir().unwrap();
-        let (write, mut diary) = diary();
+        let (record, mut records) = records();
         let builder = Server::builder().store_path(home.path()).configure(|config| {
             config.path = "/socket".into();
             config.host = "127.0.0.1".into();
@@ -26,7 +26,7 @@ async fn a_server_in_a_router_serves_sockets_and_backends_beside_other_pages() {
             config.api.keys.push(KEY.into());
         });
         let builder = builder.on_connection(move |client| {
-            _ = write.send((client.address().is_some(), client.request().uri().to_string()));
+            _ = record.send((client.address().is_some(), client.request().uri().to_string()));
             async {}
         });
         let (routes, mesa) = builder.attach().await.unwrap();
@@ -48,7 +48,7 @@ async fn a_server_in_a_router_serves_sockets_and_backends_beside_other_pages() {
         let url = format!("ws://{address}/socket?v=1");
         let mut alice = Connection::connect(&url).await.unwrap();
         alice.authenticate(token("alice"), true).await.unwrap();
-        assert_eq!(diary.next().await, (with_addresses, "/socket?v=1".to_owned()));
+        assert_eq!(records.next().await, (with_addresses, "/socket?v=1".to_owned()));
         let dispatcher = Dispatcher::new(&format!("http://{address}"), KEY).unwrap();
         let large = "x".repeat(60_000);
         let result = dispatcher.dispatch(&message(&large), &Recipients::from(id("alice")), &[]).await.unwrap();
@@ -57,9 +57,9 @@ async fn a_server_in_a_router_serves_sockets_and_backends_beside_other_pages() {
         assert_eq!(reqwest::get(format!("http://{address}/socket")).await.unwrap().status(), 426);
 
         stop.send(()).unwrap();
-        assert_eq!(end(&mut alice).await.0, 1001);
-        within("the server to stop", running).await.unwrap().unwrap();
-        assert!(Connection::connect(&url).await.is_err(), "nobody is let in any more");
+        assert_eq!(closed(&mut alice).await.0, 1001);
+        within("stop of the server", running).await.unwrap().unwrap();
+        assert!(Connection::connect(&url).await.is_err(), "no connection after the stop");
         assert!(handle.send(&message(1), &id("alice"), &[]).await.is_err());
         serving.abort();
     }

@@ -1,4 +1,4 @@
-//! What is told to the program that a server is part of, and what it can do about it.
+//! Handlers of an embedded server: the events that they receive, and their control of clients.
 
 use std::{
     sync::{
@@ -18,134 +18,139 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{Notify, mpsc::UnboundedSender};
 
 use crate::{
-    server::{PATIENCE, Served, builder, diary, end, id, message, next, within},
+    server::{TIMEOUT, TestServer, builder, closed, id, message, next, records, within},
     support::socket::Socket,
 };
 
-struct Written(UnboundedSender<String>);
+/// Records each event as a line.
+struct RecordingHandler(UnboundedSender<String>);
 
-impl Written {
-    fn write(&self, line: String) {
+impl RecordingHandler {
+    fn record(&self, line: String) {
         _ = self.0.send(line);
     }
 }
 
 fn name(client: &Peer) -> String {
-    client.user().map_or_else(|| "somebody".into(), |user| user.to_string())
+    client.user().map_or_else(|| "anonymous".into(), |user| user.to_string())
 }
 
-impl Handler for Written {
+impl Handler for RecordingHandler {
     async fn connection(&self, client: Peer) {
         let local = client.address().is_some_and(|address| address.ip().is_loopback());
-        self.write(format!("{} at {} comes, local: {local}", name(&client), client.request().uri()));
+        self.record(format!("{} connects to {}, local: {local}", name(&client), client.request().uri()));
     }
 
     async fn authentication(&self, client: Peer) {
-        self.write(format!("{} is let in as {}", name(&client), Value::Object((*client.user_object()).clone())));
+        self.record(format!(
+            "{} is authenticated as {}",
+            name(&client),
+            Value::Object((*client.user_object()).clone())
+        ));
     }
 
     async fn message(&self, client: Peer, message: ReceivedMessage) {
         let n: Value = message.read().expect("JSON");
-        self.write(format!("{} says {} {n}", name(&client), message.kind()));
+        self.record(format!("{} sends {} {n}", name(&client), message.kind()));
     }
 
     async fn disconnection(&self, client: Peer, code: u16, reason: String) {
-        self.write(format!("{} goes with {code} {reason}", name(&client)));
+        self.record(format!("{} disconnects with {code} {reason}", name(&client)));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_client_everything_is_told_in_order() {
-    let (write, mut diary) = diary();
-    let served = Served::start(|builder| builder.handler(Written(write))).await;
-    let mut client = Connection::connect(&served.url()).await.unwrap();
+async fn handler_receives_all_events_of_a_client_in_order() {
+    let (record, mut records) = records();
+    let server = TestServer::start(|builder| builder.handler(RecordingHandler(record))).await;
+    let mut client = Connection::connect(&server.url()).await.unwrap();
     client.send("BEFORE", &1).await.unwrap();
     client.authenticate(token("alice"), true).await.unwrap();
     for n in 0..100 {
         client.send("AFTER", &n).await.unwrap();
     }
     client.close().await;
-    assert_eq!(diary.next().await, "somebody at / comes, local: true");
-    assert_eq!(diary.next().await, "somebody says BEFORE 1");
-    assert_eq!(diary.next().await, r#"alice is let in as {"id":"alice"}"#);
+    assert_eq!(records.next().await, "anonymous connects to /, local: true");
+    assert_eq!(records.next().await, "anonymous sends BEFORE 1");
+    assert_eq!(records.next().await, r#"alice is authenticated as {"id":"alice"}"#);
     for n in 0..100 {
-        assert_eq!(diary.next().await, format!("alice says AFTER {n}"));
+        assert_eq!(records.next().await, format!("alice sends AFTER {n}"));
     }
-    assert_eq!(diary.next().await, "alice goes with 1000 ");
-    served.stop().await;
-    assert_eq!(diary.rest(), [""; 0]);
+    assert_eq!(records.next().await, "alice disconnects with 1000 ");
+    server.stop().await;
+    assert_eq!(records.rest(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn closures_are_called_for_their_event_alone() {
-    let (write, mut diary) = diary();
-    let [first, second, third, fourth] = std::array::from_fn(|_| write.clone());
-    drop(write);
-    let served = Served::start(|builder| {
+async fn closures_receive_only_their_event() {
+    let (record, mut records) = records();
+    let [first, second, third, fourth] = std::array::from_fn(|_| record.clone());
+    drop(record);
+    let server = TestServer::start(|builder| {
         builder
             .on_connection(move |client| {
-                _ = first.send(format!("{} comes", name(&client)));
+                _ = first.send(format!("{} connects", name(&client)));
                 async {}
             })
             .on_authentication(move |client| {
-                _ = second.send(format!("{} is let in", name(&client)));
+                _ = second.send(format!("{} is authenticated", name(&client)));
                 async {}
             })
             .on_message(move |client, message| {
-                _ = third.send(format!("{} says {}", name(&client), message.kind()));
+                _ = third.send(format!("{} sends {}", name(&client), message.kind()));
                 async {}
             })
             .on_disconnection(move |client, code, _| {
-                _ = fourth.send(format!("{} goes with {code}", name(&client)));
+                _ = fourth.send(format!("{} disconnects with {code}", name(&client)));
                 async {}
             })
     })
     .await;
-    let mut client = served.connect("bob").await;
+    let mut client = server.connect("bob").await;
     client.send("HELLO", &json!({})).await.unwrap();
-    served.stop().await;
-    let expected = ["somebody comes", "bob is let in", "bob says HELLO", "bob goes with 1001"];
-    assert_eq!(diary.rest(), expected);
-    assert_eq!(end(&mut client).await.0, 1001);
+    server.stop().await;
+    let expected = ["anonymous connects", "bob is authenticated", "bob sends HELLO", "bob disconnects with 1001"];
+    assert_eq!(records.rest(), expected);
+    assert_eq!(closed(&mut client).await.0, 1001);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_client_says_before_it_hears_that_the_server_stops_is_told() {
-    let (write, mut diary) = diary();
-    let served = Served::start(|builder| builder.handler(Written(write))).await;
-    let mut client = Socket::connect(served.address, "alice").await.unwrap();
-    assert_eq!(diary.next().await, "somebody at / comes, local: true");
-    assert_eq!(diary.next().await, r#"alice is let in as {"id":"alice"}"#);
-    let stopping = tokio::spawn(served.stop());
+async fn messages_sent_before_the_client_reads_the_close_frame_reach_the_handler() {
+    let (record, mut records) = records();
+    let server = TestServer::start(|builder| builder.handler(RecordingHandler(record))).await;
+    let mut client = Socket::connect(server.address, "alice").await.unwrap();
+    assert_eq!(records.next().await, "anonymous connects to /, local: true");
+    assert_eq!(records.next().await, r#"alice is authenticated as {"id":"alice"}"#);
+    let stopping = tokio::spawn(server.stop());
     client.wait_readable().await.unwrap();
     for n in 0..3 {
         client.send_frame(&json!({ "op": 0, "d": n, "t": "LAST" })).await.unwrap();
     }
     client.request_ack().await.unwrap();
-    assert!(client.event().await.is_err(), "the close frame is the first that it is told");
+    assert!(client.event().await.is_err(), "the next frame is the close frame");
     for n in 0..3 {
-        assert_eq!(diary.next().await, format!("alice says LAST {n}"));
+        assert_eq!(records.next().await, format!("alice sends LAST {n}"));
     }
-    assert_eq!(diary.next().await, "alice goes with 1001 the server is going away");
-    within("the server to stop", stopping).await.unwrap();
+    assert_eq!(records.next().await, "alice disconnects with 1001 the server is going away");
+    within("stop of the server", stopping).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_can_be_answered_renamed_and_sent_away() {
-    let served = Served::start(|builder| {
+async fn handler_can_reply_to_update_and_disconnect_its_client() {
+    let server = TestServer::start(|builder| {
         builder.on_message(|client, message| async move {
             match message.kind() {
-                "HERE" => _ = client.send_here(&crate::server::message("only here")).unwrap(),
-                "ALL" => _ = client.send(&crate::server::message("to alice")).await.unwrap(),
+                "REPLY" => _ = client.send_here(&crate::server::message("this connection")).unwrap(),
+                "TO_USER" => _ = client.send(&crate::server::message("to alice")).await.unwrap(),
                 "RENAME" => {
                     let object = Map::from_iter([("name".to_owned(), Value::from("Alice"))]);
                     client.update_user(object).unwrap();
                     _ = client.send_here(&crate::server::message(&*client.user_object())).unwrap();
                 }
-                "EVERYONE" => {
-                    let but = [client.user().unwrap()];
+                "BROADCAST" => {
+                    let except = [client.user().unwrap()];
                     let news = crate::server::message("news");
-                    assert_eq!(client.server().send(&news, Recipients::Everyone, &but).await.unwrap().online, 1);
+                    assert_eq!(client.server().send(&news, Recipients::Everyone, &except).await.unwrap().online, 1);
                 }
                 "CODE" => {
                     assert!(client.disconnect(1005).is_err() && client.disconnect(5000).is_err());
@@ -156,116 +161,119 @@ async fn a_client_can_be_answered_renamed_and_sent_away() {
         })
     })
     .await;
-    let (mut phone, mut laptop) = (served.connect("alice").await, served.connect("alice").await);
-    let mut bob = served.connect("bob").await;
-    phone.send("HERE", &()).await.unwrap();
-    assert_eq!(next(&mut phone).await, "only here");
-    phone.send("ALL", &()).await.unwrap();
+    let (mut phone, mut laptop) = (server.connect("alice").await, server.connect("alice").await);
+    let mut bob = server.connect("bob").await;
+    phone.send("REPLY", &()).await.unwrap();
+    assert_eq!(next(&mut phone).await, "this connection");
+    phone.send("TO_USER", &()).await.unwrap();
     assert_eq!(next(&mut phone).await, "to alice");
-    assert_eq!(next(&mut laptop).await, "to alice", "and not what was for the phone");
+    assert_eq!(next(&mut laptop).await, "to alice", "not the reply to the phone");
     phone.send("RENAME", &()).await.unwrap();
     assert_eq!(next(&mut phone).await, json!({ "name": "Alice" }));
-    phone.send("EVERYONE", &()).await.unwrap();
+    phone.send("BROADCAST", &()).await.unwrap();
     assert_eq!(next(&mut bob).await, "news");
     phone.send("CODE", &()).await.unwrap();
-    assert_eq!(end(&mut phone).await, (4321, String::new()));
-    laptop.send("HERE", &()).await.unwrap();
-    assert_eq!(next(&mut laptop).await, "only here");
-    served.stop().await;
+    assert_eq!(closed(&mut phone).await, (4321, String::new()));
+    laptop.send("REPLY", &()).await.unwrap();
+    assert_eq!(next(&mut laptop).await, "this connection");
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_server_sends_to_who_is_away_is_kept() {
-    let served = Served::start(|builder| builder).await;
-    let sent = served.handle.send(&message(1), &id("alice"), &[]).await.unwrap();
+async fn handle_message_to_an_offline_user_is_stored() {
+    let server = TestServer::start(|builder| builder).await;
+    let sent = server.handle.send(&message(1), &id("alice"), &[]).await.unwrap();
     assert_eq!((sent.recipients, sent.online, sent.offline), (1, 0, 1));
     let once = || mesa::message::DispatchId::new("once").unwrap();
-    assert!(!served.handle.send_once(once(), &message(2), &id("alice"), &[]).await.unwrap().duplicate);
-    assert!(served.handle.send_once(once(), &message(2), &id("alice"), &[]).await.unwrap().duplicate);
-    let handle = served.handle.clone();
-    let home = served.stop().await;
-    assert!(matches!(handle.send(&message(3), &id("alice"), &[]).await, Err(SendError::Stopped)), "it keeps no server");
+    assert!(!server.handle.send_once(once(), &message(2), &id("alice"), &[]).await.unwrap().duplicate);
+    assert!(server.handle.send_once(once(), &message(2), &id("alice"), &[]).await.unwrap().duplicate);
+    let handle = server.handle.clone();
+    let home = server.stop().await;
+    assert!(
+        matches!(handle.send(&message(3), &id("alice"), &[]).await, Err(SendError::Stopped)),
+        "a handle does not keep the server running"
+    );
 
-    let served = Served::start_in(home, |builder| builder).await;
-    assert_eq!(served.handle.user(&id("alice")).await.unwrap().pending, 2);
-    let mut alice = served.connect("alice").await;
+    let server = TestServer::start_in(home, |builder| builder).await;
+    assert_eq!(server.handle.user(&id("alice")).await.unwrap().pending, 2);
+    let mut alice = server.connect("alice").await;
     assert_eq!((next(&mut alice).await, next(&mut alice).await), (json!(1), json!(2)));
-    assert_eq!(served.handle.online(None, 10).await, [id("alice")]);
-    assert_eq!(served.handle.disconnect(id("alice"), &[]).await.unwrap().online, 1);
-    assert_eq!(end(&mut alice).await.0, 1000);
-    let mut everyone = message(());
-    everyone.o.ttl = std::num::NonZeroU32::new(1);
-    let senseless = served.handle.send(&everyone, Recipients::Everyone, &[]).await;
+    assert_eq!(server.handle.online(None, 10).await, [id("alice")]);
+    assert_eq!(server.handle.disconnect(id("alice"), &[]).await.unwrap().online, 1);
+    assert_eq!(closed(&mut alice).await.0, 1000);
+    let mut expiring = message(());
+    expiring.o.ttl = std::num::NonZeroU32::new(1);
+    let senseless = server.handle.send(&expiring, Recipients::Everyone, &[]).await;
     assert!(matches!(senseless, Err(SendError::Senseless(_))), "{senseless:?}");
     let too_many = vec![id("a"); 10_001];
-    let refused = served.handle.send(&message(()), too_many, &[]).await;
-    assert!(matches!(refused, Err(SendError::Recipients { given: 10_001, max: 10_000 })), "{refused:?}");
-    served.stop().await;
+    let rejected = server.handle.send(&message(()), too_many, &[]).await;
+    assert!(matches!(rejected, Err(SendError::Recipients { given: 10_001, max: 10_000 })), "{rejected:?}");
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_handler_that_panics_harms_only_its_call() {
-    let (write, mut diary) = diary();
-    let served = Served::start(|builder| {
+async fn panic_of_a_handler_fails_only_its_call() {
+    let (record, mut records) = records();
+    let server = TestServer::start(|builder| {
         builder
             .on_message(|_, message| {
-                assert!(message.kind() != "AT ONCE", "on purpose");
-                async move { assert!(message.kind() != "LATER", "on purpose") }
+                assert!(message.kind() != "IN CALL", "on purpose");
+                async move { assert!(message.kind() != "IN FUTURE", "on purpose") }
             })
             .on_message(move |_, message| {
-                _ = write.send(message.kind().to_owned());
+                _ = record.send(message.kind().to_owned());
                 async {}
             })
     })
     .await;
-    let mut client = served.connect("alice").await;
-    for kind in ["AT ONCE", "LATER", "NEVER"] {
+    let mut client = server.connect("alice").await;
+    for kind in ["IN CALL", "IN FUTURE", "NEVER"] {
         client.send(kind, &()).await.unwrap();
-        assert_eq!(diary.next().await, kind, "the next handler is called, and so is the next message's");
+        assert_eq!(records.next().await, kind, "the next handler is called, also for the next message");
     }
-    assert_eq!(served.handle.connections(), 1);
-    served.stop().await;
+    assert_eq!(server.handle.connections(), 1);
+    server.stop().await;
 }
 
-/// A handler that does not get on makes its own client wait, and loses nothing of what it says.
+/// A slow handler delays its own client only, and loses none of its messages.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_is_not_listened_to_while_its_handler_has_enough_to_do() {
-    let (go, called) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
-    let (write, mut diary) = diary();
-    let (wait, count) = (go.clone(), called.clone());
-    let served = Served::start(|builder| {
+async fn client_with_a_slow_handler_waits_and_loses_nothing() {
+    let (release, calls) = (Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+    let (record, mut records) = records();
+    let (released, count) = (release.clone(), calls.clone());
+    let server = TestServer::start(|builder| {
         builder.configure(|config| config.limits.frames_per_second = 100_000).on_message(move |client, message| {
-            let (wait, write) = (wait.clone(), write.clone());
+            let (released, record) = (released.clone(), record.clone());
             count.fetch_add(1, Ordering::SeqCst);
             async move {
                 if client.user() == Some(id("alice")) {
-                    wait.notified().await;
+                    released.notified().await;
                 }
-                _ = write.send((name(&client), message.read::<usize>().unwrap()));
+                _ = record.send((name(&client), message.read::<usize>().unwrap()));
             }
         })
     })
     .await;
-    let mut alice = served.connect("alice").await;
+    let mut alice = server.connect("alice").await;
     for n in 0..1_000 {
         alice.send("N", &n).await.unwrap();
     }
-    // Another client's handlers are called meanwhile.
-    let mut bob = served.connect("bob").await;
+    // The handler of another client is called meanwhile.
+    let mut bob = server.connect("bob").await;
     bob.send("N", &7).await.unwrap();
-    assert_eq!(diary.next().await, ("bob".to_owned(), 7));
-    assert_eq!(called.load(Ordering::SeqCst), 2, "of alice's thousand one, and bob's");
+    assert_eq!(records.next().await, ("bob".to_owned(), 7));
+    assert_eq!(calls.load(Ordering::SeqCst), 2, "one call for alice, one for bob");
     for n in 0..1_000 {
-        go.notify_one();
-        assert_eq!(diary.next().await, ("alice".to_owned(), n));
+        release.notify_one();
+        assert_eq!(records.next().await, ("alice".to_owned(), n));
     }
-    served.stop().await;
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_authenticator_of_ones_own_decides_who_comes_in() {
+async fn custom_authenticator_decides_on_credentials() {
     let home = tempfile::tempdir().unwrap();
-    // Without `insecure`, and reachable by others: what is configured need not know how tokens are checked.
+    // With a custom authenticator, the configuration needs neither `insecure` nor token keys.
     let build = |builder: mesa::server::Builder| {
         builder.configure(|config| config.authentication.insecure = false).authenticate(|data| async move {
             match data.get("ticket").and_then(Value::as_u64) {
@@ -276,56 +284,56 @@ async fn an_authenticator_of_ones_own_decides_who_comes_in() {
             }
         })
     };
-    let served = Served::start_in(home, build).await;
+    let server = TestServer::start_in(home, build).await;
     let ticket = |n: u64| Map::from_iter([("ticket".to_owned(), Value::from(n))]);
-    let mut client = Connection::connect(&served.url()).await.unwrap();
+    let mut client = Connection::connect(&server.url()).await.unwrap();
     let user = client.authenticate(ticket(7), true).await.unwrap();
     assert_eq!(Value::Object(user), json!({ "id": "guest-7" }));
     for n in [0, 1] {
-        let mut client = Connection::connect(&served.url()).await.unwrap();
-        let refused = client.authenticate(ticket(n), true).await.unwrap_err();
-        assert!(matches!(refused, mesa::client::ClientError::Refused { code: 1008, .. }), "{n}: {refused:?}");
+        let mut client = Connection::connect(&server.url()).await.unwrap();
+        let rejected = client.authenticate(ticket(n), true).await.unwrap_err();
+        assert!(matches!(rejected, mesa::client::ClientError::Refused { code: 1008, .. }), "{n}: {rejected:?}");
     }
-    served.stop().await;
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn before_the_exit_there_is_a_last_word() {
+async fn before_exit_runs_while_clients_are_connected() {
     let home = tempfile::tempdir().unwrap();
-    let (tell, told) = tokio::sync::oneshot::channel::<mesa::server::Handle>();
+    let (send_handle, handle) = tokio::sync::oneshot::channel::<mesa::server::Handle>();
     let server = builder(&home).before_exit(|| async {
-        let handle = told.await.expect("a handle");
+        let handle = handle.await.expect("a handle");
         let last = Message::new("LAST", &"goodbye").unwrap();
         assert_eq!(handle.send(&last, Recipients::Everyone, &[]).await.unwrap().online, 1);
     });
     let server = server.start().await.unwrap();
     let url = format!("ws://{}/", server.local_addr());
-    _ = tell.send(server.handle());
+    _ = send_handle.send(server.handle());
     let (stop, stopped) = tokio::sync::oneshot::channel();
     let running = tokio::spawn(server.run(async { _ = stopped.await }));
     let mut client = Connection::connect(&url).await.unwrap();
     stop.send(()).unwrap();
     assert_eq!(next(&mut client).await, "goodbye");
-    assert_eq!(end(&mut client).await.0, 1001);
-    within("the end", running).await.unwrap().unwrap();
+    assert_eq!(closed(&mut client).await.0, 1001);
+    within("stop of the server", running).await.unwrap().unwrap();
 
-    // It cannot keep the server from stopping, neither by a panic nor by taking its time.
+    // Neither a panic nor a pending future prevents the server from stopping.
     let panics = builder(&home).before_exit(|| async { panic!("on purpose") }).start().await.unwrap();
-    within("the end", panics.run(async {})).await.unwrap();
+    within("stop of the server", panics.run(async {})).await.unwrap();
     let began = std::time::Instant::now();
-    let waits = builder(&home).before_exit(std::future::pending).start().await.unwrap();
-    within("the end", waits.run(async {})).await.unwrap();
-    assert!(began.elapsed() >= Duration::from_secs(5) && began.elapsed() < PATIENCE);
+    let pending = builder(&home).before_exit(std::future::pending).start().await.unwrap();
+    within("stop of the server", pending.run(async {})).await.unwrap();
+    assert!(began.elapsed() >= Duration::from_secs(5) && began.elapsed() < TIMEOUT);
 }
 
 #[tokio::test]
-async fn what_cannot_start_says_why() {
+async fn start_with_unusable_settings_returns_the_reason() {
     let home = tempfile::tempdir().unwrap();
-    let forgets = builder(&home).configure(|config| config.authentication.store_connected_users = false);
-    let error = forgets.start().await.unwrap_err();
+    let invalid = builder(&home).configure(|config| config.authentication.store_connected_users = false);
+    let error = invalid.start().await.unwrap_err();
     assert!(matches!(&error, ServerError::Config(_)) && error.to_string().contains("storeConnectedUsers"), "{error}");
-    let nowhere = builder(&home).configure(|config| config.host = "192.0.2.1".into()).configure(|config| {
+    let foreign_address = builder(&home).configure(|config| config.host = "192.0.2.1".into()).configure(|config| {
         config.authentication.insecure_public = true;
     });
-    assert!(matches!(nowhere.start().await.unwrap_err(), ServerError::Listen(_)));
+    assert!(matches!(foreign_address.start().await.unwrap_err(), ServerError::Listen(_)));
 }

@@ -1,4 +1,4 @@
-//! A network between clients and a server, which can fail.
+//! TCP proxy between clients and a server that can break connections.
 
 use std::{
     net::SocketAddr,
@@ -11,47 +11,48 @@ use tokio::{
     sync::watch,
 };
 
-/// Passes connections on to a server, which may come to be another one.
-pub struct Network {
+/// A TCP proxy whose target can change.
+pub struct FlakyProxy {
     pub address: SocketAddr,
-    server: Arc<Mutex<SocketAddr>>,
+    target: Arc<Mutex<SocketAddr>>,
     cut: watch::Sender<u64>,
 }
 
-impl Network {
-    pub async fn to(server: SocketAddr) -> Self {
+impl FlakyProxy {
+    /// Starts a proxy to a server.
+    pub async fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (cut, cuts) = watch::channel(0);
-        let server = Arc::new(Mutex::new(server));
-        let target = server.clone();
+        let target = Arc::new(Mutex::new(server));
+        let shared = target.clone();
         tokio::spawn(async move {
-            while let Ok((mut near, _)) = listener.accept().await {
-                let (mut cuts, target) = (cuts.clone(), *target.lock().expect("no panic"));
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (mut cuts, target) = (cuts.clone(), *shared.lock().expect("no panic"));
                 cuts.mark_unchanged();
                 tokio::spawn(async move {
-                    let Ok(mut far) = TcpStream::connect(target).await else { return };
+                    let Ok(mut server) = TcpStream::connect(target).await else { return };
                     tokio::select! {
-                        _ = copy_bidirectional(&mut near, &mut far) => {}
+                        _ = copy_bidirectional(&mut client, &mut server) => {}
                         _ = cuts.changed() => {}
                     }
                 });
             }
         });
-        Self { address, server, cut }
+        Self { address, target, cut }
     }
 
     pub fn url(&self) -> String {
         format!("ws://{}/", self.address)
     }
 
-    /// Breaks every connection, without a word to either side.
+    /// Closes every connection without a WebSocket close frame.
     pub fn cut(&self) {
         self.cut.send_modify(|cuts| *cuts += 1);
     }
 
-    /// From here on connections go to another server.
-    pub fn lead_to(&self, server: SocketAddr) {
-        *self.server.lock().expect("no panic") = server;
+    /// Sets the server that later connections go to.
+    pub fn set_target(&self, server: SocketAddr) {
+        *self.target.lock().expect("no panic") = server;
     }
 }

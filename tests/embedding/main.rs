@@ -1,4 +1,4 @@
-//! The crate as a library: what a program does that has a server in it, or is a client or a backend of one.
+//! Tests of the crate as a library: embedded server, client, dispatcher and portal.
 
 mod flaky_proxy;
 mod server;

@@ -1,4 +1,4 @@
-//! Middleware: when each of its methods is called, in which order, and that its failures are its own.
+//! Middleware: calls of its methods, their order, and isolation of its failures.
 
 use std::{
     error::Error,
@@ -14,244 +14,263 @@ use mesa::{
 };
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::server::{KEY, Served, diary, end, id, message, next, within};
+use crate::server::{KEY, TestServer, closed, id, message, next, records, within};
 
-/// Writes down what it is told, and then does what it is there for.
-struct Writes {
+/// Records each call as a line, then returns the result of `then`.
+struct RecordingMiddleware {
     name: &'static str,
-    to: UnboundedSender<String>,
+    record: UnboundedSender<String>,
     then: fn(&str) -> MiddlewareResult,
 }
 
-impl Writes {
-    fn told(&self, what: String) -> MiddlewareResult {
-        _ = self.to.send(format!("{} {what}", self.name));
-        (self.then)(&what)
+impl RecordingMiddleware {
+    fn record(&self, call: String) -> MiddlewareResult {
+        _ = self.record.send(format!("{} {call}", self.name));
+        (self.then)(&call)
     }
 }
 
-fn who(client: &Client<'_>) -> String {
-    client.user.map_or_else(|| "somebody".into(), UserId::to_string)
+fn name(client: &Client<'_>) -> String {
+    client.user.map_or_else(|| "anonymous".into(), UserId::to_string)
 }
 
-impl Middleware for Writes {
+impl Middleware for RecordingMiddleware {
     fn on_connection(&self, client: &Client<'_>) -> MiddlewareResult {
         assert!(client.address.unwrap().is_loopback());
-        self.told(format!("connection {}", who(client)))
+        self.record(format!("connection {}", name(client)))
     }
 
     fn on_disconnection(&self, client: &Client<'_>, code: u16, reason: &str) -> MiddlewareResult {
-        self.told(format!("disconnection {} {code} {reason:?}", who(client)))
+        self.record(format!("disconnection {} {code} {reason:?}", name(client)))
     }
 
     fn on_portal_join(&self, portal: &str) -> MiddlewareResult {
-        self.told(format!("portal join {}", portal.len()))
+        self.record(format!("portal join {}", portal.len()))
     }
 
     fn on_portal_leave(&self, portal: &str) -> MiddlewareResult {
-        self.told(format!("portal leave {}", portal.len()))
+        self.record(format!("portal leave {}", portal.len()))
     }
 
     fn on_undeliverable_message_sent(&self, message: &Payload, users: &[UserId]) -> MiddlewareResult {
-        self.told(format!("undeliverable {} {users:?}", message.as_text()))
+        self.record(format!("undeliverable {} {users:?}", message.as_text()))
     }
 
-    fn on_redeliver_undeliverable_messages(&self, owed: RangeInclusive<Seq>, client: &Client<'_>) -> MiddlewareResult {
-        self.told(format!("redeliver {owed:?} {}", who(client)))
+    fn on_redeliver_undeliverable_messages(
+        &self,
+        backlog: RangeInclusive<Seq>,
+        client: &Client<'_>,
+    ) -> MiddlewareResult {
+        self.record(format!("redeliver {backlog:?} {}", name(client)))
     }
 
     fn on_message_sent(&self, message: &Payload, to: SentTo<'_>) -> MiddlewareResult {
-        self.told(format!("sent {} {to:?}", message.as_text()))
+        self.record(format!("sent {} {to:?}", message.as_text()))
     }
 
-    fn on_message_received(&self, said: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Decision> {
-        self.told(format!("received {} {} {}", who(client), said.kind.unwrap_or("-"), said.data.unwrap_or("-")))?;
-        Ok(match said.kind {
-            Some("REFUSED") => Decision::Reject,
+    fn on_message_received(&self, message: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Decision> {
+        self.record(format!(
+            "received {} {} {}",
+            name(client),
+            message.kind.unwrap_or("-"),
+            message.data.unwrap_or("-")
+        ))?;
+        Ok(match message.kind {
+            Some("REJECTED") => Decision::Reject,
             Some("FATAL") => Decision::Disconnect,
             _ => Decision::Pass,
         })
     }
 
     fn on_authenticated(&self, client: &Client<'_>) -> MiddlewareResult {
-        self.told(format!("authenticated {}", who(client)))
+        self.record(format!("authenticated {}", name(client)))
     }
 
     fn on_error(&self, error: &(dyn Error + 'static), client: Option<&Client<'_>>) {
-        _ = self.told(format!("error {} {error}", client.map_or_else(|| "-".into(), who)));
+        _ = self.record(format!("error {} {error}", client.map_or_else(|| "-".into(), name)));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_method_is_called_when_stock_calls_its_handler() {
-    let (to, mut diary) = diary();
-    let served = Served::start(|builder| {
+async fn methods_are_called_when_the_original_calls_its_handlers() {
+    let (record, mut records) = records();
+    let server = TestServer::start(|builder| {
         let builder = builder.configure(|config| config.portal.enabled = true);
-        builder.middleware(Writes { name: "mw", to, then: |_| Ok(()) }).on_message(|_, message| async move {
-            assert!(message.kind() != "PANIC", "on purpose");
-        })
+        builder.middleware(RecordingMiddleware { name: "mw", record, then: |_| Ok(()) }).on_message(
+            |_, message| async move {
+                assert!(message.kind() != "PANIC", "on purpose");
+            },
+        )
     })
     .await;
-    served.handle.send(&message(1), &id("alice"), &[]).await.unwrap();
-    served.handle.send(&message(2), vec![id("alice"), id("bob")], &[]).await.unwrap();
-    assert_eq!(diary.next().await, r#"mw undeliverable {"op":0,"d":1,"t":"TEST"} ["alice"]"#);
-    assert_eq!(diary.next().await, r#"mw undeliverable {"op":0,"d":2,"t":"TEST"} ["alice", "bob"]"#);
+    server.handle.send(&message(1), &id("alice"), &[]).await.unwrap();
+    server.handle.send(&message(2), vec![id("alice"), id("bob")], &[]).await.unwrap();
+    assert_eq!(records.next().await, r#"mw undeliverable {"op":0,"d":1,"t":"TEST"} ["alice"]"#);
+    assert_eq!(records.next().await, r#"mw undeliverable {"op":0,"d":2,"t":"TEST"} ["alice", "bob"]"#);
 
-    let mut alice = served.connect("alice").await;
-    for expected in ["mw connection somebody", "mw authenticated alice", "mw redeliver 1..=2 alice"] {
-        assert_eq!(diary.next().await, expected);
+    let mut alice = server.connect("alice").await;
+    for expected in ["mw connection anonymous", "mw authenticated alice", "mw redeliver 1..=2 alice"] {
+        assert_eq!(records.next().await, expected);
     }
     assert_eq!((next(&mut alice).await, next(&mut alice).await), (1.into(), 2.into()));
-    served.handle.send(&message(3), vec![id("alice"), id("bob")], &[]).await.unwrap();
-    assert_eq!(diary.next().await, r#"mw sent {"op":0,"d":3,"t":"TEST"} Users(["alice"])"#);
-    assert_eq!(diary.next().await, r#"mw undeliverable {"op":0,"d":3,"t":"TEST"} ["bob"]"#);
-    served.handle.send(&message(4), Recipients::Everyone, &[]).await.unwrap();
-    assert_eq!(diary.next().await, r#"mw sent {"op":0,"d":4,"t":"TEST"} Everyone(1)"#);
+    server.handle.send(&message(3), vec![id("alice"), id("bob")], &[]).await.unwrap();
+    assert_eq!(records.next().await, r#"mw sent {"op":0,"d":3,"t":"TEST"} Users(["alice"])"#);
+    assert_eq!(records.next().await, r#"mw undeliverable {"op":0,"d":3,"t":"TEST"} ["bob"]"#);
+    server.handle.send(&message(4), Recipients::Everyone, &[]).await.unwrap();
+    assert_eq!(records.next().await, r#"mw sent {"op":0,"d":4,"t":"TEST"} Everyone(1)"#);
     let mut unsynced = message(5);
     unsynced.o.sync = false;
-    served.handle.send(&unsynced, vec![id("alice"), id("bob")], &[]).await.unwrap();
-    assert_eq!(diary.next().await, r#"mw sent {"op":0,"d":5,"t":"TEST"} Users(["alice"])"#);
+    server.handle.send(&unsynced, vec![id("alice"), id("bob")], &[]).await.unwrap();
+    assert_eq!(records.next().await, r#"mw sent {"op":0,"d":5,"t":"TEST"} Users(["alice"])"#);
     let once = || mesa::message::DispatchId::new("once").unwrap();
-    served.handle.send_once(once(), &message(6), &id("alice"), &[]).await.unwrap();
-    assert!(served.handle.send_once(once(), &message(6), &id("alice"), &[]).await.unwrap().duplicate);
-    assert_eq!(diary.next().await, r#"mw sent {"op":0,"d":6,"t":"TEST"} Users(["alice"])"#, "and once");
+    server.handle.send_once(once(), &message(6), &id("alice"), &[]).await.unwrap();
+    assert!(server.handle.send_once(once(), &message(6), &id("alice"), &[]).await.unwrap().duplicate);
+    assert_eq!(
+        records.next().await,
+        r#"mw sent {"op":0,"d":6,"t":"TEST"} Users(["alice"])"#,
+        "no call for the duplicate"
+    );
 
-    alice.send("SAID", &[1]).await.unwrap();
-    assert_eq!(diary.next().await, "mw received alice SAID [1]");
+    alice.send("NOTE", &[1]).await.unwrap();
+    assert_eq!(records.next().await, "mw received alice NOTE [1]");
     alice.send("PANIC", &()).await.unwrap();
-    assert_eq!(diary.next().await, "mw received alice PANIC -");
-    assert_eq!(diary.next().await, "mw error alice a handler of message panicked: on purpose");
+    assert_eq!(records.next().await, "mw received alice PANIC -");
+    assert_eq!(records.next().await, "mw error alice a handler of message panicked: on purpose");
 
-    let url = format!("http://{}/v1/events", served.address);
+    let url = format!("http://{}/v1/events", server.address);
     let portal = reqwest::Client::new().get(url).bearer_auth(KEY).send().await.unwrap();
-    assert_eq!(diary.next().await, "mw portal join 16");
+    assert_eq!(records.next().await, "mw portal join 16");
     drop(portal);
-    assert_eq!(diary.next().await, "mw portal leave 16");
+    assert_eq!(records.next().await, "mw portal leave 16");
 
-    let mut hostile = Connection::connect(&served.url()).await.unwrap();
-    assert_eq!(diary.next().await, "mw connection somebody");
+    let mut hostile = Connection::connect(&server.url()).await.unwrap();
+    assert_eq!(records.next().await, "mw connection anonymous");
     hostile.send_frame(7, None, &()).await.unwrap();
-    assert_eq!(end(&mut hostile).await.0, 1008);
-    assert_eq!(diary.next().await, "mw error somebody opcode 7 is not for clients");
-    assert_eq!(diary.next().await, "mw disconnection somebody 1008 \"this opcode is not for clients\"");
+    assert_eq!(closed(&mut hostile).await.0, 1008);
+    assert_eq!(records.next().await, "mw error anonymous opcode 7 is not for clients");
+    assert_eq!(records.next().await, "mw disconnection anonymous 1008 \"this opcode is not for clients\"");
     alice.close().await;
-    assert_eq!(diary.next().await, "mw disconnection alice 1000 \"\"");
-    served.stop().await;
-    assert_eq!(diary.rest(), [""; 0]);
+    assert_eq!(records.next().await, "mw disconnection alice 1000 \"\"");
+    server.stop().await;
+    assert_eq!(records.rest(), [""; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_that_refuses_has_the_last_word() {
-    let ((to, mut diary), (hears, mut heard)) = (diary(), crate::server::diary());
-    let served = Served::start(|builder| {
-        let first = Writes { name: "1", to: to.clone(), then: |_| Ok(()) };
-        let second = Writes { name: "2", to, then: |_| Ok(()) };
+async fn rejected_message_skips_later_middleware_and_handlers() {
+    let ((calls, mut records), (record, mut received)) = (records(), crate::server::records());
+    let server = TestServer::start(|builder| {
+        let first = RecordingMiddleware { name: "1", record: calls.clone(), then: |_| Ok(()) };
+        let second = RecordingMiddleware { name: "2", record: calls, then: |_| Ok(()) };
         builder.middleware(first).middleware(second).on_message(move |_, message| {
-            _ = hears.send(message.kind().to_owned());
+            _ = record.send(message.kind().to_owned());
             async {}
         })
     })
     .await;
-    let mut client = served.connect("alice").await;
+    let mut client = server.connect("alice").await;
     for expected in ["1 connection", "2 connection", "1 authenticated", "2 authenticated"] {
-        assert!(diary.next().await.starts_with(expected), "in the order in which they were added");
+        assert!(records.next().await.starts_with(expected), "in the order of registration");
     }
-    for kind in ["REFUSED", "PASSED", "FATAL"] {
+    for kind in ["REJECTED", "PASSED", "FATAL"] {
         client.send(kind, &()).await.unwrap();
     }
-    let expected = ["1 received alice REFUSED -", "1 received alice PASSED -", "2 received alice PASSED -"];
+    let expected = ["1 received alice REJECTED -", "1 received alice PASSED -", "2 received alice PASSED -"];
     for expected in expected {
-        assert_eq!(diary.next().await, expected);
+        assert_eq!(records.next().await, expected);
     }
-    assert_eq!(end(&mut client).await.0, 1008);
-    served.stop().await;
-    assert_eq!(heard.rest(), ["PASSED"]);
+    assert_eq!(closed(&mut client).await.0, 1008);
+    server.stop().await;
+    assert_eq!(received.rest(), ["PASSED"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_middleware_that_fails_harms_only_its_call() {
-    let (to, mut diary) = diary();
-    let served = Served::start(|builder| {
-        let errs = Writes { name: "errs", to: to.clone(), then: |_| Err("no luck".into()) };
-        let panics = Writes { name: "panics", to: to.clone(), then: |what| panic!("on purpose, at {what}") };
-        let last = Writes { name: "last", to, then: |_| Ok(()) };
+async fn failure_of_a_middleware_affects_only_its_call() {
+    let (record, mut records) = records();
+    let server = TestServer::start(|builder| {
+        let errs = RecordingMiddleware { name: "errs", record: record.clone(), then: |_| Err("rejected".into()) };
+        let panics = RecordingMiddleware {
+            name: "panics",
+            record: record.clone(),
+            then: |call| panic!("on purpose, at {call}"),
+        };
+        let last = RecordingMiddleware { name: "last", record, then: |_| Ok(()) };
         builder.middleware(errs).middleware(panics).middleware(last)
     })
     .await;
-    let mut client = served.connect("alice").await;
-    served.handle.send(&message("hello"), &id("alice"), &[]).await.unwrap();
+    let mut client = server.connect("alice").await;
+    server.handle.send(&message("hello"), &id("alice"), &[]).await.unwrap();
     assert_eq!(next(&mut client).await, "hello");
-    client.send("SAID", &()).await.unwrap();
+    client.send("NOTE", &()).await.unwrap();
     client.close().await;
     let mut last = Vec::new();
     while !last.last().is_some_and(|line: &String| line.starts_with("last disconnection")) {
-        let line = diary.next().await;
+        let line = records.next().await;
         if line.starts_with("last") {
             last.push(line);
         }
     }
     let (errors, rest): (Vec<_>, Vec<_>) = last.into_iter().partition(|line| line.starts_with("last error"));
     let expected = [
-        "last connection somebody",
+        "last connection anonymous",
         "last authenticated alice",
         r#"last sent {"op":0,"d":"hello","t":"TEST"} Users(["alice"])"#,
-        "last received alice SAID -",
+        "last received alice NOTE -",
         "last disconnection alice 1000 \"\"",
     ];
     assert_eq!(rest, expected);
-    assert_eq!(errors.len(), 10, "two for each: {errors:?}");
-    assert_eq!(errors[0], "last error somebody no luck");
-    assert!(errors[1].starts_with("last error somebody a middleware panicked: on purpose"), "{errors:?}");
-    served.stop().await;
+    assert_eq!(errors.len(), 10, "two errors per call: {errors:?}");
+    assert_eq!(errors[0], "last error anonymous rejected");
+    assert!(errors[1].starts_with("last error anonymous a middleware panicked: on purpose"), "{errors:?}");
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_user_who_says_too_much_is_not_heard_for_a_while() {
-    let (hears, mut heard) = diary();
-    let served = Served::start(|builder| {
+async fn messages_above_the_rate_limit_are_rejected() {
+    let (record, mut received) = records();
+    let server = TestServer::start(|builder| {
         builder.middleware(RateLimit::new(0.001, 3)).on_message(move |client, message| {
-            _ = hears.send((client.user().map(|user| user.to_string()), message.read::<u32>().unwrap()));
+            _ = record.send((client.user().map(|user| user.to_string()), message.read::<u32>().unwrap()));
             async {}
         })
     })
     .await;
-    // The burst is the user's, over whatever connections.
-    let (mut phone, mut laptop) = (served.connect("alice").await, served.connect("alice").await);
+    // The limit applies per user, over all connections.
+    let (mut phone, mut laptop) = (server.connect("alice").await, server.connect("alice").await);
     for n in 0..2 {
         phone.send("N", &n).await.unwrap();
-        assert_eq!(heard.next().await, (Some("alice".into()), n));
+        assert_eq!(received.next().await, (Some("alice".into()), n));
     }
     laptop.send("N", &2).await.unwrap();
-    assert_eq!(heard.next().await, (Some("alice".into()), 2));
+    assert_eq!(received.next().await, (Some("alice".into()), 2));
     for n in 3..20 {
         phone.send("N", &n).await.unwrap();
         laptop.send("N", &n).await.unwrap();
     }
-    let mut bob = served.connect("bob").await;
+    let mut bob = server.connect("bob").await;
     bob.send("N", &0).await.unwrap();
-    assert_eq!(heard.next().await, (Some("bob".into()), 0), "others are heard");
-    // Both still belong to somebody: they are refused, not sent away.
-    served.handle.send(&message("still here"), &id("alice"), &[]).await.unwrap();
-    assert_eq!((next(&mut phone).await, next(&mut laptop).await), ("still here".into(), "still here".into()));
-    let metrics = reqwest::get(format!("http://{}/metrics", served.address)).await.unwrap().text().await.unwrap();
+    assert_eq!(received.next().await, (Some("bob".into()), 0), "messages of other users pass");
+    // The messages are rejected; the connections stay open.
+    server.handle.send(&message("still connected"), &id("alice"), &[]).await.unwrap();
+    assert_eq!((next(&mut phone).await, next(&mut laptop).await), ("still connected".into(), "still connected".into()));
+    let metrics = reqwest::get(format!("http://{}/metrics", server.address)).await.unwrap().text().await.unwrap();
     assert!(metrics.contains("messages_refused_total 34"), "{metrics}");
-    served.stop().await;
-    assert_eq!(heard.rest(), []);
+    server.stop().await;
+    assert_eq!(received.rest(), []);
 
-    let served = Served::start(|builder| builder.middleware(RateLimit::new(0.001, 1).disconnecting())).await;
-    let mut flood = Connection::connect(&served.url()).await.unwrap();
+    let server = TestServer::start(|builder| builder.middleware(RateLimit::new(0.001, 1).disconnecting())).await;
+    let mut flood = Connection::connect(&server.url()).await.unwrap();
     for n in 0..2 {
         flood.send("N", &n).await.unwrap();
     }
-    assert_eq!(end(&mut flood).await.0, 1008);
-    served.stop().await;
+    assert_eq!(closed(&mut flood).await.0, 1008);
+    server.stop().await;
 }
 
-/// Somewhere for a log to be written to.
+/// Collects log output in memory.
 #[derive(Clone, Default)]
-struct Paper(Arc<Mutex<Vec<u8>>>);
+struct Buffer(Arc<Mutex<Vec<u8>>>);
 
-impl Write for Paper {
+impl Write for Buffer {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -262,28 +281,28 @@ impl Write for Paper {
     }
 }
 
-/// On one thread, so that what is logged there is what the server says.
+/// Runs on one thread, because the subscriber is set for the current thread only.
 #[tokio::test]
-async fn the_access_log_tells_who_came_and_went_and_not_what_was_said() {
-    let paper = Paper::default();
-    let written = paper.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || written.clone()).with_ansi(false).finish();
+async fn access_log_has_connections_but_no_message_content() {
+    let buffer = Buffer::default();
+    let writer = buffer.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
     let _logging = tracing::subscriber::set_default(subscriber);
-    let served = Served::start(|builder| builder.middleware(AccessLog::new())).await;
-    served.handle.send(&message("private"), &id("alice"), &[]).await.unwrap();
-    let mut client = served.connect("alice").await;
+    let server = TestServer::start(|builder| builder.middleware(AccessLog::new())).await;
+    server.handle.send(&message("private"), &id("alice"), &[]).await.unwrap();
+    let mut client = server.connect("alice").await;
     next(&mut client).await;
     for _ in 0..3 {
-        client.send("SAID", &"private").await.unwrap();
+        client.send("NOTE", &"private").await.unwrap();
     }
     client.close().await;
-    let text = || String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();
-    let went = async {
+    let text = || String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+    let logged = async {
         while !text().contains("disconnected") {
             tokio::task::yield_now().await;
         }
     };
-    within("the end of it", went).await;
+    within("log line of the disconnection", logged).await;
     let text = text();
     let access: Vec<&str> = text.lines().filter(|line| line.contains("mesa::access")).collect();
     for (line, parts) in access.iter().zip([
@@ -296,5 +315,5 @@ async fn the_access_log_tells_who_came_and_went_and_not_what_was_said() {
     }
     assert!(access.len() == 4 && access[3].contains("messages=3"), "{access:?}");
     assert!(!text.contains("private"), "{text}");
-    served.stop().await;
+    server.stop().await;
 }

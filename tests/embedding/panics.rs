@@ -1,4 +1,4 @@
-//! A panic in what calls the handlers. Only builds with seeded panics have it (`--features failpoints`).
+//! Panics in the task that calls handlers. Needs the seeded panics of the feature `failpoints`.
 
 use std::{
     process::Command,
@@ -10,15 +10,15 @@ use std::{
 
 use mesa::client::Connection;
 
-use crate::server::{Served, diary, within};
+use crate::server::{TestServer, records, within};
 
-const TEST: &str = "panics::connection_whose_event_panics_gets_later_events_to_its_handlers";
+const TEST: &str = "panics::event_after_a_panic_reaches_the_handlers";
 const FILE: &str = "MESA_FAILPOINT_PANIC_WHILE";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connection_whose_event_panics_gets_later_events_to_its_handlers() {
+async fn event_after_a_panic_reaches_the_handlers() {
     let Some(file) = std::env::var_os(FILE) else {
-        // In a process of its own: the environment says where to panic.
+        // Runs this test again in a child process, because the panic is set through environment variables.
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("panic");
         std::fs::write(&file, "").unwrap();
@@ -30,19 +30,19 @@ async fn connection_whose_event_panics_gets_later_events_to_its_handlers() {
         return;
     };
     let panics = Arc::<AtomicUsize>::default();
-    let counted = panics.clone();
-    std::panic::set_hook(Box::new(move |_| _ = counted.fetch_add(1, Ordering::Relaxed)));
-    let (write, mut diary) = diary();
-    let served = Served::start(|builder| {
+    let count = panics.clone();
+    std::panic::set_hook(Box::new(move |_| _ = count.fetch_add(1, Ordering::Relaxed)));
+    let (record, mut records) = records();
+    let server = TestServer::start(|builder| {
         builder.on_message(move |_, message| {
-            _ = write.send(message.kind().to_owned());
+            _ = record.send(message.kind().to_owned());
             async {}
         })
     })
     .await;
-    let mut client = Connection::connect(&served.url()).await.unwrap();
+    let mut client = Connection::connect(&server.url()).await.unwrap();
     client.send("LOST", &1).await.unwrap();
-    // Its connection, and its message.
+    // One panic for the connection event, one for the message.
     let panicked = async {
         while panics.load(Ordering::Relaxed) < 2 {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -50,7 +50,7 @@ async fn connection_whose_event_panics_gets_later_events_to_its_handlers() {
     };
     within("two panics", panicked).await;
     std::fs::remove_file(file).unwrap();
-    client.send("HEARD", &2).await.unwrap();
-    assert_eq!(diary.next().await, "HEARD");
-    served.stop().await;
+    client.send("HANDLED", &2).await.unwrap();
+    assert_eq!(records.next().await, "HANDLED");
+    server.stop().await;
 }

@@ -1,4 +1,4 @@
-//! A server in this process, on a store and a port of its own, and what it takes to watch it.
+//! Server inside the test process, with its own store and port, and helpers to observe it.
 
 use std::{fmt::Debug, future::Future, net::SocketAddr, time::Duration};
 
@@ -15,11 +15,11 @@ use tokio::{
     time::timeout,
 };
 
-/// Longer than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time that a test waits for one step.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A running server.
-pub struct Served {
+pub struct TestServer {
     pub address: SocketAddr,
     pub handle: Handle,
     stop: oneshot::Sender<()>,
@@ -27,7 +27,7 @@ pub struct Served {
     pub home: TempDir,
 }
 
-/// A builder of a server that keeps messages, believes every token, and lives in `home`.
+/// Creates a builder for a server with sync, insecure authentication and its store in `home`.
 pub fn builder(home: &TempDir) -> Builder {
     Server::builder().store_path(home.path().join("store")).configure(|config| {
         config.host = "127.0.0.1".into();
@@ -40,13 +40,13 @@ pub fn builder(home: &TempDir) -> Builder {
 
 pub const KEY: &str = "a-key-for-the-library";
 
-impl Served {
-    /// Starts what `build` makes of [`builder`].
+impl TestServer {
+    /// Starts a server as `build` changes [`builder`].
     pub async fn start(build: impl FnOnce(Builder) -> Builder) -> Self {
         Self::start_in(tempfile::tempdir().expect("a directory"), build).await
     }
 
-    /// The same in a home that may have a store already.
+    /// Starts a server in a directory that may contain a store.
     pub async fn start_in(home: TempDir, build: impl FnOnce(Builder) -> Builder) -> Self {
         let server = build(builder(&home)).start().await.expect("a server");
         let (address, handle) = (server.local_addr(), server.handle());
@@ -59,58 +59,58 @@ impl Served {
         format!("ws://{}/", self.address)
     }
 
-    /// A connection that is authenticated as `user`.
+    /// Connects a client and authenticates it as `user`.
     pub async fn connect(&self, user: &str) -> Connection {
         let mut client = Connection::connect(&self.url()).await.expect("a connection");
-        client.authenticate(token(user), true).await.expect("let in");
+        client.authenticate(token(user), true).await.expect("authenticated");
         client
     }
 
-    /// Stops the server in order, and leaves its home.
+    /// Stops the server gracefully and returns its directory.
     pub async fn stop(self) -> TempDir {
         _ = self.stop.send(());
-        within("the server to stop", self.running).await.expect("no panic").expect("in order");
+        within("stop of the server", self.running).await.expect("no panic").expect("a graceful stop");
         self.home
     }
 }
 
-/// What comes of `future`, which has to come soon.
+/// Returns the output of `future`. Panics after [`TIMEOUT`].
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+    timeout(TIMEOUT, future).await.unwrap_or_else(|_| panic!("no {what} within {TIMEOUT:?}"))
 }
 
-/// The data of the next message.
+/// Returns the data of the next message.
 pub async fn next(client: &mut Connection) -> Value {
-    match within("a message", client.next()).await.expect("a frame") {
+    match within("message", client.next()).await.expect("a frame") {
         ConnectionEvent::Message { data, .. } => serde_json::from_str(data.get()).expect("JSON"),
         other => panic!("{other:?}"),
     }
 }
 
-/// How the connection ends.
-pub async fn end(client: &mut Connection) -> (u16, String) {
+/// Waits until the server closes the connection; returns the close code and reason.
+pub async fn closed(client: &mut Connection) -> (u16, String) {
     loop {
-        if let ConnectionEvent::Closed { code, reason } = within("the end", client.next()).await.expect("a frame") {
+        if let ConnectionEvent::Closed { code, reason } = within("close frame", client.next()).await.expect("a frame") {
             return (code, reason);
         }
     }
 }
 
-/// What handlers write down, in order.
-pub struct Diary<T>(mpsc::UnboundedReceiver<T>);
+/// Values that handlers have recorded, in order.
+pub struct Records<T>(mpsc::UnboundedReceiver<T>);
 
-/// A diary, and what writes into it.
-pub fn diary<T: Debug>() -> (mpsc::UnboundedSender<T>, Diary<T>) {
-    let (write, read) = mpsc::unbounded_channel();
-    (write, Diary(read))
+/// Creates a sender for handlers, and the values that it records.
+pub fn records<T: Debug>() -> (mpsc::UnboundedSender<T>, Records<T>) {
+    let (record, recorded) = mpsc::unbounded_channel();
+    (record, Records(recorded))
 }
 
-impl<T: Debug> Diary<T> {
+impl<T: Debug> Records<T> {
     pub async fn next(&mut self) -> T {
-        within("an entry of the diary", self.0.recv()).await.expect("somebody writes")
+        within("record", self.0.recv()).await.expect("a sender exists")
     }
 
-    /// What has been written and not read.
+    /// Returns all values that were recorded and not read.
     pub fn rest(&mut self) -> Vec<T> {
         std::iter::from_fn(|| self.0.try_recv().ok()).collect()
     }
