@@ -1,16 +1,22 @@
-//! HTTP as bytes on sockets, against the built binary: deadlines, refusals that must arrive, heads that are ambiguous, and
-//! more connections than the server has files for.
+//! HTTP at the level of bytes on sockets, against the built binary.
+//!
+//! - `connection_limits`: more connections than the process may open files
+//! - `timeouts`: silent, idle and slow connections
+//! - `request_heads`: ambiguous and malformed heads
+//! - `parameters`: query parameters and content codings
+//! - `early_responses`: responses sent before the request was read
+//! - `origins`: pages that may use a server that accepts any token
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 
-mod crowd;
-mod deadlines;
-mod heads;
-mod local;
+mod connection_limits;
+mod early_responses;
+mod origins;
 mod parameters;
-mod refusals;
+mod request_heads;
+mod timeouts;
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -18,18 +24,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Longer than anything here takes, on a loaded machine too.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time that a test waits for one step, sufficient on a loaded machine.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Connects.
+/// Opens a connection with timeouts.
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("a connection");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
+    stream.set_write_timeout(Some(TIMEOUT)).expect("a timeout");
     stream
 }
 
-/// Sends all of `request` on a connection of its own, and then reads: the head of the response.
+/// Sends all of `request` on a new connection, then reads the head of the response.
 fn exchange(address: SocketAddr, request: &[u8]) -> io::Result<String> {
     let mut stream = connect(address);
     stream.write_all(request)?;
@@ -46,13 +52,13 @@ fn head(stream: &mut TcpStream) -> io::Result<String> {
     Ok(String::from_utf8(head).expect("a head is text"))
 }
 
-/// Reads a response, whose head it returns.
+/// Reads a response and returns its head.
 fn response(stream: &mut TcpStream) -> String {
-    whole(stream).0
+    head_and_body(stream).0
 }
 
-/// Reads a response: its head and its body.
-fn whole(stream: &mut TcpStream) -> (String, Vec<u8>) {
+/// Reads a response and returns its head and body.
+fn head_and_body(stream: &mut TcpStream) -> (String, Vec<u8>) {
     let head = head(stream).expect("a response");
     let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next());
     let mut body = vec![0; length.expect("a length").parse().expect("a number")];
@@ -60,12 +66,12 @@ fn whole(stream: &mut TcpStream) -> (String, Vec<u8>) {
     (head, body)
 }
 
-/// The status of a head.
+/// Returns the status in a head.
 fn status(head: &str) -> u16 {
     head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("no status: {head}"))
 }
 
-/// Waits until the server has closed the connection; how long that took.
+/// Waits until the server has closed the connection, and returns the time that took.
 fn wait_until_closed(stream: &mut TcpStream) -> Duration {
     let (began, mut rest) = (Instant::now(), [0; 1024]);
     loop {

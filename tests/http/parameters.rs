@@ -1,4 +1,4 @@
-//! Parameters of queries, and codings of bodies: what a route does not know is refused, never ignored.
+//! Query parameters and content codings: unknown ones are rejected, never ignored.
 
 use serde_json::{Value, json};
 
@@ -7,11 +7,11 @@ use crate::support::{
     server::{Home, KEY},
 };
 
-/// Every route of the API, with parameters that it takes and the status that it answers them with.
+/// Every route of the API: method, path, supported parameters, and the status of a request with them.
 const ROUTES: [(&str, &str, &str, u16); 9] = [
     ("POST", "/v1/dispatch", "", 200),
     ("GET", "/v1/backup", "", 200),
-    // A portal is an endless stream, and off here: it is refused behind its parameters.
+    // Portals are disabled here, so the request fails after its parameters were accepted, and does not stream.
     ("GET", "/v1/events", "all=true", 409),
     ("GET", "/v1/users", "online=false&cursor=a&limit=3", 200),
     ("GET", "/v1/users/alice", "", 200),
@@ -26,13 +26,13 @@ fn dispatch() -> String {
 }
 
 #[test]
-fn unknown_parameter_is_refused_by_every_route() {
+fn unknown_parameter_is_rejected_by_every_route() {
     let home = Home::new();
     let server = home.start();
     let api = include_str!("../../src/http/mod.rs");
     for path in api.lines().filter_map(|line| line.split("\"/v1").nth(1)?.split('"').next()) {
         let path = format!("/v1{}", path.replace("{id}", "alice"));
-        assert!(ROUTES.iter().any(|(_, route, _, _)| *route == path), "{path} is missing in this test");
+        assert!(ROUTES.iter().any(|(_, route, _, _)| *route == path), "{path} is missing in `ROUTES`");
     }
     for (method, path, known, expected) in ROUTES {
         let body = if path.ends_with("dispatch") { dispatch() } else { String::new() };
@@ -40,38 +40,38 @@ fn unknown_parameter_is_refused_by_every_route() {
             let mut http = Http::connect(server.address).expect("a connection");
             http.call(method, &format!("{path}?{query}"), &body)
         };
-        // First, so that there is something that a route could clear.
+        // A pending entry, which a route could clear.
         let mut http = Http::connect(server.address).expect("a connection");
-        http.dispatch(&json!(1), &["alice".to_owned()]).expect("it is taken");
+        http.dispatch(&json!(1), &["alice".to_owned()]).expect("an accepted dispatch");
         if method == "HEAD" {
             let mut stream = crate::connect(server.address);
             let request = format!("HEAD {path}?zz=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n");
-            std::io::Write::write_all(&mut stream, request.as_bytes()).expect("sent");
+            std::io::Write::write_all(&mut stream, request.as_bytes()).expect("a successful write");
             assert_eq!(crate::status(&crate::head(&mut stream).expect("a response")), 400);
             continue;
         }
         let before = http.get::<Value>("/v1/users/alice").expect("a user");
         for query in ["zz=1", "After=1", "=1", &format!("{known}&zz"), &format!("{known}&%7az=1")] {
-            let (status, answer) = call(query).expect("an answer");
-            let answer: Value = serde_json::from_slice(&answer).expect("JSON");
-            let error = &answer["error"];
-            assert_eq!((status, &error["code"]), (400, &json!("bad_parameter")), "{method} {path}?{query}: {answer}");
-            let told = error["message"].as_str().unwrap_or_default();
+            let (status, response) = call(query).expect("a response");
+            let response: Value = serde_json::from_slice(&response).expect("JSON");
+            let error = &response["error"];
+            assert_eq!((status, &error["code"]), (400, &json!("bad_parameter")), "{method} {path}?{query}: {response}");
+            let text = error["message"].as_str().unwrap_or_default();
             let names = known.split('&').filter_map(|part| part.split('=').next()).filter(|name| !name.is_empty());
-            assert!(names.clone().all(|name| told.contains(&format!("`{name}`"))), "{method} {path}: {told}");
+            assert!(names.clone().all(|name| text.contains(&format!("`{name}`"))), "{method} {path}: {text}");
         }
         assert_eq!(http.get::<Value>("/v1/users/alice").expect("a user"), before, "{method} {path}");
-        assert_eq!(call(known).expect("an answer").0, expected, "{method} {path}?{known}");
+        assert_eq!(call(known).expect("a response").0, expected, "{method} {path}?{known}");
     }
 }
 
 #[test]
-fn encoded_body_is_refused_with_the_name_of_its_coding() {
+fn encoded_body_is_rejected_with_the_name_of_its_coding() {
     let home = Home::new();
     let server = home.start();
     let body = dispatch();
     for kind in ["application/json", "application/x-ndjson"] {
-        for (coding, refused) in
+        for (coding, rejected) in
             [("gzip", "gzip"), ("identity, br", "br"), ("GZIP", "GZIP"), ("identity", ""), ("Identity", ""), ("", "")]
         {
             let request = format!(
@@ -80,16 +80,16 @@ fn encoded_body_is_refused_with_the_name_of_its_coding() {
                 body.len()
             );
             let mut http = Http::connect(server.address).expect("a connection");
-            http.send(&request).expect("sent");
-            let (status, answer) = http.response().expect("an answer");
-            let answer = String::from_utf8_lossy(&answer);
-            if refused.is_empty() {
-                assert_eq!(status, 200, "{kind}, {coding:?}: {answer}");
+            http.send(&request).expect("a successful write");
+            let (status, response) = http.response().expect("a response");
+            let response = String::from_utf8_lossy(&response);
+            if rejected.is_empty() {
+                assert_eq!(status, 200, "{kind}, {coding:?}: {response}");
             } else {
-                assert_eq!(status, 415, "{kind}, {coding:?}: {answer}");
+                assert_eq!(status, 415, "{kind}, {coding:?}: {response}");
                 assert!(
-                    answer.contains(&format!("`{refused}`")) && answer.contains("unsupported_media_type"),
-                    "{answer}"
+                    response.contains(&format!("`{rejected}`")) && response.contains("unsupported_media_type"),
+                    "{response}"
                 );
             }
         }
@@ -97,7 +97,7 @@ fn encoded_body_is_refused_with_the_name_of_its_coding() {
 }
 
 #[test]
-fn body_that_cannot_be_read_is_refused_in_words_of_http() {
+fn malformed_chunk_is_rejected_as_bad_body() {
     let home = Home::new();
     let server = home.start();
     for chunk in ["zz\r\n", "-1\r\n", "1\r\n{}\r\n", "ffffffffffffffffff\r\n"] {
@@ -105,10 +105,10 @@ fn body_that_cannot_be_read_is_refused_in_words_of_http() {
             "POST /v1/dispatch HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nTransfer-Encoding: chunked\r\n\r\n{chunk}"
         );
         let mut http = Http::connect(server.address).expect("a connection");
-        http.send(&request).expect("sent");
-        let (status, answer) = http.response().expect("an answer");
-        let answer = String::from_utf8_lossy(&answer);
-        assert_eq!(status, 400, "{chunk:?}: {answer}");
-        assert!(answer.contains("bad_body") && answer.contains("a chunk of it"), "{chunk:?}: {answer}");
+        http.send(&request).expect("a successful write");
+        let (status, response) = http.response().expect("a response");
+        let response = String::from_utf8_lossy(&response);
+        assert_eq!(status, 400, "{chunk:?}: {response}");
+        assert!(response.contains("bad_body") && response.contains("a chunk of it"), "{chunk:?}: {response}");
     }
 }

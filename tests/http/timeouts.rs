@@ -1,4 +1,4 @@
-//! No connection stays for ever: silent, idle, or not reading.
+//! Timeouts of connections that are silent, idle, or do not read.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    PATIENCE, connect, head, response, status,
+    TIMEOUT, connect, head, response, status,
     support::{
         http::request,
         server::{Home, KEY},
@@ -22,13 +22,13 @@ use crate::{
 fn idle_connection_is_closed_at_idle_timeout_and_not_at_header_timeout() {
     let home = Home::with("limits: { headerTimeout: 1000, idleTimeout: 4000 },");
     let server = home.start();
-    // The second connection is idle for the first time, the third after a response that had to wait for the store.
+    // The second connection has sent one request, the third has waited for the store.
     let dispatch = request("POST", "/v1/dispatch", r#"{"message":{"d":1},"recipients":["alice"]}"#);
     let healthz = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".to_owned();
     let connections = [[&healthz, &healthz].as_slice(), &[&healthz], &[&dispatch, &dispatch]].map(|requests| {
         let mut stream = connect(server.address);
         for request in requests {
-            stream.write_all(request.as_bytes()).expect("sent");
+            stream.write_all(request.as_bytes()).expect("a successful write");
             assert_eq!(status(&response(&mut stream)), 200);
         }
         (stream, Instant::now())
@@ -36,32 +36,32 @@ fn idle_connection_is_closed_at_idle_timeout_and_not_at_header_timeout() {
     for (mut stream, began) in connections {
         wait_until_closed(&mut stream);
         let idle = began.elapsed();
-        // Without a timer of its own it would stay for ever; with that for heads it would have gone long before.
+        // Without an idle timer it would stay open; with the timer for heads it would have closed after 1 s.
         assert!(idle > Duration::from_millis(2500), "closed after {idle:?}");
     }
 }
 
 #[test]
 fn head_that_does_not_arrive_is_closed_at_header_timeout() {
-    // Whatever were closed at the idle timeout would be closed too late for `PATIENCE`.
+    // A connection that closed at the idle timeout of 1 h would exceed `TIMEOUT`.
     let home = Home::with("limits: { headerTimeout: 1500, idleTimeout: 3600000 },");
     let server = home.start();
     let silent = connect(server.address);
     let mut begun = connect(server.address);
-    begun.write_all(b"GET /healthz HT").expect("sent");
+    begun.write_all(b"GET /healthz HT").expect("a successful write");
     let mut second = connect(server.address);
-    second.write_all(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n").expect("sent");
+    second.write_all(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n").expect("a successful write");
     head(&mut second).expect("a response");
-    second.write_all(b"GET /healthz HT").expect("sent");
+    second.write_all(b"GET /healthz HT").expect("a successful write");
     for mut stream in [silent, begun, second] {
         wait_until_closed(&mut stream);
     }
 }
 
-/// Sends `piece` again and again without reading, until the server has cut the connection.
-fn send_until_cut(mut stream: TcpStream, piece: &[u8]) {
+/// Sends `piece` repeatedly without reading, until the server has closed the connection.
+fn send_until_closed(mut stream: TcpStream, piece: &[u8]) {
     stream.set_write_timeout(Some(Duration::from_millis(100))).expect("a timeout");
-    let (end, mut at) = (Instant::now() + PATIENCE, 0);
+    let (end, mut at) = (Instant::now() + TIMEOUT, 0);
     while Instant::now() < end {
         match stream.write(&piece[at..]) {
             Ok(sent) => at = (at + sent) % piece.len(),
@@ -69,44 +69,44 @@ fn send_until_cut(mut stream: TcpStream, piece: &[u8]) {
             Err(_) => return,
         }
     }
-    panic!("a peer that reads nothing is still connected");
+    panic!("a peer that reads nothing is still connected after {TIMEOUT:?}");
 }
 
-fn slow_readers_home() -> Home {
+fn home_with_write_timeout() -> Home {
     Home::with("limits: { writeTimeout: 1000, idleTimeout: 3600000 }, redisProtocol: { port: 0 },")
 }
 
 #[test]
-fn pipelined_responses_that_nobody_reads_are_cut_at_write_timeout() {
-    let home = slow_readers_home();
+fn connection_with_unread_pipelined_responses_is_closed_at_write_timeout() {
+    let home = home_with_write_timeout();
     let server = home.start();
-    send_until_cut(connect(server.address), &b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100));
+    send_until_closed(connect(server.address), &b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100));
 }
 
 #[test]
-fn stream_of_results_that_nobody_reads_is_cut_at_write_timeout() {
-    let home = slow_readers_home();
+fn dispatch_stream_with_unread_results_is_closed_at_write_timeout() {
+    let home = home_with_write_timeout();
     let server = home.start();
     let mut stream = connect(server.address);
     let head = format!(
         "POST /v1/dispatch HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/x-ndjson\r\n\
          Transfer-Encoding: chunked\r\n\r\n"
     );
-    stream.write_all(head.as_bytes()).expect("sent");
+    stream.write_all(head.as_bytes()).expect("a successful write");
     let lines = "{}\n".repeat(1000);
-    send_until_cut(stream, format!("{:x}\r\n{lines}\r\n", lines.len()).as_bytes());
+    send_until_closed(stream, format!("{:x}\r\n{lines}\r\n", lines.len()).as_bytes());
 }
 
 #[test]
-fn redis_peer_that_reads_nothing_is_cut_at_write_timeout() {
-    let home = slow_readers_home();
+fn redis_connection_with_unread_replies_is_closed_at_write_timeout() {
+    let home = home_with_write_timeout();
     let server = home.start();
     let text = "x".repeat(10_000);
-    send_until_cut(connect(redis_address(&home)), format!("*2\r\n$4\r\nECHO\r\n$10000\r\n{text}\r\n").as_bytes());
+    send_until_closed(connect(redis_address(&home)), format!("*2\r\n$4\r\nECHO\r\n$10000\r\n{text}\r\n").as_bytes());
     drop(server);
 }
 
-/// Where the server of `home` speaks the Redis protocol.
+/// Returns the address of the Redis protocol of a server in `home`.
 pub fn redis_address(home: &Home) -> SocketAddr {
     let ready: Value = serde_json::from_str(&fs::read_to_string(home.path("ready")).expect("ready")).expect("JSON");
     ready["redisProtocol"].as_str().expect("an address").parse().expect("an address")

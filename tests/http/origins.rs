@@ -1,4 +1,4 @@
-//! `--dev` and `authentication.insecure` believe every token: so they serve this machine's pages, and no other's.
+//! `--dev` and `authentication.insecure` accept any token, so such servers accept only pages of this machine.
 
 use std::{fs, net::SocketAddr};
 
@@ -27,20 +27,20 @@ fn list(address: SocketAddr, host: &str, origin: &str) -> u16 {
 }
 
 #[test]
-fn development_server_refuses_pages_of_other_machines() {
+fn dev_server_rejects_pages_of_other_machines() {
     let home = Home::new();
-    refuses_pages_of_other_machines(&start(&home));
+    assert_only_local_pages(&start(&home));
 }
 
 #[test]
-fn server_that_believes_every_token_refuses_pages_of_other_machines() {
+fn insecure_server_rejects_pages_of_other_machines() {
     let home = Home::new();
-    refuses_pages_of_other_machines(&home.start());
+    assert_only_local_pages(&home.start());
 }
 
-/// A page of any machine: there are tokens to show, or everyone was to be let in.
+/// Such a server verifies tokens, or is explicitly public.
 #[test]
-fn server_that_believes_not_every_token_takes_pages_of_any_machine() {
+fn secure_or_public_server_accepts_pages_of_any_machine() {
     for authentication in [
         "{ jwt: { secret: '0123456789abcdef0123456789abcdef' } }",
         "{ insecure: true, jwt: { secret: '0123456789abcdef0123456789abcdef' } }",
@@ -54,7 +54,7 @@ fn server_that_believes_not_every_token_takes_pages_of_any_machine() {
     }
 }
 
-fn refuses_pages_of_other_machines(server: &Server) {
+fn assert_only_local_pages(server: &Server) {
     for host in ["127.0.0.1:4000", "localhost:4000", "[::1]:4000"] {
         for origin in ["", "Origin: http://localhost:8080\r\n", "Origin: https://127.0.0.1\r\n"] {
             assert_eq!(upgrade(server.address, host, origin), 101, "{host} {origin}");
@@ -66,7 +66,7 @@ fn refuses_pages_of_other_machines(server: &Server) {
             assert_eq!(list(server.address, host, &origin), 403, "{host} {origin}");
         }
     }
-    // Its name leads here since a moment ago, and its page is of the same origin.
+    // DNS rebinding: the foreign name resolves to this machine, so its page has the same origin.
     for origin in ["", "Origin: http://evil.example:4000\r\n"] {
         assert_eq!(upgrade(server.address, "evil.example:4000", origin), 403, "{origin}");
         assert_eq!(list(server.address, "evil.example:4000", origin), 403, "{origin}");
@@ -74,7 +74,7 @@ fn refuses_pages_of_other_machines(server: &Server) {
 }
 
 #[test]
-fn configured_origins_hold_with_dev_as_without() {
+fn configured_origins_apply_with_and_without_dev() {
     let home = Home::with("origins: ['http://good.example'],");
     for dev in [true, false] {
         let server = if dev { start(&home) } else { home.start() };

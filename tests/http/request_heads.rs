@@ -1,4 +1,4 @@
-//! Heads that are ambiguous or wrong: 400, and nothing is guessed. And 405 with `Allow`.
+//! Ambiguous and malformed heads get 400. Methods that a path does not support get 405 with `Allow`.
 
 use crate::{
     exchange, status,
@@ -9,7 +9,7 @@ use crate::{
 };
 
 #[test]
-fn ambiguous_head_is_answered_with_400() {
+fn ambiguous_head_returns_400() {
     let home = Home::new();
     let server = home.start();
     let key = format!("Authorization: Bearer {KEY}\r\n");
@@ -18,7 +18,7 @@ fn ambiguous_head_is_answered_with_400() {
         |more: &str| format!("GET / HTTP/1.1\r\n{host}Upgrade: websocket\r\nConnection: Upgrade\r\n{more}\r\n");
     let (version, socket_key) = ("Sec-WebSocket-Version: 13\r\n", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n");
     let dispatch = "{\"message\":{\"d\":1},\"recipients\":[\"alice\"]}";
-    let coded = |codings: &str| {
+    let chunked = |codings: &str| {
         let length = dispatch.len();
         format!("POST /v1/dispatch HTTP/1.1\r\n{host}{key}{codings}\r\n{length:x}\r\n{dispatch}\r\n0\r\n\r\n")
     };
@@ -30,10 +30,10 @@ fn ambiguous_head_is_answered_with_400() {
         (400, "GET /healthz HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n".to_owned()),
         (400, "GET /healthz HTTP/1.1\r\nHost: a b\r\n\r\n".to_owned()),
         (400, format!("POST /v1/dispatch HTTP/1.1\r\n{key}Content-Length: {}\r\n\r\n{dispatch}", dispatch.len())),
-        (200, coded("Transfer-Encoding: chunked\r\n")),
-        (400, coded("Transfer-Encoding: gzip, chunked\r\n")),
-        (400, coded("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n")),
-        (400, coded("Transfer-Encoding: chunked, chunked\r\n")),
+        (200, chunked("Transfer-Encoding: chunked\r\n")),
+        (400, chunked("Transfer-Encoding: gzip, chunked\r\n")),
+        (400, chunked("Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n")),
+        (400, chunked("Transfer-Encoding: chunked, chunked\r\n")),
         (101, upgrade(&format!("{version}{socket_key}"))),
         (400, upgrade(&format!("{version}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAAAA\r\n"))),
         (400, upgrade(&format!("{version}Sec-WebSocket-Key: !!!!!!!!!!!!!!!!!!!!!!==\r\n"))),
@@ -55,13 +55,13 @@ fn ambiguous_head_is_answered_with_400() {
         assert_eq!(status(&response), expected, "{request}{response}");
     }
     let mut http = Http::connect(server.address).expect("a connection");
-    let (_, body) = http.call("GET", "/v1/users/%ff", "").expect("an answer");
+    let (_, body) = http.call("GET", "/v1/users/%ff", "").expect("a response");
     let body = String::from_utf8(body).expect("text");
     assert!(body.contains("the user id in the path, percent-decoded, is not valid UTF-8"), "{body}");
 }
 
 #[test]
-fn method_that_is_not_taken_is_answered_with_allow() {
+fn unsupported_method_returns_405_with_allow() {
     let home = Home::new();
     let server = home.start();
     for (method, path, allow) in [
