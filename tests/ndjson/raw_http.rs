@@ -1,4 +1,4 @@
-//! A server in this process, and a stream of dispatches as bytes on a socket.
+//! Server inside the test process, and NDJSON dispatch streams as bytes on a socket.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -22,11 +22,11 @@ use tokio::{
 
 const KEY: &str = "0123456789abcdef";
 
-/// Longer than anything here takes, on a loaded machine too.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest time that a test waits for one step, sufficient on a loaded machine.
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A server with a store in a temporary directory.
-pub struct Served {
+pub struct TestServer {
     pub address: SocketAddr,
     config: Config,
     stop: Option<oneshot::Sender<()>>,
@@ -34,7 +34,7 @@ pub struct Served {
     store: TempDir,
 }
 
-impl Served {
+impl TestServer {
     pub async fn start(change: impl FnOnce(&mut Config)) -> Self {
         let store = tempfile::tempdir().unwrap();
         let mut config = Config::default();
@@ -44,15 +44,15 @@ impl Served {
         config.api.keys.push(KEY.into());
         config.store.path = store.path().join("store");
         change(&mut config);
-        Self::over(config, store).await
+        Self::start_on(config, store).await
     }
 
-    /// Another one over the same store, once this one has stopped.
+    /// Starts another server on the same store, after this one has stopped.
     pub async fn restart(self) -> Self {
-        Self::over(self.config, self.store).await
+        Self::start_on(self.config, self.store).await
     }
 
-    async fn over(config: Config, store: TempDir) -> Self {
+    async fn start_on(config: Config, store: TempDir) -> Self {
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let server = Server::start(config.clone(), listener).await.unwrap();
         let address = server.local_addr();
@@ -67,19 +67,19 @@ impl Served {
         Dispatcher::new(&format!("http://{}", self.address), KEY).unwrap()
     }
 
-    /// Tells it to stop.
-    pub fn begin_to_stop(&mut self) {
+    /// Requests the server to stop.
+    pub fn begin_stop(&mut self) {
         drop(self.stop.take());
     }
 
-    /// Waits until it has.
-    pub async fn stopped(&mut self) {
-        self.begin_to_stop();
-        timeout(PATIENCE, &mut self.running).await.expect("the server stops").unwrap();
+    /// Stops the server and waits until it has stopped.
+    pub async fn stop(&mut self) {
+        self.begin_stop();
+        timeout(TIMEOUT, &mut self.running).await.expect("the server stops").unwrap();
     }
 
-    /// Opens a stream, with `headers` beside the usual.
-    pub async fn open(&self, headers: &str) -> (Said, Answers) {
+    /// Opens a stream, with additional `headers`.
+    pub async fn open(&self, headers: &str) -> (RequestWriter, ResultReader) {
         let socket = TcpStream::connect(self.address).await.unwrap();
         socket.set_nodelay(true).unwrap();
         let (read, mut write) = socket.into_split();
@@ -88,39 +88,39 @@ impl Served {
              application/x-ndjson\r\nTransfer-Encoding: chunked\r\n{headers}\r\n"
         );
         write.write_all(head.as_bytes()).await.unwrap();
-        (Said(write), Answers { read: BufReader::new(read), body: Vec::new(), ended: false })
+        (RequestWriter(write), ResultReader { read: BufReader::new(read), body: Vec::new(), ended: false })
     }
 }
 
-/// Where lines are said.
-pub struct Said(pub OwnedWriteHalf);
+/// Writes the request body of a stream.
+pub struct RequestWriter(pub OwnedWriteHalf);
 
-impl Said {
-    /// Says a piece of the body.
-    pub async fn say(&mut self, piece: &str) {
+impl RequestWriter {
+    /// Sends a part of the body as one HTTP chunk.
+    pub async fn send(&mut self, piece: &str) {
         self.0.write_all(&chunk(piece)).await.unwrap();
     }
 
-    /// Says that this was all.
+    /// Ends the body.
     pub async fn end(&mut self) {
         self.0.write_all(b"0\r\n\r\n").await.unwrap();
     }
 }
 
-/// A piece of a body whose length nobody knows.
+/// Encodes a part of a body as an HTTP chunk.
 pub fn chunk(piece: &str) -> Vec<u8> {
     format!("{:x}\r\n{piece}\r\n", piece.len()).into_bytes()
 }
 
-/// Where answers come from.
-pub struct Answers {
+/// Reads the response of a stream.
+pub struct ResultReader {
     read: BufReader<OwnedReadHalf>,
     body: Vec<u8>,
     ended: bool,
 }
 
-impl Answers {
-    /// Reads a head; returns its first line.
+impl ResultReader {
+    /// Reads a response head and returns its first line.
     pub async fn head(&mut self) -> String {
         let mut first = None;
         loop {
@@ -132,7 +132,7 @@ impl Answers {
         }
     }
 
-    /// The next answer; `None` after the last of a stream that was ended properly.
+    /// Reads the next result; `None` after the regular end of the response.
     pub async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some(end) = self.body.iter().position(|byte| *byte == b'\n') {
@@ -140,31 +140,31 @@ impl Answers {
                 return Some(serde_json::from_slice(&line).unwrap());
             }
             if self.ended {
-                assert!(self.body.is_empty(), "half an answer");
+                assert!(self.body.is_empty(), "an incomplete result");
                 return None;
             }
             let length = usize::from_str_radix(&self.line().await, 16).expect("a chunk");
             let mut piece = vec![0; length];
-            timeout(PATIENCE, self.read.read_exact(&mut piece)).await.expect("in time").unwrap();
+            timeout(TIMEOUT, self.read.read_exact(&mut piece)).await.expect("in time").unwrap();
             assert!(self.line().await.is_empty());
             self.body.extend(piece);
             self.ended = length == 0;
         }
     }
 
-    /// All answers to the end.
+    /// Reads all remaining results.
     pub async fn rest(&mut self) -> Vec<Value> {
-        let mut answers = Vec::new();
-        while let Some(answer) = self.next().await {
-            answers.push(answer);
+        let mut results = Vec::new();
+        while let Some(result) = self.next().await {
+            results.push(result);
         }
-        answers
+        results
     }
 
     async fn line(&mut self) -> String {
         let mut line = String::new();
-        timeout(PATIENCE, self.read.read_line(&mut line)).await.expect("in time").unwrap();
-        assert!(line.ends_with('\n'), "the connection ended in the middle: {line:?}");
+        timeout(TIMEOUT, self.read.read_line(&mut line)).await.expect("in time").unwrap();
+        assert!(line.ends_with('\n'), "the connection ended within a line: {line:?}");
         line.trim_end().to_owned()
     }
 }
