@@ -1,10 +1,10 @@
-//! A backend that is asked who clients are.
+//! Authentication of clients by a backend's webhook.
 
 use super::*;
 use crate::support::http_receiver::Response;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_are_who_the_backend_says_and_who_it_does_not_know_is_sent_away() {
+async fn backend_identifies_clients_and_its_rejection_closes_the_connection() {
     let receiver = Receiver::start();
     let mut home = Home::new();
     home.set_variable("MESA_AUTH_WEBHOOK_URL", &receiver.url());
@@ -24,14 +24,14 @@ async fn clients_are_who_the_backend_says_and_who_it_does_not_know_is_sent_away(
     assert!(Socket::connect(server.address, "no-ticket").await.is_err());
     assert!(Socket::connect(server.address, "a-ticket").await.is_err());
     let mut bob = Socket::connect(server.address, "a-ticket").await.unwrap();
-    assert!(bob.event().await.is_err(), "his time is over");
+    assert!(bob.event().await.is_err(), "the identity has expired");
     for request in receiver.requests() {
         check_signature(&request);
     }
     assert_eq!(
         receiver.requests()[0].json(),
         json!({ "token": "a-ticket" }),
-        "what is for the server alone is not passed on"
+        "`shouldSync` is not sent to the backend"
     );
     assert_eq!(receiver.requests().len(), 4);
 }

@@ -1,4 +1,9 @@
-//! Webhooks of the built server, told to receivers that behave and to receivers that do not.
+//! Webhooks of the built binary, with correct and failing receivers.
+//!
+//! - `auth_webhook`: authentication by a backend
+//! - `client_events`: events of clients, and errors of the receiver
+//! - `message_events`: delivered, undelivered, expired and dropped messages
+//! - `outbox`: stored events over kills, and at its bounds
 
 mod auth_webhook;
 mod client_events;
@@ -19,15 +24,16 @@ use support::{
     socket::Socket,
 };
 
-/// What both sides have.
+/// Secret that server and receiver share.
 const SECRET: &str = "a secret of the tests of webhooks";
 
-/// How long anything may take that a test waits for.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time that a test waits for one step.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A receiver, and a home for servers that tell it what happens: with further `settings` of the webhook, each with a comma
-/// behind it.
-fn place(settings: &str) -> (Receiver, Home) {
+/// Starts a receiver, and creates a directory for servers that send events to it.
+///
+/// `settings` are further settings of the webhook: JSON5 `key: value` pairs, each followed by a comma.
+fn start_receiver(settings: &str) -> (Receiver, Home) {
     let receiver = Receiver::start();
     let home = Home::with(&format!(
         "portal: {{ webhook: {{ url: '{}', secret: '{SECRET}', allowPrivate: true, retryMin: 20, retryMax: 100, timeout: 400, \
@@ -37,32 +43,32 @@ fn place(settings: &str) -> (Receiver, Home) {
     (receiver, home)
 }
 
-/// The events of one type.
-fn of<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
+/// Returns the events of one type.
+fn of_type<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
     events.iter().filter(|event| event["type"] == kind).collect()
 }
 
-/// What clients said, in the order in which it was told.
-fn said(events: &[Value]) -> Vec<u64> {
-    of(events, "message").iter().map(|event| event["message"]["d"].as_u64().expect("a number")).collect()
+/// Returns the numbers in the clients' messages, in order of the events.
+fn message_numbers(events: &[Value]) -> Vec<u64> {
+    of_type(events, "message").iter().map(|event| event["message"]["d"].as_u64().expect("a number")).collect()
 }
 
-/// The number of an event, behind the dash in its id.
-fn number(event: &Value) -> u64 {
+/// Returns the number of an event, which follows the dash in its id.
+fn event_number(event: &Value) -> u64 {
     let id = event["id"].as_str().expect("an id");
     id.rsplit_once('-').and_then(|(_, number)| number.parse().ok()).unwrap_or_else(|| panic!("{id}"))
 }
 
-/// Says numbers, and waits until the server has heard them all.
-async fn say(socket: &mut Socket, numbers: impl IntoIterator<Item = u64>) {
+/// Sends a message per number, and waits until the server has processed all of them.
+async fn send_numbers(socket: &mut Socket, numbers: impl IntoIterator<Item = u64>) {
     for n in numbers {
-        socket.send_frame(&json!({ "op": 0, "d": n, "t": "N" })).await.expect("it is sent");
+        socket.send_frame(&json!({ "op": 0, "d": n, "t": "N" })).await.expect("an open connection");
     }
-    socket.request_ack().await.expect("it is sent");
-    while socket.event().await.expect("an answer") != support::socket::Event::Ack {}
+    socket.request_ack().await.expect("an open connection");
+    while socket.event().await.expect("a frame") != support::socket::Event::Ack {}
 }
 
-/// A metric of the server's.
+/// Returns the value of a metric.
 fn metric(server: &Server, name: &str) -> u64 {
     let mut http = Http::connect(server.address).expect("a connection");
     let (_, text) = http.call("GET", "/metrics", "").expect("metrics");
@@ -71,11 +77,11 @@ fn metric(server: &Server, name: &str) -> u64 {
     line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
 }
 
-/// Waits until a metric is as it should be.
-async fn until_metric(server: &Server, name: &str, is: impl Fn(u64) -> bool) {
-    let end = Instant::now() + PATIENCE;
-    while !is(metric(server, name)) {
-        assert!(Instant::now() < end, "{name} is {}", metric(server, name));
+/// Waits until `condition` holds for a metric. Panics after [`TIMEOUT`].
+async fn wait_for_metric(server: &Server, name: &str, condition: impl Fn(u64) -> bool) {
+    let end = Instant::now() + TIMEOUT;
+    while !condition(metric(server, name)) {
+        assert!(Instant::now() < end, "{name} is still {}", metric(server, name));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -84,11 +90,11 @@ fn dispatch(server: &Server, data: u64, user: &str, options: &Value) {
     let mut http = Http::connect(server.address).expect("a connection");
     let message = json!({ "op": 0, "d": data, "t": "N", "o": options });
     let body = json!({ "message": message, "recipients": [user] });
-    let (status, answer) = http.call("POST", "/v1/dispatch", &body.to_string()).expect("an answer");
-    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&answer));
+    let (status, response) = http.call("POST", "/v1/dispatch", &body.to_string()).expect("a response");
+    assert_eq!(status, 200, "{}", String::from_utf8_lossy(&response));
 }
 
-/// As a receiver would check it, from what is documented and with nothing of ours.
+/// Verifies a signature as a receiver would: from the documentation, without code of this crate.
 fn check_signature(request: &Request) {
     let timestamp = request.header("mesa-timestamp").expect("a timestamp");
     let signature = request.header("mesa-signature").expect("a signature").strip_prefix("v1=").expect("a version");
@@ -99,8 +105,8 @@ fn check_signature(request: &Request) {
         .collect();
     let signed = [timestamp.as_bytes(), b".", &request.body].concat();
     let key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, SECRET.as_bytes());
-    aws_lc_rs::hmac::verify(&key, &signed, &signature).expect("the signature holds");
+    aws_lc_rs::hmac::verify(&key, &signed, &signature).expect("a valid signature");
     let now = std::time::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs();
     let age = now.abs_diff(timestamp.parse().expect("seconds"));
-    assert!(age <= 60, "signed {age} s ago");
+    assert!(age <= 60, "signed at most 60 s ago, not {age} s");
 }

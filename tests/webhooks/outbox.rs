@@ -1,4 +1,4 @@
-//! What is not told yet: over kills, and beyond its bound.
+//! The outbox: stored events survive kills, and events above its bounds are counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,123 +7,132 @@ use super::{
     *,
 };
 
+// covers: G4
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_that_is_in_the_outbox_is_lost_by_a_kill_and_what_comes_again_has_the_same_id() {
+async fn events_in_the_outbox_over_kills_are_sent_with_the_same_id() {
     const ROUNDS: u64 = 6;
-    const EACH: u64 = 120;
-    let mut random = Random::announced("nothing_that_is_in_the_outbox_is_lost_by_a_kill");
-    let (mut receiver, home) = place("maxEvents: 7, events: ['message'],");
+    const MESSAGES: u64 = 120;
+    let mut random = Random::announced("events_in_the_outbox_over_kills_are_sent_with_the_same_id");
+    let (mut receiver, home) = start_receiver("maxEvents: 7, events: ['message'],");
     for round in 0..ROUNDS {
-        // Down or refusing, in turn; what is said is in the outbox when the server is killed.
+        // The receiver is down or fails, in turn, so that the events are in the outbox when the server is killed.
         if round % 2 == 0 {
             receiver.down();
         } else {
             receiver.respond_with(Response::status(500));
         }
         let server = home.start();
-        // What was told and not removed when the last one was killed is still among them.
+        // Events that were sent but not yet removed before the last kill are still in the outbox.
         if round > 0 {
-            until_metric(&server, "webhook_outbox_events", |events| events > 0).await;
+            wait_for_metric(&server, "webhook_outbox_events", |events| events > 0).await;
         }
         let before = metric(&server, "webhook_outbox_events");
         let mut alice = Socket::connect(server.address, "alice").await.unwrap();
-        say(&mut alice, round * EACH..(round + 1) * EACH).await;
-        until_metric(&server, "webhook_outbox_events", |events| events >= before + EACH).await;
+        send_numbers(&mut alice, round * MESSAGES..(round + 1) * MESSAGES).await;
+        wait_for_metric(&server, "webhook_outbox_events", |events| events >= before + MESSAGES).await;
         server.process.kill();
         if round % 2 == 0 {
             receiver.up();
         }
         receiver.respond_with(Response::Late(Duration::from_millis(2), 200));
-        // Killed again while it tells.
+        // The server is killed again while it sends.
         let server = home.start();
-        let told = said(&receiver.events()).len() as u64;
-        let some = told + random.within(1..=((round + 1) * EACH - told) / 2);
-        receiver.wait_until("some of it", |receiver| said(&receiver.events()).len() as u64 >= some).await;
+        let sent = message_numbers(&receiver.events()).len() as u64;
+        let some = sent + random.within(1..=((round + 1) * MESSAGES - sent) / 2);
+        receiver
+            .wait_until("some of the messages", |receiver| message_numbers(&receiver.events()).len() as u64 >= some)
+            .await;
         server.process.kill();
     }
     let _server = home.start();
-    let all = ROUNDS * EACH;
-    let last = |receiver: &super::Receiver| said(&receiver.events()).last() == Some(&(all - 1));
-    receiver.wait_until("the last", last).await;
-    assert_eq!(said(&receiver.events()), (0..all).collect::<Vec<_>>(), "complete, and in order");
+    let all = ROUNDS * MESSAGES;
+    let last = |receiver: &super::Receiver| message_numbers(&receiver.events()).last() == Some(&(all - 1));
+    receiver.wait_until("last message", last).await;
+    assert_eq!(message_numbers(&receiver.events()), (0..all).collect::<Vec<_>>(), "all messages in order");
     let mut ids: BTreeMap<u64, BTreeSet<String>> = BTreeMap::new();
-    let mut times = 0;
+    let mut deliveries = 0;
     for request in receiver.requests() {
         for event in request.events() {
-            times += 1;
-            let said = event["message"]["d"].as_u64().unwrap();
-            ids.entry(said).or_default().insert(event["id"].as_str().unwrap().to_owned());
+            deliveries += 1;
+            let n = event["message"]["d"].as_u64().unwrap();
+            ids.entry(n).or_default().insert(event["id"].as_str().unwrap().to_owned());
         }
     }
     assert!(ids.values().all(|ids| ids.len() == 1), "{ids:?}");
-    let different: BTreeSet<_> = ids.values().flatten().collect();
-    assert_eq!(different.len() as u64, all);
-    assert!(times > all, "nothing ever came again, so nothing was shown");
+    let distinct: BTreeSet<_> = ids.values().flatten().collect();
+    assert_eq!(distinct.len() as u64, all);
+    assert!(deliveries > all, "at least one event was sent twice, or the test proves nothing");
 }
 
+// covers: G4
 #[tokio::test(flavor = "multi_thread")]
-async fn what_there_is_no_room_for_is_counted_and_told_where_it_is_missing() {
-    let (receiver, home) = place("maxEvents: 5, outboxEvents: 32, events: ['message', 'authentication'],");
+async fn events_above_the_outbox_bound_are_reported_as_overflow_in_their_place() {
+    let (receiver, home) = start_receiver("maxEvents: 5, outboxEvents: 32, events: ['message', 'authentication'],");
     receiver.respond_with(Response::status(503));
     let server = home.start();
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
-    say(&mut alice, 0..100).await;
-    until_metric(&server, "webhook_events_lost_total", |lost| lost == 69).await;
+    send_numbers(&mut alice, 0..100).await;
+    wait_for_metric(&server, "webhook_events_lost_total", |lost| lost == 69).await;
     assert_eq!(metric(&server, "webhook_outbox_events"), 32);
     home.wait_for_log(|log| log.contains("the outbox of the webhook is full"));
-    // It is not forgotten by a kill.
+    // The count survives a kill.
     server.process.kill();
     let server = home.start();
     receiver.respond_with(Response::status(200));
-    receiver.wait_until("what was lost", |receiver| !of(&receiver.events(), "overflow").is_empty()).await;
+    receiver.wait_until("overflow event", |receiver| !of_type(&receiver.events(), "overflow").is_empty()).await;
     let mut bob = Socket::connect(server.address, "bob").await.unwrap();
-    say(&mut bob, 1000..1010).await;
-    receiver.wait_until("what came later", |receiver| said(&receiver.events()).last() == Some(&1009)).await;
+    send_numbers(&mut bob, 1000..1010).await;
+    receiver
+        .wait_until("last message of bob", |receiver| message_numbers(&receiver.events()).last() == Some(&1009))
+        .await;
 
     let events = receiver.events();
-    assert_eq!(said(&events), (0..31).chain(1000..1010).collect::<Vec<_>>());
-    let overflow = of(&events, "overflow");
+    assert_eq!(message_numbers(&events), (0..31).chain(1000..1010).collect::<Vec<_>>());
+    let overflow = of_type(&events, "overflow");
     assert_eq!(overflow.len(), 1, "{overflow:?}");
-    // One of those is written down at once, the rest within a second, which may have been less than until the kill.
-    let told = overflow[0]["lost"]["message"].as_u64().unwrap();
-    assert!((1..=69).contains(&told) && overflow[0]["atLeast"] == true, "{overflow:?}");
-    let place = events.iter().position(|event| event["type"] == "overflow").unwrap();
-    assert_eq!((said(&events[..place]).len(), events[place + 1]["type"].as_str()), (31, Some("authentication")));
+    // The first lost event is stored at once, the count of the others within 1 s, so the kill may have lost part of it.
+    let lost = overflow[0]["lost"]["message"].as_u64().unwrap();
+    assert!((1..=69).contains(&lost) && overflow[0]["atLeast"] == true, "{overflow:?}");
+    let position = events.iter().position(|event| event["type"] == "overflow").unwrap();
+    assert_eq!(
+        (message_numbers(&events[..position]).len(), events[position + 1]["type"].as_str()),
+        (31, Some("authentication"))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_count_of_what_was_lost_is_exact_without_a_crash() {
-    let (receiver, home) = place("maxEvents: 5, outboxBytes: 4096, events: ['message'],");
+async fn overflow_count_after_a_graceful_stop_is_exact() {
+    let (receiver, home) = start_receiver("maxEvents: 5, outboxBytes: 4096, events: ['message'],");
     receiver.respond_with(Response::status(503));
     let server = home.start();
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
-    say(&mut alice, 0..200).await;
-    // An orderly end takes nothing of it back.
+    send_numbers(&mut alice, 0..200).await;
+    // A graceful stop keeps the exact count.
     server.terminate();
-    let status = server.process.wait(PATIENCE);
+    let status = server.process.wait(TIMEOUT);
     assert!(status.success(), "{status}");
     let server = home.start();
     receiver.respond_with(Response::status(200));
-    receiver.wait_until("what was lost", |receiver| !of(&receiver.events(), "overflow").is_empty()).await;
+    receiver.wait_until("overflow event", |receiver| !of_type(&receiver.events(), "overflow").is_empty()).await;
     let events = receiver.events();
-    let (told, overflow) = (said(&events).len() as u64, of(&events, "overflow"));
-    assert_eq!(told + overflow[0]["lost"]["message"].as_u64().unwrap(), 200, "{overflow:?}");
-    assert!((20..100).contains(&told), "{told} of about 60 bytes each");
-    until_metric(&server, "webhook_outbox_bytes", |bytes| bytes == 0).await;
+    let (sent, overflow) = (message_numbers(&events).len() as u64, of_type(&events, "overflow"));
+    assert_eq!(sent + overflow[0]["lost"]["message"].as_u64().unwrap(), 200, "{overflow:?}");
+    assert!((20..100).contains(&sent), "{sent} events of about 60 bytes each");
+    wait_for_metric(&server, "webhook_outbox_bytes", |bytes| bytes == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn overflow_that_a_receiver_has_not_accepted_comes_again_as_it_was() {
-    let (receiver, home) = place("maxEvents: 32, outboxEvents: 32, events: ['message'],");
+async fn unaccepted_overflow_event_is_repeated_unchanged() {
+    let (receiver, home) = start_receiver("maxEvents: 32, outboxEvents: 32, events: ['message'],");
     receiver.respond_with(Response::status(503));
     let server = home.start();
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
-    say(&mut alice, 0..100).await;
-    until_metric(&server, "webhook_events_lost_total", |lost| lost == 68).await;
-    // An orderly end, so that the count is written down.
+    send_numbers(&mut alice, 0..100).await;
+    wait_for_metric(&server, "webhook_events_lost_total", |lost| lost == 68).await;
+    // A graceful stop stores the count.
     server.terminate();
-    assert!(server.process.wait(PATIENCE).success());
-    // What is before it is accepted. Then each connection breaks in place of an answer, also over a kill.
+    assert!(server.process.wait(TIMEOUT).success());
+    // The events before it are accepted. After that each connection breaks instead of a response, also over a kill.
     receiver.script([Response::status(200)]);
     receiver.respond_with(Response::Close);
     let overflows = |receiver: &super::Receiver| {
@@ -134,12 +143,12 @@ async fn overflow_that_a_receiver_has_not_accepted_comes_again_as_it_was() {
     for _ in 0..2 {
         let server = home.start();
         let before = overflows(&receiver).len();
-        receiver.wait_until("it to come twice", |receiver| overflows(receiver).len() >= before + 2).await;
+        receiver.wait_until("two further overflow events", |receiver| overflows(receiver).len() >= before + 2).await;
         server.process.kill();
     }
     receiver.respond_with(Response::status(200));
     let server = home.start();
-    until_metric(&server, "webhook_outbox_events", |events| events == 0).await;
+    wait_for_metric(&server, "webhook_outbox_events", |events| events == 0).await;
     let all = overflows(&receiver);
     assert_eq!(all[0]["lost"], json!({ "message": 68 }), "{all:?}");
     assert!(all.iter().all(|event| event == &all[0]), "{all:?}");
