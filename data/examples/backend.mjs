@@ -1,8 +1,8 @@
-// A backend in Node, with nothing but its standard library: takes orders from clients by webhook, answers over the HTTP API.
+// A backend in Node, on its standard library only. Receives orders of clients by webhook, and answers over the HTTP API.
 //
 //   MESA_URL=http://127.0.0.1:4000 MESA_API_KEY=… WEBHOOK_SECRET=… PORT=8080 node backend.mjs
 //
-// The server's configuration names it:
+// Configuration of the server:
 //
 //   portal: { webhook: { url: 'http://127.0.0.1:8080/', secret: '…', allowPrivate: true } }
 
@@ -11,21 +11,21 @@ import { createServer } from 'node:http';
 
 const { MESA_URL = 'http://127.0.0.1:4000', MESA_API_KEY, WEBHOOK_SECRET, PORT = '8080' } = process.env;
 
-/** Seconds that a signature holds: who records a request cannot play it again later. */
-const SIGNATURE_AGE_MAX = 300;
-/** More than the server sends in one request (portal.webhook.maxBytes). */
+/** Seconds for which a signature is valid. A recorded request cannot be replayed later. */
+const SIGNATURE_TTL = 300;
+/** Bytes of a request. The server sends about `portal.webhook.maxBytes`, 1 MiB by default. */
 const BODY_BYTES_MAX = 4 << 20;
 
-/** Whether a request was signed by the server, a moment ago. */
+/** Tells whether the server signed this request within the last `SIGNATURE_TTL` seconds. */
 function isSigned(headers, body) {
   const timestamp = headers['mesa-timestamp'] ?? '';
-  if (!/^\d+$/.test(timestamp) || Math.abs(Date.now() / 1000 - Number(timestamp)) > SIGNATURE_AGE_MAX) return false;
+  if (!/^\d+$/.test(timestamp) || Math.abs(Date.now() / 1000 - Number(timestamp)) > SIGNATURE_TTL) return false;
   const expected = `v1=${createHmac('sha256', WEBHOOK_SECRET).update(`${timestamp}.`).update(body).digest('hex')}`;
-  const shown = Buffer.from(headers['mesa-signature'] ?? '');
-  return shown.length === expected.length && timingSafeEqual(shown, Buffer.from(expected));
+  const actual = Buffer.from(headers['mesa-signature'] ?? '');
+  return actual.length === expected.length && timingSafeEqual(actual, Buffer.from(expected));
 }
 
-/** Sends a message. The id makes one of a dispatch that is said again because its answer was lost. */
+/** Dispatches a message. The idempotency id makes a retry after a lost answer harmless. */
 async function dispatch(id, t, d, recipients) {
   const response = await fetch(`${MESA_URL}/v1/dispatch`, {
     method: 'POST',
@@ -33,12 +33,12 @@ async function dispatch(id, t, d, recipients) {
     body: JSON.stringify({ message: { op: 0, d, t }, recipients, id }),
     signal: AbortSignal.timeout(10_000),
   });
-  const answer = await response.json();
-  if (!response.ok) throw new Error(`${answer.error.code}: ${answer.error.message}`);
-  return answer;
+  const result = await response.json();
+  if (!response.ok) throw new Error(`${result.error.code}: ${result.error.message}`);
+  return result;
 }
 
-/** What is done about an event. An error makes the server send it again: everything here is done once by its id. */
+/** Handles an event. After an error the server resends it, so the id of the event is the idempotency id here. */
 async function handle(event) {
   if (event.type === 'message' && event.user && event.message.t === 'ORDER') {
     await dispatch(`order-${event.id}`, 'ORDER_TAKEN', { item: event.message.d?.item ?? null }, [event.user]);
@@ -47,23 +47,23 @@ async function handle(event) {
   }
 }
 
-async function body(request) {
-  const pieces = [];
+async function readBody(request) {
+  const chunks = [];
   let bytes = 0;
-  for await (const piece of request) {
-    bytes += piece.length;
-    if (bytes > BODY_BYTES_MAX) throw new Error('too large');
-    pieces.push(piece);
+  for await (const chunk of request) {
+    bytes += chunk.length;
+    if (bytes > BODY_BYTES_MAX) throw new Error('the request body is too large');
+    chunks.push(chunk);
   }
-  return Buffer.concat(pieces);
+  return Buffer.concat(chunks);
 }
 
 const server = createServer(async (request, response) => {
   try {
-    const text = await body(request);
-    if (!isSigned(request.headers, text)) return response.writeHead(401).end();
-    // In order, because a user's events come in order.
-    for (const event of JSON.parse(text).events) await handle(event);
+    const body = await readBody(request);
+    if (!isSigned(request.headers, body)) return response.writeHead(401).end();
+    // One after another: the events of a user are in order.
+    for (const event of JSON.parse(body).events) await handle(event);
     response.writeHead(204).end();
   } catch (error) {
     console.error(`${error}`);

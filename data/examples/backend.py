@@ -1,9 +1,9 @@
-"""A backend in Python 3, with nothing but its standard library: takes orders from clients by webhook, answers over the
+"""A backend in Python 3, on its standard library only. Receives orders of clients by webhook, and answers over the
 HTTP API.
 
     MESA_URL=http://127.0.0.1:4000 MESA_API_KEY=... WEBHOOK_SECRET=... PORT=8080 python3 backend.py
 
-The server's configuration names it:
+Configuration of the server:
 
     portal: { webhook: { url: 'http://127.0.0.1:8080/', secret: '...', allowPrivate: true } }
 """
@@ -23,23 +23,23 @@ MESA_API_KEY = os.environ["MESA_API_KEY"]
 WEBHOOK_SECRET = os.environ["WEBHOOK_SECRET"].encode()
 PORT = int(os.environ.get("PORT", "8080"))
 
-# Seconds that a signature holds: who records a request cannot play it again later.
-SIGNATURE_AGE_MAX = 300
-# More than the server sends in one request (portal.webhook.maxBytes).
+# Seconds for which a signature is valid. A recorded request cannot be replayed later.
+SIGNATURE_TTL = 300
+# Bytes of a request. The server sends about `portal.webhook.maxBytes`, 1 MiB by default.
 BODY_BYTES_MAX = 4 << 20
 
 
 def is_signed(headers, body):
-    """Whether a request was signed by the server, a moment ago."""
+    """Tells whether the server signed this request within the last `SIGNATURE_TTL` seconds."""
     timestamp = headers.get("mesa-timestamp", "")
-    if not (timestamp.isascii() and timestamp.isdigit()) or abs(time.time() - int(timestamp)) > SIGNATURE_AGE_MAX:
+    if not (timestamp.isascii() and timestamp.isdigit()) or abs(time.time() - int(timestamp)) > SIGNATURE_TTL:
         return False
     signed = hmac.new(WEBHOOK_SECRET, timestamp.encode() + b"." + body, hashlib.sha256).hexdigest()
     return hmac.compare_digest(f"v1={signed}".encode(), headers.get("mesa-signature", "").encode())
 
 
 def dispatch(dispatch_id, kind, data, recipients):
-    """Sends a message. The id makes one of a dispatch that is said again because its answer was lost."""
+    """Dispatches a message. The idempotency id makes a retry after a lost answer harmless."""
     message = {"op": 0, "d": data, "t": kind}
     request = urllib.request.Request(
         f"{MESA_URL}/v1/dispatch",
@@ -51,7 +51,7 @@ def dispatch(dispatch_id, kind, data, recipients):
 
 
 def handle(event):
-    """What is done about an event. An error makes the server send it again: everything here is done once by its id."""
+    """Handles an event. After an error the server resends it, so the id of the event is the idempotency id here."""
     if event["type"] == "message" and event.get("user") and event["message"].get("t") == "ORDER":
         data = event["message"].get("d")
         item = data.get("item") if isinstance(data, dict) else None
@@ -67,20 +67,20 @@ class Receiver(BaseHTTPRequestHandler):
         length = int(self.headers.get("content-length", "0"))
         if length > BODY_BYTES_MAX:
             self.close_connection = True
-            return self.answer(413)
+            return self.respond(413)
         body = self.rfile.read(length)
         if not is_signed(self.headers, body):
-            return self.answer(401)
+            return self.respond(401)
         try:
-            # In order, because a user's events come in order.
+            # One after another: the events of a user are in order.
             for event in json.loads(body)["events"]:
                 handle(event)
         except (OSError, urllib.error.URLError, ValueError, KeyError) as error:
             print(f"{error!r}", file=sys.stderr, flush=True)
-            return self.answer(500)
-        return self.answer(204)
+            return self.respond(500)
+        return self.respond(204)
 
-    def answer(self, status):
+    def respond(self, status):
         self.send_response(status)
         self.send_header("content-length", "0")
         self.end_headers()

@@ -1,7 +1,7 @@
-//! A chat room. Who is there hears at once what is said; who is away hears it on coming back. The token is the name.
+//! A chat room, built on the server of this crate. Offline users receive missed messages when they reconnect. The token is the name.
 //!
-//! `cargo run --example chat -- 127.0.0.1:4000 data/chat`, and then the page beside this file, or in two terminals
-//! `cargo run -- connect --as alice` and `--as bob`, where `{"t":"SAY","d":{"text":"hello"}}` is said to all.
+//! Start it with `cargo run --example chat -- 127.0.0.1:4000 data/chat`. Then open `page/index.html`, or run
+//! `cargo run -- connect --as alice` and `--as bob` in two terminals. `{"t":"CHAT","d":{"text":"hello"}}` sends a message.
 
 use std::{collections::BTreeSet, env, error::Error, sync::Mutex};
 
@@ -14,43 +14,43 @@ use mesa::{
 use serde::Deserialize;
 use serde_json::json;
 
-/// Everybody who has ever been here. A real one would ask its database.
+/// All users that have ever connected. A real application would query its database.
 #[derive(Default)]
-struct Room(Mutex<BTreeSet<UserId>>);
+struct Members(Mutex<BTreeSet<UserId>>);
 
 #[derive(Deserialize)]
-struct Say {
+struct ChatMessage {
     text: String,
 }
 
-impl Room {
-    /// To all members. What is said is kept for those who are away; who comes and goes is not.
-    async fn tell(&self, client: &Peer, kind: &str, text: &str, kept: bool) {
+impl Members {
+    /// Sends a message of `client` to all members. With `stored`, offline members receive it later.
+    async fn send_to_all(&self, client: &Peer, kind: &str, text: &str, stored: bool) {
         let Some(from) = client.user() else { return };
         let members: Vec<UserId> = self.0.lock().unwrap().iter().cloned().collect();
         let mut message = Message::new(kind, &json!({ "from": from, "text": text })).expect("JSON");
-        message.o.sync = kept;
+        message.o.sync = stored;
         if let Err(error) = client.server().send(&message, members, &[]).await {
-            eprintln!("{from} was not heard: {error}");
+            eprintln!("cannot send the message of {from}: {error}");
         }
     }
 }
 
-impl Handler for Room {
+impl Handler for Members {
     async fn authentication(&self, client: Peer) {
         self.0.lock().unwrap().extend(client.user());
-        self.tell(&client, "JOINED", "", false).await;
+        self.send_to_all(&client, "JOINED", "", false).await;
     }
 
     async fn message(&self, client: Peer, message: ReceivedMessage) {
-        match (message.kind(), message.read::<Say>()) {
-            ("SAY", Ok(say)) => self.tell(&client, "SAID", &say.text, true).await,
+        match (message.kind(), message.read::<ChatMessage>()) {
+            ("CHAT", Ok(chat)) => self.send_to_all(&client, "CHAT", &chat.text, true).await,
             _ => _ = client.disconnect(4000),
         }
     }
 
     async fn disconnection(&self, client: Peer, _: u16, _: String) {
-        self.tell(&client, "LEFT", "", false).await;
+        self.send_to_all(&client, "LEFT", "", false).await;
     }
 }
 
@@ -67,7 +67,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
             UserId::new(name).map(Identity::new).map_err(|error| AuthError::Rejected(error.to_string()))
         })
         .middleware(RateLimit::new(5.0, 20))
-        .handler(Room::default())
+        .handler(Members::default())
         .start()
         .await?;
     println!("listening on {}", server.local_addr());

@@ -1,112 +1,114 @@
 'use strict';
-// Who is let in, who is not, and for how long.
+// Tests authentication: accepted and rejected tokens, timeouts, and expiry of a session.
 
 const assert = require('node:assert/strict');
 const test = require('node:test');
-const { overAllClients } = require('./lib/suite');
-const { open } = require('./lib/raw');
-const { start } = require('./lib/server');
-const { now, token } = require('./lib/jwt');
+const { testWithEachClient } = require('./lib/suite');
+const { connectRaw } = require('./lib/raw');
+const { startServer } = require('./lib/server');
+const { createToken, nowSeconds } = require('./lib/jwt');
 
-/** Sends what will be refused; the client's own promise never settles then. */
-const tries = (peer, data) => void peer.client.authenticate(data).catch(() => {});
+/** Sends an op 2 that the server rejects. It does not wait: the client's own promise never settles in this case. */
+const sendInvalid = (client, data) => void client.client.authenticate(data).catch(() => {});
 
-overAllClients('a_failed_authentication_closes_with_1008_and_says_nothing', {}, async ({ connect }) => {
+testWithEachClient('failed_authentication_closes_with_1008_without_a_further_frame', {}, async ({ connect }) => {
   for (const data of [{}, { token: '' }, { token: 7 }, { token: null }, { token: 'a\u0000b' }, { token: 'x'.repeat(257) }]) {
-    const peer = await connect();
-    await peer.until('a hello', () => peer.hello);
-    tries(peer, data);
-    assert.equal(await peer.waitForClose(), 1008, JSON.stringify(data));
-    assert.deepEqual(peer.frames.map((frame) => frame.op), [10]);
+    const client = await connect();
+    await client.waitUntil('a hello', () => client.hello);
+    sendInvalid(client, data);
+    assert.equal(await client.waitForClose(), 1008, JSON.stringify(data));
+    assert.deepEqual(client.frames.map((frame) => frame.op), [10]);
   }
 });
 
-const lenient = { authentication: { disconnectOnFail: false } };
-overAllClients('a_failed_authentication_may_be_tried_again_where_configured', lenient, async ({ server, connect }) => {
+const KEEP_OPEN = { authentication: { disconnectOnFail: false } };
+testWithEachClient('failed_authentication_with_disconnect_on_fail_off_can_be_retried', KEEP_OPEN, async ({ server, connect }) => {
   const alice = await connect();
-  await alice.until('a hello', () => alice.hello);
-  tries(alice, { token: '' });
-  tries(alice, {});
-  assert.deepEqual(await alice.is('alice'), { id: 'alice' });
-  assert.deepEqual(alice.closes, []);
-  await server.number(0, 'alice');
+  await alice.waitUntil('a hello', () => alice.hello);
+  sendInvalid(alice, { token: '' });
+  sendInvalid(alice, {});
+  assert.deepEqual(await alice.authenticateAs('alice'), { id: 'alice' });
+  assert.deepEqual(alice.closeCodes, []);
+  await server.dispatchNumber(0, 'alice');
   await alice.waitForNumber(0);
 });
 
-const hasty = { authentication: { timeout: 400 } };
-overAllClients('who_never_authenticates_is_closed_at_the_timeout', hasty, async ({ server, connect }) => {
+const SHORT_TIMEOUT = { authentication: { timeout: 400 } };
+testWithEachClient('client_that_never_authenticates_is_closed_at_the_timeout', SHORT_TIMEOUT, async ({ server, connect }) => {
   const alice = await connect();
-  await alice.is('alice');
+  await alice.authenticateAs('alice');
   const began = Date.now();
   const silent = await connect();
   assert.equal(await silent.waitForClose(), 1008);
   const took = Date.now() - began;
-  assert.ok(took >= 350 && took < 3000, `closed after ${took} ms`);
-  await server.number(0, 'alice');
+  assert.ok(took >= 350 && took < 3000, `expected the close after 350 to 3000 ms, got ${took} ms`);
+  await server.dispatchNumber(0, 'alice');
   await alice.waitForNumber(0);
-  assert.deepEqual(alice.closes, [], 'who has authenticated stays');
+  assert.deepEqual(alice.closeCodes, [], 'expected the authenticated client to stay connected');
 });
 
-test('failing_again_and_again_does_not_move_the_timeout', async (t) => {
-  const server = await start(t, { authentication: { timeout: 600, disconnectOnFail: false } });
+test('repeated_failures_do_not_extend_the_authentication_timeout', async (t) => {
+  const server = await startServer(t, { authentication: { timeout: 600, disconnectOnFail: false } });
   const began = Date.now();
-  const raw = await open(t, server);
-  const again = setInterval(() => raw.send({ op: 2, d: { token: '' } }), 100);
-  const code = await raw.waitForClose().finally(() => clearInterval(again));
+  const raw = await connectRaw(t, server);
+  const retries = setInterval(() => raw.send({ op: 2, d: { token: '' } }), 100);
+  const code = await raw.waitForClose().finally(() => clearInterval(retries));
   assert.equal(code, 1008);
-  assert.ok(Date.now() - began < 3000, `closed after ${Date.now() - began} ms`);
+  assert.ok(Date.now() - began < 3000, `expected the close within 3000 ms, got ${Date.now() - began} ms`);
 });
 
 const SECRET = 'a secret of more than thirty-two bytes';
 const JWT = { authentication: { insecure: false, jwt: { secret: SECRET } } };
 
-overAllClients('a_token_names_the_user_in_id_or_in_sub', JWT, async ({ server, connect }) => {
-  await server.number(0, ['alice', 'bob']);
-  const claims = { alice: { id: 'alice', sub: 'someone else' }, bob: { sub: 'bob' } };
+testWithEachClient('token_with_id_or_sub_authenticates_that_user', JWT, async ({ server, connect }) => {
+  await server.dispatchNumber(0, ['alice', 'bob']);
+  const claims = { alice: { id: 'alice', sub: 'carol' }, bob: { sub: 'bob' } };
   for (const [user, claim] of Object.entries(claims)) {
-    const peer = await connect();
-    const said = await peer.is(token({ ...claim, exp: now() + 60 }, SECRET));
-    assert.equal(said.id, user);
-    await peer.waitForNumber(0);
+    const client = await connect();
+    const userObject = await client.authenticateAs(createToken({ ...claim, exp: nowSeconds() + 60 }, SECRET));
+    assert.equal(userObject.id, user);
+    await client.waitForNumber(0);
   }
 });
 
-overAllClients('a_token_that_does_not_hold_is_refused', JWT, async ({ connect }) => {
-  const claims = { id: 'alice', exp: now() + 60 };
-  const good = token(claims, SECRET);
-  const [head, body, signature] = good.split('.');
-  const bad = {
-    expired: token({ ...claims, exp: now() - 5 }, SECRET),
-    'not valid yet': token({ ...claims, nbf: now() + 60 }, SECRET),
-    'signed with another key': token(claims, 'another secret of more than 32 bytes'),
-    'not signed': token(claims, SECRET, { alg: 'none' }),
-    'not signed, but with a signature': [token(claims, SECRET, { alg: 'none' }).split('.').slice(0, 2), signature].flat().join('.'),
-    'of another algorithm': token(claims, SECRET, { alg: 'HS512' }),
-    'changed afterwards': [head, Buffer.from(JSON.stringify({ ...claims, id: 'bob' })).toString('base64url'), signature].join('.'),
-    'without a signature': `${head}.${body}`,
-    'without a user': token({ exp: now() + 60 }, SECRET),
-    'with a user that is no string': token({ ...claims, id: { a: 1 } }, SECRET),
-    'no token at all': 'alice',
+testWithEachClient('invalid_token_is_rejected', JWT, async ({ connect }) => {
+  const claims = { id: 'alice', exp: nowSeconds() + 60 };
+  const valid = createToken(claims, SECRET);
+  const [header, body, signature] = valid.split('.');
+  const invalid = {
+    expired: createToken({ ...claims, exp: nowSeconds() - 5 }, SECRET),
+    'not valid yet': createToken({ ...claims, nbf: nowSeconds() + 60 }, SECRET),
+    'signed with another key': createToken(claims, 'another secret of more than 32 bytes'),
+    unsigned: createToken(claims, SECRET, { alg: 'none' }),
+    'unsigned, with the signature of a valid token':
+      [createToken(claims, SECRET, { alg: 'none' }).split('.').slice(0, 2), signature].flat().join('.'),
+    'signed with another algorithm': createToken(claims, SECRET, { alg: 'HS512' }),
+    'changed after signing':
+      [header, Buffer.from(JSON.stringify({ ...claims, id: 'bob' })).toString('base64url'), signature].join('.'),
+    'without a signature': `${header}.${body}`,
+    'without a user': createToken({ exp: nowSeconds() + 60 }, SECRET),
+    'with a user id that is not a string': createToken({ ...claims, id: { a: 1 } }, SECRET),
+    'not a JWT': 'alice',
   };
-  for (const [what, text] of Object.entries(bad)) {
-    const peer = await connect();
-    await peer.until('a hello', () => peer.hello);
-    tries(peer, { token: text });
-    assert.equal(await peer.waitForClose(), 1008, what);
-    assert.deepEqual(peer.frames.map((frame) => frame.op), [10], what);
+  for (const [defect, text] of Object.entries(invalid)) {
+    const client = await connect();
+    await client.waitUntil('a hello', () => client.hello);
+    sendInvalid(client, { token: text });
+    assert.equal(await client.waitForClose(), 1008, defect);
+    assert.deepEqual(client.frames.map((frame) => frame.op), [10], defect);
   }
   const alice = await connect();
-  assert.equal((await alice.is(good)).id, 'alice');
+  assert.equal((await alice.authenticateAs(valid)).id, 'alice');
 });
 
-overAllClients('a_token_that_expires_ends_its_session', JWT, async ({ server, connect }) => {
-  const exp = now() + 2;
+testWithEachClient('expiry_of_the_token_closes_the_connection_with_1008', JWT, async ({ server, connect }) => {
+  const exp = nowSeconds() + 2;
   const alice = await connect();
-  await alice.is(token({ id: 'alice', exp }, SECRET));
-  await server.number(0, 'alice');
+  await alice.authenticateAs(createToken({ id: 'alice', exp }, SECRET));
+  await server.dispatchNumber(0, 'alice');
   await alice.waitForNumber(0);
   assert.equal(await alice.waitForClose(), 1008);
-  const late = Date.now() / 1000 - exp;
-  assert.ok(late > -0.05 && late < 2, `closed ${late} s after the token expired`);
-  await server.connections('alice', 0);
+  const delay = Date.now() / 1000 - exp;
+  assert.ok(delay > -0.05 && delay < 2, `expected the close up to 2 s after the expiry, got ${delay} s`);
+  await server.waitForConnections('alice', 0);
 });

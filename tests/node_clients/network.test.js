@@ -1,71 +1,73 @@
 'use strict';
-// Connections that break, hang, or are not the only one.
+// Tests connections that break or stall, and several connections of one user.
 
 const assert = require('node:assert/strict');
-const { overAllClients, range } = require('./lib/suite');
-const { before } = require('./lib/proxy');
+const { testWithEachClient, range } = require('./lib/suite');
+const { startProxy } = require('./lib/proxy');
 
-overAllClients('a_client_that_drops_after_ten_of_a_hundred_gets_the_rest', {}, async ({ server, t, connect }) => {
-  await server.numbers(100, 'alice');
-  const proxy = await before(t, server);
+// covers: G2
+testWithEachClient('backlog_of_broken_connection_continues_on_the_next_connection', {}, async ({ server, t, connect }) => {
+  await server.dispatchNumbers(100, 'alice');
+  const proxy = await startProxy(t, server);
   proxy.cutAfter(10);
   const first = await connect(proxy.url);
-  await first.is('alice');
-  await proxy.wasCut();
+  await first.authenticateAs('alice');
+  await proxy.waitUntilCut();
   await first.waitForClose();
   assert.deepEqual(first.numbers, range(10));
 
   const second = await connect();
-  await second.is('alice');
+  await second.authenticateAs('alice');
   await second.waitForNumber(99);
   const start = second.numbers[0];
-  assert.ok(start <= 10, `the second connection begins at ${start}, the first had 0 to 9`);
+  assert.ok(start <= 10, `expected the second connection to begin at 10 or before, got ${start}`);
   assert.deepEqual(second.numbers, range(100 - start, start));
   assert.deepEqual(second.messages.map((message) => message.s), range(100 - start, 1));
 });
 
-overAllClients('what_is_sent_into_a_dead_network_arrives_later', {}, async ({ server, t, connect }) => {
-  const proxy = await before(t, server);
+testWithEachClient('messages_sent_into_a_dead_network_arrive_on_the_next_connection', {}, async ({ server, t, connect }) => {
+  const proxy = await startProxy(t, server);
   const first = await connect(proxy.url);
-  await first.is('alice');
+  await first.authenticateAs('alice');
   proxy.freeze();
-  await server.numbers(50, 'alice');
+  await server.dispatchNumbers(50, 'alice');
 
   const second = await connect();
-  await second.is('alice');
-  await second.waitFor(50);
+  await second.authenticateAs('alice');
+  await second.waitForCount(50);
   assert.deepEqual(second.numbers, range(50));
   assert.deepEqual(first.numbers, []);
 });
 
-overAllClients('one_of_two_connections_closes_and_the_other_goes_on', {}, async ({ server, connect }) => {
-  const stays = await connect();
-  await stays.is('alice');
-  const leaves = await connect();
-  await leaves.is('alice');
-  await server.number(0, 'alice');
-  await Promise.all([stays.waitForNumber(0), leaves.waitForNumber(0)]);
-  await leaves.disconnect();
-  await server.connections('alice', 1);
-  const result = await server.number(1, 'alice');
+testWithEachClient('closing_one_of_two_connections_leaves_the_other_connected', {}, async ({ server, connect }) => {
+  const open = await connect();
+  await open.authenticateAs('alice');
+  const closing = await connect();
+  await closing.authenticateAs('alice');
+  await server.dispatchNumber(0, 'alice');
+  await Promise.all([open.waitForNumber(0), closing.waitForNumber(0)]);
+  await closing.disconnect();
+  await server.waitForConnections('alice', 1);
+  const result = await server.dispatchNumber(1, 'alice');
   assert.deepEqual([result.online, result.offline], [1, 0]);
-  await stays.waitForNumber(1);
-  assert.deepEqual(stays.numbers, [0, 1]);
+  await open.waitForNumber(1);
+  assert.deepEqual(open.numbers, [0, 1]);
 });
 
-overAllClients('a_connection_cut_in_the_middle_of_live_messages_loses_none', {}, async ({ server, t, connect }) => {
-  const proxy = await before(t, server);
+// covers: G2
+testWithEachClient('live_messages_of_broken_connection_arrive_on_the_next_connection', {}, async ({ server, t, connect }) => {
+  const proxy = await startProxy(t, server);
   proxy.cutAfter(20);
   const first = await connect(proxy.url);
-  await first.is('alice');
-  await server.numbers(60, 'alice');
+  await first.authenticateAs('alice');
+  await server.dispatchNumbers(60, 'alice');
   await first.waitForClose();
   assert.deepEqual(first.numbers, range(20));
 
   const second = await connect();
-  await second.is('alice');
+  await second.authenticateAs('alice');
   await second.waitForNumber(59);
   const start = second.numbers[0];
-  assert.ok(start <= 20, `the second connection begins at ${start}, the first had 0 to 19`);
+  assert.ok(start <= 20, `expected the second connection to begin at 20 or before, got ${start}`);
   assert.deepEqual(second.numbers, range(60 - start, start));
 });

@@ -1,19 +1,19 @@
 'use strict';
-// client.enforceEqualVersions.
+// Tests `client.enforceEqualVersions`.
 
 const assert = require('node:assert/strict');
 const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 const { after } = require('node:test');
-const { overAllClients } = require('./lib/suite');
+const { testWithEachClient } = require('./lib/suite');
 
-/** What each client says it is. */
-const VERSIONS = { stock158: '1.5.8', stock138: '1.3.8', 'mesa-js-client': '1.5.3' };
+/** Version that each client announces. */
+const VERSIONS = { original158: '1.5.8', original138: '1.3.8', 'mesa-js-client': '1.5.3' };
 
-// 1.5.8 looks for its version in ../../package.json, from wherever the process happens to run.
+// 1.5.8 reads its version from ../../package.json, relative to the working directory.
 const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'mesa-versions-'));
-fs.writeFileSync(path.join(directory, 'package.json'), JSON.stringify({ version: VERSIONS.stock158 }));
+fs.writeFileSync(path.join(directory, 'package.json'), JSON.stringify({ version: VERSIONS.original158 }));
 fs.mkdirSync(path.join(directory, 'a', 'b'), { recursive: true });
 process.chdir(path.join(directory, 'a', 'b'));
 after(() => {
@@ -23,35 +23,35 @@ after(() => {
 
 const enforced = (version) => ({ client: { enforceEqualVersions: true, ...(version && { version }) } });
 
-/** Asserts that clients of `version` stay, and that those of others are closed. */
-async function staysOnly(version, { server, kind, connect }) {
-  const peer = await connect();
+/** Asserts that a client of `version` stays connected, and that a client of another version is closed. */
+async function assertOnlyVersionStays(version, { server, kind, connect }) {
+  const client = await connect();
   if (VERSIONS[kind] !== version) {
-    assert.equal(await peer.waitForClose(), 1002);
+    assert.equal(await client.waitForClose(), 1002);
     return;
   }
-  await peer.is('alice');
-  await server.number(0, 'alice');
-  await peer.waitForNumber(0);
-  assert.deepEqual(peer.closes, []);
+  await client.authenticateAs('alice');
+  await server.dispatchNumber(0, 'alice');
+  await client.waitForNumber(0);
+  assert.deepEqual(client.closeCodes, []);
 }
 
-overAllClients('only_mesa_js_client_is_of_the_default_version', enforced(), (run) => staysOnly('1.5.3', run));
+testWithEachClient('client_of_other_version_than_the_default_is_closed', enforced(), (run) => assertOnlyVersionStays('1.5.3', run));
 for (const version of ['1.5.8', '1.3.8']) {
-  overAllClients(`only_clients_of_${version}_stay_where_that_is_configured`, enforced(version),
-    (run) => staysOnly(version, run));
+  testWithEachClient(`client_of_other_version_than_${version}_is_closed`, enforced(version),
+    (run) => assertOnlyVersionStays(version, run));
 }
 
-overAllClients('any_version_stays_where_none_is_enforced', { client: { version: '9.9.9' } }, async ({ server, connect }) => {
-  const peer = await connect();
-  await peer.is('alice');
-  peer.client.send(...(peer.kind === 'mesa-js-client' ? [0, { v: '1' }, 'CLIENT_VERSION'] : [version('1')]));
-  await server.number(0, 'alice');
-  await peer.waitForNumber(0);
-  assert.deepEqual(peer.closes, []);
+testWithEachClient('client_of_any_version_stays_with_enforcement_off', { client: { version: '9.9.9' } }, async ({ server, connect }) => {
+  const client = await connect();
+  await client.authenticateAs('alice');
+  client.client.send(...(client.kind === 'mesa-js-client' ? [0, { v: '1' }, 'CLIENT_VERSION'] : [versionMessage('1')]));
+  await server.dispatchNumber(0, 'alice');
+  await client.waitForNumber(0);
+  assert.deepEqual(client.closeCodes, []);
 });
 
-/** What a stock client sends as its version. */
-function version(v) {
+/** Returns the version message of a client of the original. */
+function versionMessage(v) {
   return { serialize: () => JSON.stringify({ op: 0, d: { v }, t: 'CLIENT_VERSION' }) };
 }

@@ -1,46 +1,46 @@
 'use strict';
-// A real browser without a window, driven through its remote debugging protocol.
+// Drives a headless Chromium through its remote debugging protocol.
 
 const { spawn, spawnSync } = require('node:child_process');
 const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 const WebSocket = require('ws');
-const { Changes, eventually, within } = require('./wait');
+const { pollUntil, withTimeout } = require('./wait');
 
 const FLAGS = [
   '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
   '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--remote-debugging-port=0',
 ];
 
-/** The first that is installed. */
-function installed() {
+/** Returns the command of an installed browser, or `undefined`. */
+function findBrowser() {
   const names = ['chromium', 'chromium-browser', 'google-chrome'];
   return names.find((name) => spawnSync(name, ['--version'], { stdio: 'ignore' }).status === 0);
 }
 
-/** A tab: what it shows can be asked for, and what its user does can be done. */
+/** A tab. Evaluates expressions in its page, and types text. */
 class Page {
   #socket;
   #calls = new Map();
-  #last = 0;
-  /** What the page complained of. */
-  complaints = [];
+  #lastId = 0;
+  /** Uncaught exceptions of the page. */
+  exceptions = [];
 
   static async open(url) {
     const page = new Page();
     page.#socket = new WebSocket(url);
-    await within('the browser to answer', new Promise((resolve, reject) => {
+    await withTimeout('the browser to accept a debugging connection', new Promise((resolve, reject) => {
       page.#socket.once('open', resolve).once('error', reject);
     }));
-    page.#socket.on('message', (data) => page.#hear(JSON.parse(data)));
+    page.#socket.on('message', (data) => page.#handle(JSON.parse(data)));
     await page.call('Runtime.enable');
     await page.call('Page.enable');
     return page;
   }
 
-  #hear({ id, result, error, method, params }) {
-    if (method === 'Runtime.exceptionThrown') this.complaints.push(params.exceptionDetails.exception?.description);
+  #handle({ id, result, error, method, params }) {
+    if (method === 'Runtime.exceptionThrown') this.exceptions.push(params.exceptionDetails.exception?.description);
     const call = this.#calls.get(id);
     if (!call) return;
     this.#calls.delete(id);
@@ -48,36 +48,37 @@ class Page {
     else call.resolve(result);
   }
 
+  /** Calls a method of the debugging protocol, and resolves with its result. */
   call(method, params = {}) {
-    this.#last += 1;
-    const id = this.#last;
-    const answered = new Promise((resolve, reject) => this.#calls.set(id, { resolve, reject }));
+    this.#lastId += 1;
+    const id = this.#lastId;
+    const response = new Promise((resolve, reject) => this.#calls.set(id, { resolve, reject }));
     this.#socket.send(JSON.stringify({ id, method, params }));
-    return within(`the browser to do ${method}`, answered);
+    return withTimeout(`the browser to answer ${method}`, response);
   }
 
-  async go(url) {
+  async navigate(url) {
     await this.call('Page.navigate', { url });
   }
 
-  /** What an expression is in the page; `undefined` while there is no page. */
+  /** Evaluates an expression in the page; `undefined` if it throws, for example while the page loads. */
   async evaluate(expression) {
     const { result, exceptionDetails } = await this.call('Runtime.evaluate', { expression, returnByValue: true });
     return exceptionDetails ? undefined : result.value;
   }
 
-  /** Resolves once an expression is true in the page. */
-  async until(expression) {
+  /** Resolves once an expression is truthy in the page. */
+  async waitUntil(expression) {
     try {
-      return await eventually(expression, () => this.evaluate(expression));
+      return await pollUntil(expression, () => this.evaluate(expression));
     } catch (error) {
-      const shown = await this.evaluate('document.body?.innerText');
-      throw new Error(`${error.message}; the page shows ${JSON.stringify(shown)}, and complains of ${this.complaints}`);
+      const text = await this.evaluate('document.body?.innerText');
+      throw new Error(`${error.message}; text of the page: ${JSON.stringify(text)}; exceptions: ${this.exceptions}`);
     }
   }
 
-  /** Types a line, and ends it. */
-  async type(text) {
+  /** Types text and presses Enter. */
+  async typeLine(text) {
     await this.call('Input.insertText', { text });
     for (const type of ['keyDown', 'keyUp']) {
       await this.call('Input.dispatchKeyEvent', { type, key: 'Enter', code: 'Enter', windowsVirtualKeyCode: 13, text: '\r' });
@@ -93,45 +94,46 @@ class Page {
 class Browser {
   #directory = fs.mkdtempSync(path.join(os.tmpdir(), 'mesa-browser-'));
   #child;
-  #errors = '';
+  #stderr = '';
 
+  /** Starts the command `name`; resolves once its debugging port is open. */
   async start(name) {
     this.#child = spawn(name, [...FLAGS, `--user-data-dir=${this.#directory}`, 'about:blank'], {
       stdio: ['ignore', 'ignore', 'pipe'],
       detached: true,
     });
-    this.#child.stderr.on('data', (piece) => { this.#errors = (this.#errors + piece).slice(-4000); });
+    this.#child.stderr.on('data', (chunk) => { this.#stderr = (this.#stderr + chunk).slice(-4000); });
     this.exited = new Promise((resolve) => this.#child.once('close', resolve));
     const file = path.join(this.#directory, 'DevToolsActivePort');
-    const port = await eventually(`the browser to listen: ${this.#errors}`, () => {
-      if (this.#child.exitCode !== null) throw new Error(`the browser ended: ${this.#errors}`);
+    const port = await pollUntil(`the browser to listen: ${this.#stderr}`, () => {
+      if (this.#child.exitCode !== null) throw new Error(`the browser ended: ${this.#stderr}`);
       return fs.existsSync(file) && Number(fs.readFileSync(file, 'utf8').split('\n')[0]);
     }, 60_000);
-    this.address = `http://127.0.0.1:${port}`;
+    this.debugUrl = `http://127.0.0.1:${port}`;
     return this;
   }
 
-  /** A new tab. */
-  async page() {
-    const response = await fetch(`${this.address}/json/new?about:blank`, { method: 'PUT' });
+  /** Opens a new tab. */
+  async openPage() {
+    const response = await fetch(`${this.debugUrl}/json/new?about:blank`, { method: 'PUT' });
     return Page.open((await response.json()).webSocketDebuggerUrl);
   }
 
   async remove() {
-    // It has children of its own, which go with its group.
-    try { process.kill(-this.#child.pid, 'SIGKILL'); } catch { /* it has gone already */ }
-    await within('the browser to end', this.exited);
+    // Kills the process group: the browser has child processes.
+    try { process.kill(-this.#child.pid, 'SIGKILL'); } catch { /* the browser has already ended */ }
+    await withTimeout('the browser to end', this.exited);
     fs.rmSync(this.#directory, { recursive: true, force: true, maxRetries: 5 });
   }
 }
 
-/** A browser that is closed when test `t` ends. */
-async function browse(t) {
-  const name = installed();
-  if (!name) throw new Error('no Chromium is installed, and nothing is skipped: `apt-get install chromium`');
+/** Starts a browser that is removed when test `t` ends. */
+async function startBrowser(t) {
+  const name = findBrowser();
+  if (!name) throw new Error('expected Chromium, because this test is never skipped: `apt-get install chromium`');
   const browser = new Browser();
   t.after(() => browser.remove());
   return browser.start(name);
 }
 
-module.exports = { browse };
+module.exports = { startBrowser };

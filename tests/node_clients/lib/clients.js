@@ -1,18 +1,18 @@
 'use strict';
-// The three published clients behind one small interface. None of their own code is changed: what is added listens.
+// Wraps the three published clients in one interface. Their code is unchanged; the wrapper only adds listeners.
 
 const WebSocket = require('ws');
 
-// mesa-js-client is made for browsers, and looks for this when it is loaded.
+// mesa-js-client is made for browsers: it reads this global when it is loaded.
 globalThis.WebSocket = WebSocket;
 
 const MesaJsClient = require('mesa-js-client');
-const stock138 = require('stock138');
-const stock158 = require('stock158');
-const { Changes, within } = require('./wait');
+const original138 = require('stock138');
+const original158 = require('stock158');
+const { ChangeNotifier, withTimeout } = require('./wait');
 
-/** How to hear from each: both stock packages emit events, mesa-js-client has callbacks. */
-const emitter = (Client) => (url, on) => {
+/** Connects listeners: both versions of the original emit events, mesa-js-client has callbacks. */
+const emitterClient = (Client) => (url, on) => {
   const client = new Client(url, { autoConnect: false });
   client.on('connected', on.connected);
   client.on('message', on.message);
@@ -22,8 +22,8 @@ const emitter = (Client) => (url, on) => {
 };
 
 const KINDS = {
-  stock158: emitter(stock158.Client),
-  stock138: emitter(stock138.Client),
+  original158: emitterClient(original158.Client),
+  original138: emitterClient(original138.Client),
   'mesa-js-client': (url, on) => {
     const client = new MesaJsClient(url, { autoConnect: false });
     client.onConnected = on.connected;
@@ -34,106 +34,108 @@ const KINDS = {
   },
 };
 
-class Peer {
-  #changes = new Changes();
+class TestClient {
+  #changes = new ChangeNotifier();
 
-  /** Messages that the application was handed: `{ op, d, t, s }`, without what is absent. */
+  /** Messages that the client passed to its application: `{ op, d, t, s }`, without absent fields. */
   messages = [];
-  /** Every frame the client received, parsed, in order, over all its connections. */
+  /** Frames that the client received over all its connections, parsed, in order. */
   frames = [];
   /** Close codes of its connections so far. */
-  closes = [];
-  /** Connections it has opened. */
-  opened = 0;
+  closeCodes = [];
+  /** Number of connections so far. */
+  connectionCount = 0;
 
   constructor(kind, url) {
     this.kind = kind;
     this.client = KINDS[kind](url, {
       connected: () => this.#connected(),
       message: ({ opcode, data, type, sequence }) => {
-        const given = Object.entries({ op: opcode, d: data, t: type, s: sequence });
-        this.messages.push(Object.fromEntries(given.filter(([, value]) => value !== undefined)));
+        const fields = Object.entries({ op: opcode, d: data, t: type, s: sequence });
+        this.messages.push(Object.fromEntries(fields.filter(([, value]) => value !== undefined)));
         this.#changes.notify();
       },
       disconnected: (code) => {
-        this.closes.push(code);
+        this.closeCodes.push(code);
         this.#changes.notify();
       },
     });
   }
 
-  /** What an application does whenever its client has connected by itself; set by tests. */
+  /** Called after each connection, as by an application whose client reconnects; set by tests. */
   onConnected = () => {};
 
   async connect() {
-    await within(`${this.kind} to connect`, this.client.connect());
+    await withTimeout(`${this.kind} to connect`, this.client.connect());
     return this;
   }
 
-  /** Resolves with the `d` of op 22, and holds the client's own promise to its word. */
+  /** Resolves with the `d` of op 22. Asserts that the client's own promise resolves too. */
   async authenticate(data, options) {
-    const seen = this.frames.length;
+    const framesBefore = this.frames.length;
     const promise = this.client.authenticate(data, options);
-    const answer = () => this.frames.slice(seen).find((frame) => frame.op === 22);
-    const ack = await this.until('op 22', () => answer() || (this.closes.length >= this.opened && { d: null }));
-    if (ack.d === null) throw new Error(`closed with ${this.closes.at(-1)} instead of being authenticated`);
-    // 1.3.8 never resolves where no user object is announced.
+    const op22 = () => this.frames.slice(framesBefore).find((frame) => frame.op === 22);
+    const isClosed = () => this.closeCodes.length >= this.connectionCount;
+    const frame = await this.waitUntil('op 22', () => op22() || (isClosed() && { d: null }));
+    if (frame.d === null) throw new Error(`closed with ${this.closeCodes.at(-1)} instead of being authenticated`);
+    // The promise of 1.3.8 never resolves if the server does not announce the user object.
     const announced = this.hello.rules.includes('sends_user_object');
-    if (announced || this.kind !== 'stock138') await within('authenticate() to resolve', promise);
-    return ack.d;
+    if (announced || this.kind !== 'original138') await withTimeout('authenticate() to resolve', promise);
+    return frame.d;
   }
 
-  /** As `authenticate`, with the token that names a user where authentication is insecure. */
-  is(user, options) {
+  /** Authenticates as `user`: with insecure authentication the token is the user id. */
+  authenticateAs(user, options) {
     return this.authenticate({ token: user }, options);
   }
 
-  /** Sends a message of its application. */
-  say(d, t) {
-    const { Message } = { stock138, stock158 }[this.kind] ?? {};
+  /** Sends a message (op 0). */
+  send(d, t) {
+    const { Message } = { original138, original158 }[this.kind] ?? {};
     if (Message) this.client.send(new Message(0, d, t));
     else this.client.send(0, d, t);
   }
 
-  /** What the server said first, on the last connection. */
+  /** The `d` of op 10 of the latest connection. */
   get hello() {
     return this.frames.findLast((frame) => frame.op === 10)?.d;
   }
 
-  /** The `n` of each numbered message, in order of arrival. */
+  /** The `d.n` of each message, in order of arrival. */
   get numbers() {
     return this.messages.map((message) => message.d.n);
   }
 
-  until(what, ok, ms) {
-    const got = () => `${this.messages.length} messages, the last ${JSON.stringify(this.messages.at(-1))}`;
-    return this.#changes.until(() => `${what} at ${this.kind}; got ${got()}, closes ${this.closes}`, ok, ms);
+  waitUntil(description, condition, ms) {
+    const received = () => `${this.messages.length} messages, the last ${JSON.stringify(this.messages.at(-1))}`;
+    const state = () => `${description} at ${this.kind}; received ${received()}, close codes ${this.closeCodes}`;
+    return this.#changes.waitUntil(state, condition, ms);
   }
 
-  /** Resolves once there are `count` messages. */
-  waitFor(count, ms) {
-    return this.until(`${count} messages`, () => this.messages.length >= count, ms);
+  /** Resolves once `count` messages have arrived. */
+  waitForCount(count, ms) {
+    return this.waitUntil(`${count} messages`, () => this.messages.length >= count, ms);
   }
 
-  /** Resolves once message number `n` is there. */
+  /** Resolves once the message with `d.n === n` has arrived. */
   waitForNumber(n, ms) {
-    return this.until(`number ${n}`, () => this.numbers.includes(n), ms);
+    return this.waitUntil(`message ${n}`, () => this.numbers.includes(n), ms);
   }
 
-  /** Resolves with the code of the first close. */
+  /** Resolves with the first close code. */
   async waitForClose(ms) {
-    await this.until('the connection to be closed', () => this.closes.length > 0, ms);
-    return this.closes[0];
+    await this.waitUntil('the connection to close', () => this.closeCodes.length > 0, ms);
+    return this.closeCodes[0];
   }
 
   async disconnect() {
     this.client.disconnect();
     await this.waitForClose();
-    this.retire();
+    this.discard();
   }
 
-  /** Never comes back, and keeps no timer: 1.5.8 and 1.3.8 go on reconnecting even after `disconnect()`. */
-  retire() {
+  /** Closes the socket, and stops reconnection: 1.5.8 and 1.3.8 reconnect even after `disconnect()`. */
+  discard() {
     this.client.registerClose = () => {};
     clearInterval(this.client.reconnectionInterval);
     clearInterval(this.client.reconnectionIntervalId);
@@ -141,7 +143,7 @@ class Peer {
   }
 
   #connected() {
-    this.opened += 1;
+    this.connectionCount += 1;
     this.client.ws.addEventListener('message', ({ data }) => {
       this.frames.push(JSON.parse(data));
       this.#changes.notify();
@@ -151,4 +153,4 @@ class Peer {
   }
 }
 
-module.exports = { KINDS: Object.keys(KINDS), Peer };
+module.exports = { KINDS: Object.keys(KINDS), TestClient };

@@ -1,80 +1,82 @@
 'use strict';
-// WebSocket frames as bytes (RFC 6455 §5.2), for peers that keep the rules and for those that do not.
+// Encodes WebSocket frames (RFC 6455 §5.2), valid and invalid, and splits a byte stream into frames.
 
 const { randomBytes } = require('node:crypto');
 
 const OPCODE = { CONTINUATION: 0, TEXT: 1, BINARY: 2, CLOSE: 8, PING: 9, PONG: 10 };
 
 /**
- * One frame. Everything can be wrong on request: `fin`, `reserved` (three bits), `masked`, and `length`, which is what
- * the header says whatever the payload has.
+ * Encodes one frame.
+ *
+ * The options can make it invalid: `fin`, `reserved` (three bits), `masked`, and `length`, which the header states instead
+ * of the length of the payload.
  */
-function frame(opcode, payload, { fin = true, reserved = 0, masked = true, length } = {}) {
+function encodeFrame(opcode, payload, { fin = true, reserved = 0, masked = true, length } = {}) {
   const body = Buffer.from(payload);
   const size = BigInt(length ?? body.length);
   const mask = masked ? 0x80 : 0;
-  let head = Buffer.alloc(2);
+  let header = Buffer.alloc(2);
   if (size < 126n) {
-    head[1] = mask | Number(size);
+    header[1] = mask | Number(size);
   } else if (size < 65_536n) {
-    head = Buffer.alloc(4);
-    head[1] = mask | 126;
-    head.writeUInt16BE(Number(size), 2);
+    header = Buffer.alloc(4);
+    header[1] = mask | 126;
+    header.writeUInt16BE(Number(size), 2);
   } else {
-    head = Buffer.alloc(10);
-    head[1] = mask | 127;
-    head.writeBigUInt64BE(size, 2);
+    header = Buffer.alloc(10);
+    header[1] = mask | 127;
+    header.writeBigUInt64BE(size, 2);
   }
-  head[0] = (fin ? 0x80 : 0) | (reserved << 4) | opcode;
-  if (!masked) return Buffer.concat([head, body]);
+  header[0] = (fin ? 0x80 : 0) | (reserved << 4) | opcode;
+  if (!masked) return Buffer.concat([header, body]);
   const key = randomBytes(4);
-  return Buffer.concat([head, key, body.map((byte, at) => byte ^ key[at % 4])]);
+  return Buffer.concat([header, key, body.map((byte, index) => byte ^ key[index % 4])]);
 }
 
-const text = (payload, options) => frame(OPCODE.TEXT, payload, options);
+const encodeText = (payload, options) => encodeFrame(OPCODE.TEXT, payload, options);
 
-/** Cuts a stream of bytes from a server into frames; `handshake`: an HTTP head comes first. */
+/** Splits the byte stream of a server into frames. With `handshake`, the stream begins with an HTTP head. */
 class FrameReader {
-  #rest = Buffer.alloc(0);
+  #buffered = Buffer.alloc(0);
   #handshake;
 
   constructor({ handshake = false } = {}) {
     this.#handshake = handshake;
   }
 
-  /** What is complete: `{ bytes, opcode, payload }` each; the HTTP head has no opcode. */
+  /** Returns the frames that are now complete: `{ bytes, opcode, payload }`. The HTTP head has no opcode. */
   push(bytes) {
-    this.#rest = Buffer.concat([this.#rest, bytes]);
-    const pieces = [];
-    for (let piece = this.#next(); piece; piece = this.#next()) pieces.push(piece);
-    return pieces;
+    this.#buffered = Buffer.concat([this.#buffered, bytes]);
+    const frames = [];
+    for (let frame = this.#next(); frame; frame = this.#next()) frames.push(frame);
+    return frames;
   }
 
   #next() {
     if (this.#handshake) {
-      const end = this.#rest.indexOf('\r\n\r\n');
+      const end = this.#buffered.indexOf('\r\n\r\n');
       if (end < 0) return undefined;
       this.#handshake = false;
       const bytes = this.#take(end + 4);
       return { bytes, payload: bytes.toString() };
     }
-    if (this.#rest.length < 2) return undefined;
-    const short = this.#rest[1] & 0x7f;
-    const head = { 126: 4, 127: 10 }[short] ?? 2;
-    if (this.#rest.length < head) return undefined;
+    if (this.#buffered.length < 2) return undefined;
+    const short = this.#buffered[1] & 0x7f;
+    const headerLength = { 126: 4, 127: 10 }[short] ?? 2;
+    if (this.#buffered.length < headerLength) return undefined;
     let length = short;
-    if (short === 126) length = this.#rest.readUInt16BE(2);
-    if (short === 127) length = Number(this.#rest.readBigUInt64BE(2));
-    if (this.#rest.length < head + length) return undefined;
-    const bytes = this.#take(head + length);
-    return { bytes, opcode: bytes[0] & 0x0f, payload: bytes.subarray(head) };
+    if (short === 126) length = this.#buffered.readUInt16BE(2);
+    if (short === 127) length = Number(this.#buffered.readBigUInt64BE(2));
+    if (this.#buffered.length < headerLength + length) return undefined;
+    const bytes = this.#take(headerLength + length);
+    return { bytes, opcode: bytes[0] & 0x0f, payload: bytes.subarray(headerLength) };
   }
 
   #take(length) {
-    const bytes = this.#rest.subarray(0, length);
-    this.#rest = this.#rest.subarray(length);
+    const bytes = this.#buffered.subarray(0, length);
+    this.#buffered = this.#buffered.subarray(length);
     return bytes;
   }
 }
 
-module.exports = { FrameReader, OPCODE, frame, text };
+module.exports = { FrameReader, OPCODE, encodeFrame, encodeText };

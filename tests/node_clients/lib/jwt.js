@@ -1,18 +1,18 @@
 'use strict';
-// JSON Web Tokens made by hand, so that they can also be wrong.
+// Crafts JSON Web Tokens, valid and invalid.
 
 const { createHmac } = require('node:crypto');
 
-const encoded = (object) => Buffer.from(JSON.stringify(object)).toString('base64url');
+const encode = (object) => Buffer.from(JSON.stringify(object)).toString('base64url');
 
-/** A token with these claims; `alg` is what its header says and how it is signed. */
-function token(claims, secret, { alg = 'HS256' } = {}) {
-  const signed = `${encoded({ alg, typ: 'JWT' })}.${encoded(claims)}`;
+/** Returns a token with these claims. `alg` is the algorithm in its header and of its signature; `none`: unsigned. */
+function createToken(claims, secret, { alg = 'HS256' } = {}) {
+  const signed = `${encode({ alg, typ: 'JWT' })}.${encode(claims)}`;
   if (alg === 'none') return `${signed}.`;
   return `${signed}.${createHmac(alg.replace('HS', 'sha'), secret).update(signed).digest('base64url')}`;
 }
 
-/** Seconds since 1970. */
-const now = () => Math.floor(Date.now() / 1000);
+/** Returns the time in whole seconds since 1970, as in `exp`. */
+const nowSeconds = () => Math.floor(Date.now() / 1000);
 
-module.exports = { now, token };
+module.exports = { createToken, nowSeconds };

@@ -1,8 +1,10 @@
 'use strict';
-// A stock Portal in a process of its own: `node portal-process.js KIND URL`. Prints the numbers of the messages it is told.
+// Runs a Portal of the original in its own process, and prints `d.n` of each message that it receives.
+//
+//   node portal-process.js KIND REDIS_URL
 
-const { STOCKS } = require('./stock');
+const { PACKAGES } = require('./original');
 
 const [kind, url] = process.argv.slice(2);
-const portal = new STOCKS[kind].Portal(url);
+const portal = new PACKAGES[kind].Portal(url);
 portal.on('message', (message) => process.stdout.write(`${message.data.n}\n`));

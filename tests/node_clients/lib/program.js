@@ -1,9 +1,9 @@
 'use strict';
-// A program of ours that says "listening on PORT" once it does: an example, in a process of its own.
+// Runs an example program, which prints "listening on PORT" once it listens.
 
 const { spawn } = require('node:child_process');
 const path = require('node:path');
-const { Changes, within } = require('./wait');
+const { ChangeNotifier, withTimeout } = require('./wait');
 
 const EXAMPLES = path.resolve(__dirname, '../../../data/examples');
 
@@ -11,60 +11,63 @@ const running = new Set();
 process.on('exit', () => running.forEach((child) => child.kill('SIGKILL')));
 
 class Program {
-  #changes = new Changes();
+  #changes = new ChangeNotifier();
   #child;
-  /** What it has printed, a line each. */
+  /** Lines of standard output so far. */
   lines = [];
-  errors = '';
+  stderr = '';
 
   constructor(command, args, environment) {
     this.#child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...environment } });
     running.add(this.#child);
-    let begun = '';
-    this.#child.stdout.on('data', (piece) => {
-      const lines = (begun + piece).split('\n');
-      begun = lines.pop();
+    let partialLine = '';
+    this.#child.stdout.on('data', (chunk) => {
+      const lines = (partialLine + chunk).split('\n');
+      partialLine = lines.pop();
       this.lines.push(...lines);
       this.#changes.notify();
     });
-    this.#child.stderr.on('data', (piece) => { this.errors += piece; });
+    this.#child.stderr.on('data', (chunk) => { this.stderr += chunk; });
     this.exited = new Promise((resolve) => {
       this.#child.once('error', (error) => resolve(`${error}`));
       this.#child.once('close', (code, signal) => resolve(code ?? signal));
-    }).then((end) => {
+    }).then((result) => {
       running.delete(this.#child);
-      this.ended = `${end}`;
+      this.ended = `${result}`;
       this.#changes.notify();
-      return end;
+      return result;
     });
   }
 
-  /** Resolves with the first line that `matches`. */
-  line(matches) {
-    const found = () => this.lines.map((line) => matches.exec(line)).find(Boolean);
-    return this.#changes.until(() => `${matches} from a program that ended: ${this.ended}, and said: ${this.errors}`, () => {
-      if (!found() && this.ended !== undefined) throw new Error(`the program ended with ${this.ended}: ${this.errors}`);
-      return found();
+  /** Resolves with the match of the first line that matches `pattern`. */
+  waitForLine(pattern) {
+    const firstMatch = () => this.lines.map((line) => pattern.exec(line)).find(Boolean);
+    const state = () => `${pattern} from a program; it ended with ${this.ended}: ${this.stderr}`;
+    return this.#changes.waitUntil(state, () => {
+      if (!firstMatch() && this.ended !== undefined) {
+        throw new Error(`the program ended with ${this.ended}: ${this.stderr}`);
+      }
+      return firstMatch();
     });
   }
 
-  async listening() {
-    const [, port] = await this.line(/^listening on (?:.*:)?(\d+)$/);
+  async waitUntilListening() {
+    const [, port] = await this.waitForLine(/^listening on (?:.*:)?(\d+)$/);
     this.port = Number(port);
     return this;
   }
 
   async kill(signal = 'SIGKILL') {
     this.#child.kill(signal);
-    return within('a program to end', this.exited);
+    return withTimeout('the program to end', this.exited);
   }
 }
 
-/** Runs a program until it listens; it does not outlive test `t`. */
-async function run(t, command, args, environment) {
+/** Starts a program, and resolves once it listens. The program is killed when test `t` ends. */
+async function startProgram(t, command, args, environment) {
   const program = new Program(command, args, environment);
   t.after(() => program.ended ?? program.kill());
-  return program.listening();
+  return program.waitUntilListening();
 }
 
-module.exports = { EXAMPLES, run };
+module.exports = { EXAMPLES, startProgram };

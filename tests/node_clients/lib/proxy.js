@@ -1,18 +1,18 @@
 'use strict';
-// A network that can fail on purpose: a TCP proxy between a client and the server.
+// A TCP proxy between client and server, which breaks or stalls connections on request.
 
 const net = require('node:net');
-const { Changes } = require('./wait');
+const { ChangeNotifier } = require('./wait');
 const { FrameReader } = require('./frames');
 
 class Proxy {
   #listener = net.createServer((socket) => this.#accept(socket));
   #pairs = new Set();
-  #changes = new Changes();
+  #changes = new ChangeNotifier();
   #cutAfter;
   #frozen = false;
 
-  /** `target` is a server, or null: then connections are refused (by closing them). */
+  /** `target` is a server, or null: then the proxy closes new connections at once. */
   constructor(target) {
     this.target = target;
   }
@@ -26,12 +26,12 @@ class Proxy {
     return `ws://127.0.0.1:${this.#listener.address().port}/`;
   }
 
-  /** From now on nothing passes in either direction, and nobody is told: the network is gone, the sockets are open. */
+  /** Stops forwarding in both directions, and leaves the sockets open, as a dead network does. */
   freeze() {
     this.#frozen = true;
-    for (const { near, far } of this.#pairs) {
-      near.pause();
-      far.pause();
+    for (const { client, server } of this.#pairs) {
+      client.pause();
+      server.pause();
     }
   }
 
@@ -40,14 +40,14 @@ class Proxy {
     for (const pair of this.#pairs) this.#break(pair);
   }
 
-  /** Lets `count` messages of applications through to the client, and breaks the connection right after. */
+  /** Forwards `count` messages (op 0) to the client, then breaks the connection. */
   cutAfter(count) {
     this.#cutAfter = count;
   }
 
-  /** Resolves once a connection was broken by `cutAfter`. */
-  wasCut() {
-    return this.#changes.until('the proxy to cut a connection', () => this.#cutAfter === 'done');
+  /** Resolves once `cutAfter` has broken a connection. */
+  waitUntilCut() {
+    return this.#changes.waitUntil('the proxy to cut a connection', () => this.#cutAfter === 'done');
   }
 
   close() {
@@ -55,19 +55,19 @@ class Proxy {
     this.#listener.close();
   }
 
-  #accept(near) {
-    near.on('error', () => {});
+  #accept(client) {
+    client.on('error', () => {});
     if (!this.target || this.#frozen) {
-      if (!this.#frozen) near.destroy();
+      if (!this.#frozen) client.destroy();
       return;
     }
-    const far = net.connect(this.target.port, '127.0.0.1');
-    const pair = { near, far, reader: new FrameReader({ handshake: true }), passed: 0 };
+    const server = net.connect(this.target.port, '127.0.0.1');
+    const pair = { client, server, reader: new FrameReader({ handshake: true }), forwarded: 0 };
     this.#pairs.add(pair);
-    far.on('error', () => {});
-    near.on('data', (bytes) => this.#frozen || far.write(bytes));
-    far.on('data', (bytes) => this.#frozen || this.#down(pair, bytes));
-    for (const [one, other] of [[near, far], [far, near]]) {
+    server.on('error', () => {});
+    client.on('data', (bytes) => this.#frozen || server.write(bytes));
+    server.on('data', (bytes) => this.#frozen || this.#forwardToClient(pair, bytes));
+    for (const [one, other] of [[client, server], [server, client]]) {
       one.on('end', () => this.#frozen || other.end());
       one.on('close', () => {
         if (this.#frozen) return;
@@ -77,36 +77,36 @@ class Proxy {
     }
   }
 
-  /** Passes on what the server sends, as far as the client may have it. */
-  #down(pair, bytes) {
+  /** Forwards what the server sends, up to the limit of `cutAfter`. */
+  #forwardToClient(pair, bytes) {
     if (typeof this.#cutAfter !== 'number') {
-      pair.near.write(bytes);
+      pair.client.write(bytes);
       return;
     }
-    for (const piece of pair.reader.push(bytes)) {
-      pair.near.write(piece.bytes);
-      if (piece.opcode !== 1 || JSON.parse(piece.payload).op !== 0) continue;
-      pair.passed += 1;
-      if (pair.passed < this.#cutAfter) continue;
+    for (const frame of pair.reader.push(bytes)) {
+      pair.client.write(frame.bytes);
+      if (frame.opcode !== 1 || JSON.parse(frame.payload).op !== 0) continue;
+      pair.forwarded += 1;
+      if (pair.forwarded < this.#cutAfter) continue;
       this.#cutAfter = 'done';
-      pair.far.destroy();
-      pair.near.end();
+      pair.server.destroy();
+      pair.client.end();
       this.#changes.notify();
       return;
     }
   }
 
-  #break({ near, far }) {
-    near.destroy();
-    far.destroy();
+  #break({ client, server }) {
+    client.destroy();
+    server.destroy();
   }
 }
 
-/** A proxy before `server` that is closed when test `t` ends. */
-async function before(t, server) {
+/** Starts a proxy to `server` that is closed when test `t` ends. */
+async function startProxy(t, server) {
   const proxy = await new Proxy(server).listen();
   t.after(() => proxy.close());
   return proxy;
 }
 
-module.exports = { Proxy, before };
+module.exports = { Proxy, startProxy };

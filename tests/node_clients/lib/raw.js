@@ -1,9 +1,9 @@
 'use strict';
-// A peer that is nothing but a socket: it says exactly what it is told to, and answers nothing by itself.
+// A WebSocket client on a plain socket: it sends only what a test sends, except the answer to a close frame.
 
 const net = require('node:net');
-const { FrameReader, OPCODE, frame, text } = require('./frames');
-const { Changes } = require('./wait');
+const { FrameReader, OPCODE, encodeFrame, encodeText } = require('./frames');
+const { ChangeNotifier } = require('./wait');
 
 const HANDSHAKE = [
   'Host: localhost',
@@ -13,52 +13,53 @@ const HANDSHAKE = [
   'Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==',
 ];
 
-class Raw {
-  #changes = new Changes();
+class RawClient {
+  #changes = new ChangeNotifier();
   #reader = new FrameReader({ handshake: true });
 
-  /** The texts received so far, as they came. */
+  /** Payloads of the text frames received so far. */
   texts = [];
-  /** The HTTP head of the server's answer. */
-  head = '';
-  /** Payloads of pings received. */
+  /** HTTP head of the response to the handshake. */
+  responseHead = '';
+  /** Payloads of the pings received so far. */
   pings = [];
-  /** Close code received: 1005 without one, 1006 when the connection ended without a close frame. */
-  closed;
-  /** The reason in the close frame. */
-  reason;
+  /** Close code received: 1005 for a close frame without a code, 1006 for a connection that ended without a close frame. */
+  closeCode;
+  /** Reason in the close frame. */
+  closeReason;
 
   constructor(port, target = '/') {
     this.socket = net.connect(port, '127.0.0.1');
     this.socket.setNoDelay(true);
     this.target = target;
     this.socket.on('data', (bytes) => {
-      for (const piece of this.#reader.push(bytes)) this.#take(piece);
+      for (const frame of this.#reader.push(bytes)) this.#handle(frame);
       this.#changes.notify();
     });
     this.socket.on('error', () => {});
     this.socket.on('close', () => {
-      this.closed ??= 1006;
+      this.closeCode ??= 1006;
       this.#changes.notify();
     });
   }
 
-  /** Asks for a WebSocket, and waits until there is one. */
+  /** Performs the WebSocket handshake. */
   async upgrade() {
     this.write(`GET ${this.target} HTTP/1.1\r\n${HANDSHAKE.join('\r\n')}\r\n\r\n`);
-    await this.until('an answer to the handshake', () => this.head || this.closed);
-    if (!this.head.startsWith('HTTP/1.1 101 ')) throw new Error(`no WebSocket: ${this.head || 'closed'}`);
+    await this.waitUntil('a response to the handshake', () => this.responseHead || this.closeCode);
+    const accepted = this.responseHead.startsWith('HTTP/1.1 101 ');
+    if (!accepted) throw new Error(`the handshake failed: ${this.responseHead || 'closed'}`);
     return this;
   }
 
-  /** Everything received, parsed. */
+  /** Frames received so far, parsed. */
   get frames() {
-    return this.texts.map((line) => JSON.parse(line));
+    return this.texts.map((text) => JSON.parse(text));
   }
 
-  /** The application's messages among them. */
+  /** Messages (op 0) among these frames. */
   get messages() {
-    return this.frames.filter((each) => each.op === 0);
+    return this.frames.filter((frame) => frame.op === 0);
   }
 
   write(bytes) {
@@ -66,48 +67,50 @@ class Raw {
   }
 
   send(object) {
-    this.write(text(JSON.stringify(object)));
+    this.write(encodeText(JSON.stringify(object)));
   }
 
-  pong(payload) {
-    this.write(frame(OPCODE.PONG, payload));
+  sendPong(payload) {
+    this.write(encodeFrame(OPCODE.PONG, payload));
   }
 
   async authenticate(token, options = { shouldSync: true }) {
     this.send({ op: 2, d: { token, ...options } });
-    await this.until('op 22', () => this.frames.some((each) => each.op === 22));
+    await this.waitUntil('op 22', () => this.frames.some((frame) => frame.op === 22));
   }
 
-  until(what, ok, ms) {
-    return this.#changes.until(() => `${what}; got ${this.texts.join(' ').slice(-500)} and close ${this.closed}`, ok, ms);
+  waitUntil(description, condition, ms) {
+    const received = () => `${this.texts.join(' ').slice(-500)}, close code ${this.closeCode}`;
+    return this.#changes.waitUntil(() => `${description}; received ${received()}`, condition, ms);
   }
 
   /** Resolves with the close code. */
   waitForClose(ms) {
-    return this.until('the connection to be closed', () => this.closed, ms);
+    return this.waitUntil('the connection to close', () => this.closeCode, ms);
   }
 
-  end() {
+  /** Drops the connection without a close frame. */
+  drop() {
     this.socket.destroy();
   }
 
-  #take({ opcode, payload }) {
-    if (opcode === undefined) this.head = payload;
+  #handle({ opcode, payload }) {
+    if (opcode === undefined) this.responseHead = payload;
     if (opcode === OPCODE.TEXT) this.texts.push(payload.toString());
     if (opcode === OPCODE.PING) this.pings.push(payload);
     if (opcode === OPCODE.CLOSE) {
-      this.closed = payload.length >= 2 ? payload.readUInt16BE(0) : 1005;
-      this.reason = payload.subarray(2).toString();
-      this.write(frame(OPCODE.CLOSE, payload));
+      this.closeCode = payload.length >= 2 ? payload.readUInt16BE(0) : 1005;
+      this.closeReason = payload.subarray(2).toString();
+      this.write(encodeFrame(OPCODE.CLOSE, payload));
     }
   }
 }
 
-/** An upgraded connection that is dropped when test `t` ends. */
-async function open(t, server, target) {
-  const raw = new Raw(server.port, target);
-  t.after(() => raw.end());
+/** Connects a raw client that is dropped when test `t` ends. */
+async function connectRaw(t, server, target) {
+  const raw = new RawClient(server.port, target);
+  t.after(() => raw.drop());
   return raw.upgrade();
 }
 
-module.exports = { HANDSHAKE, Raw, open };
+module.exports = { HANDSHAKE, RawClient, connectRaw };

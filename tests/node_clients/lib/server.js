@@ -1,19 +1,19 @@
 'use strict';
-// A real server, in a process of its own, on a store of its own.
+// Runs the built server in its own process, on its own store.
 
 const { spawn } = require('node:child_process');
 const fs = require('node:fs');
 const http = require('node:http');
 const os = require('node:os');
 const path = require('node:path');
-const { PATIENCE, eventually, within } = require('./wait');
+const { WAIT_TIMEOUT, pollUntil, withTimeout } = require('./wait');
 
 const KEY = 'test-key-0123456789';
 
-/** Resolved at once: a test may change its directory later. */
+/** Absolute path: a test may change the working directory later. */
 const BIN = process.env.MESA_BIN && path.resolve(process.env.MESA_BIN);
 
-/** What every server here is told unless a test says otherwise. */
+/** Configuration of every server, before that of the test. */
 const DEFAULTS = {
   host: '127.0.0.1',
   port: 0,
@@ -25,14 +25,14 @@ const DEFAULTS = {
 const running = new Set();
 process.on('exit', () => running.forEach((child) => child.kill('SIGKILL')));
 
-/** Later objects go over earlier ones, key by key. */
-function merged(base, over) {
-  const both = { ...base };
-  for (const [key, value] of Object.entries(over ?? {})) {
+/** Returns `base` with the keys of `overrides` merged into it, recursively. */
+function mergeConfig(base, overrides) {
+  const merged = { ...base };
+  for (const [key, value] of Object.entries(overrides ?? {})) {
     const nested = value && typeof value === 'object' && !Array.isArray(value);
-    both[key] = nested ? merged(base?.[key] ?? {}, value) : value;
+    merged[key] = nested ? mergeConfig(base?.[key] ?? {}, value) : value;
   }
-  return both;
+  return merged;
 }
 
 class Server {
@@ -43,31 +43,31 @@ class Server {
   #starts = 0;
 
   constructor(config) {
-    this.#config = merged(DEFAULTS, config);
+    this.#config = mergeConfig(DEFAULTS, config);
   }
 
-  /** Starts the process; resolves once it listens. */
+  /** Starts the process, and resolves once it listens. */
   async start() {
-    if (!BIN) throw new Error('MESA_BIN must name the server to be tested (tests/run sets it)');
+    if (!BIN) throw new Error('MESA_BIN must name the server binary (tests/run sets it)');
     this.#starts += 1;
     const file = (name) => path.join(this.#directory, `${name}.${this.#starts}`);
     fs.writeFileSync(file('config'), JSON.stringify(this.#config));
     const log = fs.openSync(file('log'), 'w');
     const args = ['serve', '--config', file('config'), '--store-path', this.storePath, '--ready-file', file('ready')];
-    const child = spawn(BIN, args, { cwd: this.#directory, stdio: ['ignore', log, log], env: environment() });
+    const child = spawn(BIN, args, { cwd: this.#directory, stdio: ['ignore', log, log], env: cleanEnvironment() });
     fs.closeSync(log);
     running.add(child);
     this.#child = child;
     this.exited = new Promise((resolve) => {
       child.once('error', (error) => resolve({ error }));
       child.once('exit', (code, signal) => resolve({ code, signal }));
-    }).then((end) => {
+    }).then((result) => {
       running.delete(child);
-      this.ended = end;
-      return end;
+      this.ended = result;
+      return result;
     });
     this.ended = undefined;
-    const { address, redisProtocol } = await eventually('the server to listen', () => {
+    const { address, redisProtocol } = await pollUntil('the server to listen', () => {
       if (this.ended) throw new Error(`the server ended at start-up: ${JSON.stringify(this.ended)}\n${this.log()}`);
       return fs.existsSync(file('ready')) && JSON.parse(fs.readFileSync(file('ready'), 'utf8'));
     }).catch((error) => {
@@ -88,56 +88,56 @@ class Server {
     return `ws://127.0.0.1:${this.port}${this.#config.path ?? '/'}`;
   }
 
-  /** What a stock service is given as its Redis. */
-  get redis() {
+  /** Redis URL for a Dispatcher or Portal of the original. */
+  get redisUrl() {
     const { password } = this.#config.redisProtocol;
     return `redis://${password ? `:${password}@` : ''}127.0.0.1:${this.redisProtocolPort}`;
   }
 
-  /** What the server has written about its last run. */
+  /** Returns the log of the latest run. */
   log() {
     return fs.readFileSync(path.join(this.#directory, `log.${this.#starts}`), 'utf8');
   }
 
-  /** Ends the process without a word. */
+  /** Ends the process with SIGKILL. */
   async kill() {
     this.#child.kill('SIGKILL');
-    await within('the killed server to end', this.exited);
+    await withTimeout('the killed server to end', this.exited);
   }
 
-  /** Asks the process to end; resolves with its exit code. */
+  /** Ends the process with SIGTERM, and resolves with its exit code. */
   async stop() {
     this.#child.kill('SIGTERM');
-    const { code, signal } = await within('the server to stop', this.exited);
+    const { code, signal } = await withTimeout('the server to stop', this.exited);
     return code ?? signal;
   }
 
-  /** Starts again on the same store, with `config` over what it was told before. */
+  /** Starts again on the same store, with `config` merged into the previous configuration. */
   async restart(config) {
-    if (!this.ended) throw new Error('the server still runs');
+    if (!this.ended) throw new Error('the server must be stopped before a restart');
     this.#agent.destroy();
-    this.#config = merged(this.#config, config);
+    this.#config = mergeConfig(this.#config, config);
     return this.start();
   }
 
-  /** Leaves nothing behind. */
+  /** Kills the process if it runs, and deletes its directory. */
   async remove() {
     if (!this.ended && this.#child) await this.kill();
     this.#agent.destroy();
     fs.rmSync(this.#directory, { recursive: true, force: true });
   }
 
-  /** One call of the HTTP API: resolves with `{ status, body }`. */
+  /** Sends one request to the HTTP API, and resolves with `{ status, body }`. */
   call(method, target, body, headers = {}) {
-    const text = body === undefined ? undefined : JSON.stringify(body);
+    const requestBody = body === undefined ? undefined : JSON.stringify(body);
     const options = {
       host: '127.0.0.1',
       port: this.port,
       agent: this.#agent,
       method,
       path: target,
-      headers: { authorization: `Bearer ${KEY}`, ...(text && { 'content-type': 'application/json' }), ...headers },
-      timeout: PATIENCE,
+      headers: { authorization: `Bearer ${KEY}`, ...(requestBody && { 'content-type': 'application/json' }), ...headers },
+      timeout: WAIT_TIMEOUT,
     };
     return new Promise((resolve, reject) => {
       const request = http.request(options, (response) => {
@@ -145,38 +145,38 @@ class Server {
         response.on('data', (chunk) => chunks.push(chunk));
         response.on('error', reject);
         response.on('end', () => {
-          const answer = Buffer.concat(chunks).toString();
+          const text = Buffer.concat(chunks).toString();
           const json = /json/.test(response.headers['content-type'] ?? '');
-          resolve({ status: response.statusCode, body: json ? JSON.parse(answer) : answer });
+          resolve({ status: response.statusCode, body: json ? JSON.parse(text) : text });
         });
       });
-      request.on('timeout', () => request.destroy(new Error(`no answer to ${method} ${target}`)));
+      request.on('timeout', () => request.destroy(new Error(`no response to ${method} ${target}`)));
       request.on('error', reject);
-      request.end(text);
+      request.end(requestBody);
     });
   }
 
-  /** As `call`, and refuses to be refused. */
-  async ask(method, target, body) {
-    const answer = await this.call(method, target, body);
-    if (answer.status >= 300) {
-      throw new Error(`${method} ${target}: ${answer.status} ${JSON.stringify(answer.body)}`);
+  /** As `call`, but resolves with the body only, and rejects for an error status. */
+  async request(method, target, body) {
+    const response = await this.call(method, target, body);
+    if (response.status >= 300) {
+      throw new Error(`${method} ${target}: ${response.status} ${JSON.stringify(response.body)}`);
     }
-    return answer.body;
+    return response.body;
   }
 
   dispatch(message, recipients, excluding, id) {
-    return this.ask('POST', '/v1/dispatch', { message, recipients, ...(excluding && { excluding }), ...(id && { id }) });
+    return this.request('POST', '/v1/dispatch', { message, recipients, ...(excluding && { excluding }), ...(id && { id }) });
   }
 
-  /** Dispatches the number `n`. */
-  number(n, recipients, { excluding, id, ...options } = {}) {
+  /** Dispatches a message with the data `{ n }`. */
+  dispatchNumber(n, recipients, { excluding, id, ...options } = {}) {
     const o = Object.keys(options).length ? { o: options } : {};
     return this.dispatch({ op: 0, d: { n }, t: 'NUMBER', ...o }, [recipients].flat(), excluding, id);
   }
 
-  /** A request for a stream of dispatches: lines are written to it, and `answers()` yields what comes back. */
-  stream() {
+  /** Opens an NDJSON stream of dispatches. Lines are written to `request`; `results` yields the parsed result lines. */
+  openStream() {
     const request = http.request({
       port: this.port,
       host: '127.0.0.1',
@@ -189,72 +189,74 @@ class Server {
       request.on('response', resolve);
       request.on('error', reject);
     });
-    // Whoever does not wait for the response is told by its answers.
+    // Without a reader of `results`, a failed request must not be an unhandled rejection.
     responded.catch(() => {});
-    async function* answers() {
-      const response = await within('the head of a stream', responded);
-      if (response.statusCode !== 200) throw new Error(`a stream was answered with ${response.statusCode}`);
-      let begun = '';
-      for await (const piece of response) {
-        const lines = (begun + piece).split('\n');
-        begun = lines.pop();
+    async function* readResults() {
+      const response = await withTimeout('the response head of a stream', responded);
+      if (response.statusCode !== 200) throw new Error(`expected status 200 for a stream, got ${response.statusCode}`);
+      let partialLine = '';
+      for await (const chunk of response) {
+        const lines = (partialLine + chunk).split('\n');
+        partialLine = lines.pop();
         for (const line of lines) yield JSON.parse(line);
       }
-      if (begun) throw new Error(`half an answer: ${begun}`);
+      if (partialLine) throw new Error(`incomplete result line: ${partialLine}`);
     }
-    return { request, answers: answers() };
+    return { request, results: readResults() };
   }
 
-  /** Connects a portal; yields its events once they have begun. */
-  async events(query = '') {
+  /** Opens a stream of client events (`GET /v1/events`), and returns an iterator over them. */
+  async openEvents(query = '') {
     const headers = { authorization: `Bearer ${KEY}` };
     const request = http.get({ port: this.port, host: '127.0.0.1', path: `/v1/events${query}`, headers });
-    const response = await within('the head of a stream of events', new Promise((resolve, reject) => {
+    const response = await withTimeout('the response head of the event stream', new Promise((resolve, reject) => {
       request.on('response', resolve);
       request.on('error', reject);
     }));
-    if (response.statusCode !== 200) throw new Error(`events were answered with ${response.statusCode}`);
-    return (async function* events() {
-      let begun = '';
-      for await (const piece of response) {
-        const lines = (begun + piece).split('\n');
-        begun = lines.pop();
+    if (response.statusCode !== 200) throw new Error(`expected status 200 for the event stream, got ${response.statusCode}`);
+    return (async function* readEvents() {
+      let partialLine = '';
+      for await (const chunk of response) {
+        const lines = (partialLine + chunk).split('\n');
+        partialLine = lines.pop();
         for (const line of lines) if (line.startsWith('data:')) yield JSON.parse(line.slice(5));
       }
     })();
   }
 
-  /** Dispatches `from`, `from + 1` … one after the other. */
-  async numbers(count, recipients, from = 0) {
-    for (let n = from; n < from + count; n += 1) await this.number(n, recipients);
+  /** Dispatches the numbers `from`, `from + 1` …, each after the result of the previous one. */
+  async dispatchNumbers(count, recipients, from = 0) {
+    for (let n = from; n < from + count; n += 1) await this.dispatchNumber(n, recipients);
   }
 
-  user(id) {
-    return this.ask('GET', `/v1/users/${encodeURIComponent(id)}`);
+  /** Resolves with the state of a user. */
+  userState(id) {
+    return this.request('GET', `/v1/users/${encodeURIComponent(id)}`);
   }
 
-  /** Resolves once everything of a user has been received. */
-  allReceived(id) {
-    return eventually(`nothing to be pending for ${id}`, async () => (await this.user(id)).pending === 0);
+  /** Resolves once a user has no pending messages. */
+  waitForNoPending(id) {
+    return pollUntil(`${id} to have no pending messages`, async () => (await this.userState(id)).pending === 0);
   }
 
-  /** Resolves once a user has this many connections. */
-  connections(id, count, ms) {
-    return eventually(`${id} to have ${count} connections`, async () => (await this.user(id)).connections === count, ms);
+  /** Resolves once a user has `count` connections. */
+  waitForConnections(id, count, ms) {
+    const reached = async () => (await this.userState(id)).connections === count;
+    return pollUntil(`${id} to have ${count} connections`, reached, ms);
   }
 }
 
-/** The environment without anything that would configure a server. */
-function environment() {
-  const ours = /^(MESA_|REDIS_|WS_KEY|SYNC_|PORTALS?_|HEARTBEATS?_|RECONNECTS?_|AUTH_|ENFORCE_|STORE_)/;
-  return Object.fromEntries(Object.entries(process.env).filter(([name]) => !ours.test(name)));
+/** Returns the environment without variables that configure a server. */
+function cleanEnvironment() {
+  const settings = /^(MESA_|REDIS_|WS_KEY|SYNC_|PORTALS?_|HEARTBEATS?_|RECONNECTS?_|AUTH_|ENFORCE_|STORE_)/;
+  return Object.fromEntries(Object.entries(process.env).filter(([name]) => !settings.test(name)));
 }
 
-/** A running server that is removed when test `t` ends. */
-async function start(t, config) {
+/** Starts a server that is removed when test `t` ends. */
+async function startServer(t, config) {
   const server = new Server(config);
   t.after(() => server.remove());
   return server.start();
 }
 
-module.exports = { KEY, Server, start };
+module.exports = { KEY, Server, startServer };

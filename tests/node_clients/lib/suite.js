@@ -1,22 +1,24 @@
 'use strict';
-// How scenarios are run: each over all three clients, on a server of its own.
+// Runs a test over all three published clients, each with its own server.
 
 const test = require('node:test');
-const { KINDS, Peer } = require('./clients');
-const { start } = require('./server');
+const { KINDS, TestClient } = require('./clients');
+const { startServer } = require('./server');
 
 /**
- * Runs `scenario` once for each published client. It is given `server`, `t`, `kind`, and `connect(url?)`, which makes a
- * connected client of that kind; all of it is cleared away afterwards.
+ * Runs `scenario` once for each published client.
+ *
+ * Its argument has `server`, `t`, `kind`, and `connect(url?)`, which returns a connected client of that kind. Server and
+ * clients are removed when the scenario ends.
  */
-function overAllClients(promise, config, scenario) {
-  test(promise, { concurrency: KINDS.length }, async (t) => {
+function testWithEachClient(name, config, scenario) {
+  test(name, { concurrency: KINDS.length }, async (t) => {
     const runs = KINDS.map((kind) => t.test(kind, async (run) => {
-      const server = await start(run, config);
+      const server = await startServer(run, config);
       const connect = (url = server.url) => {
-        const peer = new Peer(kind, url);
-        run.after(() => peer.retire());
-        return peer.connect();
+        const client = new TestClient(kind, url);
+        run.after(() => client.discard());
+        return client.connect();
       };
       await scenario({ server, t: run, kind, connect });
     }));
@@ -24,7 +26,7 @@ function overAllClients(promise, config, scenario) {
   });
 }
 
-/** `count` numbers from `from`. */
-const range = (count, from = 0) => Array.from({ length: count }, (_, at) => from + at);
+/** Returns `count` consecutive numbers, beginning with `from`. */
+const range = (count, from = 0) => Array.from({ length: count }, (_, index) => from + index);
 
-module.exports = { overAllClients, range };
+module.exports = { range, testWithEachClient };

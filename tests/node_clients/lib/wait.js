@@ -1,55 +1,55 @@
 'use strict';
-// Waiting for things to be so, always with a bound.
+// Waiting for conditions, always with a timeout.
 
-/** How long a test waits for what should take milliseconds; on a loaded machine that may be seconds. */
-const PATIENCE = 15_000;
+/** Milliseconds that a test waits for an event. Most take a few; on a loaded machine some take seconds. */
+const WAIT_TIMEOUT = 15_000;
 
-/** Wakes those who wait for a condition whenever something has changed. */
-class Changes {
+/** Re-evaluates conditions whenever `notify()` reports a change. */
+class ChangeNotifier {
   #waiting = new Set();
 
   notify() {
-    for (const look of [...this.#waiting]) look();
+    for (const evaluate of [...this.#waiting]) evaluate();
   }
 
-  /** Resolves once `ok()` is truthy, with what it returned; rejects with `what()` after `ms`. */
-  until(what, ok, ms = PATIENCE) {
+  /** Resolves with the value of `condition()` once it is truthy; rejects with `description` after `ms`. */
+  waitUntil(description, condition, ms = WAIT_TIMEOUT) {
     return new Promise((resolve, reject) => {
-      const look = () => {
-        const value = ok();
+      const evaluate = () => {
+        const value = condition();
         if (!value) return;
         clearTimeout(timer);
-        this.#waiting.delete(look);
+        this.#waiting.delete(evaluate);
         resolve(value);
       };
       const timer = setTimeout(() => {
-        this.#waiting.delete(look);
-        reject(new Error(`waited ${ms} ms for ${typeof what === 'function' ? what() : what}`));
+        this.#waiting.delete(evaluate);
+        reject(new Error(`waited ${ms} ms for ${typeof description === 'function' ? description() : description}`));
       }, ms);
-      this.#waiting.add(look);
-      look();
+      this.#waiting.add(evaluate);
+      evaluate();
     });
   }
 }
 
-/** For what only asking can tell: asks until `check()` resolves to something truthy. */
-async function eventually(what, check, ms = PATIENCE) {
+/** Polls every 10 ms until `check()` resolves with a truthy value, and returns it. For conditions without an event. */
+async function pollUntil(description, check, ms = WAIT_TIMEOUT) {
   const end = Date.now() + ms;
   for (;;) {
     const value = await check();
     if (value) return value;
-    if (Date.now() > end) throw new Error(`waited ${ms} ms for ${what}`);
+    if (Date.now() > end) throw new Error(`waited ${ms} ms for ${description}`);
     await new Promise((resolve) => setTimeout(resolve, 10));
   }
 }
 
-/** Rejects when `promise` takes longer than `ms`. */
-function within(what, promise, ms = PATIENCE) {
+/** Rejects if `promise` takes longer than `ms`. */
+function withTimeout(description, promise, ms = WAIT_TIMEOUT) {
   let timer;
-  const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`waited ${ms} ms for ${what}`)), ms);
+  const timeout = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`waited ${ms} ms for ${description}`)), ms);
   });
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+  return Promise.race([promise, timeout]).finally(() => clearTimeout(timer));
 }
 
-module.exports = { Changes, PATIENCE, eventually, within };
+module.exports = { ChangeNotifier, WAIT_TIMEOUT, pollUntil, withTimeout };
