@@ -1,4 +1,4 @@
-//! Parses the output of `strace -f -tt -y`, and checks the order of its system calls.
+//! Parses output of `strace -f -tt -y`, and checks the order of its calls.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use std::collections::HashMap;
 pub struct Call {
     /// Name of the call.
     pub name: String,
-    /// File that the descriptor in the first argument refers to; for a socket `socket:[…]` or similar.
+    /// File of the descriptor in the first argument. For a socket: `socket:[…]` or similar.
     pub target: String,
     /// Arguments as `strace` prints them.
     pub arguments: String,
@@ -15,7 +15,7 @@ pub struct Call {
     pub result: String,
     /// Line of the trace at which the call begins.
     pub entered: usize,
-    /// Line of the trace at which it returns; equal to `entered` if no other thread ran in between.
+    /// Line of the trace at which the call returns. Equal to `entered` if not interrupted.
     pub returned: usize,
 }
 
@@ -70,8 +70,8 @@ fn parse_call(text: &str, entered: usize, returned: usize) -> Option<Call> {
 
 /// Checks that each marker is synced to the store before its dispatch is answered.
 ///
-/// Response `n` belongs to `markers[n]`. Between the write of the marker to a file in `store` and the write of the response, a
-/// sync of that file must begin and return successfully.
+/// Response `n` belongs to `markers[n]`. The marker is written to a file in `store`. A sync of that file must begin after this
+/// write, and return successfully before the response is written.
 ///
 /// # Errors
 /// With the first response that was written too early, or a marker that was not written.

@@ -38,7 +38,9 @@ const SNAP: &str = "snap";
 const WATERMARK: &str = "mark";
 
 impl Damage {
-    /// Chooses a damage: even cases hit sled's log, odd cases files of the WAL and the value log, which have most bytes.
+    /// Chooses a damage for a case.
+    ///
+    /// Even cases hit sled's log. Odd cases hit files of the WAL and the value log, which have most bytes.
     pub fn choose(random: &mut Random, fixture: &Fixture, case: u64) -> Self {
         let length = |file: &str| {
             find(&fixture.store, file).map_or(1, |path| fs::metadata(path).map_or(1, |file| file.len())).max(1)

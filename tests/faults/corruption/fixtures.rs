@@ -61,8 +61,9 @@ impl Fixture {
         ]
     }
 
-    /// Creates a store by opening it once for each of `runs`: tuning, number of messages, bytes of each message.
+    /// Creates a store by opening it once for each of `runs`.
     ///
+    /// A run has a tuning, a number of messages, and the bytes of each.
     /// `close`: the store is copied after it was closed, not while it is open.
     fn create(name: &'static str, runs: &[(Tuning, u64, usize)], close: bool) -> Self {
         let home = tempfile::Builder::new().prefix("mesa-corrupt-").tempdir().expect("a temporary directory");
@@ -122,7 +123,7 @@ pub fn user(n: u64) -> String {
     format!("user {n}")
 }
 
-/// Appends messages in groups of ten, acknowledges a part of them after each group, and records them in `appended`.
+/// Appends messages in groups of ten, and acknowledges a part of them after each group.
 async fn fill(
     store: &Arc<dyn Store>,
     n: &mut u64,
@@ -165,7 +166,9 @@ async fn fill(
     }
 }
 
-/// Acknowledges a part of the users' entries: with two devices, one of them behind; without a device; out of order.
+/// Acknowledges a part of the users' entries.
+///
+/// Some users have two devices, one of them behind. Others have none, or acknowledge out of order.
 fn acknowledge_some(store: &Arc<dyn Store>, bytes: usize) {
     for n in 0..USERS {
         let id = UserId::new(&user(n)).expect("a user id");

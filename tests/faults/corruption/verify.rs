@@ -1,4 +1,4 @@
-//! Runs a server, `mesa inspect` and `mesa inspect --salvage` on a store, and verifies the result.
+//! Verifies what a server, `mesa inspect` and `mesa inspect --salvage` do with a store.
 
 use std::{
     collections::BTreeMap,
@@ -67,7 +67,7 @@ pub fn read_pending(fixture: &Fixture) -> Result<Logs, String> {
     logs
 }
 
-/// Copies a store, damages the copy, and verifies what a server and `mesa inspect` do with it.
+/// Damages a copy of a store, and verifies what a server and `mesa inspect` do.
 ///
 /// # Errors
 /// With the violation.
@@ -233,7 +233,7 @@ impl InspectSink for Sequences {
     }
 }
 
-/// Starts a server on the salvaged store in `out`, and returns the number of pending entries that it has.
+/// Starts a server on the salvaged store in `out`, and counts its pending entries.
 ///
 /// The server must show the entries that `mesa inspect` showed (`inspected`), and each must have its original content.
 fn serve_salvaged(
@@ -354,7 +354,8 @@ fn read_all(server: &Server) -> Result<BTreeMap<String, LogRead>, String> {
 /// Reads the entries of a user above a sequence.
 ///
 /// # Errors
-/// The outer error is a violation: a response that does not arrive or cannot be parsed. The inner one is the server's rejection.
+/// The outer error is a violation: a response that does not arrive or cannot be parsed. The inner one is a rejection or a closed
+/// connection.
 fn read(server: &Server, user: &str, after: u64) -> Result<LogRead, String> {
     let mut http = match Http::connect(server.address) {
         Ok(http) => http,

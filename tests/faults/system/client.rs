@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
-/// Time within which a connection must be authenticated, and each message of a series must arrive.
+/// Time within which a connection must be authenticated, and the next message must arrive.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Event of a connection.
@@ -16,7 +16,7 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(20);
 pub enum Event {
     /// A message with this number was received.
     Message(u64),
-    /// The server sent op 1 (heartbeat, or request for an acknowledgement), and the client has answered.
+    /// The server sent op 1, a heartbeat or acknowledgement request, and the client answered.
     Heartbeat,
     /// The server closed the connection with this code.
     Closed(u16),

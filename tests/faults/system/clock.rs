@@ -1,4 +1,4 @@
-//! Lets the wall clock jump: ten years ahead, ten years back, beyond 32-bit time, to 1970.
+//! Lets the wall clock jump: ten years ahead and back, beyond 32-bit time, to 1970.
 //!
 //! Entries stay in the order of their sequences, heartbeats follow the monotonic clock, and nothing is lost.
 
@@ -24,7 +24,7 @@ const LIBRARIES: &[&str] = &[
     "/usr/lib/faketime/libfaketimeMT.so.1",
 ];
 
-/// Settings of the clock in the syntax of libfaketime, and the time that it then shows.
+/// Settings of the clock in the syntax of libfaketime, and the time it shows.
 const JUMPS: &[(&str, Jump)] = &[
     ("+10y", Jump::Years(10)),
     ("-10y", Jump::Years(-10)),
@@ -125,7 +125,9 @@ fn dispatch(tracker: &mut Tracker, http: &mut Http) {
     }
 }
 
-/// Reads until message `last` and two heartbeats after it, which show that the server's timers still run.
+/// Reads until message `last` and two heartbeats after it.
+///
+/// The heartbeats show that the server's timers still run.
 async fn read_with_heartbeats(client: &mut Client, last: u64) -> Vec<u64> {
     let received = client.read_until_message(last).await.unwrap_or_else(|error| panic!("{error}"));
     for _ in 0..2 {

@@ -91,7 +91,7 @@ fn connect_above_limit(server: &Server) -> Vec<TcpStream> {
     connections
 }
 
-/// Lowers the limit so that the reserved descriptors are gone too, as if another part of the process had used them.
+/// Checks a server without any free descriptor: the reserved ones are gone too.
 fn check_without_any_descriptor(home: &Home, server: &Server) {
     let pid = Pid::from_raw(server.pid).expect("a process id");
     let limit = |files: usize| Rlimit { current: Some(files as u64), maximum: Some(DESCRIPTORS_MAX as u64) };
@@ -190,7 +190,7 @@ fn flush_without_descriptor_for_value_log_is_retried() {
         .unwrap_or_else(|violation| panic!("{violation}"));
 }
 
-/// The entries were flushed before the start, so the server has to open a file of the value log to read them.
+/// The entries were flushed before the start, so a read opens a value log file.
 #[test]
 fn read_without_descriptor_is_rejected_until_one_is_free() {
     let (mut home, mut tracker) = (Home::new(), Tracker::default());

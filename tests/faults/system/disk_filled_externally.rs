@@ -1,6 +1,7 @@
-//! Fills the disk of a server with another process's data, and dispatches that need more space after their flush.
+//! Fills the disk of a server with another process's data.
 //!
-//! The server must stay, deliver what it has, reject dispatches with 507, and accept them again when there is space.
+//! Some tests dispatch messages that need more space after their flush than when they are answered. The server
+//! must stay, deliver what it has, reject dispatches with 507, and accept them again when there is space.
 
 use std::{
     path::Path,
@@ -49,7 +50,9 @@ fn receive_all(server: &Server, http: &mut Http, user: &str) {
     });
 }
 
-/// Checks that a server on a full disk delivers, and rejects dispatches during several attempts to flush.
+/// Checks that a server on a full disk delivers, and rejects dispatches.
+///
+/// The rejections are checked during several attempts to flush.
 fn check_delivers_and_rejects(server: &Server, http: &mut Http, tracker: &Tracker, reader: &str) {
     wait_until_disk_full(http);
     let (status, response) = try_dispatch(http);
@@ -176,7 +179,7 @@ fn fan_out(http: &mut Http, bytes: usize, name: &str, users: usize) -> u16 {
     http.call("POST", "/v1/dispatch", &body.to_string()).expect("a response").0
 }
 
-/// Waits until the value log has this number of bytes, so that every entry has been flushed.
+/// Waits until the value log has this number of bytes: every entry has been flushed.
 fn wait_until_flushed(value_log: &Path, bytes: u64) {
     wait_until("every entry is flushed", CONDITION_TIMEOUT, || bytes_in(value_log) >= bytes);
 }

@@ -14,9 +14,13 @@ use crate::{
     tracker::Tracker,
 };
 
-/// Size of the disk, the space that the server leaves free (`store.minFree`), and the size of another process's file.
+/// Size of the disk.
 const DISK_BYTES: u64 = 320 * MIB;
+
+/// Space that the server leaves free (`store.minFree`).
 const MIN_FREE: u64 = 128 * MIB;
+
+/// Size of another process's file.
 const FILLER_BYTES: u64 = 64 * MIB;
 
 /// Bytes of a message. What is dispatched within 100 ms is far less than `MIN_FREE`.
@@ -45,7 +49,7 @@ fn dispatch_until_full(http: &mut Http, users: &[String]) -> Tracker {
     panic!("expected 507 before twice the size of the disk was accepted: {} messages", tracker.answered());
 }
 
-/// Checks that a full server rejects dispatches and reports why, and that it delivers what it has.
+/// Checks that a full server rejects dispatches with a reason, and delivers what it has.
 fn check_rejects_and_delivers(server: &Server, http: &mut Http, tracker: &Tracker, reader: &str) {
     let (status, response) = try_dispatch(http);
     let response: Value = serde_json::from_str(&response).expect("JSON");

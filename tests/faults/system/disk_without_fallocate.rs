@@ -1,4 +1,6 @@
-//! Fills the disk of a server with another process's data, on a file system without `fallocate` (NFS, ZFS, some FUSE).
+//! Fills the disk of a server on a file system without `fallocate`.
+//!
+//! NFS, ZFS and some FUSE file systems have none. Another process's data fills the disk.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! Checks the requirements of a fault, chooses the short or the long form, and prints results.
+//! Checks requirements of a fault, chooses the short or long form, and prints results.
 
 use std::{io::Write as _, path::Path, process::Command};
 
@@ -56,9 +56,9 @@ pub fn report_missing(name: &str, check: &str) -> bool {
     false
 }
 
-/// Chooses at most `count` of `all`, in order: the first two, the last two, and random ones between. At least four.
+/// Chooses a sample of `count`, at least four, in order.
 ///
-/// The long form chooses all.
+/// It has the first two, the last two, and random ones between. The long form chooses all.
 pub fn sample<T: Clone>(all: &[T], count: usize, random: &mut Random) -> Vec<T> {
     if long_form() || all.len() <= count {
         return all.to_vec();

@@ -67,7 +67,7 @@ fn dispatch_after_failed_write_or_sync_is_not_answered() {
     ));
 }
 
-/// Files or directories of the store, the calls that fail there, and whether each commit makes these calls.
+/// Files of the store, the calls that fail there, and whether each commit makes them.
 ///
 /// Calls are counted per thread. The commit thread writes both `mark` and the WAL in each commit, `mark` first. So `mark` is
 /// a case of its own.
@@ -144,7 +144,7 @@ fn files(home: &Home, name: &str) -> BTreeSet<PathBuf> {
     }
 }
 
-/// Dispatches to a server with a fault, and checks the server, and the store at the next start.
+/// Dispatches to a server with a fault, then checks the server and the next start.
 fn run_with_fault(
     home: &Home,
     fixture: &FixtureStore,

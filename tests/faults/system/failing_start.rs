@@ -72,9 +72,9 @@ fn first_start_with_failing_system_call_serves_or_exits_with_reason() {
     env::print(&format!("{summary}, of a first start"));
 }
 
-/// Prepares a store, injects a fault into a start on it, and checks the next start.
+/// Injects each fault into a start, and checks the next start. Returns a summary.
 ///
-/// Repeats this for each fault, or for all faults of syncs and `count` others. Returns a summary.
+/// `prepare` creates the store for each start. The short form has all faults of syncs and `count` others.
 fn inject_each_fault(
     home: &Home,
     random: &mut Random,
@@ -152,7 +152,7 @@ fn start_with_unreadable_sled_log_exits_and_keeps_store() {
     env::print(&format!("{not_started} servers did not start on an unreadable sled log, and kept the store"));
 }
 
-/// Checks the exit of a server that did not start, or dispatches to a server that did and kills it.
+/// Checks the exit of a server, or dispatches to a listening one and kills it.
 fn use_briefly(home: &Home, started: StartResult) -> Result<Tracker, String> {
     let mut tracker = Tracker::default();
     match started {

@@ -86,7 +86,7 @@ impl FixtureStore {
         copy(&self.directory.path().join("image"), &home.store());
     }
 
-    /// Starts a server without a fault, and checks the entries of the fixture and of the dispatches during the fault.
+    /// Checks entries of the fixture, and entries dispatched during the fault, at a normal start.
     ///
     /// # Errors
     /// With the violation: a panic, a server that does not start, or a wrong log.
@@ -100,7 +100,7 @@ impl FixtureStore {
         Ok(())
     }
 
-    /// Checks that the server has every pending entry of the fixture, in order, and no other.
+    /// Checks that the server has exactly the pending entries of the fixture, in order.
     ///
     /// # Errors
     /// With the first user whose log differs.
@@ -143,9 +143,9 @@ pub fn check_no_panic(home: &Home) -> Result<(), String> {
     if panicked { Err(format!("a panic:\n{log}")) } else { Ok(()) }
 }
 
-/// Reports whether the line is of a panic that the store catches: sled panics if it cannot sync its file at exit.
+/// Reports whether the line is of a panic that the store catches.
 ///
-/// The server then does not start, and reports why.
+/// sled panics if it cannot sync its file at exit. The server then does not start, and reports why.
 pub fn is_caught_panic(line: &str) -> bool {
     line.contains("sled-0.34.7/src/pagecache/logger.rs")
 }
@@ -168,7 +168,7 @@ fn wait_until_flushed(store: &Arc<dyn Store>) {
 /// Appends in flight at the same time. The queue of the store has room for more.
 const BATCH: u64 = 5_000;
 
-/// Creates a store in which a user has `count` pending messages of 256 bytes, numbered from zero.
+/// Creates a store with `count` pending messages of a user, of 256 bytes, numbered from zero.
 pub fn create_backlog(path: &Path, user: &str, count: u64) {
     let store = open(DiskOptions::new(path)).expect("a store");
     let user = UserId::new(user).expect("a user id");

@@ -50,8 +50,9 @@ fn start_after_first_start_killed_at_any_system_call_accepts_dispatches() {
     env::print(&format!("{kills} first starts killed at {kills} of {calls} system calls"));
 }
 
-/// Prepares a store, kills a start on it at a call, and checks the next start. Repeats this for each call, or a sample.
+/// Kills a start at each system call, and checks the next start.
 ///
+/// The short form has a sample of the calls. `prepare` creates the store for each start.
 /// Returns the number of starts killed, and the number of calls of a start.
 fn kill_at_each_call(
     home: &Home,

@@ -1,4 +1,6 @@
-//! Injects faults of the machine into a server, and checks that it keeps every answered dispatch and never hangs.
+//! Injects faults of the machine into a server.
+//!
+//! After each fault every answered dispatch must be kept, and no request may hang.
 //!
 //! One file for each fault, and these for all of them:
 //!

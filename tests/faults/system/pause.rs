@@ -1,5 +1,6 @@
-//! Stops a server with SIGSTOP and resumes it with SIGCONT seconds later, as a live migration of a virtual machine does.
+//! Stops a server with SIGSTOP, and resumes it with SIGCONT seconds later.
 //!
+//! Moving a virtual machine stops a server in the same way.
 //! Every request in flight must be answered, every connection kept, and nothing lost.
 
 use std::{

@@ -35,8 +35,9 @@ const WARM_UP_CLIENTS: usize = 5;
 /// Clients that do not read, whose memory is measured.
 const CLIENTS: usize = 60;
 
-/// Memory of the server for each client, in bytes: a few times `limits.unsentBytes`, far below the size of the backlog.
+/// Bound on the memory of the server for each client, in bytes.
 ///
+/// It is a few times `limits.unsentBytes`, and far below the size of the backlog.
 /// About 20 MiB of what is measured does not depend on the number of clients: memory that the store reads through.
 const CLIENT_BYTES_MAX: u64 = 1 << 20;
 
@@ -103,7 +104,7 @@ struct Latency {
     p99: Duration,
 }
 
-/// Dispatches messages to bob for a duration, numbered from `first`, and measures the time until each is received.
+/// Dispatches messages to bob, numbered from `first`, and measures the time until each is received.
 fn measure_latency(runtime: &Runtime, http: &mut Http, bob: &mut Client, first: u64, duration: Duration) -> Latency {
     let (end, mut times, mut n) = (Instant::now() + duration, Vec::new(), first);
     while Instant::now() < end {

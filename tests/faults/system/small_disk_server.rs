@@ -23,9 +23,9 @@ pub fn create_home(bytes: u64, settings: &str) -> Option<(Home, SmallDisk)> {
     Some((home, disk))
 }
 
-/// Creates a home as [`create_home`], whose server flushes entries to the value log 100 ms after they were answered.
+/// Creates a home as [`create_home`], whose server flushes entries to the value log early.
 ///
-/// Without the cargo feature `failpoints` the server flushes after 10 s.
+/// The flush is 100 ms after the answer. Without the cargo feature `failpoints` it is 10 s after.
 pub fn create_early_flush_home(bytes: u64, settings: &str) -> Option<(Home, SmallDisk)> {
     let (mut home, disk) = create_home(bytes, settings)?;
     home.set_variable("MESA_FAILPOINT", "EarlyFlush");

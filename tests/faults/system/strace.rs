@@ -107,7 +107,9 @@ pub fn wait_for_exit(mut process: Process, limit: Duration, context: &str) -> Ex
     }
 }
 
-/// Checks that a server that exited because of a fault has exit code 1, and that its last line reports the fault.
+/// Checks that a server with a fault exited with code 1 and reported it.
+///
+/// The report is the last line of the log, and begins with `mesa: `.
 ///
 /// # Errors
 /// If the exit code is another, the report is missing, or the log has internal terms.
@@ -152,7 +154,7 @@ pub struct StoreCalls {
     pub paths: BTreeSet<PathBuf>,
 }
 
-/// Starts the server of `home` without a fault, kills it, and returns its calls on the store.
+/// Starts the server of `home` without a fault, kills it, and returns its store calls.
 pub fn trace_start(home: &Home) -> StoreCalls {
     let StartResult::Listening(server) = start(home, "%file,%desc", &BTreeSet::new(), None) else {
         panic!("expected the server to start under strace:\n{}", home.log());

@@ -50,9 +50,9 @@ fn sigterm_during_dispatches_keeps_answered_ones_and_closes_connections() {
     ));
 }
 
-/// Sends SIGTERM after `pause` ms of dispatches, and a second one after another `gap` ms if `gap` is set.
+/// Sends SIGTERM after `pause` ms of dispatches.
 ///
-/// Returns what was dispatched, and the time until the server had exited.
+/// If `gap` is set, a second SIGTERM follows `gap` ms later. Returns what was dispatched, and the time until the server had exited.
 fn terminate_during_dispatches(home: &Home, pause: u64, gap: Option<u64>) -> (Tracker, Duration) {
     let server = home.start();
     let runtime = runtime();
@@ -188,7 +188,7 @@ fn wait_for_exit(server: Server, home: &Home) -> ExitStatus {
     strace::wait_for_exit(server.process, EXIT_TIMEOUT, &home.log())
 }
 
-/// Checks that the exit code is 0, or after a second SIGTERM 0 or 143 (128 + 15).
+/// Checks that the exit code is 0. After a second SIGTERM it may be 143 (128 + 15).
 fn check_exit(status: ExitStatus, twice: bool, home: &Home) {
     let expected = status.success() || twice && status.code() == Some(143);
     assert!(expected, "exited with {status}:\n{}", home.log());
