@@ -126,8 +126,8 @@ async fn backup_under_load_has_all_dispatches_answered_before_it_began() {
     }
     let before: Vec<u64> = answered.iter().map(|answered| answered.load(Ordering::SeqCst)).collect();
     let (file, url) = (home.path("backup.mesa"), format!("http://{address}"));
-    let made = tokio::task::block_in_place(|| run_mesa(&["backup", utf8(&file), "--url", &url]));
-    assert!(made.status.success(), "{}", output_text(&made));
+    let output = tokio::task::block_in_place(|| run_mesa(&["backup", utf8(&file), "--url", &url]));
+    assert!(output.status.success(), "{}", output_text(&output));
     stopping.store(true, Ordering::SeqCst);
     backends.into_iter().for_each(|backend| backend.join().expect("each dispatch of the backend is answered"));
     receiving.abort();
@@ -135,8 +135,8 @@ async fn backup_under_load_has_all_dispatches_answered_before_it_began() {
     stop(server);
 
     let restored = Home::new();
-    let made = run_mesa(&["restore", utf8(&file), "--store-path", utf8(&restored.store())]);
-    assert!(made.status.success(), "{}", output_text(&made));
+    let output = run_mesa(&["restore", utf8(&file), "--store-path", utf8(&restored.store())]);
+    assert!(output.status.success(), "{}", output_text(&output));
     let inspected = run_mesa(&["inspect", utf8(&restored.store())]);
     assert!(inspected.status.success(), "{}", output_text(&inspected));
     let server = restored.start();
@@ -183,9 +183,9 @@ fn restore_of_damaged_backup_or_to_existing_directory_fails() {
         http.dispatch(&json!({ "n": n, "pad": "x".repeat(3_000) }), &[user(n % 3), user(3)]).expect("a response");
     }
     let (file, url) = (home.path("backup.mesa"), format!("http://{}", server.address));
-    let made = run_mesa(&["backup", utf8(&file), "--url", &url]);
-    assert!(made.status.success(), "{}", output_text(&made));
-    assert!(output_text(&made).contains("4 users, 100 messages"), "{}", output_text(&made));
+    let output = run_mesa(&["backup", utf8(&file), "--url", &url]);
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert!(output_text(&output).contains("4 users, 100 messages"), "{}", output_text(&output));
     let again = run_mesa(&["backup", utf8(&file), "--url", &url]);
     assert!(!again.status.success() && output_text(&again).contains("already"), "{}", output_text(&again));
     assert!(!home.path("backup.mesa.partial").exists());
@@ -213,8 +213,8 @@ fn restore_of_damaged_backup_or_to_existing_directory_fails() {
         ("not a backup", b"no backup".to_vec()),
     ] {
         fs::write(&damaged, bytes).expect("the file is written");
-        let refused = run_mesa(&["restore", utf8(&damaged), "--store-path", utf8(&target)]);
-        assert!(!refused.status.success(), "{damage}: expected an error: {}", output_text(&refused));
+        let output = run_mesa(&["restore", utf8(&damaged), "--store-path", utf8(&target)]);
+        assert!(!output.status.success(), "{damage}: expected an error: {}", output_text(&output));
         assert!(!target.exists(), "{damage}: expected no store");
     }
     let not_empty = run_mesa(&["restore", utf8(&file), "--store-path", utf8(&home.store())]);
@@ -242,8 +242,8 @@ fn restore_when_killed_leaves_store_that_does_not_open_and_second_run_completes(
         http.dispatch(&json!({ "n": n, "pad": "x".repeat(50_000) }), &all_users).expect("a response");
     }
     let (file, url) = (home.path("backup.mesa"), format!("http://{}", server.address));
-    let made = run_mesa(&["backup", utf8(&file), "--url", &url]);
-    assert!(made.status.success(), "{}", output_text(&made));
+    let output = run_mesa(&["backup", utf8(&file), "--url", &url]);
+    assert!(output.status.success(), "{}", output_text(&output));
     stop(server);
 
     let restored = Home::new();
@@ -266,11 +266,11 @@ fn restore_when_killed_leaves_store_that_does_not_open_and_second_run_completes(
 
     let mut unfinished = Home::new();
     unfinished.move_store(partial.clone());
-    let refused = unfinished
+    let error = unfinished
         .ready(unfinished.spawn(&[]))
         .map(|_| ())
         .expect_err("a server that does not start on an unfinished store");
-    assert!(refused.contains("Run `mesa restore` again"), "{refused}");
+    assert!(error.contains("Run `mesa restore` again"), "{error}");
     let inspected = run_mesa(&["inspect", utf8(&partial)]);
     assert!(
         !inspected.status.success() && output_text(&inspected).contains("Run `mesa restore` again"),
@@ -338,8 +338,8 @@ fn backup_of_damaged_store_ends_as_broken_transfer() {
         response.map(|(status, body)| (status, body.len()))
     );
     let out = home.path("damaged.mesa");
-    let made = run_mesa(&["backup", utf8(&out), "--url", &format!("http://{}", server.address)]);
-    assert!(!made.status.success() && !out.exists(), "{}", output_text(&made));
+    let output = run_mesa(&["backup", utf8(&out), "--url", &format!("http://{}", server.address)]);
+    assert!(!output.status.success() && !out.exists(), "{}", output_text(&output));
     // A failed backup does not block the next one.
     assert!(Http::connect(server.address).expect("a connection").call("GET", "/v1/backup", "").is_err());
     home.wait_for_log(|log| log.contains("the backup is incomplete"));
