@@ -1,4 +1,4 @@
-//! Dispatch, presence, disconnects, failures and shutdown across two servers on one Redis.
+//! Tests dispatch, presence, disconnects, failures and shutdown across two servers on one Redis.
 
 use serde_json::{Value, json};
 

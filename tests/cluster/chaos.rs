@@ -46,7 +46,7 @@ struct Tracker {
     accepted: Mutex<HashSet<Delivery>>,
     /// Backend and number of each message that a user received, in order, with repeats.
     received: Mutex<HashMap<String, Vec<(u64, u64)>>>,
-    /// Messages that reached a user who was not their recipient.
+    /// Messages that reached a user other than their recipient.
     foreign: AtomicU64,
     rejected: AtomicU64,
     backends_done: AtomicBool,

@@ -58,7 +58,7 @@ async fn sentinel_failover_rejects_dispatches_and_keeps_clients_and_replicated_m
         let mut after_copied = accepted.iter().filter(|n| **n > copied);
         assert!(after_copied.all(|n| received.contains(n)), "{accepted:?}: {received:?}");
     }
-    // A user who was offline all the time receives every accepted message, in order.
+    // A user that was offline all the time receives every accepted message, in order.
     let mut carol = group.client(0, "carol").await;
     let received = receive_through(&mut carol, n).await;
     assert!(received.is_sorted_by(|a, b| a < b) && accepted.iter().all(|n| received.contains(n)), "{received:?}");

@@ -1,4 +1,4 @@
-//! `GET /v1/events` as bytes on a socket.
+//! A client of `GET /v1/events` (server-sent events) that reads single bytes and events.
 
 use serde_json::Value;
 use tokio::{
@@ -9,7 +9,7 @@ use tokio::{
 
 use crate::in_process::{KEY, TIMEOUT, TestServer};
 
-/// An event.
+/// One server-sent event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     pub id: Option<String>,
@@ -17,29 +17,30 @@ pub struct Event {
     pub data: Value,
 }
 
-/// A stream of them.
+/// A response to `GET /v1/events`.
 pub struct Events {
     socket: BufReader<TcpStream>,
     pub status: u16,
+    /// The header lines, in lower case.
     pub head: String,
     body: Vec<u8>,
-    /// The id that a client would resume with.
+    /// The last id received, with which a client would resume.
     pub last: String,
 }
 
 impl Events {
-    /// Asks for events; `query` is what stands behind the path.
-    pub async fn open(served: &TestServer, query: &str, last: Option<&str>) -> Self {
-        let socket = TcpStream::connect(served.address).await.unwrap();
+    /// Sends a request with a query string and a `Last-Event-ID`, and reads the head of the response.
+    pub async fn open(server: &TestServer, query: &str, last: Option<&str>) -> Self {
+        let socket = TcpStream::connect(server.address).await.unwrap();
         Self::open_on(socket, query, last).await
     }
 
-    /// As [`Events::begun`], over a socket for which the system holds little that is not read.
-    pub async fn begun_with_small_buffer(served: &TestServer) -> Self {
+    /// As [`Events::open_stream`], with a receive buffer of 4 KiB, so that few unread bytes fit into the socket.
+    pub async fn open_stream_with_small_buffer(server: &TestServer) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
-        let socket = socket.connect(served.address).await.unwrap();
-        Self::open_on(socket, "", None).await.beginning().await
+        let socket = socket.connect(server.address).await.unwrap();
+        Self::open_on(socket, "", None).await.check_beginning().await
     }
 
     async fn open_on(mut socket: TcpStream, query: &str, last: Option<&str>) -> Self {
@@ -65,27 +66,27 @@ impl Events {
         events
     }
 
-    /// One that was answered with a stream, which has begun.
-    pub async fn begun(served: &TestServer, query: &str, last: Option<&str>) -> Self {
-        Self::open(served, query, last).await.beginning().await
+    /// Opens a stream, and reads its beginning. Panics if the response is an error.
+    pub async fn open_stream(server: &TestServer, query: &str, last: Option<&str>) -> Self {
+        Self::open(server, query, last).await.check_beginning().await
     }
 
-    async fn beginning(mut self) -> Self {
+    async fn check_beginning(mut self) -> Self {
         let events = &mut self;
         assert_eq!(events.status, 200, "{}", events.head);
-        let begin = events.block().await.expect("a beginning");
+        let begin = events.block().await.expect("a first block");
         assert!(begin.starts_with("retry: "), "{begin}");
         self
     }
 
     async fn line(&mut self) -> Option<String> {
         let mut line = String::new();
-        let read = timeout(TIMEOUT, self.socket.read_line(&mut line)).await.expect("in time");
-        // A server that goes may take the connection with it.
+        let read = timeout(TIMEOUT, self.socket.read_line(&mut line)).await.expect("a line in time");
+        // A server that stops may reset the connection.
         (read.unwrap_or(0) > 0).then(|| line.trim_end().to_owned())
     }
 
-    /// What comes up to an empty line; `None` where the stream has ended.
+    /// Returns the lines up to an empty line. `None`: the stream has ended.
     async fn block(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.body.windows(2).position(|pair| pair == b"\n\n") {
@@ -98,7 +99,7 @@ impl Events {
             let length = usize::from_str_radix(&self.line().await?, 16).unwrap();
             let from = self.body.len();
             self.body.resize(from + length + 2, 0);
-            timeout(TIMEOUT, self.socket.read_exact(&mut self.body[from..])).await.expect("in time").unwrap();
+            timeout(TIMEOUT, self.socket.read_exact(&mut self.body[from..])).await.expect("a chunk in time").unwrap();
             self.body.truncate(from + length);
             if length == 0 {
                 return None;
@@ -106,7 +107,7 @@ impl Events {
         }
     }
 
-    /// The next event; `None` where the stream has ended.
+    /// Returns the next event. `None`: the stream has ended.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
             let block = self.block().await?;
@@ -118,7 +119,7 @@ impl Events {
         }
     }
 
-    /// The data of the next event.
+    /// Returns the data of the next event.
     pub async fn data(&mut self) -> Value {
         self.next().await.expect("an event").data
     }

@@ -1,4 +1,4 @@
-//! A connection that speaks the Redis protocol, byte by byte.
+//! A client of the Redis protocol (RESP) that reads and writes single bytes and replies.
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -8,40 +8,41 @@ use tokio::{
 
 use crate::in_process::{TIMEOUT, TestServer};
 
-pub struct Redis(pub BufReader<TcpStream>);
+/// A connection to a server's RESP port.
+pub struct RespClient(pub BufReader<TcpStream>);
 
-/// A command as it goes over the wire.
+/// Encodes a command.
 pub fn command(words: &[&str]) -> Vec<u8> {
     let words = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len()));
     format!("*{}\r\n{}", words.len(), words.collect::<String>()).into_bytes()
 }
 
-impl Redis {
-    pub async fn connect(served: &TestServer) -> Self {
-        let socket = TcpStream::connect(served.redis_protocol.unwrap()).await.unwrap();
+impl RespClient {
+    pub async fn connect(server: &TestServer) -> Self {
+        let socket = TcpStream::connect(server.redis_protocol.unwrap()).await.unwrap();
         socket.set_nodelay(true).unwrap();
         Self(BufReader::new(socket))
     }
 
-    /// A connection for which the system holds little that is not read.
-    pub async fn narrow(served: &TestServer) -> Self {
+    /// Connects with a receive buffer of 64 KiB, so that few unread bytes fit into the socket.
+    pub async fn connect_with_small_buffer(server: &TestServer) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(64 << 10).unwrap();
-        Self(BufReader::new(socket.connect(served.redis_protocol.unwrap()).await.unwrap()))
+        Self(BufReader::new(socket.connect(server.redis_protocol.unwrap()).await.unwrap()))
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
-        timeout(TIMEOUT, self.0.get_mut().write_all(bytes)).await.expect("in time").unwrap();
+        timeout(TIMEOUT, self.0.get_mut().write_all(bytes)).await.expect("the server reads in time").unwrap();
     }
 
-    /// Says a command, and gives its answer in one line of text.
-    pub async fn ask(&mut self, words: &[&str]) -> String {
+    /// Sends a command, and returns its reply as one line of text.
+    pub async fn call(&mut self, words: &[&str]) -> String {
         self.send(&command(words)).await;
-        self.answer().await.expect("an answer")
+        self.reply().await.expect("a reply")
     }
 
-    /// The next answer; `None` where the connection has ended. A list has its parts between brackets.
-    pub async fn answer(&mut self) -> Option<String> {
+    /// Returns the next reply as one line of text, with an array in brackets. `None`: the connection has ended.
+    pub async fn reply(&mut self) -> Option<String> {
         let line = self.line().await?;
         let (kind, rest) = line.split_at(1);
         match kind {
@@ -49,25 +50,25 @@ impl Redis {
             "$" if rest == "-1" => Some("nil".into()),
             "$" => {
                 let mut text = vec![0; rest.parse::<usize>().unwrap() + 2];
-                timeout(TIMEOUT, self.0.read_exact(&mut text)).await.expect("in time").ok()?;
+                timeout(TIMEOUT, self.0.read_exact(&mut text)).await.expect("the reply arrives in time").ok()?;
                 text.truncate(text.len() - 2);
                 Some(String::from_utf8(text).unwrap())
             }
             "*" => {
                 let mut parts = Vec::new();
                 for _ in 0..rest.parse::<usize>().unwrap() {
-                    parts.push(Box::pin(self.answer()).await?);
+                    parts.push(Box::pin(self.reply()).await?);
                 }
                 Some(format!("[{}]", parts.join(" ")))
             }
-            _ => panic!("{line:?}"),
+            _ => panic!("not a RESP2 reply: {line:?}"),
         }
     }
 
     async fn line(&mut self) -> Option<String> {
         let mut line = Vec::new();
-        let read = timeout(TIMEOUT, self.0.read_until(b'\n', &mut line)).await.expect("in time");
-        // A connection that is cut may be reset.
+        let read = timeout(TIMEOUT, self.0.read_until(b'\n', &mut line)).await.expect("the reply arrives in time");
+        // The server may reset a connection that it closes.
         if read.unwrap_or(0) == 0 {
             return None;
         }

@@ -1,222 +1,232 @@
-//! The Redis protocol over real sockets: what a peer sees that is well-behaved, and one that is not.
+//! Tests the Redis protocol (RESP) port over real sockets.
 #![allow(missing_docs)]
 
 mod client;
-mod hostile;
 #[path = "../support/in_process.rs"]
 mod in_process;
+mod limits;
 mod portals;
 
-use client::{Redis, command};
+use client::{RespClient, command};
 use in_process::{TIMEOUT, TestServer};
 use mesa::client::{Connection, ConnectionEvent};
 use tokio::time::timeout;
 
-const FIELD: &str = "undelivered_messages";
+/// Redis key of the hash that holds the original's lists of pending messages.
+const UNDELIVERED: &str = "undelivered_messages";
 
-pub async fn server() -> TestServer {
+/// Starts a server with a RESP port.
+pub async fn start_server() -> TestServer {
     TestServer::start(|config| config.redis_protocol.port = Some(0)).await
 }
 
-pub fn published(n: usize, recipients: &str) -> String {
+/// Returns a dispatch as a Dispatcher of the original publishes it. `recipients` are quoted ids with commas between them.
+pub fn dispatch_json(n: usize, recipients: &str) -> String {
     format!(r#"{{"message":{{"op":0,"d":{n},"t":"N"}},"recipients":[{recipients}]}}"#)
 }
 
-/// The data of everything that waits for a user, in order.
-async fn waiting(served: &TestServer, name: &str) -> Vec<usize> {
+/// Returns the data of a user's pending messages, in order.
+async fn pending_data(server: &TestServer, name: &str) -> Vec<usize> {
     let user = mesa::message::UserId::new(name).unwrap();
-    let (dispatcher, mut found, mut after) = (served.dispatcher(), Vec::new(), 0);
+    let (dispatcher, mut pending, mut after) = (server.dispatcher(), Vec::new(), 0);
     loop {
         let page = dispatcher.messages(&user, after, Some(1000)).await.unwrap().messages;
-        let Some(last) = page.last() else { return found };
+        let Some(last) = page.last() else { return pending };
         after = last.s;
-        found.extend(page.iter().map(|message| message.d.as_ref().unwrap().get().parse::<usize>().unwrap()));
+        pending.extend(page.iter().map(|message| message.d.as_ref().unwrap().get().parse::<usize>().unwrap()));
     }
 }
 
-async fn next(client: &mut Connection) -> String {
-    match timeout(TIMEOUT, client.next()).await.expect("in time").unwrap() {
+/// Returns the data of a client's next message.
+async fn next_data(client: &mut Connection) -> String {
+    match timeout(TIMEOUT, client.next()).await.expect("a message in time").unwrap() {
         ConnectionEvent::Message { data, .. } => data.get().to_owned(),
-        other => panic!("{other:?}"),
+        other => panic!("a message is expected, not {other:?}"),
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_cli_sees_what_is_true() {
-    let served = server().await;
-    let mut redis = Redis::connect(&served).await;
-    assert_eq!(redis.ask(&["PING"]).await, "+PONG");
-    assert_eq!(redis.ask(&["ping", "hello there"]).await, "hello there");
-    let info = redis.ask(&["INFO"]).await;
+async fn read_commands_return_current_presence_and_pending_messages() {
+    let server = start_server().await;
+    let mut redis = RespClient::connect(&server).await;
+    assert_eq!(redis.call(&["PING"]).await, "+PONG");
+    assert_eq!(redis.call(&["ping", "hello there"]).await, "hello there");
+    let info = redis.call(&["INFO"]).await;
     assert!(info.contains("redis_version:") && info.contains("\r\nloading:0\r\n"), "{info}");
     assert!(info.contains("\r\nconnected_clients:1\r\n") && info.contains("\r\nusers_online:0\r\n"), "{info}");
-    assert_eq!(redis.ask(&["SELECT", "0"]).await, "+OK");
-    assert_eq!(redis.ask(&["SELECT", "x"]).await, "-ERR DB index is out of range");
-    assert_eq!(redis.ask(&["SMEMBERS", "connected_clients"]).await, "[]");
-    assert_eq!(redis.ask(&["GET", "connected_clients_count"]).await, "0");
-    assert_eq!(redis.ask(&["HGET", FIELD, "alice"]).await, "nil");
-    let alice = served.client("alice").await;
-    let _stranger = served.connect().await;
-    assert_eq!(redis.ask(&["SMEMBERS", "connected_clients"]).await, "[alice]");
-    assert_eq!(redis.ask(&["SCARD", "connected_clients"]).await, ":1");
-    assert_eq!(redis.ask(&["SISMEMBER", "connected_clients", "alice"]).await, ":1");
-    assert_eq!(redis.ask(&["SISMEMBER", "connected_clients", "bob"]).await, ":0");
-    assert_eq!(redis.ask(&["GET", "connected_clients_count"]).await, "2");
-    assert_eq!(redis.ask(&["PUBLISH", "ws", &published(1, r#""bob","carol""#)]).await, ":2");
-    assert_eq!(redis.ask(&["HKEYS", FIELD]).await, "[bob carol]");
-    assert_eq!(redis.ask(&["HLEN", FIELD]).await, ":2");
-    assert_eq!(redis.ask(&["HEXISTS", FIELD, "bob"]).await, ":1");
-    assert_eq!(redis.ask(&["HGET", FIELD, "bob"]).await, r#"[{"op":0,"d":1,"t":"N"}]"#);
-    assert_eq!(redis.ask(&["HDEL", FIELD, "bob", "dave"]).await, ":1");
-    assert_eq!(redis.ask(&["HKEYS", FIELD]).await, "[carol]");
-    assert_eq!(redis.ask(&["TYPE", FIELD]).await, "+hash");
-    assert_eq!(redis.ask(&["KEYS", "connected*"]).await, "[connected_clients connected_clients_count]");
-    assert_eq!(redis.ask(&["COMMAND", "DOCS"]).await, "[]");
-    assert_eq!(redis.ask(&["CLIENT", "SETNAME", "me"]).await, "+OK");
-    assert_eq!(redis.ask(&["CLIENT", "GETNAME"]).await, "me");
-    let unknown = redis.ask(&["FLUSHALL\r\n+OK"]).await;
+    assert_eq!(redis.call(&["SELECT", "0"]).await, "+OK");
+    assert_eq!(redis.call(&["SELECT", "x"]).await, "-ERR DB index is out of range");
+    assert_eq!(redis.call(&["SMEMBERS", "connected_clients"]).await, "[]");
+    assert_eq!(redis.call(&["GET", "connected_clients_count"]).await, "0");
+    assert_eq!(redis.call(&["HGET", UNDELIVERED, "alice"]).await, "nil");
+    let alice = server.client("alice").await;
+    let _unauthenticated = server.connect().await;
+    assert_eq!(redis.call(&["SMEMBERS", "connected_clients"]).await, "[alice]");
+    assert_eq!(redis.call(&["SCARD", "connected_clients"]).await, ":1");
+    assert_eq!(redis.call(&["SISMEMBER", "connected_clients", "alice"]).await, ":1");
+    assert_eq!(redis.call(&["SISMEMBER", "connected_clients", "bob"]).await, ":0");
+    assert_eq!(redis.call(&["GET", "connected_clients_count"]).await, "2");
+    assert_eq!(redis.call(&["PUBLISH", "ws", &dispatch_json(1, r#""bob","carol""#)]).await, ":2");
+    assert_eq!(redis.call(&["HKEYS", UNDELIVERED]).await, "[bob carol]");
+    assert_eq!(redis.call(&["HLEN", UNDELIVERED]).await, ":2");
+    assert_eq!(redis.call(&["HEXISTS", UNDELIVERED, "bob"]).await, ":1");
+    assert_eq!(redis.call(&["HGET", UNDELIVERED, "bob"]).await, r#"[{"op":0,"d":1,"t":"N"}]"#);
+    assert_eq!(redis.call(&["HDEL", UNDELIVERED, "bob", "dave"]).await, ":1");
+    assert_eq!(redis.call(&["HKEYS", UNDELIVERED]).await, "[carol]");
+    assert_eq!(redis.call(&["TYPE", UNDELIVERED]).await, "+hash");
+    assert_eq!(redis.call(&["KEYS", "connected*"]).await, "[connected_clients connected_clients_count]");
+    assert_eq!(redis.call(&["COMMAND", "DOCS"]).await, "[]");
+    assert_eq!(redis.call(&["CLIENT", "SETNAME", "me"]).await, "+OK");
+    assert_eq!(redis.call(&["CLIENT", "GETNAME"]).await, "me");
+    let unknown = redis.call(&["FLUSHALL\r\n+OK"]).await;
     assert!(unknown.starts_with("-ERR unknown command 'FLUSHALL  +OK'"), "{unknown}");
     alice.close().await;
-    assert_eq!(redis.ask(&["QUIT"]).await, "+OK");
-    assert_eq!(redis.answer().await, None);
+    assert_eq!(redis.call(&["QUIT"]).await, "+OK");
+    assert_eq!(redis.reply().await, None);
 }
 
+// covers: G2
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_said_together_is_answered_in_order_and_seen_by_what_comes_behind_it() {
-    let served = server().await;
-    let mut redis = Redis::connect(&served).await;
-    let mut all = Vec::new();
+async fn pipelined_commands_are_answered_in_order_and_see_earlier_writes() {
+    let server = start_server().await;
+    let mut redis = RespClient::connect(&server).await;
+    let mut commands = Vec::new();
     for n in 0..1500 {
-        // What a Dispatcher read before is in its list, and is not taken again.
+        // A Dispatcher writes back the list that it has read, with one more message. Only the last one is appended.
         let list = format!(r#"[{{"op":0,"d":7777,"t":"OLD"}},{{"op":0,"d":{n},"t":"N"}}]"#);
-        all.extend(command(&["HSET", FIELD, "alice", &list]));
-        all.extend(command(&["SISMEMBER", "connected_clients", "alice"]));
-        all.extend(command(&["PUBLISH", "ws", &published(n, r#""bob""#)]));
+        commands.extend(command(&["HSET", UNDELIVERED, "alice", &list]));
+        commands.extend(command(&["SISMEMBER", "connected_clients", "alice"]));
+        commands.extend(command(&["PUBLISH", "ws", &dispatch_json(n, r#""bob""#)]));
         if n % 500 == 0 {
-            all.extend(command(&["HGET", FIELD, "bob"]));
-            all.extend(command(&["NONSENSE"]));
-            all.extend(command(&["PUBLISH", "ws", &published(n, r#""*""#)]));
+            commands.extend(command(&["HGET", UNDELIVERED, "bob"]));
+            commands.extend(command(&["NONSENSE"]));
+            commands.extend(command(&["PUBLISH", "ws", &dispatch_json(n, r#""*""#)]));
         }
     }
-    redis.send(&all).await;
+    redis.send(&commands).await;
     for n in 0..1500 {
-        assert_eq!(redis.answer().await.unwrap(), ":1");
-        assert_eq!(redis.answer().await.unwrap(), ":0");
-        assert_eq!(redis.answer().await.unwrap(), ":1");
+        assert_eq!(redis.reply().await.unwrap(), ":1");
+        assert_eq!(redis.reply().await.unwrap(), ":0");
+        assert_eq!(redis.reply().await.unwrap(), ":1");
         if n % 500 == 0 {
-            let list = redis.answer().await.unwrap();
-            assert_eq!(list.matches("\"op\"").count(), n.min(999) + 1, "{n}: the first thousand at most");
-            assert!(redis.answer().await.unwrap().starts_with("-ERR unknown command"));
-            assert_eq!(redis.answer().await.unwrap(), ":0", "nobody is here");
+            let list = redis.reply().await.unwrap();
+            assert_eq!(list.matches("\"op\"").count(), n.min(999) + 1, "{n}: HGET returns the first 1000 messages");
+            assert!(redis.reply().await.unwrap().starts_with("-ERR unknown command"));
+            assert_eq!(redis.reply().await.unwrap(), ":0", "a broadcast reaches no client");
         }
     }
-    assert_eq!(waiting(&served, "alice").await, (0..1500).collect::<Vec<_>>());
-    assert_eq!(waiting(&served, "bob").await, (0..1500).collect::<Vec<_>>());
+    assert_eq!(pending_data(&server, "alice").await, (0..1500).collect::<Vec<_>>());
+    assert_eq!(pending_data(&server, "bob").await, (0..1500).collect::<Vec<_>>());
 }
 
+// covers: G2
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_between_the_question_and_the_message_gets_it_once() {
-    let served = server().await;
-    let mut redis = Redis::connect(&served).await;
-    assert_eq!(redis.ask(&["SISMEMBER", "connected_clients", "alice"]).await, ":0");
-    assert_eq!(redis.ask(&["HGET", FIELD, "alice"]).await, "nil");
-    let mut alice = served.client("alice").await;
-    assert_eq!(redis.ask(&["HSET", FIELD, "alice", r#"[{"op":0,"d":1}]"#]).await, ":1");
-    assert_eq!(next(&mut alice).await, "1");
-    // And who goes between them: the message is published, and waits.
-    assert_eq!(redis.ask(&["SISMEMBER", "connected_clients", "alice"]).await, ":1");
+async fn message_of_original_dispatcher_is_delivered_once_if_user_connects_or_disconnects_after_its_query() {
+    let server = start_server().await;
+    let mut redis = RespClient::connect(&server).await;
+    assert_eq!(redis.call(&["SISMEMBER", "connected_clients", "alice"]).await, ":0");
+    assert_eq!(redis.call(&["HGET", UNDELIVERED, "alice"]).await, "nil");
+    let mut alice = server.client("alice").await;
+    assert_eq!(redis.call(&["HSET", UNDELIVERED, "alice", r#"[{"op":0,"d":1}]"#]).await, ":1");
+    assert_eq!(next_data(&mut alice).await, "1");
+    // The user disconnects between query and message. The Dispatcher publishes the message, and it stays pending.
+    assert_eq!(redis.call(&["SISMEMBER", "connected_clients", "alice"]).await, ":1");
     alice.close().await;
-    served.wait_for_metric("mesa_sessions 0").await;
-    assert_eq!(redis.ask(&["PUBLISH", "ws", &published(2, r#""alice""#)]).await, ":1");
-    let mut alice = served.client("alice").await;
-    let mut got = vec![next(&mut alice).await];
-    if got[0] == "1" {
-        // It went before it had said that it has this one.
-        got.push(next(&mut alice).await);
+    server.wait_for_metric("mesa_sessions 0").await;
+    assert_eq!(redis.call(&["PUBLISH", "ws", &dispatch_json(2, r#""alice""#)]).await, ":1");
+    let mut alice = server.client("alice").await;
+    let mut received = vec![next_data(&mut alice).await];
+    if received[0] == "1" {
+        // The client had closed before it acknowledged message 1.
+        received.push(next_data(&mut alice).await);
     }
-    assert_eq!(got.last().unwrap(), "2");
+    assert_eq!(received.last().unwrap(), "2");
 }
 
+// covers: G4
 #[tokio::test(flavor = "multi_thread")]
-async fn for_whom_a_message_was_not_taken_does_not_count() {
-    let served = TestServer::start(|config| {
+async fn reply_to_hset_and_publish_does_not_count_rejected_recipients() {
+    let server = TestServer::start(|config| {
         config.redis_protocol.port = Some(0);
         config.sync.max_messages = 2;
     })
     .await;
-    let mut redis = Redis::connect(&served).await;
+    let mut redis = RespClient::connect(&server).await;
     for count in [":1", ":1", ":0"] {
-        assert_eq!(redis.ask(&["HSET", FIELD, "alice", r#"[{"op":0,"d":1}]"#]).await, count);
+        assert_eq!(redis.call(&["HSET", UNDELIVERED, "alice", r#"[{"op":0,"d":1}]"#]).await, count);
     }
-    assert_eq!(redis.ask(&["PUBLISH", "ws", &published(2, r#""alice","bob","\u0000""#)]).await, ":1");
-    served.wait_for_metric("mesa_messages_rejected_total 2").await;
+    assert_eq!(redis.call(&["PUBLISH", "ws", &dispatch_json(2, r#""alice","bob","\u0000""#)]).await, ":1");
+    server.wait_for_metric("mesa_messages_rejected_total 2").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_done_is_refused_aloud() {
-    let served = TestServer::start(|config| {
+async fn impossible_command_gets_an_error_that_names_the_reason() {
+    let server = TestServer::start(|config| {
         config.redis_protocol.port = Some(0);
         config.sync.enabled = false;
         config.portal.enabled = false;
         config.limits.recipients = 2;
     })
     .await;
-    let mut redis = Redis::connect(&served).await;
+    let mut redis = RespClient::connect(&server).await;
     let large = format!(r#"{{"message":{{"d":"{}"}},"recipients":["a"]}}"#, "x".repeat(70_000));
-    for (words, why) in [
-        (&["HSET", FIELD, "alice", r#"[{"op":0,"o":{"ttl":5}}]"#][..], "set sync.enabled"),
-        (&["HSET", FIELD, "", r#"[{"op":0}]"#], "invalid user id"),
+    for (words, reason) in [
+        (&["HSET", UNDELIVERED, "alice", r#"[{"op":0,"o":{"ttl":5}}]"#][..], "set sync.enabled"),
+        (&["HSET", UNDELIVERED, "", r#"[{"op":0}]"#], "invalid user id"),
         (&["HSET", "connected_clients", "alice", "1"], "read-only"),
         (&["SADD", "available_portals_pool", "x"], "portal.enabled"),
         (&["SADD", "connected_clients", "alice"], "read-only"),
         (&["PUBLISH", "available_portals_pool", r#"{"id":"x","ready":true}"#], "portal.enabled"),
         (&["PUBLISH", "ws", "{"], "not a dispatch"),
-        (&["PUBLISH", "ws", &published(1, r#""a","b","c""#)], "limits.recipients"),
+        (&["PUBLISH", "ws", &dispatch_json(1, r#""a","b","c""#)], "limits.recipients"),
         (&["PUBLISH", "ws", &large], "at most 65536 bytes"),
         (&["PUBLISH", "news", "hello"], "does not keep 'news'"),
         (&["AUTH", "x"], "without any password configured"),
         (&["CLIENT", "KILL", "x"], "unknown subcommand"),
         (&["GET"], "wrong number of arguments"),
     ] {
-        let answer = redis.ask(words).await;
-        assert!(answer.starts_with("-ERR ") && answer.contains(why), "{words:?}: {answer}");
+        let reply = redis.call(words).await;
+        assert!(reply.starts_with("-ERR ") && reply.contains(reason), "{words:?}: {reply}");
     }
-    assert_eq!(redis.ask(&["PUBLISH", "ws", &published(1, r#""a""#)]).await, ":0", "nobody is here");
+    let recipients = redis.call(&["PUBLISH", "ws", &dispatch_json(1, r#""a""#)]).await;
+    assert_eq!(recipients, ":0", "with sync off a message to an offline user counts no recipient");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscriber_hears_what_is_published_and_may_say_little_else() {
-    let served = server().await;
-    let (mut one, mut other) = (Redis::connect(&served).await, Redis::connect(&served).await);
-    assert_eq!(one.ask(&["SUBSCRIBE", "ws", "x"]).await, "[subscribe ws :1]");
-    assert_eq!(one.answer().await.unwrap(), "[subscribe x :2]");
-    let text = published(1, r#""alice""#);
-    assert_eq!(other.ask(&["PUBLISH", "ws", &text]).await, ":1");
-    assert_eq!(one.answer().await.unwrap(), format!("[message ws {text}]"));
-    assert_eq!(one.ask(&["PING"]).await, "[pong ]");
-    assert!(one.ask(&["GET", "x"]).await.contains("allowed in this context"));
-    assert_eq!(one.ask(&["UNSUBSCRIBE", "x"]).await, "[unsubscribe x :1]");
-    assert_eq!(one.ask(&["UNSUBSCRIBE"]).await, "[unsubscribe ws :0]");
-    assert_eq!(one.ask(&["UNSUBSCRIBE"]).await, "[unsubscribe nil :0]");
-    assert_eq!(one.ask(&["PING"]).await, "+PONG");
-    assert_eq!(other.ask(&["PUBLISH", "ws", &text]).await, ":1");
-    assert_eq!(one.ask(&["ECHO", "nothing came"]).await, "nothing came");
+async fn subscriber_receives_published_messages_and_may_use_few_commands() {
+    let server = start_server().await;
+    let (mut subscriber, mut publisher) = (RespClient::connect(&server).await, RespClient::connect(&server).await);
+    assert_eq!(subscriber.call(&["SUBSCRIBE", "ws", "x"]).await, "[subscribe ws :1]");
+    assert_eq!(subscriber.reply().await.unwrap(), "[subscribe x :2]");
+    let text = dispatch_json(1, r#""alice""#);
+    assert_eq!(publisher.call(&["PUBLISH", "ws", &text]).await, ":1");
+    assert_eq!(subscriber.reply().await.unwrap(), format!("[message ws {text}]"));
+    assert_eq!(subscriber.call(&["PING"]).await, "[pong ]");
+    assert!(subscriber.call(&["GET", "x"]).await.contains("allowed in this context"));
+    assert_eq!(subscriber.call(&["UNSUBSCRIBE", "x"]).await, "[unsubscribe x :1]");
+    assert_eq!(subscriber.call(&["UNSUBSCRIBE"]).await, "[unsubscribe ws :0]");
+    assert_eq!(subscriber.call(&["UNSUBSCRIBE"]).await, "[unsubscribe nil :0]");
+    assert_eq!(subscriber.call(&["PING"]).await, "+PONG");
+    assert_eq!(publisher.call(&["PUBLISH", "ws", &text]).await, ":1");
+    let next_reply = subscriber.call(&["ECHO", "echo"]).await;
+    assert_eq!(next_reply, "echo", "a message published after UNSUBSCRIBE is not received");
 }
 
+// covers: G1
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_stops_answers_what_was_said_and_ends_its_connections() {
-    let mut served = server().await;
-    let mut redis = Redis::connect(&served).await;
-    assert_eq!(redis.ask(&["PUBLISH", "ws", &published(1, r#""alice""#)]).await, ":1");
-    let mut idle = Redis::connect(&served).await;
-    assert_eq!(idle.ask(&["SUBSCRIBE", "portal"]).await, "[subscribe portal :1]");
-    served.stop().await;
-    assert_eq!((redis.answer().await, idle.answer().await), (None, None));
-    let served = served.restart().await;
-    assert_eq!(waiting(&served, "alice").await, [1]);
+async fn stopping_server_closes_connections_and_keeps_published_messages() {
+    let mut server = start_server().await;
+    let mut redis = RespClient::connect(&server).await;
+    assert_eq!(redis.call(&["PUBLISH", "ws", &dispatch_json(1, r#""alice""#)]).await, ":1");
+    let mut idle = RespClient::connect(&server).await;
+    assert_eq!(idle.call(&["SUBSCRIBE", "portal"]).await, "[subscribe portal :1]");
+    server.stop().await;
+    assert_eq!((redis.reply().await, idle.reply().await), (None, None));
+    let server = server.restart().await;
+    assert_eq!(pending_data(&server, "alice").await, [1]);
 }
 
-async fn server_with_sync_off() -> TestServer {
+async fn start_server_without_sync() -> TestServer {
     TestServer::start(|config| {
         config.redis_protocol.port = Some(0);
         config.sync.enabled = false;
@@ -225,34 +235,34 @@ async fn server_with_sync_off() -> TestServer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dispatcher_with_sync_off_gets_no_success_for_what_needs_a_log() {
-    let served = server_with_sync_off().await;
-    let mut redis = Redis::connect(&served).await;
-    assert_eq!(redis.ask(&["PUBLISH", "ws", &published(1, r#""bob""#)]).await, ":0");
+async fn command_that_needs_a_log_with_sync_off_gets_an_error() {
+    let server = start_server_without_sync().await;
+    let mut redis = RespClient::connect(&server).await;
+    assert_eq!(redis.call(&["PUBLISH", "ws", &dispatch_json(1, r#""bob""#)]).await, ":0");
     for option in [r#"{"ttl":5}"#, r#"{"collapse":"k"}"#] {
         let text = format!(r#"{{"message":{{"op":0,"o":{option}}},"recipients":["bob"]}}"#);
-        let answer = redis.ask(&["PUBLISH", "ws", &text]).await;
-        assert!(answer.starts_with("-ERR") && answer.contains("sync.enabled is off"), "{answer}");
+        let reply = redis.call(&["PUBLISH", "ws", &text]).await;
+        assert!(reply.starts_with("-ERR") && reply.contains("sync.enabled is off"), "{reply}");
     }
-    let answer = redis.ask(&["HSET", FIELD, "bob", r#"[{"op":0,"o":{"collapse":"k"}}]"#]).await;
-    assert!(answer.starts_with("-ERR") && answer.contains("sync.enabled is off"), "{answer}");
+    let reply = redis.call(&["HSET", UNDELIVERED, "bob", r#"[{"op":0,"o":{"collapse":"k"}}]"#]).await;
+    assert!(reply.starts_with("-ERR") && reply.contains("sync.enabled is off"), "{reply}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn append_for_an_offline_user_with_sync_off_is_answered_and_dropped() {
-    let served = server_with_sync_off().await;
-    let mut redis = Redis::connect(&served).await;
-    assert_eq!(redis.ask(&["SISMEMBER", "connected_clients", "alice"]).await, ":0");
-    assert_eq!(redis.ask(&["HGET", FIELD, "alice"]).await, "nil");
+async fn hset_for_offline_user_with_sync_off_is_answered_and_dropped() {
+    let server = start_server_without_sync().await;
+    let mut redis = RespClient::connect(&server).await;
+    assert_eq!(redis.call(&["SISMEMBER", "connected_clients", "alice"]).await, ":0");
+    assert_eq!(redis.call(&["HGET", UNDELIVERED, "alice"]).await, "nil");
     for count in 1..=3 {
-        assert_eq!(redis.ask(&["HSET", FIELD, "alice", r#"[{"op":0,"d":1}]"#]).await, ":1");
-        served.wait_for_metric(&format!("mesa_messages_dropped_sync_off_total {count}")).await;
+        assert_eq!(redis.call(&["HSET", UNDELIVERED, "alice", r#"[{"op":0,"d":1}]"#]).await, ":1");
+        server.wait_for_metric(&format!("mesa_messages_dropped_sync_off_total {count}")).await;
     }
-    assert_eq!(redis.ask(&["HGET", FIELD, "alice"]).await, "nil");
-    assert_eq!(redis.ask(&["HLEN", FIELD]).await, ":0");
-    // A user who connected after the Dispatcher's question is online for its answer.
-    let mut alice = served.client("alice").await;
-    assert_eq!(redis.ask(&["HSET", FIELD, "alice", r#"[{"op":0,"d":2}]"#]).await, ":1");
-    assert_eq!(next(&mut alice).await, "2");
-    served.wait_for_metric("mesa_messages_dropped_sync_off_total 3").await;
+    assert_eq!(redis.call(&["HGET", UNDELIVERED, "alice"]).await, "nil");
+    assert_eq!(redis.call(&["HLEN", UNDELIVERED]).await, ":0");
+    // A user that connects after the Dispatcher's query receives its message.
+    let mut alice = server.client("alice").await;
+    assert_eq!(redis.call(&["HSET", UNDELIVERED, "alice", r#"[{"op":0,"d":2}]"#]).await, ":1");
+    assert_eq!(next_data(&mut alice).await, "2");
+    server.wait_for_metric("mesa_messages_dropped_sync_off_total 3").await;
 }
