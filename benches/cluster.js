@@ -1,6 +1,6 @@
 'use strict';
-// The stock side of the benchmark `cluster`: `node cluster.js REDIS_URL DATA_BYTES`. Told on standard input what to measure,
-// one JSON object a line; one line of answer to each, in milliseconds.
+// Measures the original Mesa (`@cryb/mesa`) for the benchmark `cluster`: `node cluster.js REDIS_URL DATA_BYTES`. Reads commands
+// from standard input, one JSON object per line. Writes one line of JSON per command; times are in milliseconds.
 
 const { spawn } = require('node:child_process');
 const net = require('node:net');
@@ -8,21 +8,21 @@ const path = require('node:path');
 const readline = require('node:readline');
 
 const modules = path.join(__dirname, '../tests/node_clients/node_modules');
-const stock = require(path.join(modules, 'stock158'));
+const original = require(path.join(modules, 'stock158'));
 const WebSocket = require(path.join(modules, 'ws'));
 
 const [redis, bytes] = process.argv.slice(2);
 const DATA = 'x'.repeat(Number(bytes));
-/** What is not there by then is lost. */
-const PATIENCE_MS = 60_000;
+/** A message that takes longer counts as lost. */
+const MESSAGE_TIMEOUT_MS = 60_000;
 
 let server;
 let dispatcher;
-let arrived = () => {};
+let onMessage = () => {};
 process.on('exit', () => server?.kill('SIGKILL'));
 
 const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
-const dispatch = () => dispatcher.dispatch(new stock.Message(0, DATA, 'BENCH'), ['alice']);
+const dispatch = () => dispatcher.dispatch(new original.Message(0, DATA, 'BENCH'), ['alice']);
 
 async function freePort() {
   const listener = net.createServer().listen(0, '127.0.0.1');
@@ -42,70 +42,70 @@ async function connect(port) {
     if (opened) return socket;
     await pause(20);
   }
-  throw new Error('the stock server does not listen');
+  throw new Error('the original server does not listen after 10 s');
 }
 
-/** Runs `begin`, and waits until `arrived` has called `done`. */
-function until(begin) {
+/** Calls `start` with a callback, and resolves with what the callback gets. Rejects after MESSAGE_TIMEOUT_MS. */
+function withTimeout(start) {
   return new Promise((resolve, reject) => {
-    const late = setTimeout(() => reject(new Error('a message was lost')), PATIENCE_MS);
-    begin((result) => { clearTimeout(late); resolve(result); });
+    const timer = setTimeout(() => reject(new Error(`no message within ${MESSAGE_TIMEOUT_MS} ms`)), MESSAGE_TIMEOUT_MS);
+    start((result) => { clearTimeout(timer); resolve(result); });
   });
 }
 
-const does = {
+const commands = {
   async start() {
     const port = await freePort();
     server = spawn(process.execPath, ['-e', `
       const { default: Server } = require(${JSON.stringify(path.join(modules, 'stock158'))});
-      const server = new Server({ port: ${port}, redis: ${JSON.stringify(redis)}, namespace: 'stock', sync: { enabled: true } });
+      const server = new Server({ port: ${port}, redis: ${JSON.stringify(redis)}, namespace: 'original', sync: { enabled: true } });
       server.on('connection', (client) => client.authenticate(({ token }, done) => done(null, { id: token, user: { id: token } })));
     `], { stdio: ['ignore', 'ignore', 'inherit'] });
-    dispatcher = new stock.Dispatcher(redis, { namespace: 'stock', sync: { enabled: true } });
+    dispatcher = new original.Dispatcher(redis, { namespace: 'original', sync: { enabled: true } });
     await Promise.all([dispatcher.redis.ping(), dispatcher.publisher.ping()]);
     const socket = await connect(port);
-    await until((welcome) => {
+    await withTimeout((authenticated) => {
       socket.on('message', (data) => {
         const { op } = JSON.parse(data);
         if (op === 1) socket.send('{"op":11,"d":{}}');
-        if (op === 22) welcome();
-        if (op === 0) arrived();
+        if (op === 22) authenticated();
+        if (op === 0) onMessage();
       });
       socket.send(JSON.stringify({ op: 2, d: { token: 'alice', shouldSync: true } }));
     });
-    while (!(await dispatcher.redis.sismember('connected_clients_stock', 'alice'))) await pause(5);
+    while (!(await dispatcher.redis.sismember('connected_clients_original', 'alice'))) await pause(5);
     return 'started';
   },
-  async singly({ count }) {
-    const took = [];
+  async sequential({ count }) {
+    const latencies = [];
     for (let n = 0; n < count; n += 1) {
-      took.push(await until((done) => {
-        const began = performance.now();
-        arrived = () => done(performance.now() - began);
+      latencies.push(await withTimeout((done) => {
+        const start = performance.now();
+        onMessage = () => done(performance.now() - start);
         dispatch();
       }));
     }
-    return took;
+    return latencies;
   },
-  many({ count, atOnce }) {
-    return until((done) => {
-      const began = performance.now();
-      let [sent, came] = [0, 0];
-      const more = () => { if (sent < count) { sent += 1; dispatch(); } };
-      arrived = () => {
-        came += 1;
-        if (came === count) done(performance.now() - began); else more();
+  concurrent({ count, inFlight }) {
+    return withTimeout((done) => {
+      const start = performance.now();
+      let [sent, received] = [0, 0];
+      const sendNext = () => { if (sent < count) { sent += 1; dispatch(); } };
+      onMessage = () => {
+        received += 1;
+        if (received === count) done(performance.now() - start); else sendNext();
       };
-      for (let n = 0; n < atOnce; n += 1) more();
+      for (let n = 0; n < inFlight; n += 1) sendNext();
     });
   },
-  end() { process.exit(0); },
+  exit() { process.exit(0); },
 };
 
 readline.createInterface({ input: process.stdin }).on('line', async (line) => {
-  const { what, ...how } = JSON.parse(line);
+  const { command, ...parameters } = JSON.parse(line);
   try {
-    console.log(JSON.stringify(await does[what](how)));
+    console.log(JSON.stringify(await commands[command](parameters)));
   } catch (error) {
     console.error(error);
     process.exit(1);

@@ -1,7 +1,8 @@
-//! A dispatch to one server for a client at another, over a Redis that both share: how long one takes until the client
-//! has it, and how many come through when fifty are under way. Beside it, in the same run and by turns, the same work on one
-//! embedded server, and on the stock server with a stock Dispatcher on the same Redis. Needs `redis-server`, and for stock
-//! Node and the packages of `tests/node_clients` (`npm ci` there).
+//! Measures a dispatch to one server for a client of another server, over one Redis.
+//!
+//! Reports the time until the client has the message, and the throughput with 50 dispatches in flight. The same work is done
+//! on one embedded server, and on a server of the original Mesa (`@cryb/mesa`) with its Dispatcher on the same Redis. They
+//! take turns within one run. Needs `redis-server`; the original needs Node and `npm ci` in `tests/node_clients`.
 #![allow(missing_docs)]
 
 #[path = "../tests/support/redis.rs"]
@@ -20,36 +21,37 @@ use futures_util::future::join_all;
 use mesa::{client::Connection, config::Redis as Address, dispatcher::Dispatcher, message::Recipients};
 use redis_server::Redis;
 use serde_json::{Value, json};
-use support::{Served, message, next, user};
+use support::{TestServer, message, next, user};
 use tokio::runtime::Runtime;
 
-/// What the binary has.
+/// Allocator of the binary.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The first warms up and does not count.
+/// Rounds. The first warms up and is not counted.
 const ROUNDS: usize = 6;
-/// Dispatches of a round, one after the other.
-const SINGLE: usize = 300;
-/// Dispatches of a round, so many of them under way at once.
-const MANY: usize = 2_000;
-const AT_ONCE: usize = 50;
+/// Sequential dispatches per round.
+const SEQUENTIAL: usize = 300;
+/// Concurrent dispatches per round.
+const CONCURRENT: usize = 2_000;
+/// Concurrent dispatches in flight.
+const IN_FLIGHT: usize = 50;
 
-/// What each way of keeping is called, and what Redis is told.
-const REDIS: [(&str, &[&str]); 3] = [
+/// Persistence settings of Redis: name, and arguments of `redis-server`.
+const REDIS_SETTINGS: [(&str, &[&str]); 3] = [
     ("Redis, every write synced", &["--appendfsync", "always"]),
-    ("Redis, a sync a second", &["--appendfsync", "everysec"]),
+    ("Redis, a sync per second", &["--appendfsync", "everysec"]),
     ("Redis, nothing on disk", &["--appendonly", "no"]),
 ];
 
-/// Servers of ours, with a client at the last and a Dispatcher for the first.
-struct Ours {
+/// Servers of this crate, with a dispatcher for the first and a client of the last.
+struct MesaTarget {
     dispatcher: Dispatcher,
     client: Connection,
-    servers: Vec<Served>,
+    servers: Vec<TestServer>,
 }
 
-impl Ours {
+impl MesaTarget {
     async fn start(count: usize, redis: Option<&Redis>) -> Self {
         let mut servers = Vec::new();
         for _ in 0..count {
@@ -57,39 +59,40 @@ impl Ours {
             let configure = |config: &mut mesa::config::Config| {
                 config.redis = redis.map(|redis| Address::One(redis.url()));
             };
-            servers.push(Served::start_with(directory, configure).await);
+            servers.push(TestServer::start_with(directory, configure).await);
         }
         let client = servers[count - 1].client(&user(1)).await;
         Self { dispatcher: servers[0].dispatcher(), client, servers }
     }
 
-    /// From the dispatch until the client has it, each.
-    async fn singly(&mut self) -> Vec<Duration> {
+    /// Measures sequential dispatches, each until the client has the message.
+    async fn sequential(&mut self) -> Vec<Duration> {
         let (message, recipients) = (message(), Recipients::Users(vec![user(1)]));
-        let mut took = Vec::with_capacity(SINGLE);
-        for _ in 0..SINGLE {
+        let mut latencies = Vec::with_capacity(SEQUENTIAL);
+        for _ in 0..SEQUENTIAL {
             let began = Instant::now();
-            let dispatch = async { self.dispatcher.dispatch(&message, &recipients, &[]).await.expect("it is taken") };
+            let dispatch =
+                async { self.dispatcher.dispatch(&message, &recipients, &[]).await.expect("an accepted dispatch") };
             let arrive = async {
                 next(&mut self.client).await;
                 began.elapsed()
             };
-            took.push(tokio::join!(dispatch, arrive).1);
+            latencies.push(tokio::join!(dispatch, arrive).1);
         }
-        took
+        latencies
     }
 
-    /// Until all were answered and the client has the last.
-    async fn many(&mut self) -> Duration {
+    /// Measures concurrent dispatches until all are answered and the client has the last message.
+    async fn concurrent(&mut self) -> Duration {
         let (message, recipients) = (message(), Recipients::Users(vec![user(1)]));
         let began = Instant::now();
-        let dispatches = join_all((0..AT_ONCE).map(async |_| {
-            for _ in 0..MANY / AT_ONCE {
-                self.dispatcher.dispatch(&message, &recipients, &[]).await.expect("it is taken");
+        let dispatches = join_all((0..IN_FLIGHT).map(async |_| {
+            for _ in 0..CONCURRENT / IN_FLIGHT {
+                self.dispatcher.dispatch(&message, &recipients, &[]).await.expect("an accepted dispatch");
             }
         }));
         let arrive = async {
-            for _ in 0..MANY {
+            for _ in 0..CONCURRENT {
                 next(&mut self.client).await;
             }
         };
@@ -98,14 +101,14 @@ impl Ours {
     }
 }
 
-/// A stock server, and a stock Dispatcher and a client in another process, which is told what to do.
-struct Stock {
+/// Driver process with a server of the original, its Dispatcher and a client.
+struct OriginalTarget {
     process: Child,
-    to: ChildStdin,
-    from: BufReader<ChildStdout>,
+    commands: ChildStdin,
+    results: BufReader<ChildStdout>,
 }
 
-impl Stock {
+impl OriginalTarget {
     fn start(redis: &Redis) -> Self {
         let driver = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/cluster.js");
         let command = Command::new("node")
@@ -115,33 +118,34 @@ impl Stock {
             .stdout(Stdio::piped())
             .spawn();
         let mut process = command.expect("node is installed");
-        let (to, from) = (process.stdin.take().expect("a pipe"), process.stdout.take().expect("a pipe"));
-        let mut stock = Self { process, to, from: BufReader::new(from) };
-        assert_eq!(stock.ask(&json!({ "what": "start" })), json!("started"));
-        stock
+        let (commands, results) = (process.stdin.take().expect("a pipe"), process.stdout.take().expect("a pipe"));
+        let mut original = Self { process, commands, results: BufReader::new(results) };
+        assert_eq!(original.call(&json!({ "command": "start" })), json!("started"));
+        original
     }
 
-    fn ask(&mut self, what: &Value) -> Value {
-        writeln!(self.to, "{what}").expect("it listens");
-        let mut answer = String::new();
-        self.from.read_line(&mut answer).expect("it answers");
-        serde_json::from_str(&answer).expect("stock cannot be measured: is `npm ci` done in tests/node_clients?")
+    /// Sends a command to the driver and waits for its result.
+    fn call(&mut self, command: &Value) -> Value {
+        writeln!(self.commands, "{command}").expect("a running driver");
+        let mut result = String::new();
+        self.results.read_line(&mut result).expect("a running driver");
+        serde_json::from_str(&result).expect("a result; if the driver has failed, run `npm ci` in tests/node_clients")
     }
 
-    fn singly(&mut self) -> Vec<Duration> {
-        let took = self.ask(&json!({ "what": "singly", "count": SINGLE }));
-        took.as_array().expect("times").iter().map(milliseconds).collect()
+    fn sequential(&mut self) -> Vec<Duration> {
+        let latencies = self.call(&json!({ "command": "sequential", "count": SEQUENTIAL }));
+        latencies.as_array().expect("times").iter().map(milliseconds).collect()
     }
 
-    fn many(&mut self) -> Duration {
-        milliseconds(&self.ask(&json!({ "what": "many", "count": MANY, "atOnce": AT_ONCE })))
+    fn concurrent(&mut self) -> Duration {
+        milliseconds(&self.call(&json!({ "command": "concurrent", "count": CONCURRENT, "inFlight": IN_FLIGHT })))
     }
 }
 
-impl Drop for Stock {
+impl Drop for OriginalTarget {
     fn drop(&mut self) {
-        // Its own server it ends itself, when nobody tells it anything any more.
-        _ = self.to.write_all(b"{\"what\":\"end\"}\n");
+        // The driver kills the original's server when it exits.
+        _ = self.commands.write_all(b"{\"command\":\"exit\"}\n");
         _ = self.process.wait();
     }
 }
@@ -151,65 +155,68 @@ fn milliseconds(value: &Value) -> Duration {
 }
 
 enum Target {
-    Ours(Box<Ours>),
-    Stock(Stock),
+    Mesa(Box<MesaTarget>),
+    Original(OriginalTarget),
 }
 
-struct Measured {
+/// A target and its measured times.
+struct Measurement {
     name: String,
     target: Target,
-    singly: Vec<Duration>,
-    many: Vec<Duration>,
+    sequential: Vec<Duration>,
+    concurrent: Vec<Duration>,
 }
 
-impl Measured {
+impl Measurement {
     fn new(name: String, target: Target) -> Self {
-        Self { name, target, singly: Vec::new(), many: Vec::new() }
+        Self { name, target, sequential: Vec::new(), concurrent: Vec::new() }
     }
 
     fn round(&mut self, clients: &Runtime, counts: bool) {
-        let (singly, many) = match &mut self.target {
-            Target::Ours(ours) => clients.block_on(async { (ours.singly().await, ours.many().await) }),
-            Target::Stock(stock) => (stock.singly(), stock.many()),
+        let (sequential, concurrent) = match &mut self.target {
+            Target::Mesa(mesa) => clients.block_on(async { (mesa.sequential().await, mesa.concurrent().await) }),
+            Target::Original(original) => (original.sequential(), original.concurrent()),
         };
         if counts {
-            self.singly.extend(singly);
-            self.many.push(many);
+            self.sequential.extend(sequential);
+            self.concurrent.push(concurrent);
         }
     }
 
-    fn show(&mut self) {
-        self.singly.sort_unstable();
-        self.many.sort_unstable();
-        let at = |percent: usize| self.singly[(self.singly.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-        let rate = MANY as f64 / self.many[self.many.len() / 2].as_secs_f64();
+    fn print_row(&mut self) {
+        self.sequential.sort_unstable();
+        self.concurrent.sort_unstable();
+        let at = |percent: usize| self.sequential[(self.sequential.len() - 1) * percent / 100].as_secs_f64() * 1e3;
+        let rate = CONCURRENT as f64 / self.concurrent[self.concurrent.len() / 2].as_secs_f64();
         println!("{:<62}{:>9.2} ms{:>9.2} ms{rate:>12.0}", self.name, at(50), at(99));
     }
 }
 
 fn main() {
-    // Clients have threads of their own, as they would have elsewhere.
+    // Clients have their own threads, as they would on another machine.
     let (servers, clients) = (support::runtime(), support::runtime());
     let redis: Vec<(&str, Arc<Redis>)> =
-        REDIS.iter().map(|(name, arguments)| (*name, Redis::start_with(arguments))).collect();
-    let ours = |count, redis: Option<&Redis>| Target::Ours(Box::new(servers.block_on(Ours::start(count, redis))));
-    let mut all = vec![Measured::new("one embedded server, every message synced".into(), ours(1, None))];
+        REDIS_SETTINGS.iter().map(|(name, arguments)| (*name, Redis::start_with(arguments))).collect();
+    let start =
+        |count, redis: Option<&Redis>| Target::Mesa(Box::new(servers.block_on(MesaTarget::start(count, redis))));
+    let mut all = vec![Measurement::new("one embedded server, every message synced".into(), start(1, None))];
     for (name, redis) in &redis {
-        all.push(Measured::new(format!("two servers, {name}"), ours(2, Some(redis))));
-        all.push(Measured::new(format!("stock server and Dispatcher, {name}"), Target::Stock(Stock::start(redis))));
+        all.push(Measurement::new(format!("two servers, {name}"), start(2, Some(redis))));
+        let original = Target::Original(OriginalTarget::start(redis));
+        all.push(Measurement::new(format!("the original, {name}"), original));
     }
     for round in 0..ROUNDS {
-        // By turns, so that whatever else goes on is shared by all.
-        all.iter_mut().for_each(|measured| measured.round(&clients, round > 0));
+        // The targets take turns, so that other load on the machine affects all of them.
+        all.iter_mut().for_each(|measurement| measurement.round(&clients, round > 0));
     }
-    println!("\n{:<62}{:>12}{:>12}{:>12}", "a dispatch until the client has it", "p50", "p99", "a second");
-    all.iter_mut().for_each(Measured::show);
-    println!("(one after the other; the last column with {AT_ONCE} under way, median of {} rounds)", ROUNDS - 1);
-    for measured in all {
-        if let Target::Ours(ours) = measured.target {
-            let Ours { client, servers: served, .. } = *ours;
+    println!("\n{:<62}{:>12}{:>12}{:>12}", "dispatch until the client has it", "p50", "p99", "per second");
+    all.iter_mut().for_each(Measurement::print_row);
+    println!("(sequential; last column: {IN_FLIGHT} in flight, median of {} rounds)", ROUNDS - 1);
+    for measurement in all {
+        if let Target::Mesa(mesa) = measurement.target {
+            let MesaTarget { client, servers: started, .. } = *mesa;
             drop(client);
-            servers.block_on(async { join_all(served.into_iter().map(Served::stop)).await });
+            servers.block_on(async { join_all(started.into_iter().map(TestServer::stop)).await });
         }
     }
 }

@@ -1,5 +1,5 @@
 'use strict';
-// Driver of the benchmark `original_dispatcher`: `node original_dispatcher.js MESA`. Prints a table of medians.
+// Drives the benchmark `original_dispatcher`: `node original_dispatcher.js MESA_BINARY`. Prints a table of medians.
 
 const { execFileSync, spawn } = require('node:child_process');
 const fs = require('node:fs');
@@ -8,21 +8,21 @@ const os = require('node:os');
 const path = require('node:path');
 
 const modules = path.join(__dirname, '../tests/node_clients/node_modules');
-const stock = require(path.join(modules, 'stock158'));
+const original = require(path.join(modules, 'stock158'));
 const WebSocket = require(path.join(modules, 'ws'));
 
 const ROUNDS = 7;
-/** Dispatches of a round, all begun at once. */
-const COUNT = 4000;
-/** Users who are away, each of whom gets as many of them. */
-const AWAY = 500;
+/** Dispatches per round, all started at once. */
+const DISPATCHES = 4000;
+/** Offline users; each receives the same number of dispatches. */
+const OFFLINE_USERS = 500;
 const DATA = 'x'.repeat(256);
 
 const DIRECTORY = fs.mkdtempSync(path.join(os.tmpdir(), 'mesa-bench-'));
-const running = [];
+const children = [];
 
 process.on('exit', () => {
-  running.forEach((child) => child.kill('SIGKILL'));
+  children.forEach((child) => child.kill('SIGKILL'));
   fs.rmSync(DIRECTORY, { recursive: true, force: true });
 });
 
@@ -36,7 +36,7 @@ async function freePort() {
   return port;
 }
 
-async function listening(port) {
+async function waitForListener(port) {
   for (let tries = 0; tries < 500; tries += 1) {
     const open = await new Promise((resolve) => {
       const socket = net.connect(port, '127.0.0.1', () => { socket.destroy(); resolve(true); });
@@ -45,16 +45,16 @@ async function listening(port) {
     if (open) return;
     await pause(20);
   }
-  throw new Error(`nobody listens on ${port}`);
+  throw new Error(`no listener on port ${port} after 10 s`);
 }
 
 function run(program, args) {
   const child = spawn(program, args, { stdio: ['ignore', 'ignore', 'inherit'], cwd: DIRECTORY });
-  running.push(child);
+  children.push(child);
   return child;
 }
 
-async function mesa() {
+async function startMesa() {
   const [port, redis] = [await freePort(), await freePort()];
   const file = path.join(DIRECTORY, 'mesa.json');
   fs.writeFileSync(file, JSON.stringify({
@@ -66,122 +66,123 @@ async function mesa() {
     log: { level: 'error' },
   }));
   const child = run(process.argv[2], ['serve', '--config', file, '--store-path', path.join(DIRECTORY, 'store')]);
-  await Promise.all([listening(port), listening(redis)]);
-  return { port, redis, children: [child] };
+  await Promise.all([waitForListener(port), waitForListener(redis)]);
+  return { port, redis, processes: [child] };
 }
 
-async function stockOn(...options) {
+async function startOriginal(...options) {
   const [port, redis] = [await freePort(), await freePort()];
   const directory = fs.mkdtempSync(path.join(DIRECTORY, 'redis-'));
   const server = run('redis-server', ['--port', String(redis), '--bind', '127.0.0.1', '--save', '', '--dir', directory, ...options]);
-  await listening(redis);
+  await waitForListener(redis);
   const node = run(process.execPath, ['-e', `
     const { default: Server } = require(${JSON.stringify(path.join(modules, 'stock158'))});
     const server = new Server({ port: ${port}, redis: 'redis://127.0.0.1:${redis}', sync: { enabled: true } });
     server.on('connection', (client) => client.authenticate(({ token }, done) => done(null, { id: token, user: { id: token } })));
   `]);
-  await listening(port);
-  return { port, redis, children: [server, node] };
+  await waitForListener(port);
+  return { port, redis, processes: [server, node] };
 }
 
-/** CPU that processes have used, in milliseconds. */
-function cpu(children) {
+/** Returns the CPU time that processes have used, in ms. */
+function cpuTime(processes) {
   const tick = 1000 / Number(execFileSync('getconf', ['CLK_TCK']));
-  return children.reduce((sum, { pid }) => {
+  return processes.reduce((sum, { pid }) => {
     const fields = fs.readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1].split(' ');
     return sum + (Number(fields[11]) + Number(fields[12])) * tick;
   }, 0);
 }
 
-const message = () => new stock.Message(0, { text: DATA }, 'BENCH');
+const message = () => new original.Message(0, { text: DATA }, 'BENCH');
 
-/** To users who are away: until all that the Dispatcher has to say was answered. */
-async function away(target) {
-  const dispatcher = new stock.Dispatcher(`redis://127.0.0.1:${target.redis}`, { sync: { enabled: true } });
+/** Measures dispatches to offline users, until all commands of the Dispatcher are answered. */
+async function measureOffline(target) {
+  const dispatcher = new original.Dispatcher(`redis://127.0.0.1:${target.redis}`, { sync: { enabled: true } });
   await Promise.all([dispatcher.redis.ping(), dispatcher.publisher.ping()]);
-  await dispatcher.redis.hdel('undelivered_messages', ...Array.from({ length: AWAY }, (_, n) => `user-${n}`));
-  const [began, used] = [performance.now(), cpu(target.children)];
-  for (let n = 0; n < COUNT; n += 1) dispatcher.dispatch(message(), [`user-${n % AWAY}`]);
-  // Whether he is here, what waits for him, that and one more: each behind the answer to the one before.
+  await dispatcher.redis.hdel('undelivered_messages', ...Array.from({ length: OFFLINE_USERS }, (_, n) => `user-${n}`));
+  const [start, cpuBefore] = [performance.now(), cpuTime(target.processes)];
+  for (let n = 0; n < DISPATCHES; n += 1) dispatcher.dispatch(message(), [`user-${n % OFFLINE_USERS}`]);
+  // Per dispatch the Dispatcher reads whether the user is online, reads the pending messages, and writes them with one more.
+  // Each command waits for the reply to the one before.
   for (let step = 0; step < 4; step += 1) await dispatcher.redis.ping();
   await dispatcher.publisher.ping();
-  const took = performance.now() - began;
-  const spent = cpu(target.children) - used;
-  let kept = 0;
-  for (let n = 0; n < AWAY; n += 1) {
-    kept += JSON.parse(await dispatcher.redis.hget('undelivered_messages', `user-${n}`) ?? '[]').length;
+  const duration = performance.now() - start;
+  const cpu = cpuTime(target.processes) - cpuBefore;
+  let stored = 0;
+  for (let n = 0; n < OFFLINE_USERS; n += 1) {
+    stored += JSON.parse(await dispatcher.redis.hget('undelivered_messages', `user-${n}`) ?? '[]').length;
   }
   dispatcher.redis.disconnect();
   dispatcher.publisher.disconnect();
-  return { took, spent, kept };
+  return { duration, cpu, delivered: stored };
 }
 
-/** To a user who is here: until he has them all. */
-async function here(target) {
-  const dispatcher = new stock.Dispatcher(`redis://127.0.0.1:${target.redis}`, { sync: { enabled: true } });
+/** Measures dispatches to an online user, until the client has received all of them. */
+async function measureOnline(target) {
+  const dispatcher = new original.Dispatcher(`redis://127.0.0.1:${target.redis}`, { sync: { enabled: true } });
   await Promise.all([dispatcher.redis.ping(), dispatcher.publisher.ping()]);
   const socket = new WebSocket(`ws://127.0.0.1:${target.port}/`);
-  let got = 0;
-  let [done, welcome] = [() => {}, () => {}];
+  let received = 0;
+  let [onComplete, onAuthenticated] = [() => {}, () => {}];
   socket.on('message', (data) => {
     const { op, s } = JSON.parse(data);
     if (op === 1) socket.send('{"op":11,"d":{}}');
-    if (op === 22) welcome();
-    // What an earlier round was sent and did not confirm before it went comes again, with a number.
+    if (op === 22) onAuthenticated();
+    // Messages with `s` are redelivered: an earlier round received them and disconnected before it acknowledged them.
     if (op === 0 && s === undefined) {
-      got += 1;
-      if (got === COUNT) done();
+      received += 1;
+      if (received === DISPATCHES) onComplete();
     }
   });
   await new Promise((resolve) => { socket.once('open', resolve); });
-  const welcomed = new Promise((resolve) => { welcome = resolve; });
+  const authenticated = new Promise((resolve) => { onAuthenticated = resolve; });
   socket.send(JSON.stringify({ op: 2, d: { token: 'alice', shouldSync: true } }));
-  await welcomed;
+  await authenticated;
   while (!(await dispatcher.redis.sismember('connected_clients', 'alice'))) await pause(5);
-  const all = new Promise((resolve) => { done = resolve; });
-  const [began, used] = [performance.now(), cpu(target.children)];
-  for (let n = 0; n < COUNT; n += 1) dispatcher.dispatch(message(), ['alice']);
-  await Promise.race([all, pause(60_000)]);
-  const took = performance.now() - began;
-  const spent = cpu(target.children) - used;
+  const complete = new Promise((resolve) => { onComplete = resolve; });
+  const [start, cpuBefore] = [performance.now(), cpuTime(target.processes)];
+  for (let n = 0; n < DISPATCHES; n += 1) dispatcher.dispatch(message(), ['alice']);
+  await Promise.race([complete, pause(60_000)]);
+  const duration = performance.now() - start;
+  const cpu = cpuTime(target.processes) - cpuBefore;
   socket.close();
   while (await dispatcher.redis.sismember('connected_clients', 'alice')) await pause(5);
   dispatcher.redis.disconnect();
   dispatcher.publisher.disconnect();
-  return { took, spent, kept: got };
+  return { duration, cpu, delivered: received };
 }
 
 const median = (numbers) => numbers.sort((a, b) => a - b)[Math.floor(numbers.length / 2)];
 
 async function main() {
   const targets = {
-    'this server (every message synced to disk)': await mesa(),
-    'Redis, nothing on disk, and the stock server': await stockOn('--appendonly', 'no'),
-    'Redis, every write synced, and the stock server': await stockOn('--appendonly', 'yes', '--appendfsync', 'always'),
+    'this server (every message synced to disk)': await startMesa(),
+    'Redis, nothing on disk, and the original server': await startOriginal('--appendonly', 'no'),
+    'Redis, every write synced, and the original server': await startOriginal('--appendonly', 'yes', '--appendfsync', 'always'),
   };
   const rows = [];
-  for (const [what, measure] of [['to users who are away', away], ['to a user who is here', here]]) {
+  for (const [recipients, measure] of [['to offline users', measureOffline], ['to an online user', measureOnline]]) {
     const results = Object.fromEntries(Object.keys(targets).map((name) => [name, []]));
     for (let round = 0; round < ROUNDS + 1; round += 1) {
-      // In turn, so that whatever else goes on is shared by all; the first round warms up.
+      // The targets take turns, so that other load on the machine affects all of them. The first round warms up.
       for (const [name, target] of Object.entries(targets)) {
         const result = await measure(target);
         if (round > 0) results[name].push(result);
       }
     }
     for (const [name, all] of Object.entries(results)) {
-      const took = median(all.map((result) => result.took));
-      const spent = median(all.map((result) => result.spent));
+      const duration = median(all.map((result) => result.duration));
+      const cpu = median(all.map((result) => result.cpu));
       rows.push({
-        what,
+        recipients,
         name,
-        'dispatches a second': Math.round((COUNT / took) * 1000),
-        'CPU of the server, µs each': Math.round((spent / COUNT) * 1000),
-        'kept or received': `${median(all.map((result) => result.kept))} of ${COUNT}`,
+        'dispatches per second': Math.round((DISPATCHES / duration) * 1000),
+        'CPU of the server, µs each': Math.round((cpu / DISPATCHES) * 1000),
+        'stored or received': `${median(all.map((result) => result.delivered))} of ${DISPATCHES}`,
       });
     }
   }
-  console.log(`\nA stock Dispatcher, ${COUNT} dispatches of ${DATA.length} bytes begun at once, medians of ${ROUNDS} rounds:`);
+  console.log(`\nA Dispatcher of the original, ${DISPATCHES} dispatches of ${DATA.length} bytes started at once, medians of ${ROUNDS} rounds:`);
   for (const row of rows) console.log(`| ${Object.values(row).join(' | ')} |`);
   process.exit(0);
 }

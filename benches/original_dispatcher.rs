@@ -1,6 +1,8 @@
-//! Stock Dispatchers on this server and on a real Redis with the stock server, in one run: how many dispatches a second, and
-//! how much CPU of the server's side each costs. The driver is `original_dispatcher.js`, because the Dispatcher is; it needs Node,
-//! `redis-server`, and the packages of `tests/node_clients` (`npm ci` there).
+//! Measures Dispatchers of the original Mesa (`@cryb/mesa`) on this server, and on Redis with the original's server.
+//!
+//! Reports dispatches per second and CPU of the server side per dispatch, for all of them in one run. The driver is
+//! `original_dispatcher.js`, because the Dispatcher is JavaScript. It needs Node, `redis-server`, and `npm ci` in
+//! `tests/node_clients`.
 #![allow(missing_docs)]
 
 use std::{path::Path, process::Command};
@@ -8,7 +10,7 @@ use std::{path::Path, process::Command};
 fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let driver = root.join("benches/original_dispatcher.js");
-    let ended = Command::new("node").arg(driver).arg(env!("CARGO_BIN_EXE_mesa")).status();
-    let ended = ended.expect("node is installed");
-    assert!(ended.success(), "the driver ended with {ended}");
+    let status = Command::new("node").arg(driver).arg(env!("CARGO_BIN_EXE_mesa")).status();
+    let status = status.expect("node is installed");
+    assert!(status.success(), "the driver exited with {status}");
 }

@@ -1,4 +1,4 @@
-//! The store alone: appending durably, reading, trimming, opening.
+//! Measures the embedded store alone: durable appends, reads, acknowledgements, and opening after a kill.
 #![allow(missing_docs)]
 
 mod support;
@@ -32,11 +32,11 @@ fn store() -> (TempDir, Arc<dyn Store>) {
 
 async fn append(store: &dyn Store, n: usize) {
     let append = Append::new(payload(), vec![user(n % USERS)]);
-    store.append(append).await.expect("it is kept");
+    store.append(append).await.expect("a commit");
 }
 
-/// As many callers as named, each waiting for its own message to be durable.
-fn appending(c: &mut Criterion) {
+/// Measures durable appends: by 1, 50 and 1,000 concurrent callers, and of one message to 10,000 users.
+fn bench_append(c: &mut Criterion) {
     let runtime = support::runtime();
     let mut group = c.benchmark_group("store_append_durably");
     for callers in [1, 50, 1000] {
@@ -52,14 +52,16 @@ fn appending(c: &mut Criterion) {
     group.bench_function("one_message_to_10000_users", |b| {
         b.to_async(&runtime).iter(|| async {
             let append = Append::new(payload(), recipients.clone());
-            store.append(append).await.expect("it is kept")
+            store.append(append).await.expect("a commit")
         });
     });
     group.finish();
 }
 
-/// What is pending in the journal, or in inboxes: a hundred messages for each of a thousand users, by turns.
-fn read_from(runtime: &Runtime, path: &Path, flush_delay: Duration, cache_bytes: u64) -> Arc<dyn Store> {
+/// Opens a store with 100 messages for each of 1,000 users, in turns; creates them in a new store.
+///
+/// `flush_delay` decides whether they are in the write-ahead log or in the value log.
+fn open_with_backlogs(runtime: &Runtime, path: &Path, flush_delay: Duration, cache_bytes: u64) -> Arc<dyn Store> {
     runtime.block_on(async {
         let tuning = Tuning { flush_delay, ..Tuning::default() };
         let store = open(DiskOptions { tuning, cache_bytes, ..options(path) }).expect("a store");
@@ -72,7 +74,8 @@ fn read_from(runtime: &Runtime, path: &Path, flush_delay: Duration, cache_bytes:
     })
 }
 
-fn reading(c: &mut Criterion) {
+/// Measures reads from memory, from files of the write-ahead log, and from the value log.
+fn bench_read(c: &mut Criterion) {
     let runtime = support::runtime();
     let mut group = c.benchmark_group("store_read");
     let mut read = |name: &str, store: &dyn Store, after: u64, entries: usize, users: usize| {
@@ -82,35 +85,35 @@ fn reading(c: &mut Criterion) {
         group.bench_function(name, |b| {
             b.iter(|| {
                 n += 1;
-                let found = store.read(&user(n % users), after, limit).expect("it is read");
-                assert_eq!(found.entries.len(), entries);
+                let result = store.read(&user(n % users), after, limit).expect("a read without error");
+                assert_eq!(result.entries.len(), entries);
             });
         });
     };
-    let (never, cache) = (Duration::from_secs(3600), DiskOptions::new("").cache_bytes);
+    let (no_flush, cache) = (Duration::from_secs(3600), DiskOptions::new("").cache_bytes);
     let directory = tempfile::tempdir().expect("a directory");
-    let store = read_from(&runtime, directory.path(), never, cache);
+    let store = open_with_backlogs(&runtime, directory.path(), no_flush, cache);
     read("100_entries_of_one_of_1000_users", &*store, 0, 100, USERS);
     read("1_entry_of_one_of_1000_users", &*store, 50, 1, USERS);
-    runtime.block_on(store.close()).expect("closed");
+    runtime.block_on(store.close()).expect("a close without error");
     drop(store);
-    let store = read_from(&runtime, directory.path(), never, cache);
+    let store = open_with_backlogs(&runtime, directory.path(), no_flush, cache);
     read("100_entries_of_one_of_1000_users_after_a_start", &*store, 0, 100, USERS);
-    runtime.block_on(store.close()).expect("closed");
+    runtime.block_on(store.close()).expect("a close without error");
     drop(store);
-    // The cache has room for next to nothing.
-    let store = read_from(&runtime, directory.path(), never, 1 << 20);
+    // With the smallest cache, nearly all reads use files.
+    let store = open_with_backlogs(&runtime, directory.path(), no_flush, 1 << 20);
     read("100_entries_of_one_of_1000_users_from_files", &*store, 0, 100, USERS);
     read("1_entry_of_one_of_1000_users_from_files", &*store, 50, 1, USERS);
     drop(store);
     let directory = tempfile::tempdir().expect("a directory");
-    let store = read_from(&runtime, directory.path(), Duration::ZERO, cache);
-    wait_until_settled(&*store, USERS, 99);
-    read("100_entries_of_one_of_1000_users_from_inboxes", &*store, 0, 100, USERS);
-    read("1_entry_of_one_of_1000_users_from_inboxes", &*store, 50, 1, USERS);
+    let store = open_with_backlogs(&runtime, directory.path(), Duration::ZERO, cache);
+    wait_for_flush(&*store, USERS, 99);
+    read("100_entries_of_one_of_1000_users_from_value_log", &*store, 0, 100, USERS);
+    read("1_entry_of_one_of_1000_users_from_value_log", &*store, 50, 1, USERS);
     drop(store);
     let directory = tempfile::tempdir().expect("a directory");
-    let tuning = Tuning { flush_delay: never, ..Tuning::default() };
+    let tuning = Tuning { flush_delay: no_flush, ..Tuning::default() };
     let store = runtime.block_on(async {
         let store = open(DiskOptions { tuning, cache_bytes: 1 << 20, ..options(directory.path()) }).expect("a store");
         for _ in 0..4000 {
@@ -122,27 +125,29 @@ fn reading(c: &mut Criterion) {
     group.finish();
 }
 
-/// Reads come from memory until it is settled; `last` is the last but one entry that each user has.
-fn wait_until_settled(store: &dyn Store, users: usize, last: u64) {
+/// Waits until reads no longer come from memory, which is the case after the flush.
+///
+/// `after` is the sequence before the last entry of each user.
+fn wait_for_flush(store: &dyn Store, users: usize, after: u64) {
     let limit = ReadLimit { entries: 1, bytes: usize::MAX };
-    while (0..users).any(|n| store.read_cached(&user(n), last, limit).is_some()) {
+    while (0..users).any(|n| store.read_cached(&user(n), after, limit).is_some()) {
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// What a receipt costs, with the trimming that follows it.
-fn trimming(c: &mut Criterion) {
+/// Measures one acknowledgement, with the trimming that follows it.
+fn bench_acknowledge(c: &mut Criterion) {
     let runtime = support::runtime();
     let (_directory, store) = runtime.block_on(async { store() });
-    let mut group = c.benchmark_group("store_receive");
+    let mut group = c.benchmark_group("store_acknowledge");
     group.throughput(Throughput::Elements(1));
     let mut n = 0;
-    group.bench_function("a_receipt", |b| {
+    group.bench_function("one_acknowledgement", |b| {
         b.iter_custom(|rounds| {
             let recipient = user(n % USERS);
             n += 1;
             let head = runtime.block_on(async {
-                let rounds = usize::try_from(rounds).expect("few");
+                let rounds = usize::try_from(rounds).expect("fits usize");
                 for _ in 0..rounds.div_ceil(1000) {
                     join_all((0..1000).map(|_| append(&*store, n - 1))).await;
                 }
@@ -154,32 +159,32 @@ fn trimming(c: &mut Criterion) {
                 let received = Some((seq + 1, seq + 1));
                 store.report(&recipient, SessionReport { acknowledged: received, ..SessionReport::default() });
             }
-            let took = start.elapsed();
+            let elapsed = start.elapsed();
             store.report(&recipient, SessionReport { acknowledged: Some((1, head)), ..SessionReport::default() });
-            took
+            elapsed
         });
     });
     group.finish();
 }
 
-/// What is pending, over all users.
+/// Pending messages of all users together.
 const PENDING: usize = 100_000;
 
-/// A store with that much pending for so many users, as a kill leaves it.
-fn killed(runtime: &Runtime, users: usize, flush_delay: Duration) -> TempDir {
+/// Creates the files of a killed store with [`PENDING`] messages of `users` users.
+fn killed_store(runtime: &Runtime, users: usize, flush_delay: Duration) -> TempDir {
     let (directory, image) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
-    let settles = flush_delay.is_zero();
+    let flushes = flush_delay.is_zero();
     let store = runtime.block_on(async {
         let tuning = Tuning { flush_delay, ..Tuning::default() };
         let store = open(DiskOptions { tuning, ..options(directory.path()) }).expect("a store");
         for first in (0..PENDING).step_by(1000) {
             let append = |n: usize| Append::new(payload(), vec![user(n % users)]);
-            store.append_all((first..first + 1000).map(append).collect()).await.expect("they are kept");
+            store.append_all((first..first + 1000).map(append).collect()).await.expect("a commit");
         }
         store
     });
-    if settles {
-        wait_until_settled(&*store, users, (PENDING / users) as u64 - 1);
+    if flushes {
+        wait_for_flush(&*store, users, (PENDING / users) as u64 - 1);
     }
     copy(directory.path(), image.path());
     image
@@ -192,7 +197,7 @@ fn options(path: &Path) -> DiskOptions {
 
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a directory");
-    // What was written last is copied first, so that nothing is missing that something else tells of.
+    // The sync watermark (`mark`) is written last, so it is copied first: the copy has all data that it refers to.
     let mut files: Vec<_> = std::fs::read_dir(from).expect("files").map(|file| file.expect("a file").path()).collect();
     files.sort_by_key(|file| file.file_name().is_none_or(|name| name != "mark"));
     for file in files {
@@ -201,26 +206,26 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// Opening after a kill, with what is pending in the journal and in the inboxes.
-fn opening(c: &mut Criterion) {
+/// Measures opening after a kill, with pending messages in the write-ahead log or in the value log.
+fn bench_open(c: &mut Criterion) {
     let runtime = support::runtime();
     let mut group = c.benchmark_group("store_open");
     group.sample_size(10);
     for users in [1, 100] {
-        for (place, flush_delay) in [("journal", Duration::from_secs(3600)), ("inboxes", Duration::ZERO)] {
-            let image = killed(&runtime, users, flush_delay);
+        for (place, flush_delay) in [("wal", Duration::from_secs(3600)), ("value_log", Duration::ZERO)] {
+            let image = killed_store(&runtime, users, flush_delay);
             group.bench_function(format!("after_a_kill_100000_pending_of_{users}_in_{place}"), |b| {
                 b.iter_custom(|rounds| {
-                    let mut took = Duration::ZERO;
+                    let mut elapsed = Duration::ZERO;
                     for _ in 0..rounds {
                         let directory = tempfile::tempdir().expect("a directory");
                         copy(image.path(), directory.path());
                         let start = Instant::now();
                         let store = open(options(directory.path())).expect("a store");
-                        took += start.elapsed();
+                        elapsed += start.elapsed();
                         assert_eq!(store.state(&user(0)).expect("a state").pending, (PENDING / users) as u64);
                     }
-                    took
+                    elapsed
                 });
             });
         }
@@ -230,10 +235,10 @@ fn opening(c: &mut Criterion) {
 
 fn main() {
     let mut criterion = support::criterion();
-    appending(&mut criterion);
-    reading(&mut criterion);
-    trimming(&mut criterion);
-    opening(&mut criterion);
+    bench_append(&mut criterion);
+    bench_read(&mut criterion);
+    bench_acknowledge(&mut criterion);
+    bench_open(&mut criterion);
     criterion.final_summary();
-    support::table(&["store_append_durably", "store_read", "store_receive", "store_open"]);
+    support::table(&["store_append_durably", "store_read", "store_acknowledge", "store_open"]);
 }

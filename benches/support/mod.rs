@@ -1,7 +1,6 @@
-//! What the benchmarks share: a runtime, stores and servers in temporary directories, clients, and the table of
-//! medians at the end.
+//! Helpers of the benchmarks: a runtime, servers in temporary directories, clients, and a table of medians.
 
-// Each benchmark is a program of its own and uses a part of this.
+// Each benchmark is a separate program and uses a part of this.
 #![allow(dead_code, missing_docs)]
 
 use std::{net::SocketAddr, path::Path, time::Duration};
@@ -17,12 +16,12 @@ use mesa::{
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, sync::oneshot, task::JoinHandle};
 
-/// Bytes of data in every message.
+/// Bytes of data in each message.
 pub const DATA_BYTES: usize = 256;
 
 pub const KEY: &str = "a-key-for-benchmarks";
 
-/// Short enough that all of them run in a few minutes; raise it on the command line for finer figures.
+/// Configures short measurements, so that all benchmarks take a few minutes. Options on the command line override it.
 pub fn criterion() -> Criterion {
     Criterion::default()
         .sample_size(20)
@@ -47,25 +46,25 @@ pub fn message() -> Message {
     Message::new("BENCH", &"x".repeat(DATA_BYTES)).expect("a message")
 }
 
-/// A server of our own, in this process, with a store in a temporary directory.
-pub struct Served {
+/// A server in this process, with a store in a temporary directory.
+pub struct TestServer {
     pub address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     running: Option<JoinHandle<()>>,
     _store: TempDir,
 }
 
-impl Served {
+impl TestServer {
     pub async fn start() -> Self {
         Self::start_on(tempfile::tempdir().expect("a directory")).await
     }
 
-    /// The same on a store that is there already.
+    /// Starts a server on an existing store.
     pub async fn start_on(store: TempDir) -> Self {
         Self::start_with(store, |_| {}).await
     }
 
-    /// The same, configured otherwise.
+    /// Starts a server on a store, with changes of the configuration.
     pub async fn start_with(store: TempDir, configure: impl FnOnce(&mut Config)) -> Self {
         let mut config = Config::default();
         config.host = "127.0.0.1".into();
@@ -80,7 +79,7 @@ impl Served {
         let address = server.local_addr();
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(async move {
-            server.run(async { _ = stopped.await }).await.expect("it serves");
+            server.run(async { _ = stopped.await }).await.expect("no error of the server");
         });
         Self { address, stop: Some(stop), running: Some(running), _store: store }
     }
@@ -89,6 +88,7 @@ impl Served {
         Dispatcher::new(&format!("http://{}", self.address), KEY).expect("a dispatcher")
     }
 
+    /// Connects a client and authenticates it as `user`.
     pub async fn client(&self, user: &UserId) -> Connection {
         let mut client = Connection::connect(&format!("ws://{}/", self.address)).await.expect("a connection");
         client.authenticate(token(user.as_str()), true).await.expect("a session");
@@ -98,12 +98,12 @@ impl Served {
     pub async fn stop(mut self) {
         drop(self.stop.take());
         if let Some(running) = self.running.take() {
-            running.await.expect("it stops");
+            running.await.expect("a stop without a panic");
         }
     }
 }
 
-/// Waits for one message.
+/// Waits for the next message.
 pub async fn next(client: &mut Connection) {
     match client.next().await.expect("an event") {
         ConnectionEvent::Message { .. } => {}
@@ -111,7 +111,7 @@ pub async fn next(client: &mut Connection) {
     }
 }
 
-/// Prints the medians of what has just been measured.
+/// Prints the medians of the groups that were just measured.
 pub fn table(groups: &[&str]) {
     println!("\n{:<58}{:>14}", "median", "time");
     for group in groups {
@@ -125,7 +125,7 @@ pub fn table(groups: &[&str]) {
 }
 
 fn target() -> std::path::PathBuf {
-    // The program stands in `TARGET/release/deps`.
+    // The program is in `TARGET/release/deps`.
     let program = std::env::current_exe().expect("a path");
     program.ancestors().nth(3).expect("a target directory").to_owned()
 }
