@@ -258,7 +258,7 @@ impl IndexedHistory {
         }
     }
 
-    /// Reports whether a server failed. Then nobody knows which messages it would have delivered.
+    /// Reports whether a server failed. Then it is unknown which messages it would have delivered.
     pub fn has_failed_server(&self) -> bool {
         self.servers.values().any(|server| server.failure.is_some())
     }

@@ -1,4 +1,4 @@
-//! Checks sequences: each is one message's for ever, none goes back, and none is skipped.
+//! Checks that sequences are never reused, never go back, and are never skipped.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 

@@ -1,4 +1,4 @@
-//! Parameters of a run.
+//! Defines the parameters of a run.
 
 use std::{ops::RangeInclusive, time::Duration};
 

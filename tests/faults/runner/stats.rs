@@ -1,4 +1,4 @@
-//! Statistics of a run.
+//! Collects statistics of a run.
 
 use std::{io::Write as _, time::Duration};
 

@@ -1,7 +1,8 @@
-//! Backends: dispatch messages as fast as the server answers, record the answers, and continue on the next server.
+//! Runs backends, which dispatch messages as fast as the server answers.
 //!
-//! Some dispatches have an idempotency id. Without an answer they are retried with that id until there is one, on whichever
-//! server is current. A few are retried although they were answered.
+//! They record the answers. After a broken connection they continue on the next server. Some dispatches have an idempotency
+//! id. Without an answer they are retried with that id until there is one, on whichever server is current. A few are retried
+//! although they were answered.
 
 use std::{collections::VecDeque, fmt::Write as _, io};
 

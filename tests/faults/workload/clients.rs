@@ -1,4 +1,4 @@
-//! Clients that behave like the published ones: they answer every heartbeat (op 1) in order.
+//! Runs clients like the published ones, which answer every heartbeat (op 1) in order.
 
 use std::{net::SocketAddr, sync::atomic::Ordering};
 
