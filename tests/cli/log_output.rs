@@ -217,7 +217,7 @@ fn reload_signal_is_ignored_with_one_log_line() {
     let log = fs::read_to_string(home.path("log")).expect("a log");
     assert_eq!(log.matches("is ignored").count(), 3, "{log}");
     assert_eq!(
-        log.matches("configuration is read").count(),
+        log.matches("a changed configuration takes effect at the next start").count(),
         1,
         "expected the advice about the configuration for SIGHUP only: {log}"
     );

@@ -68,7 +68,7 @@ async fn inspect_of_one_user_shows_dates() {
     let server = home.start();
     let listed = output_text(&mesa(&["users", "alice", "--url", &format!("http://{}", server.address)]));
     let seen = listed.split("last seen ").nth(1).expect("alice was online").lines().next().expect("a date");
-    assert!(shown.contains(&format!("\nlast seen     {seen}\n")), "{seen}\n{shown}");
+    assert!(shown.contains(&format!("\nlast seen      {seen}\n")), "{seen}\n{shown}");
     drop(server);
 }
 
