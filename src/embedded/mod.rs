@@ -67,12 +67,12 @@ use crate::{
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
     store::{
-        Append, AppendResult, Attached, CommitListener, Contents, Gap, KnownUser, PortableError, ReadLimit, ReadResult,
+        Append, AppendResult, Attached, BackupError, CommitListener, Contents, Gap, KnownUser, ReadLimit, ReadResult,
         SessionReport, Store, StoreError, UserState, clock::millis, fingerprint,
     },
 };
 
-/// The embedded implementation of [`Store`] on an engine's tables.
+/// Implements [`Store`] on an engine's tables.
 struct EmbeddedStore {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -99,19 +99,19 @@ impl Store for EmbeddedStore {
             if appends.iter().all(|append| append.idempotency.is_none()) {
                 self.shared.check_capacity()?;
             }
-            let (done, answer) = oneshot::channel();
+            let (done, reply) = oneshot::channel();
             let cost = Cost::of(&appends);
             self.shared.queue.put(Op::Append { appends, cost, done }).await?;
-            self.answer(answer).await
+            self.receive_reply(reply).await
         })
     }
 
     fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>> {
         let user = user.clone();
         Box::pin(async move {
-            let (done, answer) = oneshot::channel();
+            let (done, reply) = oneshot::channel();
             self.shared.queue.put(Op::Clear { user, done }).await?;
-            self.answer(answer).await
+            self.receive_reply(reply).await
         })
     }
 
@@ -218,17 +218,17 @@ impl Store for EmbeddedStore {
         Some(self.shared.opened.elapsed().saturating_sub(Duration::from_millis(began)))
     }
 
-    fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, PortableError> {
+    fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, BackupError> {
         self.shared.backup(out)
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(async move {
-            let (done, answer) = oneshot::channel();
+            let (done, reply) = oneshot::channel();
             self.shared.queue.close(done)?;
-            // Batch before the wait: if a disk hangs, whoever gives up waiting must not wait again in our drop.
+            // Taken before the wait: if a disk hangs, a caller that stops waiting must not wait again in our drop.
             let thread = self.thread.lock().take();
-            self.answer(answer).await?;
+            self.receive_reply(reply).await?;
             if let Some(thread) = thread {
                 // The thread has replied, so it is about to end.
                 _ = thread.join();
@@ -244,7 +244,8 @@ impl EmbeddedStore {
         let recovered = recovery::recover(engine.clone(), &namespace, &options)?;
         let queue = Queue::new(options.queue);
         let outbox = options.outbox.clone();
-        let outbox = outbox.map(|kept| Outbox::open(engine.clone(), queue.clone(), recovered.clock.clone(), kept));
+        let outbox =
+            outbox.map(|options| Outbox::open(engine.clone(), queue.clone(), recovered.clock.clone(), options));
         let shared = Arc::new(Shared {
             engine,
             namespace: fingerprint(&namespace),
@@ -264,9 +265,9 @@ impl EmbeddedStore {
             runtime: tokio::runtime::Handle::try_current().ok(),
         });
         for user in recovered.trim {
-            shared.queue.trim(user);
+            shared.queue.push_trim(user);
         }
-        let mut committer = Committer::new(shared.clone(), recovered.journal, &options);
+        let mut committer = Committer::new(shared.clone(), recovered.wal, &options);
         // The first dispatch to a full store is rejected.
         committer.refresh_capacity();
         committer.refresh_outbox_space();
@@ -275,8 +276,8 @@ impl EmbeddedStore {
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
-    async fn answer<T>(&self, answer: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
-        match answer.await {
+    async fn receive_reply<T>(&self, reply: oneshot::Receiver<Result<T, StoreError>>) -> Result<T, StoreError> {
+        match reply.await {
             Ok(result) => result,
             // The commit thread panicked during this commit. It reports that before it ends.
             Err(_) => {
@@ -310,13 +311,13 @@ fn apply_report(log: &mut UserLog, report: &SessionReport, now: u32) -> ReportEf
     log.touched = now;
     let (mut changed, mut new) = (false, None);
     if let Some((from, to)) = report.acknowledged {
-        // A client cannot have received an entry beyond the head: that is a mistake or an attack.
+        // A client cannot have acknowledged an entry beyond the head: that is a mistake or an attack.
         let to = to.min(log.head);
-        let had = log.cursors.get(report.device.as_ref()).map_or(0, |cursor| cursor.received.through());
-        changed |= log.cursors.receive(report.device.as_ref(), from, to);
+        let had = log.cursors.get(report.device.as_ref()).map_or(0, |cursor| cursor.acknowledged.through());
+        changed |= log.cursors.acknowledge(report.device.as_ref(), from, to);
         new = changed.then_some((from.max(had + 1), to));
         if failpoints::enabled(Failpoint::SharedCursor) {
-            log.cursors.all_receive(from, to);
+            log.cursors.acknowledge_all(from, to);
         }
     }
     if let Some(seen) = report.seen {

@@ -24,28 +24,28 @@ const RETRIES_MAX: usize = 100;
 const COUNT_BYTES_MAX: usize = 1 << 20;
 
 /// Snapshot of a log for a read, so that no lock is held during disk access.
-struct Plan {
+struct ReadPlan {
     /// Entries above this are read.
     from: Seq,
     /// Entries up to this are in the value log, if above `from`.
-    settled: Seq,
+    flushed: Seq,
     slots: Vec<WalSlot>,
     /// Ranges in the value log that the read skips.
     hidden: Vec<(Seq, Seq)>,
-    gone: GapList,
+    gaps: GapList,
     now_s: u32,
-    /// The read has covered everything up to this.
+    /// The read covers everything up to this sequence.
     through: Seq,
 }
 
-fn plan(log: &mut UserLog, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -> Plan {
+fn plan(log: &mut UserLog, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -> ReadPlan {
     log.touched = now;
     let mut through = log.head.max(after);
     let from = after.max(log.released());
-    let settled = if log.has_blocks { log.flushed } else { 0 };
+    let flushed = if log.has_blocks { log.flushed } else { 0 };
     let (mut slots, mut bytes) = (Vec::new(), 0);
     // Entries that are being flushed are in both places. The value log counts once `flushed` has passed them.
-    for slot in log.slots_after(from.max(settled)) {
+    for slot in log.slots_after(from.max(flushed)) {
         bytes += slot.bytes as usize;
         if !slots.is_empty() && bytes > limit.bytes || slots.len() >= limit.entries {
             through = slot.seq - 1;
@@ -57,23 +57,23 @@ fn plan(log: &mut UserLog, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -
             bytes -= slot.bytes as usize;
         }
     }
-    let (hidden, gone) = if from < settled {
-        let (hold, received) = (log.hold.unwrap_or(Seq::MAX), log.cursors.received());
-        // Entries that all devices have received are released, unless a session's hold came late.
-        let front = (received.through() > log.released()).then_some((1, received.through()));
-        let hidden = front.into_iter().chain(received.ranges().iter().copied());
+    let (hidden, gaps) = if from < flushed {
+        let (hold, acknowledged) = (log.hold.unwrap_or(Seq::MAX), log.cursors.acknowledged());
+        // Entries that all devices have acknowledged are released, unless a session's hold came late.
+        let front = (acknowledged.through() > log.released()).then_some((1, acknowledged.through()));
+        let hidden = front.into_iter().chain(acknowledged.ranges().iter().copied());
         (hidden.map(|(from, to)| (from, to.min(hold))).collect(), log.gaps.clone())
     } else {
         (Vec::new(), GapList::default())
     };
-    Plan { from, settled, slots, hidden, gone, now_s, through }
+    ReadPlan { from, flushed, slots, hidden, gaps, now_s, through }
 }
 
 fn failed(error: EngineError) -> StoreError {
     StoreError::from(error)
 }
 
-/// Numbers of the records of these slots, ascending.
+/// Returns the numbers of the records of these slots, ascending.
 fn records_of(slots: &[WalSlot]) -> Vec<u64> {
     let mut numbers: Vec<u64> = slots.iter().map(|slot| slot.record).collect();
     numbers.dedup();
@@ -85,16 +85,16 @@ impl Shared {
     pub(super) fn read_cached(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<ReadResult> {
         let (now, now_s) = (self.logs.now(), self.clock.now_s());
         let plan = self.logs.with_loaded(user, |log| plan(log, after, limit, now, now_s))?;
-        if plan.from < plan.settled {
+        if plan.from < plan.flushed {
             return None;
         }
         let numbers = records_of(&plan.slots);
-        let kept = self.record_cache.newest_of(&numbers);
-        if kept.len() < numbers.len() {
+        let cached = self.record_cache.newest_of(&numbers);
+        if cached.len() < numbers.len() {
             return None;
         }
         let (mut entries, mut slots) = (Vec::with_capacity(plan.slots.len()), plan.slots.iter().peekable());
-        for (number, record) in numbers.iter().zip(&kept) {
+        for (number, record) in numbers.iter().zip(&cached) {
             while let Some(slot) = slots.next_if(|slot| slot.record == *number) {
                 entries.push(self.entry(user, slot, record, |part| record.slice_ref(part)).ok()?);
             }
@@ -115,10 +115,10 @@ impl Shared {
     }
 
     /// Reads the planned entries. Returns `None` if some were flushed meanwhile.
-    fn read_planned(&self, user: &UserId, plan: &Plan, limit: ReadLimit) -> Result<Option<ReadResult>, StoreError> {
+    fn read_planned(&self, user: &UserId, plan: &ReadPlan, limit: ReadLimit) -> Result<Option<ReadResult>, StoreError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
-        if plan.from < plan.settled && !self.read_planned_blocks(user, plan, limit, &mut entries, &mut bytes)? {
+        if plan.from < plan.flushed && !self.read_planned_blocks(user, plan, limit, &mut entries, &mut bytes)? {
             let through = entries.last().map_or(plan.from, |entry| entry.seq);
             return Ok(Some(ReadResult { entries, through }));
         }
@@ -132,8 +132,8 @@ impl Shared {
             }
             fit += 1;
         }
-        let there = self.read_slots(user, &plan.slots[..fit], &mut |_, entry| entries.push(entry))?;
-        Ok(there.then_some(ReadResult { entries, through }))
+        let all_found = self.read_slots(user, &plan.slots[..fit], &mut |_, entry| entries.push(entry))?;
+        Ok(all_found.then_some(ReadResult { entries, through }))
     }
 
     /// Visits the entries of these slots in order. Returns false if some were flushed meanwhile.
@@ -144,13 +144,13 @@ impl Shared {
         visit: &mut dyn FnMut(&WalSlot, Entry),
     ) -> Result<bool, StoreError> {
         let numbers = records_of(slots);
-        let kept = self.record_cache.newest_of(&numbers);
-        let (elsewhere, at_hand) = numbers.split_at(numbers.len() - kept.len());
-        let (mut slots, mut there, mut wrong) = (slots.iter().peekable(), true, None);
-        if !elsewhere.is_empty() {
-            let read = self.engine.records(elsewhere, &mut |number, record| {
+        let cached = self.record_cache.newest_of(&numbers);
+        let (on_disk, in_memory) = numbers.split_at(numbers.len() - cached.len());
+        let (mut slots, mut all_found, mut wrong) = (slots.iter().peekable(), true, None);
+        if !on_disk.is_empty() {
+            let read = self.engine.records(on_disk, &mut |number, record| {
                 let Some(record) = record else {
-                    there = false;
+                    all_found = false;
                     return false;
                 };
                 while let Some(slot) = slots.next_if(|slot| slot.record == number) {
@@ -170,28 +170,28 @@ impl Shared {
         if let Some(wrong) = wrong {
             return Err(wrong);
         }
-        if there {
-            for (number, record) in at_hand.iter().zip(&kept) {
+        if all_found {
+            for (number, record) in in_memory.iter().zip(&cached) {
                 while let Some(slot) = slots.next_if(|slot| slot.record == *number) {
                     visit(slot, self.entry(user, slot, record, |part| record.slice_ref(part))?);
                 }
             }
         }
-        Ok(there)
+        Ok(all_found)
     }
 
     /// Reads the planned entries of the value log. Returns false if the limit was reached.
     fn read_planned_blocks(
         &self,
         user: &UserId,
-        plan: &Plan,
+        plan: &ReadPlan,
         limit: ReadLimit,
         entries: &mut Vec<Entry>,
         bytes: &mut usize,
     ) -> Result<bool, StoreError> {
-        self.read_value_log(user, plan.from, plan.settled, &mut |found| {
+        self.read_value_log(user, plan.from, plan.flushed, &mut |found| {
             let hidden = plan.hidden.iter().any(|(from, to)| (*from..=*to).contains(&found.seq))
-                || plan.gone.hides(found.seq)
+                || plan.gaps.hides(found.seq)
                 || is_expired(found.expires_s, plan.now_s);
             if hidden {
                 return true;
@@ -221,12 +221,12 @@ impl Shared {
         record: &[u8],
         keep: impl Fn(&[u8]) -> Bytes,
     ) -> Result<Entry, StoreError> {
-        let entry = entry_at(record, slot.message_at, slot.stamp_at, keep);
+        let entry = entry_at(record, slot.message_at, slot.recipient_at, keep);
         let whose = |entry: &Entry| {
             entry.seq == slot.seq && entry.owner == user.as_str().as_bytes() && entry.namespace == self.namespace
         };
         entry.filter(whose).ok_or_else(|| {
-            let place = format!("journal record {} at {}", slot.record, slot.stamp_at);
+            let place = format!("WAL record {} at offset {}", slot.record, slot.recipient_at);
             StoreError::Damaged(format!("{place} is not entry {} of user {user:?}", slot.seq).into())
         })
     }
@@ -234,9 +234,9 @@ impl Shared {
     /// See [`Store::pending_bytes`](crate::store::Store::pending_bytes).
     pub(super) fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
         let now_s = self.clock.now_s();
-        let (known, exact) = self.logs.look(user, |log| {
-            let (received, pending) = log.pending(log.head, now_s);
-            (pending.bytes, log.counts_exactly(&received, now_s))
+        let (known, exact) = self.logs.peek(user, |log| {
+            let (acknowledged, pending) = log.pending(log.head, now_s);
+            (pending.bytes, log.counts_exactly(&acknowledged, now_s))
         })?;
         if exact || known > COUNT_BYTES_MAX as u64 {
             return Ok(known);
@@ -250,8 +250,8 @@ impl Shared {
             let read = entries.iter().map(|entry| entry.payload.as_bytes().len()).sum();
             let Some(rest) = left.checked_sub(read) else { return Ok(known) };
             left = rest;
-            let received = self.logs.with(user, |log| log.cursors.received())?;
-            let pending = entries.iter().filter(|entry| !received.contains(entry.seq));
+            let acknowledged = self.logs.with(user, |log| log.cursors.acknowledged())?;
+            let pending = entries.iter().filter(|entry| !acknowledged.contains(entry.seq));
             total += pending.map(|entry| entry.payload.as_bytes().len() as u64).sum::<u64>();
         }
     }
@@ -260,7 +260,7 @@ impl Shared {
     pub(super) fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<KnownUser>, StoreError> {
         let mut from = after.map_or_else(Vec::new, |after| after.as_str().as_bytes().to_vec());
         if after.is_some() {
-            // The least key above it.
+            // The lowest key above `after`.
             from.push(0);
         }
         let mut users = Vec::new();
@@ -273,7 +273,7 @@ impl Shared {
             self.engine.scan(Table::Users, &from, visit).map_err(failed)?;
         }
         let now_s = self.clock.now_s();
-        let known = |user: UserId| match self.logs.look(&user, |log| state(log, now_s)) {
+        let known = |user: UserId| match self.logs.peek(&user, |log| state(log, now_s)) {
             Err(error) if !matches!(error, StoreError::Damaged(_)) => Err(error),
             state => Ok((user, state)),
         };
@@ -289,20 +289,20 @@ impl Shared {
         to: Seq,
     ) -> Result<Vec<Gap>, StoreError> {
         self.logs.with(user, |log| {
-            let received = log.cursors.get(device).map(|cursor| cursor.received.through()).unwrap_or_default();
-            let mut missed = Vec::new();
+            let acknowledged = log.cursors.get(device).map(|cursor| cursor.acknowledged.through()).unwrap_or_default();
+            let mut gaps = Vec::new();
             for (from, to, reason) in log.gaps.explain(from, to) {
                 match reason {
-                    Some(reason) => missed.push(Gap { from, to, reason }),
+                    Some(reason) => gaps.push(Gap { from, to, reason }),
                     None => {
-                        let had = received.max(log.released()).min(to);
-                        missed.extend((from <= had).then_some(Gap { from, to: had, reason: GapReason::Acknowledged }));
+                        let had = acknowledged.max(log.released()).min(to);
+                        gaps.extend((from <= had).then_some(Gap { from, to: had, reason: GapReason::Acknowledged }));
                         let rest = from.max(had + 1);
-                        missed.extend((rest <= to).then_some(Gap { from: rest, to, reason: GapReason::Expired }));
+                        gaps.extend((rest <= to).then_some(Gap { from: rest, to, reason: GapReason::Expired }));
                     }
                 }
             }
-            missed
+            gaps
         })
     }
 }

@@ -1,9 +1,7 @@
 //! Opens a store: checks its format and namespace, and replays the write-ahead log into memory.
 //!
-//! # LossyRestarts
-//!
-//! Where appends are answered before they are durable, an unclean end counts as a *lossy restart*: see
-//! [`lossy_restarts`](super::user_log::lossy_restarts). With [`Durability::Always`] there are none.
+//! With a durability other than [`Durability::Always`], an unclean end counts as a *lossy restart*: see
+//! [`lossy_restarts`](super::user_log::lossy_restarts).
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -42,44 +40,44 @@ use crate::{
 pub(super) struct Recovered {
     pub logs: LogCache,
     pub clock: Clock,
-    pub journal: RecoveredJournal,
+    pub wal: RecoveredWal,
     /// The newest records: clients reconnect soon after a restart and read them.
     pub record_cache: RecordCache,
-    /// Users whose blocks in the value log are to be trimmed.
+    /// Users whose blocks in the value log must be trimmed.
     pub trim: Vec<UserId>,
 }
 
 /// State that the commit thread continues from.
-pub(super) struct RecoveredJournal {
+pub(super) struct RecoveredWal {
     pub records: VecDeque<RecordInfo>,
     pub next_record: u64,
     pub dedup: DedupTable,
     /// Keys of stored blocks of ids, oldest first, with the time of the youngest id.
-    pub id_chunks: VecDeque<(Vec<u8>, u64)>,
+    pub id_blocks: VecDeque<(Vec<u8>, u64)>,
     /// Bytes of payload in the value log, by the rows of all users.
-    pub inbox_bytes: u64,
+    pub value_log_bytes: u64,
 }
 
 pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Options) -> Result<Recovered, StoreError> {
     let failed = StoreError::from;
     ensure_format(&*engine)?;
     check_namespace(&*engine, namespace).map_err(failed)??;
-    let settled = engine.get(Table::Meta, FLUSHED_KEY).map_err(failed)?.and_then(|bytes| wal_number(&bytes));
-    let settled = settled.unwrap_or(0);
-    let written = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(settled);
-    if let Some(marked) = engine.synced_watermark().map_err(failed)?.filter(|marked| *marked > written) {
+    let flushed = engine.get(Table::Meta, FLUSHED_KEY).map_err(failed)?.and_then(|bytes| wal_number(&bytes));
+    let flushed = flushed.unwrap_or(0);
+    let written = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(flushed);
+    if let Some(watermark) = engine.synced_watermark().map_err(failed)?.filter(|watermark| *watermark > written) {
         let message = format!(
-            "its journal ends with record {written}, but record {marked} was written and synced: the file `log/db` is \
+            "its WAL ends with record {written}, but record {watermark} was written and synced: the file `log/db` is \
              damaged, or is an older one. Restore a backup, or look at what is left with `mesa inspect`; to go on with \
              that as it is, put an empty file in the place of its file `mark`"
         );
         return Err(StoreError::Damaged(message.into()));
     }
-    drop_settled(&*engine, settled).map_err(failed)?;
-    // Before anything is synced: a synced record is never taken back.
-    drop_unfinished_commit(&*engine)?;
-    let last_before = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(settled);
-    let (lapses, lapse_record) = begin(&*engine, options.durability, last_before).map_err(failed)?;
+    remove_flushed_records(&*engine, flushed).map_err(failed)?;
+    // Before anything is synced: a synced record is never rolled back.
+    remove_unfinished_commit(&*engine)?;
+    let last_before = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(flushed);
+    let (lossy_restarts, lossy_restart_record) = begin(&*engine, options.durability, last_before).map_err(failed)?;
     let clock_ms = engine.get(Table::Meta, CLOCK_KEY).map_err(failed)?;
     let mut replay = Replay {
         engine: engine.clone(),
@@ -108,7 +106,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     if let Some(damage) = damage {
         return Err(damage);
     }
-    let last = replay.records.back().map_or(0, |last| last.number).max(settled);
+    let last = replay.records.back().map_or(0, |last| last.number).max(flushed);
     let clock = Clock::new(replay.last_ms, options.ahead_ms.clone());
     // Records keep their age over a restart. Otherwise a server that restarts often would never flush, and would
     // replay a longer WAL each time.
@@ -117,7 +115,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         record.committed = replay.now.checked_sub(age).unwrap_or(replay.now);
     }
     let mut dedup = DedupTable::new(&options.limits);
-    let id_chunks = read_ids(&*engine, replay.namespace, &mut dedup, clock.now_ms())?;
+    let id_blocks = read_ids(&*engine, replay.namespace, &mut dedup, clock.now_ms())?;
     for result in replay.results.into_iter().filter(|_| !failpoints::enabled(Failpoint::LostIds)) {
         // If the id is stored already, the WAL may lack a part of its rejected recipients.
         if dedup.knows(&result.id) {
@@ -125,19 +123,19 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         }
         dedup.insert(&result.id, result.at_ms, summary(&result), clock.now_ms());
     }
-    let logs = LogCache::new(engine.clone(), lapses);
+    let logs = LogCache::new(engine.clone(), lossy_restarts);
     let mut trim = Vec::new();
     for (user, replayed) in replay.logs {
-        let known = replayed.known(lapses);
+        let known = replayed.restarts_in_row(lossy_restarts);
         let Replayed { mut log, appended, .. } = replayed;
-        forget_unfinished(&*engine, user.as_str(), log.flushed).map_err(failed)?;
-        if appended <= lapse_record {
-            log.skip_lossy_restarts(lapses, known);
+        remove_unflushed_blocks(&*engine, user.as_str(), log.flushed).map_err(failed)?;
+        if appended <= lossy_restart_record {
+            log.skip_lossy_restarts(lossy_restarts, known);
         }
-        if log.row_lapses.is_none() {
+        if log.row_lossy_restarts.is_none() {
             // The crash came before the row was written. Without a row, no list of users would show this user.
-            let row = log.row(lapses.count);
-            log.row_lapses = Some(row.lapses());
+            let row = log.row(lossy_restarts.count);
+            log.row_lossy_restarts = Some(row.lossy_restarts());
             engine.put(Table::Users, user.as_str().as_bytes(), &row.encode()).map_err(failed)?;
         }
         log.trimming = log.release() && log.counted < log.released();
@@ -148,9 +146,9 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         trim.extend(log.trimming.then(|| user.clone()));
         logs.insert(user, log);
     }
-    let inbox_bytes = inbox_bytes(&*engine).map_err(failed)?;
-    let journal = RecoveredJournal { records: replay.records, next_record: last + 1, dedup, id_chunks, inbox_bytes };
-    Ok(Recovered { logs, clock, journal, record_cache, trim })
+    let value_log_bytes = value_log_bytes(&*engine).map_err(failed)?;
+    let wal = RecoveredWal { records: replay.records, next_record: last + 1, dedup, id_blocks, value_log_bytes };
+    Ok(Recovered { logs, clock, wal, record_cache, trim })
 }
 
 fn last_record(engine: &dyn Engine) -> Result<Option<u64>, EngineError> {
@@ -158,19 +156,19 @@ fn last_record(engine: &dyn Engine) -> Result<Option<u64>, EngineError> {
 }
 
 /// Removes records that are flushed already: the crash came before their removal.
-fn drop_settled(engine: &dyn Engine, settled: u64) -> Result<(), EngineError> {
+fn remove_flushed_records(engine: &dyn Engine, flushed: u64) -> Result<(), EngineError> {
     let mut done = Vec::new();
     engine.scan(Table::Wal, &[], &mut |key, _| {
-        let is_settled = wal_number(key).is_some_and(|number| number <= settled);
-        done.extend(is_settled.then(|| key.to_vec()));
-        is_settled
+        let is_flushed = wal_number(key).is_some_and(|number| number <= flushed);
+        done.extend(is_flushed.then(|| key.to_vec()));
+        is_flushed
     })?;
     done.iter().try_for_each(|key| engine.remove(Table::Wal, key))
 }
 
 /// Removes the last records if their commit is incomplete. Such a commit was never answered, and is kept as a whole
 /// or not at all. Removal starts at the highest record, so that another crash leaves a state that is found again.
-fn drop_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
+fn remove_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
     let failed = StoreError::from;
     while let Some((key, value)) = engine.last_at_or_before(Table::Wal, &[0xFF; 9]).map_err(failed)? {
         let Ok(mut reader) = RecordReader::new(&value) else { return Ok(()) };
@@ -195,12 +193,12 @@ fn read_ids(
     ids: &mut DedupTable,
     now_ms: u64,
 ) -> Result<VecDeque<(Vec<u8>, u64)>, StoreError> {
-    let mut chunks = VecDeque::new();
+    let mut blocks = VecDeque::new();
     let mut damage = None;
     let read = engine.scan(Table::Ids, &[], &mut |key, value| match IdBlock::decode(&value) {
         Ok(IdBlock::V1 { namespace: stored, ids: found }) if stored == namespace => {
             ids.load(&found, now_ms);
-            chunks.push_back((key.to_vec(), found.iter().map(|id| id.at_ms).max().unwrap_or(0)));
+            blocks.push_back((key.to_vec(), found.iter().map(|id| id.at_ms).max().unwrap_or(0)));
             true
         }
         Ok(IdBlock::V1 { .. }) => {
@@ -213,12 +211,12 @@ fn read_ids(
         }
     });
     read.map_err(StoreError::from)?;
-    damage.map_or(Ok(chunks), |damage| Err(StoreError::Damaged(damage.into())))
+    damage.map_or(Ok(blocks), |damage| Err(StoreError::Damaged(damage.into())))
 }
 
 /// Returns the bytes in the value log by the rows of all users. A row that cannot be read is reported when its user
 /// is read.
-fn inbox_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
+fn value_log_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
     let mut bytes = 0;
     engine.scan(Table::Users, &[], &mut |_, value| {
         bytes += Row::decode(&value).map_or(0, |row| row.into_stored().inbox.1);
@@ -229,9 +227,9 @@ fn inbox_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
 
 /// Removes blocks of a flush that did not complete. No row refers to them, and their entries are still in the WAL.
 /// Left in place, they would overlap the blocks of the next flush.
-fn forget_unfinished(engine: &dyn Engine, user: &str, settled: Seq) -> Result<(), EngineError> {
+fn remove_unflushed_blocks(engine: &dyn Engine, user: &str, flushed: Seq) -> Result<(), EngineError> {
     let mut unfinished = Vec::new();
-    engine.scan(Table::Log, &log_key(user, settled + 1), &mut |key, _| {
+    engine.scan(Table::Log, &log_key(user, flushed + 1), &mut |key, _| {
         let ours = is_log_key_of(key, user);
         if ours {
             unfinished.push(key.to_vec());
@@ -290,14 +288,14 @@ fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Loss
         engine.put(Table::Meta, FULL_LOSSY_RESTARTS_KEY, &count.to_be_bytes())?;
     }
     let known = engine.get(Table::Meta, LOSSY_RESTART_RECORD_KEY)?.and_then(|bytes| wal_number(&bytes));
-    let lapse_record = known.filter(|_| !lossy).unwrap_or(last);
-    if known != Some(lapse_record) {
-        engine.put(Table::Meta, LOSSY_RESTART_RECORD_KEY, &wal_key(lapse_record))?;
+    let lossy_restart_record = known.filter(|_| !lossy).unwrap_or(last);
+    if known != Some(lossy_restart_record) {
+        engine.put(Table::Meta, LOSSY_RESTART_RECORD_KEY, &wal_key(lossy_restart_record))?;
     }
     let open = if durability == Durability::Always { OPEN_ALWAYS } else { OPEN_LOSSY };
     engine.put(Table::Meta, OPEN_KEY, open)?;
     engine.checkpoint()?;
-    Ok((LossyRestarts { count, full: full.unwrap_or(count) }, lapse_record))
+    Ok((LossyRestarts { count, full: full.unwrap_or(count) }, lossy_restart_record))
 }
 
 /// Replay of the WAL.
@@ -326,16 +324,16 @@ struct Replayed {
 }
 
 impl Replayed {
-    /// Returns the lossy restarts that its row takes into account, if it has a row.
-    fn known(&self, lapses: LossyRestarts) -> Option<u32> {
-        // The row of a log that has skipped the restarts that count one by one may be lost.
-        let passed = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lapses.full));
-        self.log.row_lapses.or(passed.then_some(lapses.full))
+    /// Returns the number of lossy restarts that its row includes, if it has a row.
+    fn restarts_in_row(&self, lossy_restarts: LossyRestarts) -> Option<u32> {
+        // A log that was appended to after the restarts that count one by one has skipped them, even if its row is lost.
+        let skipped_all = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lossy_restarts.full));
+        self.log.row_lossy_restarts.or(skipped_all.then_some(lossy_restarts.full))
     }
 }
 
-/// Message that the following stamps belong to.
-struct Message<'a> {
+/// A message, for the recipients that follow in the record.
+struct ReplayedMessage<'a> {
     at: u32,
     bytes: u32,
     expires_s: u32,
@@ -365,15 +363,15 @@ impl Replay {
             match item {
                 // A payload has at most 64 KiB.
                 Item::Message(payload) => {
-                    message = Some(Message { at, bytes: payload.len() as u32, expires_s: 0, collapse: "" });
+                    message = Some(ReplayedMessage { at, bytes: payload.len() as u32, expires_s: 0, collapse: "" });
                 }
                 Item::MessageWith { payload, expires_s, collapse } => {
-                    message = Some(Message { at, bytes: payload.len() as u32, expires_s, collapse });
+                    message = Some(ReplayedMessage { at, bytes: payload.len() as u32, expires_s, collapse });
                 }
                 Item::To { user, seq } => {
-                    let message = message.as_ref().ok_or_else(|| damaged(&"a stamp without a message"))?;
-                    let Message { at: message_at, bytes, expires_s, collapse } = *message;
-                    let slot = WalSlot { seq, record: number, message_at, stamp_at: at, bytes, expires_s };
+                    let message = message.as_ref().ok_or_else(|| damaged(&"a recipient without a message"))?;
+                    let ReplayedMessage { at: message_at, bytes, expires_s, collapse } = *message;
+                    let slot = WalSlot { seq, record: number, message_at, recipient_at: at, bytes, expires_s };
                     // An invalid key was never written by this server: no later entry replaces this one.
                     let key = if collapse.is_empty() { None } else { CollapseKey::new(collapse).ok() };
                     let replayed = self.replayed(user, number)?;
@@ -383,10 +381,10 @@ impl Replay {
                 }
                 Item::Acknowledged { user, through, ranges } => {
                     let log = self.log(user, number)?;
-                    log.cursors.receive(None, 1, through);
+                    log.cursors.acknowledge(None, 1, through);
                     // A session uses the shared cursor, so no device takes it over.
-                    log.cursors.saw(None, at_ms);
-                    ranges.into_iter().for_each(|(from, to)| _ = log.cursors.receive(None, from, to));
+                    log.cursors.update_seen(None, at_ms);
+                    ranges.into_iter().for_each(|(from, to)| _ = log.cursors.acknowledge(None, from, to));
                 }
                 Item::Seen { user, at_ms } => self.log(user, number)?.seen_ms = at_ms,
                 Item::Cursor { user, device, cursor } => {
@@ -398,12 +396,12 @@ impl Replay {
                     self.log(user, number)?.cursors.remove(device.as_ref());
                 }
                 Item::Gap { user, from, to, loss } => {
-                    let loss = GapReason::from_stored(loss).ok_or_else(|| damaged(&"a loss of an unknown kind"))?;
+                    let reason = GapReason::from_stored(loss).ok_or_else(|| damaged(&"an unknown gap reason"))?;
                     let log = self.log(user, number)?;
-                    match loss {
-                        // The expiry was reported. The entry's own expiry time tells that it has expired.
+                    match reason {
+                        // The event was reported. The entry's own expiry shows that it has expired.
                         GapReason::Expired => log.remove_slots(from, to),
-                        loss => log.drop_range(from, to, loss),
+                        reason => log.drop_range(from, to, reason),
                     }
                 }
                 Item::Rejected { user, reason } => {
@@ -435,7 +433,8 @@ impl Replay {
             let row = row.map(|bytes| Row::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
             self.logs.insert(id, Replayed { log: UserLog::as_stored(row), first: None, appended: 0 });
         }
-        let replayed = self.logs.get_mut(user).ok_or_else(|| StoreError::Damaged("a log went missing".into()))?;
+        let replayed =
+            self.logs.get_mut(user).ok_or_else(|| StoreError::Damaged("a replayed log is missing".into()))?;
         replayed.log.last_record = record;
         Ok(replayed)
     }
@@ -449,7 +448,7 @@ impl UserLog {
     /// Replays an entry. The row may include it already: rows are written before the records they replace are
     /// removed.
     fn replay(&mut self, slot: WalSlot, key: Option<CollapseKey>) {
-        // Sequences rise by one, except over a lossy restart, which the row may lack.
+        // Sequences rise by one, except after a lossy restart, which the row may not include.
         let skipped = slot.seq.saturating_sub(self.head + 1);
         if skipped > 0 && skipped.is_multiple_of(SEQUENCE_RESERVE) {
             self.skip_to(slot.seq - 1);
@@ -466,11 +465,11 @@ impl UserLog {
     fn replay_cursor(&mut self, device: Option<DeviceId>, cursor: &StoredCursor) {
         match self.cursors.get(device.as_ref()) {
             Some(known) if !known.stale => {
-                self.cursors.receive(device.as_ref(), 1, cursor.through);
+                self.cursors.acknowledge(device.as_ref(), 1, cursor.through);
                 for &(from, to) in &cursor.ranges {
-                    self.cursors.receive(device.as_ref(), from, to);
+                    self.cursors.acknowledge(device.as_ref(), from, to);
                 }
-                self.cursors.saw(device.as_ref(), cursor.seen_ms);
+                self.cursors.update_seen(device.as_ref(), cursor.seen_ms);
             }
             _ => self.cursors.restore(device, cursor),
         }

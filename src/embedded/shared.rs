@@ -39,7 +39,7 @@ pub struct Options {
     pub outbox: Option<OutboxOptions>,
     /// Receives the store's health. Default: a new one.
     pub health: Arc<Health>,
-    /// For tests.
+    /// Intervals and bounds, for tests.
     pub tuning: Tuning,
     /// Milliseconds added to the store's clock, for tests of long periods.
     #[doc(hidden)]
@@ -62,7 +62,7 @@ impl Default for Options {
     }
 }
 
-/// When records of the WAL are flushed, and other intervals. Tests shorten them.
+/// Sets when records of the WAL are flushed, and other intervals. Tests shorten them.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
     /// Records older than this are flushed. Most entries of online users are acknowledged before, and are never
@@ -107,7 +107,7 @@ pub(super) struct Shared {
     pub opened: Instant,
     pub clock: Clock,
     pub devices_max: usize,
-    /// What is to be told to the outside world, if anything is.
+    /// The outbox of webhook events, if there is one.
     pub outbox: Option<Arc<Outbox>>,
     pub health: Arc<Health>,
     /// Why appends are rejected at present, if they are.
@@ -119,14 +119,14 @@ pub(super) struct Shared {
 impl Shared {
     /// Queues a log that was just marked `dirty` or to be trimmed for the commit thread.
     ///
-    /// Call this while the log is locked. A caller that finds the mark set does not queue the log again. If the log
-    /// were not queued yet, a later dispatch could be committed without that caller's change.
+    /// Call this while the log is locked. A caller that finds the log marked does not queue it again. If the log were not
+    /// queued at that time, a later dispatch could be committed without that caller's change.
     pub fn announce(&self, user: &UserId, dirty: bool, trim: bool) {
         if dirty {
-            self.queue.dirty(user.clone());
+            self.queue.push_dirty(user.clone());
         }
         if trim {
-            self.queue.trim(user.clone());
+            self.queue.push_trim(user.clone());
         }
     }
 
@@ -146,16 +146,16 @@ impl Shared {
 
 pub(super) fn state(log: &mut UserLog, now_s: u32) -> UserState {
     let time = |ms: u64| (ms > 0).then(|| UNIX_EPOCH + Duration::from_millis(ms));
-    let (received, pending) = log.pending(log.head, now_s);
+    let (acknowledged, pending) = log.pending(log.head, now_s);
     let device = |(device, cursor): &(DeviceId, Cursor)| DeviceState {
         device: device.clone(),
-        pending: log.pending_for(&cursor.received, log.head, now_s).entries,
+        pending: log.pending_for(&cursor.acknowledged, log.head, now_s).entries,
         seen: time(cursor.seen_ms),
     };
     UserState {
-        known: log.row_lapses.is_some() || log.dirty,
+        known: log.row_lossy_restarts.is_some() || log.dirty,
         head: log.head,
-        acknowledged: received,
+        acknowledged,
         pending: pending.entries,
         pending_bytes: pending.bytes,
         damaged: log.damaged,

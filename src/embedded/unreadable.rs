@@ -59,17 +59,18 @@ mod tests {
     use crate::embedded::{tables::schema::Row, value_log::block::Block};
 
     #[test]
-    fn value_that_stands_for_an_unreadable_one_is_none_of_the_stored_and_says_why() {
+    fn placeholder_of_unreadable_value_decodes_to_its_reason_only() {
         let why = Unreadable::new("its file is missing");
         assert_eq!(Block::decode(&why.to_value()).unwrap_err(), why);
         assert_eq!(Unreadable::of_value(&why.to_value()), Some(why));
-        let chunk = Block::V2 { namespace: 1, user: "a", entries: vec![(1, 0, b"x")] }.encode();
-        assert_eq!(Unreadable::of_value(&chunk), None);
+        let block = Block::V2 { namespace: 1, user: "a", entries: vec![(1, 0, b"x")] }.encode();
+        assert_eq!(Unreadable::of_value(&block), None);
     }
 
     #[test]
     fn decode_error_text_has_no_decoder_terms() {
-        let row = Row::V1 { head: 1, through: 0, ranges: Vec::new(), settled: 0, seen_ms: 0, lapses: 0 }.encode();
+        let row =
+            Row::V1 { head: 1, through: 0, ranges: Vec::new(), flushed: 0, seen_ms: 0, lossy_restarts: 0 }.encode();
         for length in 0..row.len() {
             let text = Row::decode(&row[..length]).unwrap_err().to_string();
             assert!(!text.contains(['{', '(', ':']), "{text}");

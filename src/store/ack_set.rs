@@ -18,11 +18,11 @@ impl AckSet {
     /// Restores a set from [`AckSet::through`] and [`AckSet::ranges`].
     #[must_use]
     pub fn from_parts(through: Seq, ranges: &[(Seq, Seq)]) -> Self {
-        let mut received = Self { through, ranges: Vec::new() };
+        let mut acknowledged = Self { through, ranges: Vec::new() };
         for &(from, to) in ranges {
-            received.insert(from, to);
+            acknowledged.insert(from, to);
         }
-        received
+        acknowledged
     }
 
     /// Returns the end of the prefix: everything up to and including it is acknowledged.
@@ -107,27 +107,27 @@ mod tests {
 
     #[test]
     fn ranges_join_in_any_order() {
-        let mut received = AckSet::default();
-        assert!(received.insert(5, 7));
-        assert!(received.insert(9, 9));
-        assert_eq!((received.through(), received.ranges()), (0, &[(5, 7), (9, 9)][..]));
-        assert!(received.insert(8, 8));
-        assert_eq!(received.ranges(), &[(5, 9)]);
-        assert!(!received.insert(6, 8));
-        assert!(received.insert(1, 4));
-        assert_eq!((received.through(), received.ranges()), (9, &[][..]));
-        assert!(!received.insert(3, 2));
-        assert!(!received.insert(0, 0));
+        let mut acknowledged = AckSet::default();
+        assert!(acknowledged.insert(5, 7));
+        assert!(acknowledged.insert(9, 9));
+        assert_eq!((acknowledged.through(), acknowledged.ranges()), (0, &[(5, 7), (9, 9)][..]));
+        assert!(acknowledged.insert(8, 8));
+        assert_eq!(acknowledged.ranges(), &[(5, 9)]);
+        assert!(!acknowledged.insert(6, 8));
+        assert!(acknowledged.insert(1, 4));
+        assert_eq!((acknowledged.through(), acknowledged.ranges()), (9, &[][..]));
+        assert!(!acknowledged.insert(3, 2));
+        assert!(!acknowledged.insert(0, 0));
     }
 
     #[test]
     fn range_above_limit_removes_the_lowest() {
-        let mut received = AckSet::default();
+        let mut acknowledged = AckSet::default();
         for at in 1..=(ACK_RANGES_MAX as u64 + 1) {
-            received.insert(at * 10, at * 10);
+            acknowledged.insert(at * 10, at * 10);
         }
-        assert_eq!(received.ranges().len(), ACK_RANGES_MAX);
-        assert!(!received.contains(10) && received.contains(20));
+        assert_eq!(acknowledged.ranges().len(), ACK_RANGES_MAX);
+        assert!(!acknowledged.contains(10) && acknowledged.contains(20));
     }
 
     proptest! {
@@ -137,9 +137,9 @@ mod tests {
             other in prop::collection::vec((1_u64..40, 0_u64..6), 0..6),
         ) {
             let set = |ranges: &[(Seq, u64)]| {
-                let mut received = AckSet::default();
-                ranges.iter().for_each(|(from, length)| _ = received.insert(*from, from + length));
-                received
+                let mut acknowledged = AckSet::default();
+                ranges.iter().for_each(|(from, length)| _ = acknowledged.insert(*from, from + length));
+                acknowledged
             };
             let (one, other) = (set(&one), set(&other));
             let both = one.intersection(&other);
@@ -150,19 +150,19 @@ mod tests {
 
         #[test]
         fn ack_set_behaves_like_a_set(ranges in prop::collection::vec((1_u64..40, 0_u64..6), 0..24)) {
-            let (mut received, mut model) = (AckSet::default(), BTreeSet::new());
+            let (mut acknowledged, mut model) = (AckSet::default(), BTreeSet::new());
             for (from, length) in ranges {
                 let new = (from..=from + length).any(|seq| !model.contains(&seq));
-                prop_assert_eq!(received.insert(from, from + length), new);
+                prop_assert_eq!(acknowledged.insert(from, from + length), new);
                 model.extend(from..=from + length);
                 for seq in 1..50 {
-                    prop_assert_eq!(received.contains(seq), model.contains(&seq), "{}", seq);
+                    prop_assert_eq!(acknowledged.contains(seq), model.contains(&seq), "{}", seq);
                 }
                 for head in 0..50 {
                     let missing = (1..=head).filter(|seq| !model.contains(seq)).count() as u64;
-                    prop_assert_eq!(received.missing(head), missing);
+                    prop_assert_eq!(acknowledged.missing(head), missing);
                 }
-                prop_assert_eq!(&AckSet::from_parts(received.through(), received.ranges()), &received);
+                prop_assert_eq!(&AckSet::from_parts(acknowledged.through(), acknowledged.ranges()), &acknowledged);
             }
         }
     }

@@ -2,10 +2,10 @@
 
 use std::{io, path::PathBuf};
 
-/// Says why a backup cannot be written or used.
+/// States why a backup cannot be written or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum PortableError {
+pub enum BackupError {
     /// Reading or writing failed.
     #[error("{0}")]
     Io(#[from] io::Error),
@@ -33,7 +33,7 @@ pub enum PortableError {
     Failed(String),
     /// The backup is valid, but no store could be created from it.
     #[error("{path}: {reason}")]
-    Place {
+    Target {
         /// Directory of the store.
         path: PathBuf,
         /// What failed, and what to do.

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-/// Says why an operation of a store failed.
+/// States why an operation of a store failed.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {

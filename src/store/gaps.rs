@@ -5,7 +5,7 @@ use crate::message::Seq;
 /// Gaps of one log whose reason is remembered.
 pub const REASONS_MAX: usize = 64;
 
-/// Says why sequences are missing from a log. Numbers are part of the on-disk format.
+/// States why sequences are missing from a log. Numbers are part of the on-disk format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum GapReason {
@@ -43,7 +43,7 @@ impl GapReason {
     pub(crate) fn from_stored(number: u8) -> Option<Self> {
         let all =
             [Self::Expired, Self::Quota, Self::Cleared, Self::Collapsed, Self::Acknowledged, Self::Lost, Self::Restart];
-        all.into_iter().find(|loss| *loss as u8 == number)
+        all.into_iter().find(|reason| *reason as u8 == number)
     }
 }
 
@@ -69,7 +69,7 @@ impl GapList {
     }
 
     /// Removes the lower half if the list is full. Call it when the value log holds no entry that a gap must hide.
-    pub fn make_room(&mut self) {
+    pub fn shrink_if_full(&mut self) {
         if self.is_full() {
             self.0.drain(..REASONS_MAX / 2);
         }
@@ -141,11 +141,11 @@ impl GapList {
     }
 
     pub fn from_stored(stored: &[(Seq, Seq, u8)]) -> Self {
-        let mut gone = Self::default();
-        for &(from, to, loss) in stored {
-            gone.insert(from, to, GapReason::from_stored(loss).unwrap_or(GapReason::Expired));
+        let mut gaps = Self::default();
+        for &(from, to, reason) in stored {
+            gaps.insert(from, to, GapReason::from_stored(reason).unwrap_or(GapReason::Expired));
         }
-        gone
+        gaps
     }
 }
 
@@ -159,15 +159,15 @@ mod tests {
 
     #[test]
     fn adjacent_gaps_merge_only_with_same_reason() {
-        let mut gone = GapList::default();
-        gone.insert(1, 3, GapReason::Quota);
-        gone.insert(5, 5, GapReason::Quota);
-        gone.insert(2, 8, GapReason::Cleared);
-        let parts: Vec<_> = gone.0.iter().map(|range| (range.from, range.to, range.reason)).collect();
+        let mut gaps = GapList::default();
+        gaps.insert(1, 3, GapReason::Quota);
+        gaps.insert(5, 5, GapReason::Quota);
+        gaps.insert(2, 8, GapReason::Cleared);
+        let parts: Vec<_> = gaps.0.iter().map(|range| (range.from, range.to, range.reason)).collect();
         let quota = GapReason::Quota;
         assert_eq!(parts, [(1, 3, quota), (4, 4, GapReason::Cleared), (5, 5, quota), (6, 8, GapReason::Cleared)]);
-        assert!(gone.hides(3) && !gone.hides(4) && !gone.hides(9));
-        assert_eq!(gone.explain(8, 9), [(8, 8, Some(GapReason::Cleared)), (9, 9, None)]);
+        assert!(gaps.hides(3) && !gaps.hides(4) && !gaps.hides(9));
+        assert_eq!(gaps.explain(8, 9), [(8, 8, Some(GapReason::Cleared)), (9, 9, None)]);
     }
 
     proptest! {
@@ -175,16 +175,16 @@ mod tests {
         fn gap_list_behaves_like_a_map_that_keeps_the_first_reason(
             ranges in prop::collection::vec((1_u64..60, 0_u64..9, 0_u8..4), 0..30),
         ) {
-            let (mut gone, mut model) = (GapList::default(), BTreeMap::new());
-            for (from, length, loss) in ranges {
-                let loss = GapReason::from_stored(loss).unwrap();
-                gone.insert(from, from + length, loss);
-                (from..=from + length).for_each(|seq| _ = model.entry(seq).or_insert(loss));
+            let (mut gaps, mut model) = (GapList::default(), BTreeMap::new());
+            for (from, length, reason) in ranges {
+                let reason = GapReason::from_stored(reason).unwrap();
+                gaps.insert(from, from + length, reason);
+                (from..=from + length).for_each(|seq| _ = model.entry(seq).or_insert(reason));
                 for seq in 1..80 {
-                    let parts: Vec<_> = gone.explain(seq, seq);
+                    let parts: Vec<_> = gaps.explain(seq, seq);
                     prop_assert_eq!(parts, vec![(seq, seq, model.get(&seq).copied())]);
                 }
-                prop_assert_eq!(GapList::from_stored(&gone.stored()).0, gone.0.clone());
+                prop_assert_eq!(GapList::from_stored(&gaps.stored()).0, gaps.0.clone());
             }
         }
     }

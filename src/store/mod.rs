@@ -34,7 +34,7 @@ mod rejected;
 mod user_state;
 
 pub use ack_set::AckSet;
-pub use backup::{Contents, PortableError};
+pub use backup::{BackupError, Contents};
 pub use error::StoreError;
 pub use gaps::{Gap, GapReason};
 pub use outbox::{EventKind, Outbox, OutboxEvent, OutboxOptions, OutboxStatus, QueuedEvent};
@@ -392,7 +392,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// Fails if something is unreadable, which the backup records too, or if writing to `out` fails.
-    fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, PortableError>;
+    fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, BackupError>;
 
     /// Rejects further appends, commits queued ones, writes all reports, and closes the store cleanly.
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;

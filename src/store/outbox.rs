@@ -257,7 +257,7 @@ pub trait Outbox: std::fmt::Debug + Send + Sync {
 
     /// Tests that events of this kind are stored.
     #[must_use]
-    fn wants(&self, kind: EventKind) -> bool;
+    fn is_enabled(&self, kind: EventKind) -> bool;
 
     /// Puts an event in, if its kind is enabled. Never waits; a full outbox counts the event as lost instead.
     fn put(&self, event: OutboxEvent);
@@ -280,7 +280,7 @@ pub trait Outbox: std::fmt::Debug + Send + Sync {
     fn all_reported(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<(UserId, Seq)>, StoreError>;
 
     /// Removes the reported sequence of a user without pending reported messages.
-    fn forget_reported(&self, user: &UserId);
+    fn remove_reported(&self, user: &UserId);
 
     /// Reads the oldest events above number `after`: at most `events` and `bytes`, but at least one.
     ///

@@ -40,7 +40,7 @@ impl Rejected {
     }
 }
 
-/// Says why a recipient was rejected. Numbers are part of the on-disk format.
+/// States why a recipient was rejected. Numbers are part of the on-disk format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reason {

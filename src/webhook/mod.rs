@@ -89,7 +89,7 @@ impl Webhook {
             metrics: metrics.clone(),
         };
         hub.listen(Arc::new(EventRecorder::new(outbox.clone())));
-        let monitor = outbox.wants(EventKind::Undelivered).then(|| {
+        let monitor = outbox.is_enabled(EventKind::Undelivered).then(|| {
             let monitor = Arc::new(UndeliveredMonitor::new(store, outbox.clone(), webhook.undelivered_after));
             let listener = monitor.clone();
             hub.on_appended(move |users| listener.appended(users));

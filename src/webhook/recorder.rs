@@ -29,7 +29,7 @@ impl Listener for EventRecorder {
             Event::Message { .. } => EventKind::Message,
             Event::Disconnection { .. } => EventKind::Disconnection,
         };
-        if !self.outbox.wants(kind) {
+        if !self.outbox.is_enabled(kind) {
             return;
         }
         let connection = format!("{}-{connection}", self.start);

@@ -252,7 +252,7 @@ impl UndeliveredMonitor {
                 state => state?,
             };
             if state.pending == 0 || state.acknowledged.through() >= *reported {
-                self.outbox.forget_reported(user);
+                self.outbox.remove_reported(user);
             }
         }
         Ok(users.last().filter(|_| users.len() == PAGE).map(|(user, _)| user.clone()))

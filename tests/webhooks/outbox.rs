@@ -74,7 +74,7 @@ async fn events_above_the_outbox_bound_are_reported_as_overflow_in_their_place()
     send_numbers(&mut alice, 0..100).await;
     wait_for_metric(&server, "webhook_events_lost_total", |lost| lost == 69).await;
     assert_eq!(metric(&server, "webhook_outbox_events"), 32);
-    home.wait_for_log(|log| log.contains("the outbox of the webhook is full"));
+    home.wait_for_log(|log| log.contains("the webhook outbox is full"));
     // The count survives a kill.
     server.process.kill();
     let server = home.start();

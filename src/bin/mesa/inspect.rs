@@ -96,7 +96,7 @@ impl InspectSink for Found {
         self.bytes += facts.pending_bytes();
         self.expired += facts.expired;
         if self.shown.len() < self.wanted.max(1) || self.all {
-            facts.gone.shrink_to_fit();
+            facts.gaps.shrink_to_fit();
             self.shown.push(facts);
         }
         Ok(())
@@ -111,13 +111,13 @@ fn print_json(inspection: &Inspection, found: &Found, args: &InspectArgs) -> Res
             "format": facts.format,
             "namespace": facts.namespace,
             "ending": facts.ending.as_str(),
-            "lossyRestarts": facts.lapses,
+            "lossyRestarts": facts.lossy_restarts,
             "records": facts.records.map_or(0, |(_, _, count)| count),
             "firstRecord": facts.records.map(|(first, ..)| first),
             "lastRecord": facts.records.map(|(_, last, _)| last),
-            "flushedRecord": facts.settled,
+            "flushedRecord": facts.flushed,
             "syncedRecord": facts.marked,
-            "walBytes": facts.journal_bytes,
+            "walBytes": facts.wal_bytes,
             "fileBytes": facts.file_bytes,
             "ids": facts.ids,
             "users": found.users,
@@ -149,7 +149,7 @@ fn user_json(facts: &LogFacts, detail: bool) -> Value {
             "seenMs": seen_ms,
         })
     });
-    let gaps = facts.gone.iter().map(|gap| json!({ "from": gap.from, "to": gap.to, "reason": gap.reason.as_str() }));
+    let gaps = facts.gaps.iter().map(|gap| json!({ "from": gap.from, "to": gap.to, "reason": gap.reason.as_str() }));
     let mut user = json!({
         "id": facts.user,
         "head": facts.head,
@@ -197,9 +197,9 @@ fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
     let unknown = || "unknown".to_owned();
     let records = match facts.records {
         Some((first, last, number)) => {
-            format!("{} ({first} to {last}), {} bytes", count(number, "record"), facts.journal_bytes)
+            format!("{} ({first} to {last}), {} bytes", count(number, "record"), facts.wal_bytes)
         }
-        None => format!("empty; everything up to record {} is flushed", facts.settled),
+        None => format!("empty; everything up to record {} is flushed", facts.flushed),
     };
     let damage = inspection.damage().len() as u64 + inspection.omitted_damage();
     let lines = [
@@ -209,7 +209,10 @@ fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
         ("format", facts.format.clone().unwrap_or_else(unknown)),
         ("namespace", facts.namespace.as_ref().map_or_else(unknown, |name| format!("{name:?}"))),
         ("end", facts.ending.as_str().to_owned()),
-        ("lossy restarts", format!("{} (they may have lost sequences; each leaves a gap in the logs)", facts.lapses)),
+        (
+            "lossy restarts",
+            format!("{} (they may have lost sequences; each leaves a gap in the logs)", facts.lossy_restarts),
+        ),
         ("wal", records),
         ("synced", facts.marked.map_or_else(unknown, |record| format!("up to record {record}"))),
         ("dispatch ids", facts.ids.to_string()),
@@ -250,7 +253,7 @@ fn print_user(user: &LogFacts, limit: usize) -> Result<(), Failure> {
         let (through, seen) = (received.through(), seen(*seen_ms));
         output::line(&printable(&format!("acknowledged   {name}: up to {through}{further}; last seen {seen}")))?;
     }
-    for gap in &user.gone {
+    for gap in &user.gaps {
         output::line(&format!("gap            {}: {}", ranges([(gap.from, gap.to)]), gap.reason.as_str()))?;
     }
     if !user.missing.is_empty() {

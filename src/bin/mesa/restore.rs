@@ -1,6 +1,6 @@
 //! `mesa restore`: creates a store from a backup.
 
-use mesa::embedded::backup::{format::PortableError, restore::restore};
+use mesa::embedded::backup::{format::BackupError, restore::restore};
 
 use crate::{
     args::RestoreArgs,
@@ -13,7 +13,7 @@ pub fn run(args: &RestoreArgs) -> Result<(), Failure> {
     let contents = restore(&args.file, &args.store_path);
     let contents = contents.map_err(|error| match error {
         // The directory is the cause, not the backup.
-        PortableError::Place { .. } => Failure::because(error),
+        BackupError::Target { .. } => Failure::because(error),
         error => Failure::because(format!("{}: {error}", args.file.display())),
     })?;
     let (users, entries) = (count(contents.users, "user"), count(contents.entries, "message"));

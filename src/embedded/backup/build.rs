@@ -83,7 +83,7 @@ impl Build {
     }
 
     pub(in crate::embedded) fn ids(&mut self, ids: Vec<StoredId>) -> Result<(), StoreError> {
-        for chunk in crate::embedded::writer::dedup::chunks(self.namespace, ids) {
+        for chunk in crate::embedded::writer::dedup::blocks(self.namespace, ids) {
             self.ids += 1;
             self.put(Table::Ids, &wal_key(self.ids), &chunk.encode())?;
         }
@@ -95,23 +95,23 @@ impl Build {
         let cursors = log.shared.iter().chain(log.devices.iter().map(|(_, cursor)| cursor));
         let through = cursors.map(|cursor| cursor.through).min().unwrap_or(0);
         let open = std::mem::take(&mut self.open);
-        let gone = GapList::from_stored(&log.gone);
-        let waiting = || open.iter().filter(|(seq, ..)| *seq > through && !gone.hides(*seq));
+        let gaps = GapList::from_stored(&log.gaps);
+        let waiting = || open.iter().filter(|(seq, ..)| *seq > through && !gaps.hides(*seq));
         log.head = log.head.max(open.last().map_or(0, |(seq, ..)| *seq));
-        log.settled = log.head;
+        log.flushed = log.head;
         log.counted = through;
-        log.inbox = (waiting().count() as u64, waiting().map(|(_, bytes, _)| u64::from(*bytes)).sum());
+        log.block_usage = (waiting().count() as u64, waiting().map(|(_, bytes, _)| u64::from(*bytes)).sum());
         log.expires_s = waiting().map(|(.., at)| *at).filter(|at| *at > 0).min().unwrap_or(0);
         log.keys.retain(|(_, seq, ..)| open.binary_search_by_key(seq, |(seq, ..)| *seq).is_ok());
-        log.gone = gone.stored();
+        log.gaps = gaps.stored();
         self.contents.users += 1;
         self.contents.entries += open.len() as u64;
         self.contents.bytes += open.iter().map(|(_, bytes, _)| u64::from(*bytes)).sum::<u64>();
         self.put(Table::Users, user.as_bytes(), &Row::V2(log).encode())
     }
 
-    pub(in crate::embedded) fn finish(mut self, lapses: u32, clock_ms: u64) -> Result<Contents, StoreError> {
-        self.put(Table::Meta, LOSSY_RESTARTS_KEY, &lapses.to_be_bytes())?;
+    pub(in crate::embedded) fn finish(mut self, lossy_restarts: u32, clock_ms: u64) -> Result<Contents, StoreError> {
+        self.put(Table::Meta, LOSSY_RESTARTS_KEY, &lossy_restarts.to_be_bytes())?;
         self.put(Table::Meta, CLOCK_KEY, &clock_ms.to_be_bytes())?;
         // The keys of ids are WAL record numbers, so the WAL continues after them.
         self.put(Table::Meta, FLUSHED_KEY, &wal_key(self.ids))?;

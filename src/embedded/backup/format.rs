@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use bincode::{Decode, Encode, config};
 use bytes::Bytes;
 
-pub use crate::store::{Contents, PortableError};
+pub use crate::store::{BackupError, Contents};
 use crate::{
     embedded::{
         tables::schema::{StoredId, StoredLog},
@@ -34,7 +34,7 @@ const IDS_MAX: usize = 64;
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(in crate::embedded) enum Block {
     /// The first block.
-    Begin { namespace: String, lapses: u32, at_ms: u64 },
+    Begin { namespace: String, lossy_restarts: u32, at_ms: u64 },
     /// Entries of a user, rising: sequence, expiry in seconds of the Unix epoch (0 = never), payload.
     Entries { user: String, entries: Vec<(Seq, u32, Vec<u8>)> },
     /// A user's log without its entries, which have all come before.
@@ -68,10 +68,10 @@ pub(in crate::embedded) struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    pub fn begin(mut out: W, namespace: String, lapses: u32, at_ms: u64) -> io::Result<Self> {
+    pub fn begin(mut out: W, namespace: String, lossy_restarts: u32, at_ms: u64) -> io::Result<Self> {
         out.write_all(MAGIC)?;
         let mut writer = Self { out, number: 0, contents: Contents::default() };
-        writer.put(&Block::Begin { namespace, lapses, at_ms })?;
+        writer.put(&Block::Begin { namespace, lossy_restarts, at_ms })?;
         Ok(writer)
     }
 
@@ -146,20 +146,20 @@ pub(in crate::embedded) struct Reader<R> {
 }
 
 impl<R: Read> Reader<R> {
-    pub fn begin(mut from: R) -> Result<Self, PortableError> {
+    pub fn begin(mut from: R) -> Result<Self, BackupError> {
         let mut magic = [0; MAGIC.len()];
-        from.read_exact(&mut magic).map_err(|_| PortableError::Foreign)?;
+        from.read_exact(&mut magic).map_err(|_| BackupError::Foreign)?;
         if magic != *MAGIC && magic.starts_with(KIND) {
-            return Err(PortableError::OtherVersion);
+            return Err(BackupError::OtherVersion);
         }
         if magic != *MAGIC {
-            return Err(PortableError::Foreign);
+            return Err(BackupError::Foreign);
         }
         Ok(Self { from, number: 0, contents: Contents::default(), ended: false })
     }
 
     /// Reads the next block. Returns `None` after the last.
-    pub fn next(&mut self) -> Result<Option<Block>, PortableError> {
+    pub fn next(&mut self) -> Result<Option<Block>, BackupError> {
         if self.ended {
             return Ok(None);
         }
@@ -185,7 +185,7 @@ impl<R: Read> Reader<R> {
         Ok(Some(block))
     }
 
-    fn count(&mut self, block: &Block) -> Result<(), PortableError> {
+    fn count(&mut self, block: &Block) -> Result<(), BackupError> {
         match block {
             Block::Begin { .. } if self.number > 0 => return Err(self.damaged("it begins anew")),
             Block::Begin { .. } => {}
@@ -206,7 +206,7 @@ impl<R: Read> Reader<R> {
                     return Err(self.damaged("something follows the end"));
                 }
             }
-            Block::Failed(why) => return Err(PortableError::Failed(why.clone())),
+            Block::Failed(why) => return Err(BackupError::Failed(why.clone())),
         }
         Ok(())
     }
@@ -215,13 +215,13 @@ impl<R: Read> Reader<R> {
         self.contents
     }
 
-    fn damaged(&self, what: impl ToString) -> PortableError {
-        PortableError::Damaged { block: self.number, what: what.to_string() }
+    fn damaged(&self, what: impl ToString) -> BackupError {
+        BackupError::Damaged { block: self.number, what: what.to_string() }
     }
 
-    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), PortableError> {
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), BackupError> {
         self.from.read_exact(bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => PortableError::CutOff,
+            io::ErrorKind::UnexpectedEof => BackupError::CutOff,
             _ => error.into(),
         })
     }
@@ -231,7 +231,7 @@ impl<R: Read> Reader<R> {
 ///
 /// # Errors
 /// When the file is incomplete or damaged.
-pub fn verify(from: impl Read) -> Result<Contents, PortableError> {
+pub fn verify(from: impl Read) -> Result<Contents, BackupError> {
     let mut reader = Reader::begin(from)?;
     while reader.next()?.is_some() {}
     Ok(reader.contents())

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 use super::{
     build::{Build, LOSSY_RESTARTS_ADDED},
-    format::{Block, Contents, PortableError, Reader},
+    format::{BackupError, Block, Contents, Reader},
 };
 use crate::{
     embedded::{offline::inspect::InspectSink, tables::unfinished::Operation},
@@ -26,18 +26,20 @@ use crate::{
 ///
 /// # Errors
 /// When the file is not a complete backup, the directory is not empty, or it cannot be written.
-pub fn restore(file: &Path, directory: &Path) -> Result<Contents, PortableError> {
+pub fn restore(file: &Path, directory: &Path) -> Result<Contents, BackupError> {
     let mut from = BufReader::new(File::open(file)?);
     super::format::verify(&mut from)?;
     from.rewind()?;
     let mut reader = Reader::begin(from)?;
-    let Some(Block::Begin { namespace, lapses, at_ms }) = reader.next()? else { return Err(PortableError::Foreign) };
+    let Some(Block::Begin { namespace, lossy_restarts, at_ms }) = reader.next()? else {
+        return Err(BackupError::Foreign);
+    };
     let place = |error: StoreError| {
         let reason = match error {
             StoreError::Open { reason, .. } => reason,
             other => other.to_string(),
         };
-        PortableError::Place { path: directory.to_owned(), reason }
+        BackupError::Target { path: directory.to_owned(), reason }
     };
     let mut build = Build::begin(directory, &namespace, Operation::Restore).map_err(place)?;
     while let Some(block) = reader.next()? {
@@ -53,5 +55,5 @@ pub fn restore(file: &Path, directory: &Path) -> Result<Contents, PortableError>
         }
         .map_err(place)?;
     }
-    build.finish(lapses.saturating_add(LOSSY_RESTARTS_ADDED), at_ms).map_err(place)
+    build.finish(lossy_restarts.saturating_add(LOSSY_RESTARTS_ADDED), at_ms).map_err(place)
 }

@@ -8,7 +8,7 @@ use std::io::Write;
 
 use bytes::Bytes;
 
-use super::format::{Contents, PortableError, Writer};
+use super::format::{BackupError, Contents, Writer};
 use crate::{
     embedded::{
         shared::Shared,
@@ -39,23 +39,23 @@ type Entries = Vec<(Seq, u32, Bytes)>;
 
 impl Shared {
     /// See [`Store::backup`](crate::store::Store::backup).
-    pub(in crate::embedded) fn backup(&self, out: &mut dyn Write) -> Result<Contents, PortableError> {
+    pub(in crate::embedded) fn backup(&self, out: &mut dyn Write) -> Result<Contents, BackupError> {
         let namespace =
             self.engine.get(Table::Meta, NAMESPACE_KEY).map_err(|error| failed(&StoreError::from(error)))?;
         let namespace = String::from_utf8_lossy(&namespace.unwrap_or_default()).into_owned();
-        let mut writer = Writer::begin(out, namespace, self.logs.lapses().count, self.clock.now_ms())?;
+        let mut writer = Writer::begin(out, namespace, self.logs.lossy_restarts().count, self.clock.now_ms())?;
         match self.back_up_all(&mut writer) {
             Ok(()) => Ok(writer.end()?),
-            Err(PortableError::Failed(why)) => {
+            Err(BackupError::Failed(why)) => {
                 writer.fail(why.clone())?;
-                Err(PortableError::Failed(why))
+                Err(BackupError::Failed(why))
             }
             // The reader of the backup is gone.
             Err(error) => Err(error),
         }
     }
 
-    fn back_up_all(&self, writer: &mut Writer<&mut dyn Write>) -> Result<(), PortableError> {
+    fn back_up_all(&self, writer: &mut Writer<&mut dyn Write>) -> Result<(), BackupError> {
         self.back_up_ids(writer)?;
         let mut after: Option<UserId> = None;
         loop {
@@ -85,10 +85,10 @@ impl Shared {
         Ok(users)
     }
 
-    fn back_up_user(&self, user: &UserId, writer: &mut Writer<&mut dyn Write>) -> Result<(), PortableError> {
+    fn back_up_user(&self, user: &UserId, writer: &mut Writer<&mut dyn Write>) -> Result<(), BackupError> {
         let to_backup_error = |error: StoreError| failed(&error);
         let first = self.stored_log(user).map_err(to_backup_error)?;
-        let (head, mut after) = (first.head, received_by_all(&first));
+        let (head, mut after) = (first.head, acknowledged_by_all(&first));
         while after < head {
             let (entries, through) = self.backup_page(user, after, head).map_err(to_backup_error)?;
             writer.entries(user.as_str(), &entries)?;
@@ -102,31 +102,31 @@ impl Shared {
 
     /// Reads a user's log without its entries. Does not load it into the cache, because a backup reads every user.
     fn stored_log(&self, user: &UserId) -> Result<StoredLog, StoreError> {
-        let lapses = self.logs.lapses();
-        if let Some(row) = self.logs.with_loaded(user, |log| log.row(lapses.count)) {
+        let lossy_restarts = self.logs.lossy_restarts();
+        if let Some(row) = self.logs.with_loaded(user, |log| log.row(lossy_restarts.count)) {
             return Ok(row.into_stored());
         }
         let row = self.engine.get(Table::Users, user.as_str().as_bytes());
         let row = row.map_err(StoreError::from)?.map(|bytes| Row::decode(&bytes)).transpose();
         let row = row.map_err(|error| StoreError::Damaged(format!("the row of user {user:?}: {error}").into()))?;
-        Ok(UserLog::from_row(row, lapses).row(lapses.count).into_stored())
+        Ok(UserLog::from_row(row, lossy_restarts).row(lossy_restarts.count).into_stored())
     }
 
     /// Reads a page of entries above `after` up to `head`. Returns also the sequence up to which it read.
     fn backup_page(&self, user: &UserId, after: Seq, head: Seq) -> Result<(Entries, Seq), StoreError> {
         for _ in 0..RETRIES_MAX {
-            let (from, settled, slots) = self.logs.with(user, |log| {
-                let (from, settled) = (after.max(log.released()), if log.has_blocks { log.flushed } else { 0 });
-                let slots = log.slots_after(from.max(settled)).take_while(|slot| slot.seq <= head);
+            let (from, flushed, slots) = self.logs.with(user, |log| {
+                let (from, flushed) = (after.max(log.released()), if log.has_blocks { log.flushed } else { 0 });
+                let slots = log.slots_after(from.max(flushed)).take_while(|slot| slot.seq <= head);
                 let mut bytes = 0;
                 let fits = |slot: &&WalSlot| {
                     bytes += slot.bytes as usize;
                     bytes <= PAGE_BYTES || bytes == slot.bytes as usize
                 };
-                (from, settled, slots.take(PAGE_ENTRIES).take_while(fits).copied().collect::<Vec<_>>())
+                (from, flushed, slots.take(PAGE_ENTRIES).take_while(fits).copied().collect::<Vec<_>>())
             })?;
-            if from < settled.min(head) {
-                return self.backup_blocks(user, from, settled.min(head));
+            if from < flushed.min(head) {
+                return self.backup_blocks(user, from, flushed.min(head));
             }
             if let Some(entries) = self.backup_slots(user, &slots)? {
                 let through = entries.last().map_or(head, |(seq, ..)| *seq);
@@ -161,7 +161,7 @@ impl Shared {
     }
 
     /// Writes idempotency ids. Those in the WAL come first, so that ids flushed meanwhile are found in the table.
-    fn back_up_ids(&self, writer: &mut Writer<&mut dyn Write>) -> Result<(), PortableError> {
+    fn back_up_ids(&self, writer: &mut Writer<&mut dyn Write>) -> Result<(), BackupError> {
         let (mut rejected, mut ended) = (Vec::new(), Ok(()));
         let scanned = self.engine.scan(Table::Wal, &[], &mut |_, value| {
             let found = ids_in(&value, &mut rejected);
@@ -173,8 +173,8 @@ impl Shared {
         let mut ended = Ok(());
         let scanned = self.engine.scan(Table::Ids, &[], &mut |_, value| {
             ended = match Ids::decode(&value) {
-                Ok(Ids::V1 { ids, .. }) => writer.ids(&ids).map_err(PortableError::from),
-                Err(error) => Err(PortableError::Failed(format!("dispatch ids cannot be read: {error}"))),
+                Ok(Ids::V1 { ids, .. }) => writer.ids(&ids).map_err(BackupError::from),
+                Err(error) => Err(BackupError::Failed(format!("dispatch ids cannot be read: {error}"))),
             };
             ended.is_ok()
         });
@@ -182,8 +182,8 @@ impl Shared {
         ended
     }
 
-    fn write_ids(&self, found: Vec<StoredId>, writer: &mut Writer<&mut dyn Write>) -> Result<(), PortableError> {
-        for chunk in dedup::chunks(self.namespace, found) {
+    fn write_ids(&self, found: Vec<StoredId>, writer: &mut Writer<&mut dyn Write>) -> Result<(), BackupError> {
+        for chunk in dedup::blocks(self.namespace, found) {
             let Ids::V1 { ids, .. } = chunk;
             writer.ids(&ids)?;
         }
@@ -192,8 +192,8 @@ impl Shared {
 }
 
 /// Decodes the idempotency ids of a WAL record. Their rejected recipients may be in the previous record.
-fn ids_in(record: &Bytes, rejected: &mut Vec<Rejected>) -> Result<Vec<StoredId>, PortableError> {
-    let unreadable = |error: &dyn std::fmt::Display| PortableError::Failed(format!("a WAL record: {error}"));
+fn ids_in(record: &Bytes, rejected: &mut Vec<Rejected>) -> Result<Vec<StoredId>, BackupError> {
+    let unreadable = |error: &dyn std::fmt::Display| BackupError::Failed(format!("a WAL record: {error}"));
     let mut reader = RecordReader::new(record).map_err(|error| unreadable(&error))?;
     let Header::V1 { at_ms, .. } = reader.header;
     let mut found = Vec::new();
@@ -213,11 +213,11 @@ fn ids_in(record: &Bytes, rejected: &mut Vec<Rejected>) -> Result<Vec<StoredId>,
     Ok(found)
 }
 
-fn failed(error: &StoreError) -> PortableError {
-    PortableError::Failed(error.to_string())
+fn failed(error: &StoreError) -> BackupError {
+    BackupError::Failed(error.to_string())
 }
 
-fn received_by_all(log: &StoredLog) -> Seq {
+fn acknowledged_by_all(log: &StoredLog) -> Seq {
     let cursors = log.shared.iter().chain(log.devices.iter().map(|(_, cursor)| cursor));
     cursors.map(|cursor| cursor.through).min().unwrap_or(0)
 }
@@ -226,12 +226,12 @@ fn received_by_all(log: &StoredLog) -> Seq {
 fn cut(log: &mut StoredLog, head: Seq) {
     let cut_cursor = |cursor: &mut StoredCursor| {
         let ranges: Vec<_> = cursor.ranges.iter().map(|&(from, to)| (from, to.min(head))).collect();
-        let received = AckSet::from_parts(cursor.through.min(head), &ranges);
-        (cursor.through, cursor.ranges) = (received.through(), received.ranges().to_vec());
+        let acknowledged = AckSet::from_parts(cursor.through.min(head), &ranges);
+        (cursor.through, cursor.ranges) = (acknowledged.through(), acknowledged.ranges().to_vec());
     };
     log.shared.iter_mut().chain(log.devices.iter_mut().map(|(_, cursor)| cursor)).for_each(cut_cursor);
     log.head = head;
-    log.gone.retain_mut(|(from, to, _)| {
+    log.gaps.retain_mut(|(from, to, _)| {
         *to = (*to).min(head);
         *from <= *to
     });

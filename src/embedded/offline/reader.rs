@@ -14,11 +14,11 @@ use crate::embedded::{
         contract::Table,
         files::{LOG, VALUE_LOG, WAL},
         meta::{FLUSHED_KEY, FORMAT, FORMAT_KEY},
-        missing::Missing,
+        missing::MissingPart,
         schema::wal_number,
     },
     value_log::{
-        file::{BlockLocation, no_place, parts, value_of},
+        file::{BlockLocation, invalid_location, parts, value_of},
         framing::{self, HEAD_BYTES, Kind},
     },
     wal::layout::record_at,
@@ -45,7 +45,7 @@ pub(in crate::embedded) struct OfflineReader {
     records: BTreeMap<u64, Bytes>,
     /// The highest record that another record states as synced.
     synced: u64,
-    chunks: Chunks,
+    blocks: BlockReader,
     unreadable: Vec<Unreadable>,
 }
 
@@ -55,19 +55,19 @@ impl OfflineReader {
     /// Reads sled's file up to the end that sled detects, or, with `behind`, everything that can be read.
     pub fn open(directory: &Path, behind: bool) -> io::Result<Self> {
         let tables = RawTables::open(&directory.join(LOG), behind)?;
-        let settled = flushed_through(&tables)?;
+        let flushed = flushed_through(&tables)?;
         let mut reader = Self {
             tables,
             records: BTreeMap::new(),
             synced: 0,
-            chunks: Chunks { directory: directory.join(VALUE_LOG) },
+            blocks: BlockReader { directory: directory.join(VALUE_LOG) },
             unreadable: Vec::new(),
         };
-        reader.read_records(&directory.join(WAL), settled)?;
+        reader.read_records(&directory.join(WAL), flushed)?;
         Ok(reader)
     }
 
-    fn read_records(&mut self, directory: &Path, settled: u64) -> io::Result<()> {
+    fn read_records(&mut self, directory: &Path, flushed: u64) -> io::Result<()> {
         for first in framing::numbered(directory)? {
             let bytes = read_lossy(&directory.join(framing::name(first)))?;
             let mut at = 0;
@@ -81,7 +81,7 @@ impl OfflineReader {
                 };
                 at = record.end;
                 self.synced = self.synced.max(record.synced);
-                if record.number > settled {
+                if record.number > flushed {
                     self.records.insert(record.number, bytes.slice_ref(record.value));
                 }
             }
@@ -100,7 +100,7 @@ impl OfflineReader {
     }
 
     /// Returns the record up to which the WAL is flushed.
-    pub fn settled(&self) -> io::Result<u64> {
+    pub fn flushed(&self) -> io::Result<u64> {
         flushed_through(&self.tables)
     }
 
@@ -113,8 +113,8 @@ impl OfflineReader {
     ///
     /// The value of an unreadable block states the reason.
     pub fn pairs(&self, table: Table, from: &[u8]) -> TablePairs<'_> {
-        let chunks = (table == Table::Log).then_some(&self.chunks);
-        TablePairs { pairs: self.tables.pairs(table, from), chunks }
+        let blocks = (table == Table::Log).then_some(&self.blocks);
+        TablePairs { pairs: self.tables.pairs(table, from), blocks }
     }
 
     /// Returns the keys of a table, in order.
@@ -134,8 +134,8 @@ impl OfflineReader {
             let (key, place) = pair?;
             known.extend(BlockLocation::decode(&place).map(|place| (place, key)));
         }
-        for file in framing::numbered(&self.chunks.directory)? {
-            let bytes = read_lossy(&self.chunks.directory.join(framing::name(file)))?;
+        for file in framing::numbered(&self.blocks.directory)? {
+            let bytes = read_lossy(&self.blocks.directory.join(framing::name(file)))?;
             let mut at = 0;
             while let Some(found) = framing::find(Kind::Block, &bytes, at) {
                 let Some(body) = framing::body(Kind::Block, &bytes[found..]) else { break };
@@ -168,8 +168,8 @@ impl OfflineReader {
     }
 
     /// Returns a missing part of the store in `directory`.
-    pub fn missing(&self, directory: &Path) -> io::Result<Option<Missing>> {
-        Missing::other_part(directory, &self.tables)
+    pub fn missing(&self, directory: &Path) -> io::Result<Option<MissingPart>> {
+        MissingPart::other_part(directory, &self.tables)
     }
 
     /// Returns the position at which sled's log ends for sled.
@@ -208,14 +208,14 @@ fn read_lossy(path: &Path) -> io::Result<Bytes> {
 
 /// Reads blocks from the files of the value log.
 #[derive(Debug)]
-struct Chunks {
+struct BlockReader {
     directory: PathBuf,
 }
 
-impl Chunks {
+impl BlockReader {
     /// Reads the block of a key, or returns the reason why it cannot be read.
-    fn chunk(&self, key: &[u8], place: &[u8]) -> io::Result<Bytes> {
-        let Some(place) = BlockLocation::decode(place) else { return Ok(no_place().to_value()) };
+    fn read(&self, key: &[u8], place: &[u8]) -> io::Result<Bytes> {
+        let Some(place) = BlockLocation::decode(place) else { return Ok(invalid_location().to_value()) };
         let file = match fs::File::open(self.directory.join(framing::name(place.file))) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(place.missing().to_value()),
             file => file?,
@@ -223,9 +223,9 @@ impl Chunks {
         Ok(match framing::read_at(&file, u64::from(place.at), place.length as usize) {
             Ok(bytes) => match value_of(&bytes, key) {
                 Some(from) => Bytes::from(bytes).slice(from..),
-                None => place.unlike(bytes.len()).to_value(),
+                None => place.mismatch(bytes.len()).to_value(),
             },
-            Err(error) => place.unread(&error).to_value(),
+            Err(error) => place.unreadable(&error).to_value(),
         })
     }
 }
@@ -233,7 +233,7 @@ impl Chunks {
 /// Iterates over a table: see [`OfflineReader::pairs`].
 pub(in crate::embedded) struct TablePairs<'a> {
     pairs: Pairs<'a>,
-    chunks: Option<&'a Chunks>,
+    blocks: Option<&'a BlockReader>,
 }
 
 impl Iterator for TablePairs<'_> {
@@ -241,7 +241,7 @@ impl Iterator for TablePairs<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let pair = self.pairs.next()?;
-        let Some(chunks) = self.chunks else { return Some(pair) };
-        Some(pair.and_then(|(key, place)| Ok((key.clone(), chunks.chunk(&key, &place)?))))
+        let Some(blocks) = self.blocks else { return Some(pair) };
+        Some(pair.and_then(|(key, place)| Ok((key.clone(), blocks.read(&key, &place)?))))
     }
 }

@@ -26,7 +26,7 @@ pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, Stor
     let ids: Vec<StoredId> = inspection.ids().iter().map(|entry| entry.0.clone()).collect();
     ids.chunks(64).try_for_each(|part| build.ids(part.to_vec()))?;
     inspection.visit(&mut build)?;
-    let known = inspection.facts().lapses;
-    let lapses = if inspection.is_whole() { known } else { known.saturating_add(LOSSY_RESTARTS_ADDED) };
-    build.finish(lapses, 0)
+    let known = inspection.facts().lossy_restarts;
+    let lossy_restarts = if inspection.is_whole() { known } else { known.saturating_add(LOSSY_RESTARTS_ADDED) };
+    build.finish(lossy_restarts, 0)
 }

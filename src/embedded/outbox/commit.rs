@@ -9,8 +9,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::{
-    DropCounters, Inside, Outbox, OutboxEvent, OutboxOptions, WAITING_BYTES_MAX, WAITING_EVENTS_MAX, Written, damaged,
-    failed,
+    BatchInfo, DropCounters, Outbox, OutboxEvent, OutboxOptions, OutboxState, WAITING_BYTES_MAX, WAITING_EVENTS_MAX,
+    damaged, failed,
     format::{self, Batch, Pieces, StoredLost},
 };
 use crate::{
@@ -76,11 +76,11 @@ struct Space {
 
 /// Holds the writes of one step.
 struct Work {
-    batches: Vec<(Written, Batch)>,
+    batches: Vec<(BatchInfo, Batch)>,
     lost: Option<StoredLost>,
     lost_reported: bool,
     reported: Vec<(UserId, Option<Seq>)>,
-    remove: Vec<Written>,
+    remove: Vec<BatchInfo>,
     /// More is left for another step.
     more: bool,
 }
@@ -95,74 +95,74 @@ impl Outbox {
     ) -> Result<Arc<Self>, StoreError> {
         let mut start = [0; 8];
         getrandom::fill(&mut start).map_err(|error| StoreError::Failed(error.to_string().into()))?;
-        let mut inside = Inside { next: 1, ..Inside::default() };
-        let unfinished = read_all(&*engine, &mut inside)?;
+        let mut state = OutboxState { next: 1, ..OutboxState::default() };
+        let unfinished = read_all(&*engine, &mut state)?;
         // An incomplete batch of a write that a crash interrupted.
         unfinished.iter().try_for_each(|key| engine.remove(Table::Outbox, key)).map_err(failed)?;
-        inside.removed = inside.batches.front().map_or(inside.next, |batch| batch.first) - 1;
-        inside.remove = inside.removed;
-        (inside.written, inside.written_bytes) = (inside.events, inside.bytes);
+        state.removed = state.batches.front().map_or(state.next, |batch| batch.first) - 1;
+        state.remove = state.removed;
+        (state.written, state.written_bytes) = (state.events, state.bytes);
         if let Some(stored) = engine.get(Table::Outbox, format::LOST_KEY).map_err(failed)? {
             let StoredLost::V1 { since_ms, lost } = StoredLost::decode(&stored).map_err(damaged)?;
-            inside.lost = DropCounters { since_ms, at_least: true, stored: true, ..DropCounters::default() };
+            state.lost = DropCounters { since_ms, at_least: true, stored: true, ..DropCounters::default() };
             for (kind, count) in lost {
-                if let Some(counted) = inside.lost.counts.get_mut(usize::from(kind)) {
+                if let Some(counted) = state.lost.counts.get_mut(usize::from(kind)) {
                     *counted = count;
                 }
             }
         }
-        if inside.events > 0 {
+        if state.events > 0 {
             tracing::info!(
-                events = inside.events,
-                bytes = inside.bytes,
+                events = state.events,
+                bytes = state.bytes,
                 "the webhook outbox has events of an earlier start"
             );
         }
         let (start, changed) = (u64::from_be_bytes(start), watch::Sender::new(0));
-        Ok(Arc::new(Self { engine, queue, clock, options, start, inside: inside.into(), changed }))
+        Ok(Arc::new(Self { engine, queue, clock, options, start, state: state.into(), changed }))
     }
 
     /// Collects the writes of the next step. Returns `None` if there are none.
     fn work(&self, space: Space) -> Option<Work> {
         let now_ms = self.clock.now_ms();
-        let mut inside = self.inside.lock();
-        inside.find_space(space);
-        if inside.lost.any() {
-            self.report_drops(&mut inside, now_ms);
+        let mut state = self.state.lock();
+        state.update_space(space);
+        if state.lost.any() {
+            self.report_drops(&mut state, now_ms);
         }
-        let waiting = inside.take_waiting();
+        let waiting = state.take_waiting();
         // The counts are removed, and reported sequences written, only together with the events that report them.
-        let all = inside.waiting.is_empty();
-        let due = !inside.lost.stored || now_ms.saturating_sub(inside.lost.stored_ms) >= LOST_INTERVAL_MS;
+        let all = state.waiting.is_empty();
+        let due = !state.lost.stored || now_ms.saturating_sub(state.lost.stored_ms) >= LOST_INTERVAL_MS;
         let (mut lost, mut lost_reported) = (None, false);
         if !all || space.little {
             // Later.
-        } else if inside.lost.unwritten && !inside.lost.any() {
-            (inside.lost.unwritten, inside.lost.stored, lost_reported) = (false, false, true);
-        } else if inside.lost.unwritten && due {
-            lost = Some(StoredLost::V1 { since_ms: inside.lost.since_ms, lost: inside.lost.list() });
-            (inside.lost.unwritten, inside.lost.stored, inside.lost.stored_ms) = (false, true, now_ms);
+        } else if state.lost.unwritten && !state.lost.any() {
+            (state.lost.unwritten, state.lost.stored, lost_reported) = (false, false, true);
+        } else if state.lost.unwritten && due {
+            lost = Some(StoredLost::V1 { since_ms: state.lost.since_ms, lost: state.lost.list() });
+            (state.lost.unwritten, state.lost.stored, state.lost.stored_ms) = (false, true, now_ms);
         }
         let (mut remove, mut pieces) = (Vec::new(), 0);
         let pieces_max = if space.little { REMOVED_PIECES } else { STEP_REMOVED_PIECES };
-        let mut more = inside.fits_next();
-        while let Some(batch) = inside.batches.front().copied().filter(|batch| batch.last() <= inside.remove) {
+        let mut more = state.fits_next();
+        while let Some(batch) = state.batches.front().copied().filter(|batch| batch.last() <= state.remove) {
             pieces += batch.pieces;
             if !remove.is_empty() && pieces > pieces_max {
                 more |= !space.little;
                 break;
             }
-            inside.batches.pop_front();
-            inside.events -= batch.count;
-            inside.bytes -= batch.bytes;
-            inside.written -= batch.count;
-            inside.written_bytes -= batch.bytes;
+            state.batches.pop_front();
+            state.events -= batch.count;
+            state.bytes -= batch.bytes;
+            state.written -= batch.count;
+            state.written_bytes -= batch.bytes;
             remove.push(batch);
         }
-        let batches = self.cut(&mut inside, waiting);
+        let batches = self.cut(&mut state, waiting);
         let reported: Vec<_> = if all && !space.little {
-            more |= inside.reported.len() > STEP_REPORTED;
-            inside.reported.iter().take(STEP_REPORTED).map(|(user, seq)| (user.clone(), *seq)).collect()
+            more |= state.reported.len() > STEP_REPORTED;
+            state.reported.iter().take(STEP_REPORTED).map(|(user, seq)| (user.clone(), *seq)).collect()
         } else {
             Vec::new()
         };
@@ -172,7 +172,7 @@ impl Outbox {
         any.then_some(work)
     }
 
-    fn cut(&self, inside: &mut Inside, waiting: Vec<(u64, OutboxEvent)>) -> Vec<(Written, Batch)> {
+    fn cut(&self, state: &mut OutboxState, waiting: Vec<(u64, OutboxEvent)>) -> Vec<(BatchInfo, Batch)> {
         let mut batches = Vec::new();
         let (mut events, mut bytes) = (Vec::new(), 0);
         let mut waiting = waiting.into_iter().peekable();
@@ -180,10 +180,10 @@ impl Outbox {
             bytes += event.bytes();
             events.push((at_ms, event));
             if waiting.peek().is_none_or(|(_, next)| bytes + next.bytes() > BATCH_BYTES) {
-                let (first, count) = (inside.next, events.len() as u64);
-                inside.next += count;
+                let (first, count) = (state.next, events.len() as u64);
+                state.next += count;
                 let batch = Batch::V1 { start: self.start, events: std::mem::take(&mut events) };
-                batches.push((Written { first, count, pieces: 0, bytes: std::mem::take(&mut bytes) }, batch));
+                batches.push((BatchInfo { first, count, pieces: 0, bytes: std::mem::take(&mut bytes) }, batch));
             }
         }
         batches
@@ -221,29 +221,29 @@ impl Outbox {
 
     /// Makes the written events readable. They are as durable as configured.
     fn written(&self, work: Work) {
-        let mut inside = self.inside.lock();
+        let mut state = self.state.lock();
         for (written, _) in work.batches {
-            inside.written += written.count;
-            inside.written_bytes += written.bytes;
-            inside.batches.push_back(written);
+            state.written += written.count;
+            state.written_bytes += written.bytes;
+            state.batches.push_back(written);
         }
         for (user, seq) in work.reported {
             // A sequence that was set meanwhile is still unwritten.
-            if inside.reported.get(&user) == Some(&seq) {
-                inside.reported.remove(&user);
+            if state.reported.get(&user) == Some(&seq) {
+                state.reported.remove(&user);
             }
         }
         if let Some(last) = work.remove.last() {
-            inside.removed = last.last();
+            state.removed = last.last();
         }
-        drop(inside);
+        drop(state);
         self.changed.send_modify(|changes| *changes += 1);
     }
 }
 
-impl Inside {
+impl OutboxState {
     /// Computes how many bytes of new events fit on the disk.
-    fn find_space(&mut self, Space { spare, slack, .. }: Space) {
+    fn update_space(&mut self, Space { spare, slack, .. }: Space) {
         let left = spare.saturating_sub(LEFT_FACTOR * self.written_bytes);
         let growing = left.saturating_sub(GROWTH_BYTES);
         // Events that fit into the file as it is take no disk space. Half of that is left to other tables.
@@ -251,7 +251,7 @@ impl Inside {
     }
 
     /// Drops and counts the waiting events, except those that the logs can provide again. Returns whether any was counted.
-    fn lose_waiting(&mut self) -> bool {
+    fn drop_waiting(&mut self) -> bool {
         self.waiting_bytes = 0;
         let mut any = false;
         for (at_ms, event) in std::mem::take(&mut self.waiting) {
@@ -306,20 +306,20 @@ impl Committer {
                 return Ok(());
             }
         }
-        self.shared.queue.nudge();
+        self.shared.queue.notify_outbox();
         Ok(())
     }
 
     /// Writes one step. Returns true if there is more to write.
     fn write_outbox_step(&mut self, outbox: &Outbox) -> Result<bool, EngineError> {
         let Some(space) = self.space_for_events() else {
-            outbox.inside.lock().space = 0;
+            outbox.state.lock().space = 0;
             return Ok(false);
         };
         let Some(mut work) = outbox.work(space) else { return Ok(false) };
         outbox.write(&mut work)?;
         // The last check of the disk is outdated now.
-        self.forget_disk_state();
+        self.invalidate_disk_state();
         // A removal needs no sync: if it is lost, it is repeated.
         if !work.batches.is_empty() || work.lost.is_some() {
             match self.durability {
@@ -338,7 +338,7 @@ impl Committer {
     /// Computes the space of the outbox, before the first event is put.
     pub(in crate::embedded) fn refresh_outbox_space(&mut self) {
         if let (Some(outbox), Some(space)) = (self.shared.outbox.clone(), self.space_for_events()) {
-            outbox.inside.lock().find_space(space);
+            outbox.state.lock().update_space(space);
         }
     }
 
@@ -358,12 +358,12 @@ impl Committer {
     /// Drops and counts the events that still wait for disk space when the store closes.
     pub(in crate::embedded) fn discard_waiting_events(&mut self) -> Result<(), EngineError> {
         let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
-        let mut inside = outbox.inside.lock();
-        if !inside.lose_waiting() {
+        let mut state = outbox.state.lock();
+        if !state.drop_waiting() {
             return Ok(());
         }
-        let lost = StoredLost::V1 { since_ms: inside.lost.since_ms, lost: inside.lost.list() };
-        drop(inside);
+        let lost = StoredLost::V1 { since_ms: state.lost.since_ms, lost: state.lost.list() };
+        drop(state);
         tracing::warn!(
             "the disk has no space for the waiting webhook events: they are dropped and counted. Free some space"
         );
@@ -374,16 +374,16 @@ impl Committer {
 /// Reads all batches of the table. Returns the keys of incomplete batches.
 ///
 /// These are one at the front whose removal was interrupted, and one at the end whose write was interrupted.
-fn read_all(engine: &dyn Engine, inside: &mut Inside) -> Result<Vec<Vec<u8>>, StoreError> {
+fn read_all(engine: &dyn Engine, state: &mut OutboxState) -> Result<Vec<Vec<u8>>, StoreError> {
     let (mut pieces, mut keys, mut unfinished) = (Pieces::default(), Vec::new(), Vec::new());
     let mut wrong = None;
     let scanned = engine.scan(Table::Outbox, &[format::EVENTS], &mut |key, value| {
         let Some((first, piece)) = format::event_number(key) else { return false };
-        if piece == 0 && inside.batches.is_empty() {
+        if piece == 0 && state.batches.is_empty() {
             pieces = Pieces::default();
             unfinished.append(&mut keys);
         }
-        if piece != keys.len() || !inside.batches.is_empty() && first != inside.next {
+        if piece != keys.len() || !state.batches.is_empty() && first != state.next {
             wrong = Some(format!("the events before event {first} are missing"));
             return false;
         }
@@ -392,9 +392,9 @@ fn read_all(engine: &dyn Engine, inside: &mut Inside) -> Result<Vec<Vec<u8>>, St
             Ok(None) => true,
             Ok(Some(Batch::V1 { events, .. })) => {
                 let (count, bytes) = (events.len() as u64, events.iter().map(|(_, event)| event.bytes()).sum());
-                inside.batches.push_back(Written { first, count, pieces: keys.len(), bytes });
-                (inside.events, inside.bytes) = (inside.events + count, inside.bytes + bytes);
-                inside.next = first + count;
+                state.batches.push_back(BatchInfo { first, count, pieces: keys.len(), bytes });
+                (state.events, state.bytes) = (state.events + count, state.bytes + bytes);
+                state.next = first + count;
                 keys.clear();
                 true
             }

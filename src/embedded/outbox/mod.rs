@@ -55,20 +55,20 @@ pub struct Outbox {
     options: OutboxOptions,
     /// Random number of this start. Part of the ids of the events that it writes.
     start: u64,
-    inside: Mutex<Inside>,
+    state: Mutex<OutboxState>,
     /// Rises with every change of the readable events or of the capacity.
     changed: watch::Sender<u64>,
 }
 
 #[derive(Default)]
-struct Inside {
+struct OutboxState {
     /// Events that are not written yet, each with its time in milliseconds of the Unix epoch.
     waiting: Vec<(u64, OutboxEvent)>,
     waiting_bytes: u64,
     /// Reported sequences that are not written yet. `None` removes the stored one.
     reported: HashMap<UserId, Option<Seq>>,
     /// Batches that can be read, rising.
-    batches: VecDeque<Written>,
+    batches: VecDeque<BatchInfo>,
     /// Number of the next event that is written.
     next: u64,
     /// Number of all events, written or not, and their bytes.
@@ -115,14 +115,14 @@ impl DropCounters {
 
 /// Describes a batch that can be read.
 #[derive(Clone, Copy, Debug)]
-struct Written {
+struct BatchInfo {
     first: u64,
     count: u64,
     pieces: usize,
     bytes: u64,
 }
 
-impl Written {
+impl BatchInfo {
     fn last(&self) -> u64 {
         self.first + self.count - 1
     }
@@ -133,58 +133,58 @@ impl crate::store::Outbox for Outbox {
         format!("{:016x}", self.start)
     }
 
-    fn wants(&self, kind: EventKind) -> bool {
+    fn is_enabled(&self, kind: EventKind) -> bool {
         self.options.kinds.contains(&kind)
     }
 
     fn put(&self, event: OutboxEvent) {
-        if !self.wants(event.kind()) {
+        if !self.is_enabled(event.kind()) {
             return;
         }
         let (now_ms, bytes) = (self.clock.now_ms(), event.bytes());
-        let mut inside = self.inside.lock();
-        if !self.has_capacity(&mut inside, bytes, now_ms) {
+        let mut state = self.state.lock();
+        if !self.has_capacity(&mut state, bytes, now_ms) {
             let kind = event.kind();
-            if !inside.lost.any() {
-                inside.lost.since_ms = now_ms;
+            if !state.lost.any() {
+                state.lost.since_ms = now_ms;
                 tracing::error!(
                     kind = kind.as_str(),
                     "the webhook outbox is full: events are dropped and counted. Check that the webhook endpoint accepts events"
                 );
             }
-            inside.lost.counts[kind as usize] += 1;
-            inside.lost.unwritten = true;
-            inside.lost_total += 1;
-            drop(inside);
-            self.queue.nudge();
+            state.lost.counts[kind as usize] += 1;
+            state.lost.unwritten = true;
+            state.lost_total += 1;
+            drop(state);
+            self.queue.notify_outbox();
             return;
         }
-        inside.push(now_ms, event);
-        drop(inside);
-        self.queue.nudge();
+        state.push(now_ms, event);
+        drop(state);
+        self.queue.notify_outbox();
     }
 
     fn put_undelivered(&self, user: &UserId, seq: Seq, event: OutboxEvent) -> bool {
         let now_ms = self.clock.now_ms();
-        let mut inside = self.inside.lock();
-        if inside.waiting_bytes.saturating_add(event.bytes()) > inside.space {
-            drop(inside);
+        let mut state = self.state.lock();
+        if state.waiting_bytes.saturating_add(event.bytes()) > state.space {
+            drop(state);
             // Makes the commit thread check the disk again.
-            self.queue.nudge();
+            self.queue.notify_outbox();
             return false;
         }
-        if !self.has_capacity(&mut inside, event.bytes(), now_ms) {
+        if !self.has_capacity(&mut state, event.bytes(), now_ms) {
             return false;
         }
-        inside.push(now_ms, event);
-        inside.reported.insert(user.clone(), Some(seq));
-        drop(inside);
-        self.queue.nudge();
+        state.push(now_ms, event);
+        state.reported.insert(user.clone(), Some(seq));
+        drop(state);
+        self.queue.notify_outbox();
         true
     }
 
     fn reported(&self, user: &UserId) -> Result<Seq, StoreError> {
-        if let Some(reported) = self.inside.lock().reported.get(user) {
+        if let Some(reported) = self.state.lock().reported.get(user) {
             return Ok(reported.unwrap_or(0));
         }
         let stored = self.engine.get(Table::Outbox, &format::reported_key(user.as_str())).map_err(failed)?;
@@ -206,49 +206,49 @@ impl crate::store::Outbox for Outbox {
         scanned.map_err(failed).map(|()| all)
     }
 
-    fn forget_reported(&self, user: &UserId) {
-        self.inside.lock().reported.insert(user.clone(), None);
-        self.queue.nudge();
+    fn remove_reported(&self, user: &UserId) {
+        self.state.lock().reported.insert(user.clone(), None);
+        self.queue.notify_outbox();
     }
 
     fn read(&self, after: u64, events: usize, bytes: u64) -> Result<Vec<QueuedEvent>, StoreError> {
-        let mut kept = Vec::new();
+        let mut events_read = Vec::new();
         let (mut after, mut size) = (after, 0);
-        while kept.len() < events {
+        while events_read.len() < events {
             let batch = {
-                let inside = self.inside.lock();
-                let at = inside.batches.partition_point(|batch| batch.last() <= after);
-                inside.batches.get(at).copied()
+                let state = self.state.lock();
+                let at = state.batches.partition_point(|batch| batch.last() <= after);
+                state.batches.get(at).copied()
             };
             let Some(batch) = batch else { break };
             let Batch::V1 { start, events: all } = self.read_batch(batch)?;
             for (number, (at_ms, event)) in (batch.first..).zip(all).filter(|(number, _)| *number > after) {
                 size += event.bytes();
-                if kept.len() >= events || !kept.is_empty() && size > bytes {
-                    return Ok(kept);
+                if events_read.len() >= events || !events_read.is_empty() && size > bytes {
+                    return Ok(events_read);
                 }
-                kept.push(QueuedEvent { number, id: format!("{start:016x}-{number}"), at_ms, event });
+                events_read.push(QueuedEvent { number, id: format!("{start:016x}-{number}"), at_ms, event });
             }
             after = batch.last();
         }
-        Ok(kept)
+        Ok(events_read)
     }
 
     fn remove(&self, through: u64) {
-        let mut inside = self.inside.lock();
-        inside.remove = inside.remove.max(through);
-        drop(inside);
-        self.queue.nudge();
+        let mut state = self.state.lock();
+        state.remove = state.remove.max(through);
+        drop(state);
+        self.queue.notify_outbox();
     }
 
     fn status(&self) -> OutboxStatus {
-        let inside = self.inside.lock();
+        let state = self.state.lock();
         OutboxStatus {
-            events: inside.written,
-            bytes: inside.written_bytes,
-            lost: inside.lost_total,
-            losing: inside.lost.any(),
-            removed: inside.removed,
+            events: state.written,
+            bytes: state.written_bytes,
+            lost: state.lost_total,
+            losing: state.lost.any(),
+            removed: state.removed,
         }
     }
 
@@ -258,7 +258,7 @@ impl crate::store::Outbox for Outbox {
 }
 
 impl Outbox {
-    fn read_batch(&self, batch: Written) -> Result<Batch, StoreError> {
+    fn read_batch(&self, batch: BatchInfo) -> Result<Batch, StoreError> {
         let mut pieces = Pieces::default();
         for piece in 0..batch.pieces {
             let value = self.engine.get(Table::Outbox, &format::event_key(batch.first, piece)).map_err(failed)?;
@@ -271,36 +271,36 @@ impl Outbox {
     }
 
     /// Returns whether an event of `bytes` fits. After drops, puts the `overflow` event first.
-    fn has_capacity(&self, inside: &mut Inside, bytes: u64, now_ms: u64) -> bool {
-        if inside.lost.any() && !self.report_drops(inside, now_ms) {
+    fn has_capacity(&self, state: &mut OutboxState, bytes: u64, now_ms: u64) -> bool {
+        if state.lost.any() && !self.report_drops(state, now_ms) {
             return false;
         }
-        let waiting = inside.waiting.len() < WAITING_EVENTS_MAX
-            && (inside.waiting.is_empty() || inside.waiting_bytes + bytes <= WAITING_BYTES_MAX);
-        waiting && inside.events < self.options.events && inside.bytes + bytes <= self.options.bytes
+        let waiting = state.waiting.len() < WAITING_EVENTS_MAX
+            && (state.waiting.is_empty() || state.waiting_bytes + bytes <= WAITING_BYTES_MAX);
+        waiting && state.events < self.options.events && state.bytes + bytes <= self.options.bytes
     }
 
     /// Puts the `overflow` event if there is enough capacity. This event may exceed the bound.
-    fn report_drops(&self, inside: &mut Inside, now_ms: u64) -> bool {
+    fn report_drops(&self, state: &mut OutboxState, now_ms: u64) -> bool {
         let most = |bound: u64| bound - bound / FREE_SHARE;
         // Rounded so that a bound of a few events has capacity too.
-        let has_capacity = inside.events < most(self.options.events).max(1) && inside.bytes <= most(self.options.bytes);
-        if !has_capacity || !inside.waiting.is_empty() {
+        let has_capacity = state.events < most(self.options.events).max(1) && state.bytes <= most(self.options.bytes);
+        if !has_capacity || !state.waiting.is_empty() {
             return false;
         }
-        let DropCounters { since_ms, at_least, stored, stored_ms, .. } = inside.lost;
-        let lost = inside.lost.list();
+        let DropCounters { since_ms, at_least, stored, stored_ms, .. } = state.lost;
+        let lost = state.lost.list();
         tracing::warn!(
             events = lost.iter().map(|(_, count)| count).sum::<u64>(),
             "the webhook outbox has capacity again: an overflow event reports the dropped events"
         );
-        inside.push(now_ms, OutboxEvent::Overflow { since_ms, lost, at_least });
-        inside.lost = DropCounters { stored, stored_ms, unwritten: stored, ..DropCounters::default() };
+        state.push(now_ms, OutboxEvent::Overflow { since_ms, lost, at_least });
+        state.lost = DropCounters { stored, stored_ms, unwritten: stored, ..DropCounters::default() };
         true
     }
 }
 
-impl Inside {
+impl OutboxState {
     fn push(&mut self, at_ms: u64, event: OutboxEvent) {
         let bytes = event.bytes();
         self.events += 1;

@@ -10,7 +10,7 @@ use crate::{
 impl Shared {
     /// Returns the outbox, if it stores events of this kind.
     pub(super) fn outbox_for(&self, kind: EventKind) -> Option<&Outbox> {
-        self.outbox.as_deref().filter(|outbox| outbox.wants(kind))
+        self.outbox.as_deref().filter(|outbox| outbox.is_enabled(kind))
     }
 
     /// Records that a device acknowledged a range for the first time, both ends included.

@@ -245,7 +245,7 @@ async fn put_stores_enabled_kinds_only_and_reported_users_are_listed() {
     outbox.put(client_message(1, 10));
     let user = |n: usize| UserId::new(&format!("u{n}")).unwrap();
     (0..5).for_each(|n| assert!(outbox.put_undelivered(&user(n), 3, undelivered(3))));
-    outbox.forget_reported(&user(2));
+    outbox.remove_reported(&user(2));
     assert_eq!((outbox.reported(&user(1)).unwrap(), outbox.reported(&user(2)).unwrap()), (3, 0));
     assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 5).await);
     let first = outbox.all_reported(None, 3).unwrap();
@@ -302,7 +302,7 @@ fn report_is_in_the_commit_of_a_later_dispatch_though_another_report_of_its_user
     let outbox = store.shared.outbox.clone().unwrap();
     let seen = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1);
     let copied = std::thread::scope(|scope| {
-        let held = outbox.inside.lock();
+        let held = outbox.state.lock();
         let first = scope
             .spawn(|| store.report(&bob(), SessionReport { acknowledged: Some((1, 1)), ..SessionReport::default() }));
         // Nothing shows that it has come to the outbox. If it has not, this test finds nothing, and does not fail.

@@ -6,33 +6,33 @@ use super::{contract::EngineError, sled::Disk, sled_error};
 use crate::embedded::value_log::{compaction::CompactionStep, file::BlockLocation};
 
 /// Block locations that are updated in one step. Table space is checked before each step.
-const STEP_PLACES: usize = 1024;
+const STEP_LOCATIONS_MAX: usize = 1024;
 
 impl Disk {
     /// Runs one step. Returns the next step, if there is one.
     pub(in crate::embedded) fn compact(&self, step: CompactionStep) -> Result<Option<CompactionStep>, EngineError> {
         let location_of = |key: &[u8]| -> io::Result<Option<BlockLocation>> {
-            let place = self.trees.places.get(key).map_err(sled_error::of)?;
-            Ok(place.and_then(|place| BlockLocation::decode(&place)))
+            let location = self.trees.places.get(key).map_err(sled_error::of)?;
+            Ok(location.and_then(|location| BlockLocation::decode(&location)))
         };
         let (file, mut moved) = match step {
             CompactionStep::More(compaction) => {
-                let step = compaction.step(&self.chunks, |key, place| Ok(location_of(key)? == Some(place)));
+                let step = compaction.step(&self.value_log, |key, location| Ok(location_of(key)? == Some(location)));
                 return step.map(Some).map_err(|error| self.refused(error));
             }
             CompactionStep::Copied { file, moved } => (file, moved),
         };
-        for (key, from, to) in moved.drain(moved.len().saturating_sub(STEP_PLACES)..) {
+        for (key, from, to) in moved.drain(moved.len().saturating_sub(STEP_LOCATIONS_MAX)..) {
             if location_of(&key).map_err(|error| self.failed(error))? == Some(from) {
-                self.set_place(&key, to)?;
+                self.set_location(&key, to)?;
             } else {
-                self.chunks.release(to);
+                self.value_log.release(to);
             }
         }
         if !moved.is_empty() {
             return Ok(Some(CompactionStep::Copied { file, moved }));
         }
-        self.chunks.compacted(file);
+        self.value_log.compacted(file);
         Ok(None)
     }
 }

@@ -20,21 +20,21 @@ use crate::embedded::{
 
 /// Names a missing part of a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::embedded) enum Missing {
+pub(in crate::embedded) enum MissingPart {
     /// sled's file.
     Tables,
-    Mark,
-    Journal,
-    Inbox,
+    Watermark,
+    Wal,
+    ValueLog,
 }
 
-impl Missing {
+impl MissingPart {
     /// Finds the first missing part, other than the tables.
     pub fn other_part(path: &Path, tables: &RawTables) -> io::Result<Option<Self>> {
         if tables.get(Table::Meta, FORMAT_KEY)?.is_none() {
             return Ok(None);
         }
-        for part in [Self::Mark, Self::Journal, Self::Inbox] {
+        for part in [Self::Watermark, Self::Wal, Self::ValueLog] {
             if !path.join(part.name()).try_exists()? {
                 return Ok(Some(part));
             }
@@ -64,24 +64,24 @@ impl Missing {
     pub fn name(self) -> &'static str {
         match self {
             Self::Tables => "log/db",
-            Self::Mark => WATERMARK,
-            Self::Journal => WAL,
-            Self::Inbox => VALUE_LOG,
+            Self::Watermark => WATERMARK,
+            Self::Wal => WAL,
+            Self::ValueLog => VALUE_LOG,
         }
     }
 
     /// Describes how to use the remaining parts. Without the watermark no loss is known, nor that nothing was lost.
     fn how_to_go_on(self) -> &'static str {
         match self {
-            Self::Mark => "; if that file alone was lost, make an empty one in its place",
+            Self::Watermark => "; if that file alone was lost, make an empty one in its place",
             _ => "",
         }
     }
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for MissingPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = if matches!(self, Self::Journal | Self::Inbox) { "directory" } else { "file" };
+        let what = if matches!(self, Self::Wal | Self::ValueLog) { "directory" } else { "file" };
         let state = if *self == Self::Tables { "missing or empty" } else { "missing" };
         write!(
             f,

@@ -18,7 +18,7 @@ use super::{
     directory::StoreDir,
     files::{DB, SEGMENT_BYTES, VALUE_LOG, WAL},
     foreign::is_empty,
-    missing::Missing,
+    missing::MissingPart,
     refusal::{self, why, why_of_sled},
     sled::{Disk, Reclaim, Trees, close_sled, discard_sled},
     space::{Ballast, BallastError, Runway},
@@ -118,7 +118,7 @@ impl DiskOptions {
 /// When another process has the store open, it belongs to another namespace or version, or it cannot be read.
 pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
     let engine = open_engine(&options)?;
-    let journal = Options {
+    let store_options = Options {
         namespace: options.namespace,
         durability: options.durability,
         queue: options.queue,
@@ -129,7 +129,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
         tuning: options.tuning,
         ahead_ms: options.ahead_ms,
     };
-    embedded::open(Arc::new(engine), journal)
+    embedded::open(Arc::new(engine), store_options)
 }
 
 /// Creates the tables of a new store. It is marked until [`unfinished::end`] is called.
@@ -148,7 +148,7 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     let unreadable = |error: std::io::Error| refuse(why("its file `log/db` cannot be read", &error));
     locked.finish_rebuilding().map_err(|error| refuse(why("its directory `log`", &error)))?;
     locked.read_through().map_err(unreadable)?;
-    let surveyed = refuse_damaged(&log, &options.path)?;
+    let scanned = refuse_damaged(&log, &options.path)?;
     if rebuild::is_due(&log).map_err(unreadable)? {
         rebuild::rebuild(&locked, &options.path, |making| open_sled(making, options.cache_bytes)).map_err(refuse)?;
     }
@@ -174,11 +174,11 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
         opened => opened,
     }
     .map_err(|error| refuse(why_of_sled(&error)))?;
-    set_up(db.clone(), locked, surveyed, options).inspect_err(|_| discard_sled(&db))
+    set_up(db.clone(), locked, scanned, options).inspect_err(|_| discard_sled(&db))
 }
 
-/// Opens everything besides sled. `surveyed` is the earlier scan of the WAL.
-fn set_up(db: sled::Db, locked: StoreDir, surveyed: WalScan, options: &DiskOptions) -> Result<Disk, StoreError> {
+/// Opens everything besides sled. `scanned` is the earlier scan of the WAL.
+fn set_up(db: sled::Db, locked: StoreDir, scanned: WalScan, options: &DiskOptions) -> Result<Disk, StoreError> {
     let path = &options.path;
     let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
     let log = locked.log();
@@ -207,29 +207,29 @@ fn set_up(db: sled::Db, locked: StoreDir, surveyed: WalScan, options: &DiskOptio
         tracing::warn!(%error, "cannot make the ballast: this store may not open on a full disk");
     }
     runway.extend(&file).map_err(|error| refuse(why("its file `log/db`", &error)))?;
-    let settled = trees.meta.get(FLUSHED_KEY).map_err(|error| refuse(why_of_sled(&error)))?;
-    let settled = settled.and_then(|value| wal_number(&value)).unwrap_or(0);
-    let marked = SyncWatermark::read(path).unwrap_or_default();
-    let journal = path.join(WAL);
-    let records = if surveyed.settled == settled {
-        WalFiles::take_over(&journal, surveyed).map_err(OpenError::Io)
+    let flushed = trees.meta.get(FLUSHED_KEY).map_err(|error| refuse(why_of_sled(&error)))?;
+    let flushed = flushed.and_then(|value| wal_number(&value)).unwrap_or(0);
+    let watermark = SyncWatermark::read(path).unwrap_or_default();
+    let wal_dir = path.join(WAL);
+    let wal = if scanned.flushed == flushed {
+        WalFiles::take_over(&wal_dir, scanned).map_err(OpenError::Io)
     } else {
-        WalFiles::open(&journal, settled, marked.record)
+        WalFiles::open(&wal_dir, flushed, watermark.record)
     };
-    let records = records.map_err(|broken| broken_journal(path, broken))?;
-    let places: sled::Result<Vec<_>> = trees.places.iter().values().collect();
-    let places = places.map_err(|error| refuse(why_of_sled(&error)))?;
-    let places = places.iter().filter_map(|place| BlockLocation::decode(place));
-    let chunks = ValueLog::open(&path.join(VALUE_LOG), places);
-    let chunks = chunks.map_err(|error| refuse(why("its directory `inbox`", &error)))?;
+    let wal = wal.map_err(|broken| broken_wal(path, broken))?;
+    let locations: sled::Result<Vec<_>> = trees.places.iter().values().collect();
+    let locations = locations.map_err(|error| refuse(why_of_sled(&error)))?;
+    let locations = locations.iter().filter_map(|location| BlockLocation::decode(location));
+    let value_log = ValueLog::open(&path.join(VALUE_LOG), locations);
+    let value_log = value_log.map_err(|error| refuse(why("its directory `inbox`", &error)))?;
     let mark = WatermarkFile::open(path).map_err(|error| refuse(why("its file `mark`", &error)))?;
     let tail = Tail::find(&log).map_err(|error| refuse(why("its file `log/db`", &error)))?;
     locked.sync().map_err(|error| refuse(why("cannot sync it", &error)))?;
     Ok(Disk {
         db,
         trees,
-        records,
-        chunks,
+        wal,
+        value_log,
         file,
         mark,
         tail: Mutex::new(tail),
@@ -242,7 +242,7 @@ fn set_up(db: sled::Db, locked: StoreDir, surveyed: WalScan, options: &DiskOptio
     })
 }
 
-fn broken_journal(path: &Path, broken: OpenError) -> StoreError {
+fn broken_wal(path: &Path, broken: OpenError) -> StoreError {
     match broken {
         OpenError::Damage(broken) => damaged(path, broken),
         OpenError::Io(error) => {
@@ -284,28 +284,28 @@ fn refuse_damaged(log: &Path, path: &Path) -> Result<WalScan, StoreError> {
         path: path.to_owned(),
         reason: why("its file `log/db` cannot be read", &error),
     };
-    if let Some(missing) = Missing::tables(path).map_err(unread)? {
+    if let Some(missing) = MissingPart::tables(path).map_err(unread)? {
         return Err(damaged(path, missing));
     }
-    let (marked, length) = (SyncWatermark::read(path).unwrap_or_default(), db_bytes(log));
-    if marked.was_longer_than(length) {
-        let SyncWatermark { length: synced, .. } = marked;
+    let (watermark, length) = (SyncWatermark::read(path).unwrap_or_default(), db_bytes(log));
+    if watermark.was_longer_than(length) {
+        let SyncWatermark { length: synced, .. } = watermark;
         let reason = format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced");
         return Err(damaged(path, reason));
     }
-    if let Some(broken) = sled_file::check(log, marked.end).map_err(unread)? {
+    if let Some(broken) = sled_file::check(log, watermark.end).map_err(unread)? {
         return Err(damaged(path, broken));
     }
-    let mut settled = 0;
+    let mut flushed = 0;
     if length > 0 {
         let tables = RawTables::open(log, false).map_err(unread)?;
         check_format(tables.get(Table::Meta, FORMAT_KEY).map_err(unread)?.as_deref())?;
-        if let Some(missing) = Missing::other_part(path, &tables).map_err(unread)? {
+        if let Some(missing) = MissingPart::other_part(path, &tables).map_err(unread)? {
             return Err(damaged(path, missing));
         }
-        settled = flushed_through(&tables).map_err(unread)?;
+        flushed = flushed_through(&tables).map_err(unread)?;
     }
-    WalFiles::check(&path.join(WAL), settled, marked.record).map_err(|broken| broken_journal(path, broken))
+    WalFiles::check(&path.join(WAL), flushed, watermark.record).map_err(|broken| broken_wal(path, broken))
 }
 
 fn db_bytes(log: &Path) -> u64 {

@@ -39,11 +39,11 @@ pub enum Row {
         /// Ranges acknowledged out of order, both ends included.
         ranges: Vec<(Seq, Seq)>,
         /// Entries up to this sequence are flushed to the value log; later ones are in the WAL.
-        settled: Seq,
+        flushed: Seq,
         /// When the user was last seen, in milliseconds of the Unix epoch; 0 = never.
         seen_ms: u64,
         /// Number of lossy restarts that `head` includes (see `recovery`).
-        lapses: u32,
+        lossy_restarts: u32,
     },
     /// The current version.
     V2(StoredLog),
@@ -55,9 +55,9 @@ pub struct StoredLog {
     /// Last sequence assigned.
     pub head: Seq,
     /// Entries up to this sequence are flushed to the value log; later ones are in the WAL.
-    pub settled: Seq,
+    pub flushed: Seq,
     /// Number of lossy restarts that `head` includes (see `recovery`).
-    pub lapses: u32,
+    pub lossy_restarts: u32,
     /// When the user was last seen, in milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
     /// The cursor that clients without a device share, if there is one.
@@ -65,11 +65,11 @@ pub struct StoredLog {
     /// Devices and their cursors.
     pub devices: Vec<(String, StoredCursor)>,
     /// Gaps, rising, both ends included, each with a reason: [`GapReason`](crate::store::GapReason).
-    pub gone: Vec<(Seq, Seq, u8)>,
+    pub gaps: Vec<(Seq, Seq, u8)>,
     /// Collapse keys of pending entries: key, sequence, bytes of payload, expiry in seconds of the Unix epoch (0 = never).
     pub keys: Vec<(String, Seq, u32, u32)>,
     /// Number of flushed entries that are pending, and their bytes of payload. Excludes entries up to `counted`.
-    pub inbox: (u64, u64),
+    pub block_usage: (u64, u64),
     /// Flushed entries up to this sequence are no longer counted.
     pub counted: Seq,
     /// When the first flushed entry expires, in seconds of the Unix epoch; 0 = none expires.
@@ -126,10 +126,10 @@ impl Row {
     }
 
     /// Returns the sequence up to which entries are flushed to the value log.
-    pub fn settled(&self) -> Seq {
+    pub fn flushed(&self) -> Seq {
         match self {
-            Self::V1 { settled, .. } => *settled,
-            Self::V2(log) => log.settled,
+            Self::V1 { flushed, .. } => *flushed,
+            Self::V2(log) => log.flushed,
         }
     }
 }

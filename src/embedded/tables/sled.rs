@@ -28,7 +28,7 @@ use super::{
     contract::{Cause, Copying, Engine, EngineError, Table, TableSpace},
     directory::StoreDir,
     files::DB,
-    space::{Runway, Written},
+    space::{Runway, WriteCounter},
     watermark::WatermarkFile,
 };
 use crate::{
@@ -37,7 +37,7 @@ use crate::{
         tables::schema::{wal_key, wal_number},
         value_log::{
             compaction::CompactionStep,
-            file::{BlockLocation, BlockRead, ValueLog, no_place},
+            file::{BlockLocation, BlockRead, ValueLog, invalid_location},
         },
         wal::segment::WalFiles,
     },
@@ -54,8 +54,8 @@ const MOVES_MAX: usize = 8;
 pub struct Disk {
     pub(super) db: sled::Db,
     pub(in crate::embedded) trees: Trees,
-    pub(super) records: WalFiles,
-    pub(in crate::embedded) chunks: ValueLog,
+    pub(super) wal: WalFiles,
+    pub(in crate::embedded) value_log: ValueLog,
     /// Second handle of sled's file, to sync it.
     pub(super) file: File,
     /// The sync watermark.
@@ -65,7 +65,7 @@ pub struct Disk {
     /// Preallocated space of sled's file. Used by the commit thread only.
     pub(super) runway: Mutex<Runway>,
     /// Bytes put into sled. Used by the commit thread only.
-    pub(super) written: Mutex<Written>,
+    pub(super) written: Mutex<WriteCounter>,
     /// Progress of compaction. Used by the commit thread only.
     pub(super) reclaim: Mutex<Reclaim>,
     /// A write or a sync has failed.
@@ -145,72 +145,74 @@ impl Disk {
     }
 
     /// Reads the block at a location, or the reason why it is damaged. Returns `None` if the key was removed.
-    fn chunk(&self, key: &[u8], place: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let Some(mut place) = BlockLocation::decode(place) else { return Ok(Some(no_place().to_value())) };
+    fn block(&self, key: &[u8], location: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let Some(mut location) = BlockLocation::decode(location) else {
+            return Ok(Some(invalid_location().to_value()));
+        };
         for _ in 0..MOVES_MAX {
-            match self.chunks.read(place, key)? {
+            match self.value_log.read(location, key)? {
                 BlockRead::Block(value) => return Ok(Some(value)),
                 BlockRead::Damaged(why) => return Ok(Some(why.to_value())),
                 BlockRead::Missing => {
                     // Compaction moved the block, or it was removed, since its location was read.
                     let Some(now) = self.trees.places.get(key).map_err(unread)? else { return Ok(None) };
-                    let Some(now) = BlockLocation::decode(&now) else { return Ok(Some(no_place().to_value())) };
-                    if now == place {
+                    let Some(now) = BlockLocation::decode(&now) else { return Ok(Some(invalid_location().to_value())) };
+                    if now == location {
                         break;
                     }
-                    place = now;
+                    location = now;
                 }
             }
         }
-        Ok(Some(place.missing().to_value()))
+        Ok(Some(location.missing().to_value()))
     }
 
-    fn put_chunk(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+    fn put_block(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
         if self.trees.places.contains_key(key).map_err(|error| self.tables_failed(error))? {
-            return self.replace_chunks(&[(key, value)]);
+            return self.replace_blocks(&[(key, value)]);
         }
-        let place = self.chunks.append(key, value).map_err(|error| self.refused(error))?;
-        self.set_place(key, place)
+        let location = self.value_log.append(key, value).map_err(|error| self.refused(error))?;
+        self.set_location(key, location)
     }
 
     /// Replaces blocks. Syncs the new ones before any location is set.
     ///
     /// sled may write a location at any time, and the block that it replaces is still needed until then.
-    fn replace_chunks(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), EngineError> {
-        let mut places = Vec::with_capacity(pairs.len());
+    fn replace_blocks(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), EngineError> {
+        let mut locations = Vec::with_capacity(pairs.len());
         for (key, value) in pairs {
-            match self.chunks.append(key, value) {
-                Ok(place) => places.push(place),
+            match self.value_log.append(key, value) {
+                Ok(location) => locations.push(location),
                 Err(error) => {
-                    places.into_iter().for_each(|place| self.chunks.release(place));
+                    locations.into_iter().for_each(|location| self.value_log.release(location));
                     return Err(self.refused(error));
                 }
             }
         }
-        self.chunks.sync().map_err(|error| self.failed(error))?;
-        pairs.iter().zip(places).try_for_each(|((key, _), place)| self.set_place(key, place))
+        self.value_log.sync().map_err(|error| self.failed(error))?;
+        pairs.iter().zip(locations).try_for_each(|((key, _), location)| self.set_location(key, location))
     }
 
-    pub(super) fn set_place(&self, key: &[u8], place: BlockLocation) -> Result<(), EngineError> {
-        let before = self.insert(&self.trees.places, key, &place.encode())?;
+    pub(super) fn set_location(&self, key: &[u8], location: BlockLocation) -> Result<(), EngineError> {
+        let before = self.insert(&self.trees.places, key, &location.encode())?;
         before
             .and_then(|before| BlockLocation::decode(&before))
             .into_iter()
-            .for_each(|before| self.chunks.release(before));
+            .for_each(|before| self.value_log.release(before));
         Ok(())
     }
 
-    fn remove_chunk(&self, key: &[u8]) -> Result<(), EngineError> {
+    fn remove_block(&self, key: &[u8]) -> Result<(), EngineError> {
         let before = self.take(&self.trees.places, key)?;
         before
             .and_then(|before| BlockLocation::decode(&before))
             .into_iter()
-            .for_each(|before| self.chunks.release(before));
+            .for_each(|before| self.value_log.release(before));
         Ok(())
     }
 
-    fn sync_records(&self) -> std::io::Result<()> {
-        let synced = self.records.sync(|file| match &self.sync {
+    fn sync_wal(&self) -> std::io::Result<()> {
+        let synced = self.wal.sync(|file| match &self.sync {
             _ if failpoints::enabled(Failpoint::NoSync) => Ok(()),
             Some(sync) => sync(),
             None => file.sync_data(),
@@ -272,9 +274,9 @@ impl Engine for Disk {
         match table {
             Table::Wal => {
                 let number = wal_number(key).ok_or_else(|| EngineError::new("a WAL record without a number"))?;
-                self.records.append(number, value).map_err(|error| self.refused(error))
+                self.wal.append(number, value).map_err(|error| self.refused(error))
             }
-            Table::Log => self.put_chunk(key, value),
+            Table::Log => self.put_block(key, value),
             _ => self.insert(self.tree(table), key, value).map(drop),
         }
     }
@@ -283,16 +285,16 @@ impl Engine for Disk {
         match table {
             Table::Wal => {
                 let number = wal_number(key).ok_or_else(|| EngineError::new("a WAL record without a number"))?;
-                self.records.remove(number);
+                self.wal.remove(number);
                 Ok(())
             }
-            Table::Log => self.remove_chunk(key),
+            Table::Log => self.remove_block(key),
             _ => self.take(self.tree(table), key).map(drop),
         }
     }
 
     fn rollback_last(&self, number: u64) -> Result<(), EngineError> {
-        self.records.take_back(number).map_err(|error| self.failed(error))
+        self.wal.roll_back(number).map_err(|error| self.failed(error))
     }
 
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
@@ -300,17 +302,17 @@ impl Engine for Disk {
             return pairs.iter().try_for_each(|(key, value)| self.put(table, key, value));
         }
         let pairs: Vec<_> = pairs.iter().map(|(key, value)| (&key[..], &value[..])).collect();
-        self.replace_chunks(&pairs)
+        self.replace_blocks(&pairs)
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         if table == Table::Wal {
-            let record = wal_number(key).map(|number| self.records.get(number)).transpose();
+            let record = wal_number(key).map(|number| self.wal.get(number)).transpose();
             return Ok(record?.flatten());
         }
         let value = self.tree(table).get(key).map_err(unread)?;
         match value {
-            Some(place) if table == Table::Log => self.chunk(key, &place),
+            Some(location) if table == Table::Log => self.block(key, &location),
             value => Ok(value.map(Bytes::from_owner)),
         }
     }
@@ -320,10 +322,10 @@ impl Engine for Disk {
             let from = if from.is_empty() { Some(0) } else { wal_number(from) };
             let mut next = from.ok_or_else(|| EngineError::new("WAL records are scanned by number"))?;
             // The first record may be removed meanwhile.
-            while let Some((first, last)) = self.records.ends().filter(|(_, last)| *last >= next) {
+            while let Some((first, last)) = self.wal.ends().filter(|(_, last)| *last >= next) {
                 next = next.max(first);
                 // A missing record was flushed meanwhile.
-                let value = self.records.get(next)?;
+                let value = self.wal.get(next)?;
                 if value.is_some_and(|value| !visit(&wal_key(next), value)) || next == last {
                     break;
                 }
@@ -334,7 +336,7 @@ impl Engine for Disk {
         for pair in self.tree(table).range(from..) {
             // A failed iterator stays failed: reading on would skip data silently.
             let (key, value) = pair.map_err(unread)?;
-            let value = if table == Table::Log { self.chunk(&key, &value)? } else { Some(Bytes::from_owner(value)) };
+            let value = if table == Table::Log { self.block(&key, &value)? } else { Some(Bytes::from_owner(value)) };
             if value.is_some_and(|value| !visit(&key, value)) {
                 break;
             }
@@ -356,14 +358,14 @@ impl Engine for Disk {
 
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
         if table == Table::Wal {
-            let Some((_, last)) = self.records.ends() else { return Ok(None) };
+            let Some((_, last)) = self.wal.ends() else { return Ok(None) };
             let wanted = wal_number(key).unwrap_or(u64::MAX).min(last);
-            let value = self.records.get(wanted)?;
+            let value = self.wal.get(wanted)?;
             return Ok(value.map(|value| (Bytes::copy_from_slice(&wal_key(wanted)), value)));
         }
         for pair in self.tree(table).range(..=key).rev() {
             let (key, value) = pair.map_err(unread)?;
-            let value = if table == Table::Log { self.chunk(&key, &value)? } else { Some(Bytes::from_owner(value)) };
+            let value = if table == Table::Log { self.block(&key, &value)? } else { Some(Bytes::from_owner(value)) };
             if let Some(value) = value {
                 return Ok(Some((Bytes::from_owner(key), value)));
             }
@@ -380,7 +382,7 @@ impl Engine for Disk {
     }
 
     fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {
-        Ok(self.records.each(numbers, visit)?)
+        Ok(self.wal.each(numbers, visit)?)
     }
 
     fn flush(&self) -> Result<(), EngineError> {
@@ -389,42 +391,42 @@ impl Engine for Disk {
     }
 
     fn sync(&self) -> Result<(), EngineError> {
-        self.sync_records().map_err(|error| self.failed(error))
+        self.sync_wal().map_err(|error| self.failed(error))
     }
 
     fn barrier(&self) -> Result<(), EngineError> {
         self.sync()?;
-        self.chunks.sync().map_err(|error| self.failed(error))
+        self.value_log.sync().map_err(|error| self.failed(error))
     }
 
     fn checkpoint(&self) -> Result<(), EngineError> {
         self.barrier()?;
         // The tables referred to none of these files before this sync.
-        let dead = self.chunks.dead();
+        let dead = self.value_log.dead_files();
         self.sync_tables()?;
         self.reclaim.lock().checkpoint = Instant::now();
-        self.chunks.remove(&dead);
+        self.value_log.remove(&dead);
         Ok(())
     }
 
     fn collect_garbage(&self, copying: Copying) -> Result<bool, EngineError> {
         if copying != Copying::No {
             let under_way = self.reclaim.lock().compaction.take();
-            if under_way.is_none() && copying == Copying::Eager && !self.chunks.dead().is_empty() {
+            if under_way.is_none() && copying == Copying::Eager && !self.value_log.dead_files().is_empty() {
                 // Frees dead files before the next copy, which takes space.
                 self.checkpoint()?;
             }
-            if let Some(step) = under_way.or_else(|| CompactionStep::begin(&self.chunks, copying)) {
+            if let Some(step) = under_way.or_else(|| CompactionStep::begin(&self.value_log, copying)) {
                 let next = self.compact(step)?;
                 self.reclaim.lock().compaction = next;
                 return Ok(true);
             }
         }
-        self.records.prepare();
-        self.chunks.prepare();
-        self.chunks.leave_empty().map_err(|error| self.failed(error))?;
+        self.wal.prepare();
+        self.value_log.prepare();
+        self.value_log.begin_file_if_dead().map_err(|error| self.failed(error))?;
         let rested = self.reclaim.lock().checkpoint.elapsed() >= RECLAIM_INTERVAL;
-        if rested && !self.chunks.dead().is_empty() {
+        if rested && !self.value_log.dead_files().is_empty() {
             self.checkpoint()?;
         }
         Ok(false)
@@ -435,11 +437,11 @@ impl Engine for Disk {
     }
 
     fn reserve(&self, number: u64, bytes: u64) -> Result<(), EngineError> {
-        self.records.reserve(number, bytes).map_err(|error| self.refused(error))
+        self.wal.reserve(number, bytes).map_err(|error| self.refused(error))
     }
 
     fn wal_bytes_required(&self, bytes: u64) -> u64 {
-        self.records.wants(bytes)
+        self.wal.bytes_required(bytes)
     }
 
     fn table_space(&self) -> Result<TableSpace, EngineError> {

@@ -82,12 +82,12 @@ const HEAD_BYTES: u64 = 64;
 
 /// Counts the bytes of keys and values that were put into sled.
 #[derive(Debug, Default)]
-pub struct Written {
+pub struct WriteCounter {
     since_check: u64,
     since_flush: u64,
 }
 
-impl Written {
+impl WriteCounter {
     /// Counts bytes that are about to be put. Returns true if the file must be checked before.
     pub fn count(&mut self, bytes: usize) -> bool {
         let bytes = bytes as u64 + HEAD_BYTES;

@@ -26,7 +26,7 @@ fn chunk() -> Vec<u8> {
 }
 
 fn row() -> Row {
-    Row::V1 { head: 9, through: 4, ranges: vec![(6, 7)], settled: 5, seen_ms: 1_700_000_000_000, lapses: 1 }
+    Row::V1 { head: 9, through: 4, ranges: vec![(6, 7)], flushed: 5, seen_ms: 1_700_000_000_000, lossy_restarts: 1 }
 }
 
 fn record_with_everything() -> Vec<u8> {
@@ -55,14 +55,14 @@ fn row_v2() -> Row {
     let cursor = StoredCursor { through: 4, ranges: vec![(6, 7)], seen_ms: 1_700_000_000_000 };
     Row::V2(StoredLog {
         head: 9,
-        settled: 5,
-        lapses: 1,
+        flushed: 5,
+        lossy_restarts: 1,
         seen_ms: 1_700_000_000_001,
         shared: Some(StoredCursor::default()),
         devices: vec![("phone".to_owned(), cursor)],
-        gone: vec![(1, 2, 1)],
+        gaps: vec![(1, 2, 1)],
         keys: vec![("score".to_owned(), 9, 100, 1_700_000_060)],
-        inbox: (3, 300),
+        block_usage: (3, 300),
         counted: 2,
         expires_s: 1_700_000_060,
     })

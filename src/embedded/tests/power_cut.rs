@@ -167,7 +167,7 @@ impl Intercept for Cut {
 /// Acknowledged between two flushes, so that the blocks of the second flush begin elsewhere.
 ///
 /// With this value a block of the second flush spans the last one of the first.
-const RECEIVED: Seq = 14;
+const ACKNOWLEDGED: Seq = 14;
 
 const USERS: [&str; 2] = ["a", "b"];
 
@@ -247,23 +247,23 @@ async fn cut_after(writes: i64) -> bool {
         let there = sequences(&*store, at, 0);
         assert_eq!(there, (1..=there.len() as Seq).collect::<Vec<_>>(), "without a hole, cut after {writes}");
         assert!(there.len() as Seq >= *answered, "what was answered is there, cut after {writes}");
-        store.report(&user(at), SessionReport { acknowledged: Some((1, RECEIVED)), ..SessionReport::default() });
+        store.report(&user(at), SessionReport { acknowledged: Some((1, ACKNOWLEDGED)), ..SessionReport::default() });
     }
     append(&*store, 9).await;
     store.close().await.unwrap();
     drop(store);
     let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
-    let settled = async {
+    let flushed = async {
         while tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), settled).await.expect("it is flushed");
+    tokio::time::timeout(Duration::from_secs(10), flushed).await.expect("it is flushed");
     for at in 0..2 {
         let head = store.state(&user(at)).unwrap().head;
         assert_eq!(
-            sequences(&*store, at, RECEIVED),
-            (RECEIVED + 1..=head).collect::<Vec<_>>(),
+            sequences(&*store, at, ACKNOWLEDGED),
+            (ACKNOWLEDGED + 1..=head).collect::<Vec<_>>(),
             "after all, cut after {writes}"
         );
     }

@@ -165,8 +165,8 @@ async fn work(store: &Arc<dyn Store>, refusals: &mut usize) -> Vec<Vec<(u64, boo
             }
         }
         if n % 6 == 5 {
-            let received = Some((1, store.state(&user(3)).unwrap().head));
-            store.report(&user(3), SessionReport { acknowledged: received, ..SessionReport::default() });
+            let acknowledged = Some((1, store.state(&user(3)).unwrap().head));
+            store.report(&user(3), SessionReport { acknowledged, ..SessionReport::default() });
         }
     }
     sent
@@ -308,7 +308,7 @@ async fn outbox_leaves_free_what_is_to_stay_free_and_is_written_when_there_is_sp
     store.append(Append::new(self::payload(1), vec![user(3)])).await.unwrap();
     store.append(Append::new(self::payload(2), vec![user(3)])).await.unwrap();
     assert_eq!(outbox.status().events, 1);
-    // Messages that were taken are to be settled there.
+    // Messages that were taken are to be flushed there.
     tables.free.store(1 << 40, Ordering::Relaxed);
     until("the events that waited", || outbox.status().events == 3).await;
     until("the undelivered message", || put(1)).await;
@@ -425,7 +425,7 @@ async fn events_that_waited_for_space_are_written_in_steps_with_a_look_at_the_sp
     tables.check_steps();
 }
 
-/// As the events above: ids of all records that are settled together.
+/// As the events above: ids of all records that are flushed together.
 #[tokio::test]
 async fn ids_are_put_into_their_table_in_steps_with_a_look_at_the_space_before_each() {
     const IDS: usize = 30_000;

@@ -26,23 +26,23 @@ use crate::{
     store::StoreError,
 };
 
-/// Enough shards that threads seldom meet, few enough to walk.
+/// Number of shards: enough that threads rarely wait for each other, few enough to iterate over.
 const SHARDS: usize = 64;
 
-/// A log that has been of no use for this many seconds, and has nothing that is not in the tables, leaves memory.
+/// Seconds after which an unused log leaves memory, if the tables hold all of it.
 pub const IDLE_SECONDS: u32 = 60;
 
 type Shard = HashMap<UserId, UserLog, RandomState>;
 
-/// The logs in memory.
+/// Caches the logs in memory.
 pub struct LogCache {
     engine: Arc<dyn Engine>,
     hasher: RandomState,
     shards: Vec<Mutex<Shard>>,
-    lapses: LossyRestarts,
+    lossy_restarts: LossyRestarts,
     opened: Instant,
-    /// What the entries that are not in inboxes yet will take there: bytes on the disk, and of payload. Counted at each change
-    /// of a log, whoever makes it.
+    /// Cost of unflushed entries in the value log: bytes on the disk, and bytes of payload. Each change of a log updates both,
+    /// on any thread.
     reserved: AtomicU64,
     unflushed: AtomicU64,
 }
@@ -55,31 +55,31 @@ fn damaged(user: &UserId, why: &str) -> String {
 }
 
 impl LogCache {
-    pub fn new(engine: Arc<dyn Engine>, lapses: LossyRestarts) -> Self {
+    pub fn new(engine: Arc<dyn Engine>, lossy_restarts: LossyRestarts) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self {
             engine,
             hasher: RandomState::default(),
             shards,
-            lapses,
+            lossy_restarts,
             opened: Instant::now(),
             reserved: AtomicU64::new(0),
             unflushed: AtomicU64::new(0),
         }
     }
 
-    /// Bytes that entries which are not in inboxes yet will take on the disk.
+    /// Returns the bytes that unflushed entries will take on the disk.
     pub fn reserved(&self) -> u64 {
         self.reserved.load(Ordering::Relaxed)
     }
 
-    /// Bytes of payload of those.
+    /// Returns the bytes of payload of unflushed entries.
     pub fn unflushed(&self) -> u64 {
         self.unflushed.load(Ordering::Relaxed)
     }
 
-    /// Works on a log, and counts what that changes.
-    fn work<T>(&self, user: &UserId, log: &mut UserLog, work: impl FnOnce(&mut UserLog) -> T) -> T {
+    /// Runs `work` on a log, and counts the change of its unflushed entries.
+    fn update<T>(&self, user: &UserId, log: &mut UserLog, work: impl FnOnce(&mut UserLog) -> T) -> T {
         let before = log.unflushed();
         let result = work(log);
         let after = log.unflushed();
@@ -91,17 +91,17 @@ impl LogCache {
 
     fn count(&self, user: &UserId, before: Usage, after: Usage) {
         let cost = |usage: Usage| Cost::of_entries(user, usage.entries, usage.bytes);
-        // Each thread takes off only what was added under the same lock, so neither goes below zero.
+        // Each thread subtracts only what was added under the same lock, so neither counter goes below zero.
         self.reserved.fetch_add(cost(after).wrapping_sub(cost(before)), Ordering::Relaxed);
         self.unflushed.fetch_add(after.bytes.wrapping_sub(before.bytes), Ordering::Relaxed);
     }
 
-    /// How many times a crash may have taken back sequences.
-    pub fn lapses(&self) -> LossyRestarts {
-        self.lapses
+    /// Returns the lossy restarts of the store.
+    pub fn lossy_restarts(&self) -> LossyRestarts {
+        self.lossy_restarts
     }
 
-    /// Seconds since the store was opened.
+    /// Returns the seconds since the store was opened.
     pub fn now(&self) -> u32 {
         u32::try_from(self.opened.elapsed().as_secs()).unwrap_or(u32::MAX)
     }
@@ -110,23 +110,23 @@ impl LogCache {
         self.shards[self.hasher.hash_one(user) as usize % SHARDS].lock()
     }
 
-    /// Works on a user's log, which is loaded if it has to be.
+    /// Runs `work` on a user's log, and loads the log first if necessary.
     pub fn with<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Result<T, StoreError> {
         let mut shard = self.shard(user);
         if let Some(log) = shard.get_mut(user) {
-            return Ok(self.work(user, log, work));
+            return Ok(self.update(user, log, work));
         }
         let mut log = self.load(user)?;
-        let result = self.work(user, &mut log, work);
+        let result = self.update(user, &mut log, work);
         shard.insert(user.clone(), log);
         Ok(result)
     }
 
-    /// Looks at a user's log, without keeping it in memory where it is not: for lists of many users.
-    pub fn look<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Result<T, StoreError> {
+    /// Runs `work` on a user's log without adding the log to the cache. Lists of many users call it.
+    pub fn peek<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Result<T, StoreError> {
         let mut shard = self.shard(user);
         match shard.get_mut(user) {
-            Some(log) => Ok(self.work(user, log, work)),
+            Some(log) => Ok(self.update(user, log, work)),
             None => Ok(work(&mut self.load(user)?)),
         }
     }
@@ -135,23 +135,23 @@ impl LogCache {
         let row = self.engine.get(Table::Users, user.as_str().as_bytes()).map_err(StoreError::from)?;
         let row = row.map(|bytes| Row::decode(&bytes)).transpose();
         let row = row.map_err(|error| StoreError::Damaged(damaged(user, &error.to_string()).into()))?;
-        let mut log = UserLog::from_row(row, self.lapses);
+        let mut log = UserLog::from_row(row, self.lossy_restarts);
         log.touched = self.now();
         Ok(log)
     }
 
-    /// Works on a user's log if it is in memory.
+    /// Runs `work` on a user's log if it is in memory.
     pub fn with_loaded<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Option<T> {
-        self.shard(user).get_mut(user).map(|log| self.work(user, log, work))
+        self.shard(user).get_mut(user).map(|log| self.update(user, log, work))
     }
 
-    /// Takes in a log that recovery has put together.
+    /// Inserts a log that recovery has assembled.
     pub fn insert(&self, user: UserId, log: UserLog) {
         self.count(&user, Usage::default(), log.unflushed());
         self.shard(&user).insert(user, log);
     }
 
-    /// Removes logs that were idle for `idle_seconds`. `first_record` is the first record in the WAL.
+    /// Evicts logs that were idle for `idle_seconds`. `first_record` is the first record in the WAL.
     pub fn evict(&self, first_record: u64, idle_seconds: u32) {
         let now = self.now();
         for shard in &self.shards {

@@ -6,44 +6,44 @@ use crate::{
     store::{AckSet, StoreError},
 };
 
-/// What one device, or all clients without one, have received.
+/// Holds what one device, or all clients without one, have acknowledged.
 #[derive(Clone, Debug, Default)]
 pub struct Cursor {
-    pub received: AckSet,
-    /// Last attach or detach, by the store's clock, in milliseconds; 0 = never.
+    pub acknowledged: AckSet,
+    /// Time of the last attach or detach, by the store's clock, in milliseconds; 0 = never.
     pub seen_ms: u64,
-    /// Sessions attached to it.
+    /// Number of attached sessions.
     pub attached: u32,
-    /// Its current state is not in the WAL.
+    /// The WAL does not have its current state.
     pub dirty: bool,
-    /// It was said to be forgotten, and is here only because there is no other: what is said of it next replaces it.
+    /// The WAL has its removal. It stays because it is the last cursor, and the next state in the WAL replaces it.
     pub stale: bool,
 }
 
-/// All cursors of one user. An entry is needed until each of them is past it, so there is always at least one: a log
-/// without any would have nobody to keep anything for.
+/// Holds all cursors of one user. There is always at least one: an entry is pending until every cursor has
+/// acknowledged it, so without cursors no entry would be.
 #[derive(Clone, Debug)]
 pub struct Cursors {
     shared: Option<Cursor>,
     devices: Vec<(DeviceId, Cursor)>,
-    /// Removed cursors that the WAL still has.
-    forgotten: Vec<Option<DeviceId>>,
+    /// Removed cursors whose removal is not in the WAL yet.
+    removed: Vec<Option<DeviceId>>,
 }
 
 impl Default for Cursors {
     fn default() -> Self {
-        Self { shared: Some(Cursor::default()), devices: Vec::new(), forgotten: Vec::new() }
+        Self { shared: Some(Cursor::default()), devices: Vec::new(), removed: Vec::new() }
     }
 }
 
-/// Changes of a user's cursors for the WAL.
+/// Holds the changes of a user's cursors for the WAL.
 #[derive(Debug)]
 pub struct Changes {
-    /// Written first.
+    /// Changed cursors, written first.
     pub cursors: Vec<(Option<DeviceId>, StoredCursor)>,
-    pub forgotten: Vec<Option<DeviceId>>,
-    /// Written behind those that are forgotten: each was forgotten and has begun anew, and does not know what it had.
-    pub renewed: Vec<(Option<DeviceId>, StoredCursor)>,
+    pub removed: Vec<Option<DeviceId>>,
+    /// Cursors that were removed and created again, written after the removals, because they start anew.
+    pub recreated: Vec<(Option<DeviceId>, StoredCursor)>,
 }
 
 impl Cursors {
@@ -55,28 +55,28 @@ impl Cursors {
         self.shared.iter_mut().chain(self.devices.iter_mut().map(|(_, cursor)| cursor))
     }
 
-    /// Every cursor has acknowledged everything up to this.
+    /// Returns the sequence up to which every cursor has acknowledged everything.
     pub fn through(&self) -> Seq {
-        self.all().map(|cursor| cursor.received.through()).min().unwrap_or(Seq::MAX)
+        self.all().map(|cursor| cursor.acknowledged.through()).min().unwrap_or(Seq::MAX)
     }
 
     /// Returns whether every cursor has acknowledged `seq`.
-    pub fn contain(&self, seq: Seq) -> bool {
-        self.all().all(|cursor| cursor.received.contains(seq))
+    pub fn is_acknowledged(&self, seq: Seq) -> bool {
+        self.all().all(|cursor| cursor.acknowledged.contains(seq))
     }
 
     /// Returns the sequences that every cursor has acknowledged.
-    pub fn received(&self) -> AckSet {
+    pub fn acknowledged(&self) -> AckSet {
         let mut all = self.all();
-        let first = all.next().map(|cursor| cursor.received.clone()).unwrap_or_default();
-        all.fold(first, |common, cursor| common.intersection(&cursor.received))
+        let first = all.next().map(|cursor| cursor.acknowledged.clone()).unwrap_or_default();
+        all.fold(first, |common, cursor| common.intersection(&cursor.acknowledged))
     }
 
-    /// Returns the devices that have not acknowledged `seq`.
+    /// Returns the cursors that have not acknowledged `seq`: devices, and `None` for clients without one.
     pub fn unreceived_by(&self, seq: Seq) -> Vec<Option<DeviceId>> {
         let shared = self.shared.iter().map(|cursor| (None, cursor));
         let devices = self.devices.iter().map(|(device, cursor)| (Some(device.clone()), cursor));
-        let lack = shared.chain(devices).filter(|(_, cursor)| !cursor.received.contains(seq));
+        let lack = shared.chain(devices).filter(|(_, cursor)| !cursor.acknowledged.contains(seq));
         lack.map(|(device, _)| device).collect()
     }
 
@@ -98,68 +98,68 @@ impl Cursors {
         }
     }
 
-    /// Adds `from..=to` to what one of them has received. True if anything was new.
-    pub fn receive(&mut self, device: Option<&DeviceId>, from: Seq, to: Seq) -> bool {
+    /// Adds `from..=to` to what one cursor has acknowledged. Returns true if anything was new.
+    pub fn acknowledge(&mut self, device: Option<&DeviceId>, from: Seq, to: Seq) -> bool {
         let Some(cursor) = self.get_mut(device) else { return false };
-        let new = cursor.received.insert(from, to);
+        let new = cursor.acknowledged.insert(from, to);
         cursor.dirty |= new;
         new
     }
 
-    /// Adds `from..=to` to what each of them has received.
-    pub fn all_receive(&mut self, from: Seq, to: Seq) {
+    /// Adds `from..=to` to what every cursor has acknowledged.
+    pub fn acknowledge_all(&mut self, from: Seq, to: Seq) {
         for cursor in self.all_mut() {
-            cursor.dirty |= cursor.received.insert(from, to);
+            cursor.dirty |= cursor.acknowledged.insert(from, to);
         }
     }
 
-    /// A session comes: its cursor, which is made if there is none. What everybody has is not owed to a new one.
+    /// Attaches a session. Creates its cursor if there is none, without entries that every cursor has acknowledged.
     ///
     /// # Errors
-    /// When there are as many devices as are remembered, and all of them are here.
+    /// When the limit of devices is reached, and all of them have sessions.
     pub fn attach(&mut self, device: Option<&DeviceId>, devices_max: usize, now_ms: u64) -> Result<AckSet, StoreError> {
         if self.get(device).is_none() {
-            let fresh = Cursor { received: AckSet::from_parts(self.through(), &[]), ..Cursor::default() };
+            let fresh = Cursor { acknowledged: AckSet::from_parts(self.through(), &[]), ..Cursor::default() };
             match device {
                 None => self.shared = Some(fresh),
                 Some(device) => {
-                    let cursor = self.take_over().unwrap_or(fresh);
-                    self.make_room(devices_max)?;
+                    let cursor = self.take_shared().unwrap_or(fresh);
+                    self.evict_devices(devices_max)?;
                     self.devices.push((device.clone(), cursor));
                 }
             }
         }
-        // It is there, or has just been put there.
+        // The cursor exists, or was just created.
         let cursor = self.get_mut(device).ok_or(StoreError::Devices(devices_max))?;
         cursor.attached += 1;
         cursor.seen_ms = now_ms;
         cursor.dirty = true;
-        Ok(cursor.received.clone())
+        Ok(cursor.acknowledged.clone())
     }
 
-    /// The cursor that clients without a device share, if there never were any: what waited for nobody in particular
-    /// waits for the first device that comes.
-    fn take_over(&mut self) -> Option<Cursor> {
+    /// Takes the shared cursor for the first device, if no client without a device was ever connected. So the device gets
+    /// the entries that are pending without a device.
+    fn take_shared(&mut self) -> Option<Cursor> {
         let unused = self.devices.is_empty() && self.shared.as_ref().is_some_and(|shared| shared.seen_ms == 0);
         let taken = if unused { self.shared.take() } else { None };
         if taken.is_some() {
-            self.forgotten.push(None);
+            self.removed.push(None);
         }
         taken
     }
 
-    /// Forgets devices until one more fits: those that were away longest, and none that is here.
-    fn make_room(&mut self, devices_max: usize) -> Result<(), StoreError> {
+    /// Removes devices until one more fits: those that were offline longest, and none with a session.
+    fn evict_devices(&mut self, devices_max: usize) -> Result<(), StoreError> {
         while self.devices.len() >= devices_max.max(1) {
-            let away = self.devices.iter().enumerate().filter(|(_, (_, cursor))| cursor.attached == 0);
+            let is_inactive = self.devices.iter().enumerate().filter(|(_, (_, cursor))| cursor.attached == 0);
             let oldest = away.min_by_key(|(_, (_, cursor))| cursor.seen_ms).map(|(at, _)| at);
             let (device, _) = self.devices.remove(oldest.ok_or(StoreError::Devices(devices_max))?);
-            self.forgotten.push(Some(device));
+            self.removed.push(Some(device));
         }
         Ok(())
     }
 
-    /// Whether a session goes by any of them.
+    /// Returns whether any session is attached.
     pub fn any_attached(&self) -> bool {
         self.all().any(|cursor| cursor.attached > 0)
     }
@@ -173,8 +173,8 @@ impl Cursors {
         }
     }
 
-    /// Those that are here, and were written down as seen before `before_ms`, are seen now. True if there are any.
-    pub fn see_attached(&mut self, before_ms: u64, now_ms: u64) -> bool {
+    /// Sets the time of attached cursors that was stored before `before_ms` to `now_ms`. Returns true if any has changed.
+    pub fn refresh_attached(&mut self, before_ms: u64, now_ms: u64) -> bool {
         let mut changed = false;
         for cursor in self.all_mut().filter(|cursor| cursor.attached > 0 && cursor.seen_ms < before_ms) {
             (cursor.seen_ms, cursor.dirty, changed) = (now_ms, true, true);
@@ -182,57 +182,58 @@ impl Cursors {
         changed
     }
 
-    /// Forgets cursors that no session has used since `before_ms`. The last one stays, as the device it is: of several
-    /// that are all that old, the one that was used last. True if anything has changed.
-    pub fn forget_away(&mut self, before_ms: u64) -> bool {
-        let away = |cursor: &Cursor| cursor.attached == 0 && cursor.seen_ms < before_ms;
-        let latest = if self.all().all(away) { self.all().map(|cursor| cursor.seen_ms).max() } else { None };
-        let (mut spared, before) = (false, self.forgotten.len());
-        // From the last that came on, so that of two that were used at once the newer one stays.
+    /// Removes cursors that no session has used since `before_ms`. Returns true if any was removed.
+    ///
+    /// One cursor always stays: if all are that old, the one that was used last.
+    pub fn remove_inactive(&mut self, before_ms: u64) -> bool {
+        let is_inactive = |cursor: &Cursor| cursor.attached == 0 && cursor.seen_ms < before_ms;
+        let latest = if self.all().all(is_inactive) { self.all().map(|cursor| cursor.seen_ms).max() } else { None };
+        let (mut spared, before) = (false, self.removed.len());
+        // From the newest cursor on, so that of two with the same time the newer one stays.
         for at in (0..self.devices.len()).rev() {
             let cursor = &self.devices[at].1;
             if !spared && latest == Some(cursor.seen_ms) {
                 spared = true;
-            } else if away(cursor) {
+            } else if is_inactive(cursor) {
                 let (device, _) = self.devices.remove(at);
-                self.forgotten.push(Some(device));
+                self.removed.push(Some(device));
             }
         }
-        if !self.devices.is_empty() && self.shared.as_ref().is_some_and(away) {
+        if !self.devices.is_empty() && self.shared.as_ref().is_some_and(is_inactive) {
             self.shared = None;
-            self.forgotten.push(None);
+            self.removed.push(None);
         }
-        self.forgotten.len() > before
+        self.removed.len() > before
     }
 
-    /// Whether [`Cursors::forget_away`] would forget one.
-    pub fn any_away(&self, before_ms: u64) -> bool {
-        let away = |cursor: &Cursor| cursor.attached == 0 && cursor.seen_ms < before_ms;
-        self.all().nth(1).is_some() && self.all().any(away)
+    /// Returns whether [`Cursors::remove_inactive`] would remove a cursor.
+    pub fn any_inactive(&self, before_ms: u64) -> bool {
+        let is_inactive = |cursor: &Cursor| cursor.attached == 0 && cursor.seen_ms < before_ms;
+        self.all().nth(1).is_some() && self.all().any(is_inactive)
     }
 
     /// Returns the changes since the last call.
     pub fn take_changes(&mut self) -> Changes {
-        let forgotten = std::mem::take(&mut self.forgotten);
-        let (mut cursors, mut renewed) = (Vec::new(), Vec::new());
+        let removed = std::mem::take(&mut self.removed);
+        let (mut cursors, mut recreated) = (Vec::new(), Vec::new());
         let shared = self.shared.iter_mut().map(|cursor| (None, cursor));
         let devices = self.devices.iter_mut().map(|(device, cursor)| (Some(&*device), cursor));
         for (device, cursor) in shared.chain(devices).filter(|(_, cursor)| cursor.dirty) {
             cursor.dirty = false;
             let changed = (device.cloned(), cursor.stored());
-            if forgotten.contains(&changed.0) { renewed.push(changed) } else { cursors.push(changed) }
+            if removed.contains(&changed.0) { recreated.push(changed) } else { cursors.push(changed) }
         }
-        Changes { cursors, forgotten, renewed }
+        Changes { cursors, removed, recreated }
     }
 
-    /// One of them was seen at that time, or later.
-    pub fn saw(&mut self, device: Option<&DeviceId>, seen_ms: u64) {
+    /// Sets the time of a cursor to `seen_ms`, if that is later.
+    pub fn update_seen(&mut self, device: Option<&DeviceId>, seen_ms: u64) {
         if let Some(cursor) = self.get_mut(device) {
             cursor.seen_ms = cursor.seen_ms.max(seen_ms);
         }
     }
 
-    /// Sets a cursor to what was stored.
+    /// Sets a cursor to its stored state.
     pub fn restore(&mut self, device: Option<DeviceId>, stored: &StoredCursor) {
         let cursor = Cursor::from(stored);
         match device {
@@ -244,7 +245,7 @@ impl Cursors {
         }
     }
 
-    /// Takes out a cursor that was stored as forgotten.
+    /// Removes a cursor whose removal is in the WAL.
     pub fn remove(&mut self, device: Option<&DeviceId>) {
         match device {
             None if !self.devices.is_empty() => self.shared = None,
@@ -256,13 +257,13 @@ impl Cursors {
         }
     }
 
-    /// Takes back what a row says. A name that is none was never one of ours: it is left out.
+    /// Restores the cursors of a row. Invalid device names were never written by this server, and are skipped.
     pub fn from_stored(stored: &StoredLog) -> Self {
         let device = |(name, cursor): &(String, StoredCursor)| Some((DeviceId::new(name).ok()?, Cursor::from(cursor)));
         let mut cursors = Self {
             shared: stored.shared.as_ref().map(Cursor::from),
             devices: stored.devices.iter().filter_map(device).collect(),
-            forgotten: Vec::new(),
+            removed: Vec::new(),
         };
         if cursors.shared.is_none() && cursors.devices.is_empty() {
             cursors.shared = Some(Cursor::default());
@@ -270,7 +271,7 @@ impl Cursors {
         cursors
     }
 
-    /// What a row is to say.
+    /// Writes the cursors into a row.
     pub fn store_in(&self, stored: &mut StoredLog) {
         stored.shared = self.shared.as_ref().map(Cursor::stored);
         stored.devices =
@@ -281,8 +282,8 @@ impl Cursors {
 impl Cursor {
     fn stored(&self) -> StoredCursor {
         StoredCursor {
-            through: self.received.through(),
-            ranges: self.received.ranges().to_vec(),
+            through: self.acknowledged.through(),
+            ranges: self.acknowledged.ranges().to_vec(),
             seen_ms: self.seen_ms,
         }
     }
@@ -290,8 +291,8 @@ impl Cursor {
 
 impl From<&StoredCursor> for Cursor {
     fn from(stored: &StoredCursor) -> Self {
-        let received = AckSet::from_parts(stored.through, &stored.ranges);
-        Self { received, seen_ms: stored.seen_ms, ..Self::default() }
+        let acknowledged = AckSet::from_parts(stored.through, &stored.ranges);
+        Self { acknowledged, seen_ms: stored.seen_ms, ..Self::default() }
     }
 }
 
@@ -304,28 +305,28 @@ mod tests {
     }
 
     #[test]
-    fn the_first_device_takes_over_what_waited_for_nobody_in_particular() {
+    fn first_device_takes_over_unused_shared_cursor() {
         let mut cursors = Cursors::default();
-        cursors.receive(None, 1, 3);
-        let received = cursors.attach(Some(&device("phone")), 16, 5).unwrap();
-        assert_eq!(received.through(), 3);
+        cursors.acknowledge(None, 1, 3);
+        let acknowledged = cursors.attach(Some(&device("phone")), 16, 5).unwrap();
+        assert_eq!(acknowledged.through(), 3);
         assert!(cursors.get(None).is_none());
-        assert_eq!(cursors.take_changes().forgotten, [None]);
+        assert_eq!(cursors.take_changes().removed, [None]);
     }
 
     #[test]
-    fn clients_without_a_device_keep_theirs_beside_a_device() {
+    fn shared_cursor_is_independent_of_device_cursor() {
         let mut cursors = Cursors::default();
         cursors.attach(None, 16, 5).unwrap();
         cursors.attach(Some(&device("phone")), 16, 6).unwrap();
-        cursors.receive(None, 1, 9);
-        assert_eq!(cursors.through(), 0, "the phone has nothing of it");
-        cursors.receive(Some(&device("phone")), 1, 4);
+        cursors.acknowledge(None, 1, 9);
+        assert_eq!(cursors.through(), 0, "the phone has acknowledged nothing");
+        cursors.acknowledge(Some(&device("phone")), 1, 4);
         assert_eq!(cursors.through(), 4);
     }
 
     #[test]
-    fn the_device_that_was_away_longest_makes_room_and_one_that_is_here_never_does() {
+    fn device_over_limit_evicts_longest_offline_and_never_attached_device() {
         let mut cursors = Cursors::default();
         for (at, name) in ["a", "b"].into_iter().enumerate() {
             cursors.attach(Some(&device(name)), 2, at as u64 + 1).unwrap();
@@ -338,23 +339,23 @@ mod tests {
     }
 
     #[test]
-    fn the_last_cursor_is_never_forgotten() {
+    fn last_cursor_is_never_removed() {
         let mut cursors = Cursors::default();
         cursors.attach(Some(&device("phone")), 16, 5).unwrap();
-        cursors.receive(Some(&device("phone")), 1, 7);
-        assert!(!cursors.any_away(100), "it is here");
+        cursors.acknowledge(Some(&device("phone")), 1, 7);
+        assert!(!cursors.any_inactive(100), "the phone is attached");
         cursors.detach(Some(&device("phone")), 6);
-        assert!(!cursors.any_away(100) && !cursors.forget_away(100), "it is all there is");
-        assert_eq!(cursors.get(Some(&device("phone"))).unwrap().received.through(), 7);
+        assert!(!cursors.any_inactive(100) && !cursors.remove_inactive(100), "the phone is the only cursor");
+        assert_eq!(cursors.get(Some(&device("phone"))).unwrap().acknowledged.through(), 7);
         assert!(cursors.get(None).is_none());
     }
 
     #[test]
-    fn cursors_all_away_leave_the_one_used_last() {
+    fn inactive_cursors_are_removed_except_last_used() {
         for last in ["phone", "laptop", ""] {
             let mut cursors = Cursors::default();
             let name = |name: &str| (!name.is_empty()).then(|| device(name));
-            // So that clients without a device have a cursor as well.
+            // Clients without a device need a cursor as well.
             cursors.attach(None, 16, 1).unwrap();
             for (at, other) in ["phone", "laptop", ""].into_iter().enumerate() {
                 cursors.attach(name(other).as_ref(), 16, 2).unwrap();
@@ -362,11 +363,11 @@ mod tests {
             }
             cursors.detach(None, if last.is_empty() { 50 } else { 12 });
             cursors.take_changes();
-            assert!(cursors.any_away(100) && cursors.forget_away(100));
+            assert!(cursors.any_inactive(100) && cursors.remove_inactive(100));
             assert!(cursors.get(name(last).as_ref()).is_some(), "{last:?} was used last");
             assert_eq!(cursors.all().count(), 1);
-            assert_eq!(cursors.take_changes().forgotten.len(), 2);
-            assert!(!cursors.any_away(1000));
+            assert_eq!(cursors.take_changes().removed.len(), 2);
+            assert!(!cursors.any_inactive(1000));
         }
     }
 }

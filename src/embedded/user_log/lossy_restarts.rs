@@ -1,36 +1,35 @@
-//! Lossy restarts (*lapses*), and the sequences that a log passes over because of them.
+//! Lossy restarts, and the sequences that a log skips because of them.
 //!
-//! Where appends are answered before they are durable, a crash may take back the last of them, with sequences that a
-//! client has seen. At most [`SEQUENCE_RESERVE`] messages are at risk at any time, so a log that goes on that much further
+//! With a durability other than `always`, a crash may lose the last answered entries, and clients may have seen their
+//! sequences. At most [`SEQUENCE_RESERVE`] messages are unsynced at any time. So a log that skips that many sequences
 //! reuses none.
 //!
-//! A log does so once, however many lossy restarts follow each other. The first entry of a log after a lapse is synced
-//! before it is shown, so its row or the write-ahead log tells that it was given sequences since. A log of which neither
-//! does was given none, and stays where it is. The lapses of a restored store (up to [`LossyRestarts::full`]) count one
-//! by one.
+//! A log skips once, however many lossy restarts follow each other. The first entry of a log after a lossy restart is
+//! synced before it is visible. So the log's row, or the write-ahead log, shows that sequences were assigned since. If
+//! neither does, none were assigned, and the log does not skip again. The lossy restarts of a restored store (up to
+//! [`LossyRestarts::full`]) count one by one.
 
 use crate::message::Seq;
 
-/// Sequences set aside for what a crash may take back where appends are answered before they are durable. The store
-/// syncs before more messages than this are unsynced.
+/// Number of sequences that a log skips after a lossy restart. The store syncs before more messages than this are unsynced.
 pub const SEQUENCE_RESERVE: u64 = 65_536;
 
-/// The lapses of a store.
+/// Counts the lossy restarts of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LossyRestarts {
-    /// How many there were.
+    /// Number of all lossy restarts.
     pub count: u32,
-    /// How many of them, from the first on, count one by one.
+    /// Number of lossy restarts, from the first on, that count one by one.
     pub full: u32,
 }
 
 impl LossyRestarts {
-    /// Returns how many times [`SEQUENCE_RESERVE`] a log passes over. `known`: the lapses its row takes into account.
+    /// Returns how many times a log must skip [`SEQUENCE_RESERVE`] sequences. `known` is the number that its row includes.
     pub fn due(self, known: Option<u32>, head: Seq) -> u32 {
         match known {
             None => self.full,
             Some(known) if known < self.full => self.full - known,
-            // Nothing was ever appended to it.
+            // Nothing was ever appended to this log.
             Some(_) if head == 0 => 0,
             Some(known) => u32::from(known < self.count),
         }
@@ -48,24 +47,24 @@ mod tests {
         store::GapReason,
     };
 
-    const OF: fn(u32, u32) -> LossyRestarts = |count, full| LossyRestarts { count, full };
+    const RESTARTS: fn(u32, u32) -> LossyRestarts = |count, full| LossyRestarts { count, full };
 
-    fn append(log: &mut UserLog, lapses: LossyRestarts) {
-        log.passed = None;
-        log.row_lapses = Some(lapses.count);
+    fn append(log: &mut UserLog, lossy_restarts: LossyRestarts) {
+        log.before_skip = None;
+        log.row_lossy_restarts = Some(lossy_restarts.count);
         log.assigned += 1;
         let seq = log.assigned;
-        log.push(WalSlot { seq, record: 1, message_at: 0, stamp_at: 0, bytes: 1, expires_s: 0 }, None);
+        log.push(WalSlot { seq, record: 1, message_at: 0, recipient_at: 0, bytes: 1, expires_s: 0 }, None);
         log.publish(seq, 1);
     }
 
     #[test]
-    fn log_after_several_lossy_restarts_in_a_row_has_passed_over_one_reserve() {
-        let mut log = UserLog::from_row(None, OF(0, 0));
-        append(&mut log, OF(0, 0));
+    fn log_after_several_lossy_restarts_in_a_row_skips_one_reserve() {
+        let mut log = UserLog::from_row(None, RESTARTS(0, 0));
+        append(&mut log, RESTARTS(0, 0));
         let mut row = log.row(0);
         for count in 1..=5 {
-            let log = UserLog::from_row(Some(row.clone()), OF(count, 0));
+            let log = UserLog::from_row(Some(row.clone()), RESTARTS(count, 0));
             assert_eq!(
                 (log.head, log.assigned),
                 (1 + SEQUENCE_RESERVE, 1 + SEQUENCE_RESERVE),
@@ -75,36 +74,36 @@ mod tests {
                 log.gaps.explain(1, 1 + SEQUENCE_RESERVE),
                 [(1, 1, None), (2, 1 + SEQUENCE_RESERVE, Some(GapReason::Restart))]
             );
-            assert_eq!(log.cursors.received().missing(log.head), 1, "only the entry is pending");
-            // As it is written for a receipt or a visit: nothing was appended.
+            assert_eq!(log.cursors.acknowledged().missing(log.head), 1, "only the entry is pending");
+            // The row as a report writes it: nothing was appended.
             row = log.row(count);
         }
-        let mut log = UserLog::from_row(Some(row), OF(6, 0));
-        append(&mut log, OF(6, 0));
-        assert_eq!(UserLog::from_row(Some(log.row(6)), OF(6, 0)).head, 2 + SEQUENCE_RESERVE);
-        assert_eq!(UserLog::from_row(Some(log.row(6)), OF(9, 0)).head, 2 + 2 * SEQUENCE_RESERVE);
+        let mut log = UserLog::from_row(Some(row), RESTARTS(6, 0));
+        append(&mut log, RESTARTS(6, 0));
+        assert_eq!(UserLog::from_row(Some(log.row(6)), RESTARTS(6, 0)).head, 2 + SEQUENCE_RESERVE);
+        assert_eq!(UserLog::from_row(Some(log.row(6)), RESTARTS(9, 0)).head, 2 + 2 * SEQUENCE_RESERVE);
     }
 
     #[test]
     fn lossy_restarts_of_restored_store_count_one_by_one() {
         assert_eq!(
-            UserLog::from_row(None, OF(16, 16)).head,
+            UserLog::from_row(None, RESTARTS(16, 16)).head,
             16 * SEQUENCE_RESERVE,
-            "a user whom the backup does not have"
+            "a user without a row in the backup"
         );
-        let row = Row::V1 { head: 9, through: 0, ranges: vec![], settled: 9, seen_ms: 0, lapses: 1 };
-        assert_eq!(UserLog::from_row(Some(row.clone()), OF(3, 3)).head, 9 + 2 * SEQUENCE_RESERVE);
+        let row = Row::V1 { head: 9, through: 0, ranges: vec![], flushed: 9, seen_ms: 0, lossy_restarts: 1 };
+        assert_eq!(UserLog::from_row(Some(row.clone()), RESTARTS(3, 3)).head, 9 + 2 * SEQUENCE_RESERVE);
         assert_eq!(
-            UserLog::from_row(Some(row), OF(20, 17)).head,
+            UserLog::from_row(Some(row), RESTARTS(20, 17)).head,
             9 + 16 * SEQUENCE_RESERVE,
-            "and those behind it not again"
+            "later ones count once"
         );
     }
 
     #[test]
-    fn user_never_sent_anything_starts_at_one_after_lossy_restarts() {
-        let log = UserLog::from_row(None, OF(7, 0));
+    fn empty_log_starts_at_one_after_lossy_restarts() {
+        let log = UserLog::from_row(None, RESTARTS(7, 0));
         assert_eq!(log.head, 0);
-        assert_eq!(UserLog::from_row(Some(log.row(7)), OF(9, 0)).head, 0);
+        assert_eq!(UserLog::from_row(Some(log.row(7)), RESTARTS(9, 0)).head, 0);
     }
 }

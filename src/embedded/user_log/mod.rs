@@ -1,4 +1,4 @@
-//! One user's log in memory: positions of entries, cursors and gaps. No payload.
+//! One user's log in memory: positions of entries, cursors and gaps. It holds no payloads.
 
 pub(super) mod cache;
 pub(super) mod cursors;
@@ -16,25 +16,25 @@ use crate::{
     store::{AckSet, GapReason, Limits, gaps::GapList},
 };
 
-/// Keys of pending entries remembered for one user. One more, and the oldest is forgotten: its entry stays, and is not
-/// replaced any more.
+/// Limit of remembered collapse keys of one user. One more removes the oldest key: its entry stays, and no longer
+/// collapses.
 pub const KEYS_MAX: usize = 64;
 
-/// Position of an entry in the WAL.
+/// Locates an entry in the WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalSlot {
     pub seq: Seq,
     pub record: u64,
-    /// Offsets in the record: of the message, and of the stamp that says whose it is.
+    /// Offsets in the record: of the message, and of the item that names its recipient.
     pub message_at: u32,
-    pub stamp_at: u32,
+    pub recipient_at: u32,
     /// Bytes of payload.
     pub bytes: u32,
-    /// When it expires, in seconds of the Unix epoch; 0 = never.
+    /// Expiry in seconds of the Unix epoch; 0 = never.
     pub expires_s: u32,
 }
 
-/// Number of entries, and their bytes of payload.
+/// Counts entries and their bytes of payload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub entries: u64,
@@ -47,14 +47,14 @@ impl Usage {
         self.bytes += bytes;
     }
 
-    /// After a crash a usage may be a little off; it never goes below nothing.
+    /// Subtracts an entry. After a crash the usage may be slightly off, so it stops at 0.
     pub fn subtract(&mut self, bytes: u64) {
         self.entries = self.entries.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
     }
 }
 
-/// A pending entry that a newer one of the same key takes the place of.
+/// Describes a pending entry that a newer one with the same key replaces.
 #[derive(Clone, Debug)]
 pub struct CollapseEntry {
     pub key: CollapseKey,
@@ -63,7 +63,7 @@ pub struct CollapseEntry {
     pub expires_s: u32,
 }
 
-/// A user's log.
+/// Holds a user's log without payloads.
 #[derive(Debug, Default)]
 pub struct UserLog {
     /// Last assigned sequence, visible or not.
@@ -71,72 +71,72 @@ pub struct UserLog {
     /// Last visible sequence.
     pub head: Seq,
     pub cursors: Cursors,
-    /// Nothing above this is trimmed, received or not.
+    /// No entry above this sequence is trimmed, even if it is acknowledged.
     pub hold: Option<Seq>,
-    /// Entries up to this are not needed any more.
+    /// Entries up to this sequence are no longer needed.
     released: Seq,
-    /// Entries up to this are in the value log, those above it in the WAL.
+    /// Entries up to this sequence are in the value log, later ones in the WAL.
     pub flushed: Seq,
     /// The value log may have blocks of this user.
     pub has_blocks: bool,
-    /// The commit thread has been asked to trim these blocks.
+    /// The log is queued for the commit thread to trim its blocks.
     pub trimming: bool,
-    /// Usage of the value log, without entries up to `counted` and without gaps.
+    /// Usage of the value log, without gaps and without entries up to `counted`.
     pub block_usage: Usage,
-    /// Up to here entries of the inbox are not counted any more.
+    /// Entries up to this sequence are released and no longer part of `block_usage`.
     pub counted: Seq,
-    /// When the first entry in the inbox expires, in seconds of the Unix epoch; 0 = none does.
+    /// Expiry of the first entry in the value log that expires, in seconds of the Unix epoch; 0 = none expires.
     pub blocks_expire_s: u32,
-    /// When the inbox was last gone through entry by entry, in seconds of the Unix epoch.
+    /// Time of the last scan of all blocks, in seconds of the Unix epoch.
     pub scanned_s: Option<u32>,
     /// Entries in the WAL, ascending. Those above `head` are not visible yet.
     slots: VecDeque<WalSlot>,
     slot_bytes: u64,
-    /// No entry in the journal expires before this, in seconds of the Unix epoch; 0 = none does.
+    /// Earliest possible expiry of an entry in the WAL, in seconds of the Unix epoch; 0 = none expires.
     slots_expire_s: u32,
     pub gaps: GapList,
-    /// Rising by sequence. Most users have none.
+    /// Sorted by sequence. Most users have none.
     keys: Vec<CollapseEntry>,
-    /// When the user was seen, in milliseconds of the Unix epoch; 0 = never.
+    /// Last time at which the user connected or disconnected, in milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
     /// Acknowledgements or presence are not in the WAL yet.
     pub dirty: bool,
-    /// Lossy restarts that the row takes into account; `None`: there is no row.
-    pub row_lapses: Option<u32>,
-    /// While nothing was appended since a lapse was passed over: the head before that, and the lapses it takes into account.
-    pub passed: Option<(Seq, u32)>,
-    /// The last journal record that says anything about this user.
+    /// Number of lossy restarts that the row includes. `None`: there is no row.
+    pub row_lossy_restarts: Option<u32>,
+    /// Head, and number of lossy restarts, from before the log skipped sequences. Set until the next append.
+    pub before_skip: Option<(Seq, u32)>,
+    /// The last WAL record with an item of this user.
     pub last_record: u64,
-    /// When this was last of use, in seconds since the store was opened.
+    /// Last use, in seconds since the store was opened.
     pub touched: u32,
-    /// Entries of the journal of which an `expired` event was put into the outbox, and that is not in the journal yet.
+    /// Ranges in the WAL whose `expired` event is in the outbox, until a record states that.
     pub reported_expired: Vec<(Seq, Seq)>,
     /// A read found unreadable entries.
     pub damaged: bool,
 }
 
 impl UserLog {
-    /// What a row says, moved on over the lapses it does not take into account.
-    pub fn from_row(row: Option<Row>, lapses: LossyRestarts) -> Self {
+    /// Restores a row, and skips the lossy restarts that it does not include.
+    pub fn from_row(row: Option<Row>, lossy_restarts: LossyRestarts) -> Self {
         let mut log = Self::as_stored(row);
-        log.skip_lossy_restarts(lapses, log.row_lapses);
+        log.skip_lossy_restarts(lossy_restarts, log.row_lossy_restarts);
         log.released = log.cursors.through();
         log
     }
 
-    /// What a row says.
+    /// Restores a row as it is stored.
     pub fn as_stored(row: Option<Row>) -> Self {
         let mut log = Self::default();
         if let Some(row) = row {
             let stored = row.into_stored();
             log.head = stored.head;
             log.cursors = Cursors::from_stored(&stored);
-            log.flushed = stored.settled;
-            log.has_blocks = stored.settled > 0;
+            log.flushed = stored.flushed;
+            log.has_blocks = stored.flushed > 0;
             log.seen_ms = stored.seen_ms;
-            log.row_lapses = Some(stored.lapses);
-            log.gaps = GapList::from_stored(&stored.gone);
-            (log.block_usage.entries, log.block_usage.bytes) = stored.inbox;
+            log.row_lossy_restarts = Some(stored.lossy_restarts);
+            log.gaps = GapList::from_stored(&stored.gaps);
+            (log.block_usage.entries, log.block_usage.bytes) = stored.block_usage;
             log.counted = stored.counted;
             log.blocks_expire_s = stored.expires_s;
             let keyed = |(key, seq, bytes, expires_s): (String, Seq, u32, u32)| {
@@ -149,17 +149,17 @@ impl UserLog {
         log
     }
 
-    /// What is to be stored, with `lapses` as the number there were.
-    pub fn row(&self, lapses: u32) -> Row {
-        let (head, lapses) = self.passed.unwrap_or((self.head, lapses));
+    /// Encodes the row. `lossy_restarts` is their current number.
+    pub fn row(&self, lossy_restarts: u32) -> Row {
+        let (head, lossy_restarts) = self.before_skip.unwrap_or((self.head, lossy_restarts));
         let mut stored = StoredLog {
             head,
-            settled: self.flushed,
-            lapses,
+            flushed: self.flushed,
+            lossy_restarts,
             seen_ms: self.seen_ms,
-            gone: self.gaps.stored(),
+            gaps: self.gaps.stored(),
             keys: self.keys.iter().map(CollapseEntry::stored).collect(),
-            inbox: (self.block_usage.entries, self.block_usage.bytes),
+            block_usage: (self.block_usage.entries, self.block_usage.bytes),
             counted: self.counted,
             expires_s: self.blocks_expire_s,
             ..StoredLog::default()
@@ -168,17 +168,17 @@ impl UserLog {
         Row::V2(stored)
     }
 
-    /// Nothing up to this is needed any more.
+    /// Returns the sequence up to which no entry is needed any more.
     pub fn released(&self) -> Seq {
         self.released
     }
 
-    /// Whether a read shows this entry: somebody has not received it, or another session may not have read it yet.
+    /// Returns whether a read returns this entry: it is pending, or a session's hold protects it.
     pub fn is_visible(&self, seq: Seq) -> bool {
-        self.hold.is_some_and(|hold| seq > hold) || !self.cursors.contain(seq)
+        self.hold.is_some_and(|hold| seq > hold) || !self.cursors.is_acknowledged(seq)
     }
 
-    /// Drops positions of released entries. Returns true if blocks are to be trimmed.
+    /// Releases acknowledged entries, and removes their slots. Returns true if blocks must be queued for a trim.
     pub fn release(&mut self) -> bool {
         let through = self.cursors.through();
         let released = self.released.max(self.hold.map_or(through, |hold| hold.min(through)));
@@ -187,7 +187,7 @@ impl UserLog {
         let stale = self.keys.partition_point(|keyed| keyed.seq <= released);
         self.keys.drain(..stale);
         if self.slots.is_empty() {
-            // An idle user's log takes no memory for entries that do not exist.
+            // An idle user's log must not hold memory for entries that no longer exist.
             self.slots.shrink_to_fit();
             self.slots_expire_s = 0;
             self.keys.shrink_to_fit();
@@ -195,7 +195,7 @@ impl UserLog {
         self.has_blocks && !self.trimming && released > 0
     }
 
-    /// The same where what everybody has had to make room up to `to`, although somebody holds it.
+    /// Releases acknowledged entries up to `to` even if a session holds them, to make capacity. Returns as [`UserLog::release`].
     pub fn release_held(&mut self, to: Seq) -> bool {
         self.released = self.released.max(to.min(self.cursors.through()));
         self.release()
@@ -208,7 +208,7 @@ impl UserLog {
         }
     }
 
-    /// Takes in an entry that is being committed, or that was.
+    /// Adds an entry of the commit being made, or of a replayed one.
     pub fn push(&mut self, slot: WalSlot, key: Option<CollapseKey>) {
         if slot.expires_s > 0 {
             self.slots_expire_s = earlier(self.slots_expire_s, slot.expires_s);
@@ -225,14 +225,14 @@ impl UserLog {
         }
     }
 
-    /// Shows an entry that has been committed.
+    /// Makes a committed entry visible.
     pub fn publish(&mut self, seq: Seq, record: u64) {
         assert!(seq > self.head, "sequence {seq} behind head {}", self.head);
         self.head = seq;
         self.last_record = record;
     }
 
-    /// The visible slots above `after`.
+    /// Returns the visible slots above `after`.
     pub fn slots_after(&self, after: Seq) -> impl Iterator<Item = &WalSlot> {
         let start = self.slots.partition_point(|slot| slot.seq <= after);
         self.slots.range(start..).take_while(|slot| slot.seq <= self.head)
@@ -242,23 +242,23 @@ impl UserLog {
         self.slots.binary_search_by_key(&seq, |slot| slot.seq).ok().map(|at| &self.slots[at])
     }
 
-    /// The last slot, visible or not.
+    /// Returns the last slot, visible or not.
     pub fn last_slot(&self) -> Option<&WalSlot> {
         self.slots.back()
     }
 
-    /// The oldest entry that is in the journal.
+    /// Returns the oldest entry in the WAL.
     pub fn oldest_slot(&self) -> Option<Seq> {
         self.slots.front().map(|slot| slot.seq)
     }
 
-    /// What is in the journal alone.
+    /// Returns the usage of entries that are only in the WAL.
     pub fn unflushed(&self) -> Usage {
         Usage { entries: self.slots.len() as u64, bytes: self.slot_bytes }
     }
 
-    /// What is kept for this user, visible or not. Entries that were received out of order count until those before
-    /// them are.
+    /// Returns the usage of the whole log, visible or not. Entries that were acknowledged out of order count until those
+    /// before them are acknowledged.
     pub fn usage(&self) -> Usage {
         Usage {
             entries: self.slots.len() as u64 + self.block_usage.entries,
@@ -266,32 +266,33 @@ impl UserLog {
         }
     }
 
-    /// Whether one more entry of so many bytes is within the limits.
+    /// Returns whether one more entry of `bytes` fits the limits.
     pub fn fits(&self, bytes: u64, limits: &Limits) -> bool {
         let usage = self.usage();
         usage.entries < limits.messages && usage.bytes + bytes <= limits.bytes
     }
 
-    /// The pending entry with this key.
+    /// Returns the pending entry with this key.
     pub fn pending_with_key(&self, key: &CollapseKey, now_s: u32) -> Option<&CollapseEntry> {
-        let pending = |keyed: &CollapseEntry| !self.cursors.contain(keyed.seq) && !is_expired(keyed.expires_s, now_s);
+        let pending =
+            |keyed: &CollapseEntry| !self.cursors.is_acknowledged(keyed.seq) && !is_expired(keyed.expires_s, now_s);
         self.keys.iter().find(|keyed| keyed.key == *key && pending(keyed))
     }
 
-    /// Takes `from..=to` out: they are gone, for this reason. What of it is in the inbox is hidden from here on, and
-    /// is to be taken out of the usage by whoever knows its size.
-    pub fn drop_range(&mut self, from: Seq, to: Seq, loss: GapReason) {
+    /// Drops `from..=to` with a gap reason. Entries in the value log are hidden from now on. The caller subtracts them from
+    /// the usage.
+    pub fn drop_range(&mut self, from: Seq, to: Seq, reason: GapReason) {
         if from > to {
             return;
         }
         self.remove_slots(from, to);
-        self.gaps.insert(from, to, loss);
+        self.gaps.insert(from, to, reason);
         if from <= self.cursors.through() + 1 {
-            self.cursors.all_receive(1, to);
+            self.cursors.acknowledge_all(1, to);
         }
     }
 
-    /// Removes entries of the journal, without a reason that is remembered.
+    /// Removes slots and keys of entries in the WAL, without a gap.
     pub fn remove_slots(&mut self, from: Seq, to: Seq) {
         let start = self.slots.partition_point(|slot| slot.seq < from);
         let end = self.slots.partition_point(|slot| slot.seq <= to).max(start);
@@ -300,7 +301,7 @@ impl UserLog {
         self.keys.retain(|keyed| !(from..=to).contains(&keyed.seq));
     }
 
-    /// Takes out the entry that a newer one takes the place of.
+    /// Drops an entry that a newer one with the same key replaces.
     pub fn collapse(&mut self, seq: Seq) {
         let bytes = self.keys.iter().find(|keyed| keyed.seq == seq).map_or(0, |keyed| keyed.bytes);
         if self.slot(seq).is_none() && seq > self.counted {
@@ -309,8 +310,9 @@ impl UserLog {
         self.drop_range(seq, seq, GapReason::Collapsed);
     }
 
-    /// Lets go of entries in the journal that have expired; they stay there until it is settled, and are not shown. Returns
-    /// those that somebody had not received, rising.
+    /// Removes slots of expired entries. Returns those that were pending, ascending.
+    ///
+    /// The entries stay in the WAL until it is flushed, and are not visible.
     pub fn drop_expired(&mut self, now_s: u32) -> Vec<Seq> {
         if self.slots_expire_s == 0 || self.slots_expire_s > now_s {
             return Vec::new();
@@ -318,7 +320,7 @@ impl UserLog {
         let (mut bytes, mut next, head) = (0, 0, self.head);
         let mut dropped = Vec::new();
         self.slots.retain(|slot| {
-            // What is not visible yet is about to be.
+            // An entry above the head is part of the commit being made, and must stay.
             let keep = slot.seq > head || !is_expired(slot.expires_s, now_s);
             if keep {
                 bytes += u64::from(slot.bytes);
@@ -330,28 +332,28 @@ impl UserLog {
         });
         (self.slot_bytes, self.slots_expire_s) = (bytes, next);
         self.remove_keys(&dropped);
-        dropped.retain(|seq| !self.cursors.contain(*seq));
+        dropped.retain(|seq| !self.cursors.is_acknowledged(*seq));
         dropped
     }
 
-    /// Entries in the inbox that have a key.
+    /// Returns the entries in the value log that have a collapse key.
     pub fn flushed_keys(&self) -> Vec<Seq> {
         self.keys.iter().map(|keyed| keyed.seq).filter(|seq| *seq <= self.flushed).collect()
     }
 
-    /// These entries are not there any more: nothing takes their place.
+    /// Removes the keys of entries that no longer exist.
     pub fn remove_keys(&mut self, seqs: &[Seq]) {
         self.keys.retain(|keyed| !seqs.contains(&keyed.seq));
     }
 
-    /// Entries in the journal up to `settled` are in the inbox now.
+    /// Records that entries up to `flushed` are in the value log.
     pub fn set_flushed(&mut self, flushed: Seq) {
         self.flushed = self.flushed.max(flushed);
         self.has_blocks = true;
         self.pop_slots(self.flushed);
     }
 
-    /// Nothing in memory that is not in the tables: the log can be loaded again when it is needed.
+    /// Returns whether the tables hold the whole log, so that it may leave memory and be loaded again.
     pub fn is_idle(&self, first_record: u64) -> bool {
         self.slots.is_empty()
             && !self.dirty
@@ -363,63 +365,63 @@ impl UserLog {
             && self.last_record < first_record
     }
 
-    /// What all cursors have received, and the pending entries up to `head`.
+    /// Returns what all cursors have acknowledged, and the usage of pending entries up to `head`.
     pub fn pending(&self, head: Seq, now_s: u32) -> (AckSet, Usage) {
-        let received = self.cursors.received();
-        let pending = self.pending_for(&received, head, now_s);
-        (received, pending)
+        let acknowledged = self.cursors.acknowledged();
+        let pending = self.pending_for(&acknowledged, head, now_s);
+        (acknowledged, pending)
     }
 
-    /// Counts the entries up to `head` that are not in `received`, without reading any.
+    /// Counts entries up to `head` that are not in `acknowledged`, without reading any.
     ///
-    /// Bytes in the inbox are an estimate where the usage still has entries that were received: see
-    /// [`UserLog::counts_exactly`].
-    pub fn pending_for(&self, received: &AckSet, head: Seq, now_s: u32) -> Usage {
-        let waiting =
-            |slot: &&WalSlot| slot.seq <= head && !received.contains(slot.seq) && !is_expired(slot.expires_s, now_s);
+    /// Bytes in the value log are an estimate while the usage includes acknowledged entries: see [`UserLog::counts_exactly`].
+    pub fn pending_for(&self, acknowledged: &AckSet, head: Seq, now_s: u32) -> Usage {
+        let is_pending = |slot: &&WalSlot| {
+            slot.seq <= head && !acknowledged.contains(slot.seq) && !is_expired(slot.expires_s, now_s)
+        };
         let mut usage = Usage::default();
-        self.slots.iter().filter(waiting).for_each(|slot| usage.add(u64::from(slot.bytes)));
+        self.slots.iter().filter(is_pending).for_each(|slot| usage.add(u64::from(slot.bytes)));
         if self.has_blocks && self.block_usage.entries > 0 {
-            // What was received beyond a hole is still counted in the inbox, and what is gone there still lies in its range.
-            let entries = self.block_usage.entries.min(received.missing(self.flushed));
+            // The usage still includes entries that were acknowledged out of order, and the missing range includes gaps.
+            let entries = self.block_usage.entries.min(acknowledged.missing(self.flushed));
             let bytes = u128::from(self.block_usage.bytes) * u128::from(entries) / u128::from(self.block_usage.entries);
             usage.entries += entries;
-            // At most `inbox.bytes`.
+            // At most `block_usage.bytes`.
             usage.bytes += bytes as u64;
         }
         usage
     }
 
-    /// Whether the usage of the inbox has exactly what all cursors together lack, so that its bytes are no estimate.
-    pub fn counts_exactly(&self, received: &AckSet, now_s: u32) -> bool {
-        let received_beyond = received.ranges().iter().any(|(from, _)| *from <= self.flushed);
-        // Stores of the first version had entries without their bytes.
+    /// Returns whether the usage of the value log counts exactly the pending entries, so that its bytes are no estimate.
+    pub fn counts_exactly(&self, acknowledged: &AckSet, now_s: u32) -> bool {
+        let acknowledged_beyond = acknowledged.ranges().iter().any(|(from, _)| *from <= self.flushed);
+        // Stores of the first version counted entries without their bytes.
         let uncounted = self.block_usage.entries > 0 && self.block_usage.bytes == 0;
-        let settled = received.through() <= self.counted && !received_beyond && !uncounted;
-        !self.has_blocks || settled && !is_expired(self.blocks_expire_s, now_s)
+        let counted = acknowledged.through() <= self.counted && !acknowledged_beyond && !uncounted;
+        !self.has_blocks || counted && !is_expired(self.blocks_expire_s, now_s)
     }
 }
 
 impl Row {
-    /// How many lapses it takes into account.
-    pub fn lapses(&self) -> u32 {
+    /// Returns the number of lossy restarts that the row includes.
+    pub fn lossy_restarts(&self) -> u32 {
         match self {
-            Self::V1 { lapses, .. } => *lapses,
-            Self::V2(log) => log.lapses,
+            Self::V1 { lossy_restarts, .. } => *lossy_restarts,
+            Self::V2(log) => log.lossy_restarts,
         }
     }
 
-    /// What it says, in the form of the newest version.
+    /// Converts the row to the newest version.
     pub fn into_stored(self) -> StoredLog {
         match self {
-            Self::V1 { head, through, ranges, settled, seen_ms, lapses } => StoredLog {
+            Self::V1 { head, through, ranges, flushed, seen_ms, lossy_restarts } => StoredLog {
                 head,
-                settled,
-                lapses,
+                flushed,
+                lossy_restarts,
                 seen_ms,
                 shared: Some(StoredCursor { through, ranges, seen_ms }),
-                // What the inbox has was not counted then: as much as it can be.
-                inbox: (settled.saturating_sub(through), 0),
+                // The first version did not count the value log. This is the largest possible number.
+                block_usage: (flushed.saturating_sub(through), 0),
                 counted: through,
                 ..StoredLog::default()
             },
@@ -434,12 +436,12 @@ impl CollapseEntry {
     }
 }
 
-/// Whether a time, 0 = never, has come.
+/// Returns whether an expiry time, 0 = never, has passed.
 pub fn is_expired(expires_s: u32, now_s: u32) -> bool {
     expires_s > 0 && expires_s <= now_s
 }
 
-/// The earlier of two times, of which 0 = never.
+/// Returns the earlier of two expiry times, of which 0 = never.
 pub fn earlier(one: u32, other: u32) -> u32 {
     match (one, other) {
         (0, at) | (at, 0) => at,
@@ -447,28 +449,28 @@ pub fn earlier(one: u32, other: u32) -> u32 {
     }
 }
 
-#[cfg(test)]
-mod tests;
-
 impl UserLog {
-    /// Passes over everything that lapses may have taken back. `known`: the lapses its row takes into account.
-    pub fn skip_lossy_restarts(&mut self, lapses: LossyRestarts, known: Option<u32>) {
-        let due = lapses.due(known, self.head);
+    /// Skips the sequences that lossy restarts may have lost. `in_row` is the number of restarts that the row includes.
+    pub fn skip_lossy_restarts(&mut self, lossy_restarts: LossyRestarts, in_row: Option<u32>) {
+        let due = lossy_restarts.due(in_row, self.head);
         if due > 0 {
-            self.passed = Some((self.head, known.unwrap_or(0)));
+            self.before_skip = Some((self.head, in_row.unwrap_or(0)));
             self.skip_to(self.head + SEQUENCE_RESERVE * u64::from(due));
         }
         self.assigned = self.head;
     }
 
-    /// Passes over the sequences up to `to`. Nothing is stored at them, so every cursor counts them as received.
+    /// Skips the sequences up to `to`. No entry has them, so they count as acknowledged by every cursor.
     pub fn skip_to(&mut self, to: Seq) {
         let from = self.head + 1;
-        // One more range may push out one that still hides an entry in the inbox; then only the reason is lost.
+        // If the list is full, this reason is lost: one more gap could remove one that hides an entry in the value log.
         if !self.gaps.is_full() {
             self.gaps.insert(from, to, GapReason::Restart);
         }
-        self.cursors.all_receive(from, to);
+        self.cursors.acknowledge_all(from, to);
         (self.head, self.assigned) = (to, to);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,7 @@ pub enum Block<'a> {
     V2 {
         /// Fingerprint of the namespace.
         namespace: u32,
-        /// Whose entries these are.
+        /// The owner of the entries.
         user: &'a str,
         /// Ascending by sequence.
         entries: Vec<BlockEntry<'a>>,

@@ -15,7 +15,7 @@ use crate::embedded::tables::contract::Copying;
 /// Bytes of a file per step: about 1 ms.
 const STEP_BYTES: usize = 256 << 10;
 
-/// Compaction of one file.
+/// Holds the progress of the compaction of one file.
 #[derive(Debug)]
 pub struct Compaction {
     file: u64,
@@ -30,7 +30,7 @@ pub struct Compaction {
 pub enum CompactionStep {
     /// More is to be copied.
     More(Compaction),
-    /// All is copied and synced. The table is to be updated where it still has the old location.
+    /// All live blocks are copied and synced. The table is updated where it still has the old location.
     Copied { file: u64, moved: Vec<(Vec<u8>, BlockLocation, BlockLocation)> },
 }
 
@@ -46,9 +46,9 @@ impl Compaction {
     pub fn step(
         mut self,
         files: &ValueLog,
-        is_alive: impl FnMut(&[u8], BlockLocation) -> io::Result<bool>,
+        is_live: impl FnMut(&[u8], BlockLocation) -> io::Result<bool>,
     ) -> io::Result<CompactionStep> {
-        match self.copy(files, is_alive) {
+        match self.copy(files, is_live) {
             Ok(true) => Ok(CompactionStep::More(self)),
             Ok(false) => Ok(CompactionStep::Copied { file: self.file, moved: self.moved }),
             Err(error) => {
@@ -62,7 +62,7 @@ impl Compaction {
     fn copy(
         &mut self,
         files: &ValueLog,
-        mut is_alive: impl FnMut(&[u8], BlockLocation) -> io::Result<bool>,
+        mut is_live: impl FnMut(&[u8], BlockLocation) -> io::Result<bool>,
     ) -> io::Result<bool> {
         let Some(file) = files.file(self.file)? else {
             self.moved.drain(..).for_each(|(_, _, copy)| files.release(copy));
@@ -82,11 +82,11 @@ impl Compaction {
                 continue;
             };
             let length = HEAD_BYTES + body.len();
-            let place = BlockLocation { file: self.file, at: (self.at + at as u64) as u32, length: length as u32 };
+            let location = BlockLocation { file: self.file, at: (self.at + at as u64) as u32, length: length as u32 };
             if let Some((key, value)) = parts(body)
-                && is_alive(key, place)?
+                && is_live(key, location)?
             {
-                self.moved.push((key.to_vec(), place, files.append(key, value)?));
+                self.moved.push((key.to_vec(), location, files.append(key, value)?));
             }
             at += length;
         }

@@ -34,26 +34,26 @@ use crate::{
     logging::system_error,
 };
 
-/// A file that is longer is not gone on with.
+/// Size above which no block is appended to a file, if another file can be begun.
 const FILE_BYTES: u64 = 8 << 20;
 
-/// A file that is longer is never gone on with: places in it have 32 bits.
+/// Size above which no block is ever appended to a file, because offsets have 32 bits.
 const FILE_BYTES_MAX: u64 = 1 << 31;
 
-/// Dead bytes that are tolerated, however little is live.
+/// Dead bytes that are tolerated even if little is live.
 const DEAD_BYTES_LEFT: u64 = 2 * FILE_BYTES;
 
-/// The part of a file that has to be dead for it to be written anew where the disk has no space: seven bytes are copied for each
-/// that is given back, at most.
+/// Part of a file that must be dead for an eager compaction: one in this many. At most seven bytes are copied for each byte
+/// that is reclaimed.
 const EAGER_SHARE: u64 = 8;
 
-/// Files that are less than a quarter full. Each start of a server may leave one; of more, the smallest is written anew.
+/// Limit of files that are less than a quarter full. Each start of a server may leave one; above it, the smallest is compacted.
 const SMALL_FILES_MAX: usize = 16;
 
-/// Files that are open for reading; one more, and that which was opened first is closed.
+/// Limit of files that are open for reading. One more closes the one that was opened first.
 const HANDLES_MAX: usize = 32;
 
-/// Location of a block. Its encoding is part of the format.
+/// Locates a block. Its encoding is part of the on-disk format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockLocation {
     pub file: u64,
@@ -80,23 +80,23 @@ impl BlockLocation {
 }
 
 impl BlockLocation {
-    /// Names its file, in the store's directory.
+    /// Returns the name of its file in the store's directory.
     fn file(self) -> String {
         format!("{VALUE_LOG}/{}", framing::name(self.file))
     }
 
-    /// Its file is not there.
+    /// States that the file is missing.
     pub fn missing(self) -> Unreadable {
         Unreadable::new(format!("its file `{}` is missing", self.file()))
     }
 
-    /// The system does not give it back.
-    pub fn unread(self, error: &io::Error) -> Unreadable {
+    /// States that the system cannot read the file.
+    pub fn unreadable(self, error: &io::Error) -> Unreadable {
         Unreadable::new(format!("its file `{}` cannot be read: {}", self.file(), system_error(error)))
     }
 
-    /// Of it were read so many bytes, and they are not what was written.
-    pub fn unlike(self, read: usize) -> Unreadable {
+    /// States that the `read` bytes are not those that were written.
+    pub fn mismatch(self, read: usize) -> Unreadable {
         let (file, at, length) = (self.file(), self.at, self.length);
         Unreadable::new(if read < length as usize {
             format!(
@@ -109,88 +109,88 @@ impl BlockLocation {
     }
 }
 
-/// The table does not say where a chunk is.
-pub fn no_place() -> Unreadable {
-    Unreadable::new("its place in the table is not what was written")
+/// States that the table has no valid location.
+pub fn invalid_location() -> Unreadable {
+    Unreadable::new("its location in the table is not what was written")
 }
 
 /// Result of reading a block.
 #[derive(Clone, Debug)]
 pub enum BlockRead {
-    /// The chunk.
+    /// The block.
     Block(Bytes),
     /// The block is damaged or has another key, for this reason.
     Damaged(Unreadable),
-    /// The file does not exist (any more).
+    /// The file does not exist, or no longer.
     Missing,
 }
 
 #[derive(Debug)]
 struct ValueLogFile {
     length: u64,
-    /// Bytes of frames that the table leads to.
-    alive: u64,
-    /// It was compacted, and what is left in it cannot be read: it stays until the table lets go of that.
+    /// Bytes of live frames: those to which the table refers.
+    live: u64,
+    /// The file was compacted, but has unreadable blocks. It stays until the table no longer refers to them.
     stuck: bool,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ValueLogState {
     files: BTreeMap<u64, ValueLogFile>,
-    /// The one that is written to, if one was begun.
+    /// The file that blocks are appended to, if one was begun.
     current: Option<(u64, Arc<File>)>,
     next: u64,
-    /// Something was written and is not synced.
+    /// The file has unsynced blocks.
     dirty: bool,
 }
 
-impl State {
+impl ValueLogState {
     fn is_current(&self, number: u64) -> bool {
         self.current.as_ref().is_some_and(|(current, _)| *current == number)
     }
 }
 
-/// The files, of which a few are open.
+/// Holds the files, some of them open.
 #[derive(Debug)]
 pub struct ValueLog {
     directory: PathBuf,
-    /// The directory, open: to sync names takes no descriptor then.
+    /// The directory, held open so that syncing names needs no descriptor.
     names: File,
-    state: RwLock<State>,
+    state: RwLock<ValueLogState>,
     handles: Mutex<VecDeque<(u64, Arc<File>)>>,
-    /// Closed where a file has to be read and the process has no descriptors left.
+    /// Descriptors that are closed to open a file when the process has none left.
     spares: Spares,
 }
 
 impl ValueLog {
-    /// Opens the files in `directory`, which is made if it is not there. `places` are all that the table leads to; a file
-    /// to which none leads is removed.
-    pub fn open(directory: &Path, places: impl Iterator<Item = BlockLocation>) -> io::Result<Self> {
+    /// Opens the files in `directory`, which is created if missing. `locations` are those of the table. A file to which none of
+    /// them refers is removed.
+    pub fn open(directory: &Path, locations: impl Iterator<Item = BlockLocation>) -> io::Result<Self> {
         make_directory(directory)?;
-        let (mut alive, mut next) = (BTreeMap::<u64, u64>::new(), 1);
-        for place in places {
-            *alive.entry(place.file).or_default() += u64::from(place.length);
-            next = next.max(place.file + 1);
+        let (mut live, mut next) = (BTreeMap::<u64, u64>::new(), 1);
+        for location in locations {
+            *live.entry(location.file).or_default() += u64::from(location.length);
+            next = next.max(location.file + 1);
         }
         let mut files = BTreeMap::new();
         for number in framing::numbered(directory)? {
             next = next.max(number.saturating_add(1));
             let path = directory.join(framing::name(number));
-            let Some(alive) = alive.get(&number).copied() else {
+            let Some(live) = live.get(&number).copied() else {
                 fs::remove_file(&path)?;
                 continue;
             };
             let file = File::open(&path)?;
-            // What was not synced by who wrote it is now.
+            // The process that wrote it may not have synced it.
             file.sync_data()?;
             let length = file.metadata()?.len();
-            files.insert(number, ValueLogFile { length, alive, stuck: false });
+            files.insert(number, ValueLogFile { length, live, stuck: false });
         }
-        let state = RwLock::new(State { files, current: None, next, dirty: false });
+        let state = RwLock::new(ValueLogState { files, current: None, next, dirty: false });
         let names = File::open(directory)?;
         let spares = Spares::default();
         let files = Self { directory: directory.to_owned(), names, state, handles: Mutex::default(), spares };
-        // Now, while there are descriptors enough. On a full disk there may be none, until something has to be written.
+        // Begun now, while there are enough descriptors. On a full disk this may fail; the first append retries it.
         match files.begin_file() {
             Err(error) if Cause::of(&error) == Cause::Failed => return Err(error),
             _ => files.spares.refill(&files.names),
@@ -201,14 +201,14 @@ impl ValueLog {
     /// Writes a block; the system has it on return, unsynced. If the disk is full, nothing of it counts, and the
     /// caller may retry.
     pub fn append(&self, key: &[u8], value: &[u8]) -> io::Result<BlockLocation> {
-        // A key is a user id and a number.
+        // A key has a user id and a sequence, so its length has 16 bits.
         let bytes = framing::encode(Kind::Block, &[&(key.len() as u16).to_be_bytes(), key, value]);
         let current = self.state.read().current.clone();
         let length = |number: u64| self.state.read().files.get(&number).map_or(0, |file| file.length);
         let (number, file) = match current {
             Some((number, file)) if length(number) < FILE_BYTES => (number, file),
             Some(full) => match self.begin_file() {
-                // Clients have all descriptors, or the disk is full: the file that is open is gone on with.
+                // No descriptor or no disk space for another file: the current one grows.
                 Err(error) if Cause::of(&error) != Cause::Failed && length(full.0) < FILE_BYTES_MAX => full,
                 begun => begun?,
             },
@@ -216,29 +216,31 @@ impl ValueLog {
         };
         let mut state = self.state.write();
         state.dirty = true;
-        let known =
-            state.files.get_mut(&number).ok_or_else(|| io::Error::other("the file that is written to is gone"))?;
+        let known = state
+            .files
+            .get_mut(&number)
+            .ok_or_else(|| io::Error::other("the current file of the value log is not known"))?;
         file.write_all_at(&bytes, known.length)?;
-        let place = BlockLocation { file: number, at: known.length as u32, length: bytes.len() as u32 };
+        let location = BlockLocation { file: number, at: known.length as u32, length: bytes.len() as u32 };
         known.length += bytes.len() as u64;
-        known.alive += bytes.len() as u64;
-        Ok(place)
+        known.live += bytes.len() as u64;
+        Ok(location)
     }
 
-    /// Without the lock, but for a moment: readers need not wait for a disk, and nobody else writes.
+    /// Begins a new file. Holds the lock only briefly: readers need not wait for the disk, and there is one writer.
     fn begin_file(&self) -> io::Result<(u64, Arc<File>)> {
         let (number, last) = {
             let state = self.state.read();
             (state.next, state.current.clone())
         };
         let file = Arc::new(framing::create(&self.directory, &framing::name(number))?);
-        // What cannot be synced may be gone: that is never repeated.
+        // A failed sync is final and never retried.
         self.names.sync_all().map_err(io::Error::other)?;
         if let Some((_, last)) = last {
             last.sync_data().map_err(io::Error::other)?;
         }
         let mut state = self.state.write();
-        state.files.insert(number, ValueLogFile { length: 0, alive: 0, stuck: false });
+        state.files.insert(number, ValueLogFile { length: 0, live: 0, stuck: false });
         state.next = number + 1;
         state.current = Some((number, file.clone()));
         state.dirty = false;
@@ -254,29 +256,29 @@ impl ValueLog {
                 _ => return Ok(()),
             }
         };
-        // Without the lock, as above.
+        // Without the lock, so that readers do not wait for the disk.
         file.sync_data()?;
         self.state.write().dirty = false;
         Ok(())
     }
 
     /// Reads the block of a key. Unreadable bytes count as damage: they affect one user.
-    pub fn read(&self, place: BlockLocation, key: &[u8]) -> io::Result<BlockRead> {
-        let Some(file) = self.file(place.file)? else { return Ok(BlockRead::Missing) };
-        let bytes = match read_at(&file, u64::from(place.at), place.length as usize) {
+    pub fn read(&self, location: BlockLocation, key: &[u8]) -> io::Result<BlockRead> {
+        let Some(file) = self.file(location.file)? else { return Ok(BlockRead::Missing) };
+        let bytes = match read_at(&file, u64::from(location.at), location.length as usize) {
             Ok(bytes) => bytes,
             Err(error) if Cause::of(&error) == Cause::Exhausted => return Err(error),
             Err(error) => {
-                return Ok(BlockRead::Damaged(place.unread(&error)));
+                return Ok(BlockRead::Damaged(location.unreadable(&error)));
             }
         };
         Ok(match value_of(&bytes, key) {
             Some(from) => BlockRead::Block(Bytes::from(bytes).slice(from..)),
-            None => BlockRead::Damaged(place.unlike(bytes.len())),
+            None => BlockRead::Damaged(location.mismatch(bytes.len())),
         })
     }
 
-    /// A file, open for reading; `None` if there is no such file.
+    /// Returns a file, open for reading; `None` if there is no such file.
     pub fn file(&self, number: u64) -> io::Result<Option<Arc<File>>> {
         {
             let state = self.state.read();
@@ -293,7 +295,7 @@ impl ValueLog {
         let path = self.directory.join(framing::name(number));
         let opened = match self.spares.open(|| File::open(&path)) {
             Err(error) if Cause::of(&error) == Cause::Exhausted => {
-                // The one that was opened first is closed for it, unless somebody reads it.
+                // Closes the handle that was opened first, unless it is being read.
                 self.handles.lock().pop_front();
                 File::open(&path)
             }
@@ -311,30 +313,30 @@ impl ValueLog {
         Ok(Some(file))
     }
 
-    /// Opens descriptors again that were closed for want of them. To be called now and then.
+    /// Reopens spare descriptors that were closed. Call this periodically.
     pub fn prepare(&self) {
         self.spares.refill(&self.names);
     }
 
     /// Marks a block as dead.
-    pub fn release(&self, place: BlockLocation) {
-        if let Some(file) = self.state.write().files.get_mut(&place.file) {
-            file.alive = file.alive.saturating_sub(u64::from(place.length));
+    pub fn release(&self, location: BlockLocation) {
+        if let Some(file) = self.state.write().files.get_mut(&location.file) {
+            file.live = file.live.saturating_sub(u64::from(location.length));
         }
     }
 
-    /// Files of which nothing is alive, and which are not written to.
-    pub fn dead(&self) -> Vec<u64> {
+    /// Returns the files without live blocks, except the current one.
+    pub fn dead_files(&self) -> Vec<u64> {
         let state = self.state.read();
-        let dead = state.files.iter().filter(|(number, file)| file.alive == 0 && !state.is_current(**number));
+        let dead = state.files.iter().filter(|(number, file)| file.live == 0 && !state.is_current(**number));
         dead.map(|(number, _)| *number).collect()
     }
 
-    /// Removes files. Whoever reads one at the moment goes on reading.
+    /// Removes files. Reads in progress are not affected.
     pub fn remove(&self, numbers: &[u64]) {
         for number in numbers {
             match fs::remove_file(self.directory.join(framing::name(*number))) {
-                // Nothing leads to it: the next start removes it.
+                // Nothing refers to it, so the next start removes it.
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     tracing::warn!(%error, file = %framing::name(*number), "cannot remove a file of the value log; the next start removes it");
                 }
@@ -345,37 +347,37 @@ impl ValueLog {
         }
     }
 
-    /// Goes on in a new file where nothing is alive any more in the one that is written to, so that that can go.
-    pub fn leave_empty(&self) -> io::Result<()> {
+    /// Begins a new file if the current one has only dead blocks, so that it can be removed.
+    pub fn begin_file_if_dead(&self) -> io::Result<()> {
         let is_empty = {
             let state = self.state.read();
             let current = state.current.as_ref().and_then(|(number, _)| state.files.get(number));
-            current.is_some_and(|file| file.alive == 0 && file.length > 0)
+            current.is_some_and(|file| file.live == 0 && file.length > 0)
         };
         match if is_empty { self.begin_file().map(drop) } else { Ok(()) } {
-            // It is left later.
+            // A later call retries it.
             Err(error) if Cause::of(&error) != Cause::Failed => Ok(()),
             left => left,
         }
     }
 
-    /// The file with the smallest part alive, if too much of all of them is dead, or eagerly of this one.
+    /// Returns the file with the smallest live part, if compaction is due: of all files, or eagerly of this one.
     pub fn emptiest(&self, copying: Copying) -> Option<u64> {
         let state = self.state.read();
-        // What is about to go, or cannot be moved, does not count.
-        let files = || state.files.values().filter(|file| file.alive > 0 && !file.stuck);
+        // Files without live blocks, and those that compaction cannot empty, do not count.
+        let files = || state.files.values().filter(|file| file.live > 0 && !file.stuck);
         let sum = |of: fn(&ValueLogFile) -> u64| files().map(of).sum::<u64>();
-        let (length, alive) = (sum(|file| file.length), sum(|file| file.alive));
+        let (length, live) = (sum(|file| file.length), sum(|file| file.live));
         let sealed = || {
             let files = state.files.iter();
-            files.filter(|(number, file)| !state.is_current(**number) && file.alive > 0 && !file.stuck)
+            files.filter(|(number, file)| !state.is_current(**number) && file.live > 0 && !file.stuck)
         };
-        let emptiest = || sealed().min_by_key(|(_, file)| file.alive * 1000 / file.length.max(1));
+        let emptiest = || sealed().min_by_key(|(_, file)| file.live * 1000 / file.length.max(1));
         if copying == Copying::Eager {
-            let worth = |file: &ValueLogFile| file.length.saturating_sub(file.alive) >= file.length / EAGER_SHARE;
+            let worth = |file: &ValueLogFile| file.length.saturating_sub(file.live) >= file.length / EAGER_SHARE;
             return emptiest().filter(|(_, file)| worth(file)).map(|(number, _)| *number);
         }
-        if length - alive.min(length) <= alive.max(DEAD_BYTES_LEFT) {
+        if length - live.min(length) <= live.max(DEAD_BYTES_LEFT) {
             let small = || sealed().filter(|(_, file)| file.length < FILE_BYTES / 4);
             let smallest = small().min_by_key(|(_, file)| file.length);
             return smallest.filter(|_| small().count() > SMALL_FILES_MAX).map(|(number, _)| *number);
@@ -383,21 +385,21 @@ impl ValueLog {
         emptiest().map(|(number, _)| *number)
     }
 
-    /// All of this file that can be read is elsewhere now.
+    /// Records that all readable blocks of a file were copied.
     pub fn compacted(&self, number: u64) {
         if let Some(file) = self.state.write().files.get_mut(&number) {
-            file.stuck = file.alive > 0;
+            file.stuck = file.live > 0;
         }
     }
 }
 
-/// Where in a frame the chunk of this key begins; `None` if it is not its frame.
+/// Returns the offset of the block of this key in a frame; `None` if it is not the key's frame.
 pub fn value_of(bytes: &[u8], key: &[u8]) -> Option<usize> {
     let (found, value) = parts(framing::body(Kind::Block, bytes)?)?;
     (found == key).then(|| framing::HEAD_BYTES + 2 + found.len()).filter(|from| from + value.len() == bytes.len())
 }
 
-/// Key and chunk, from the body of a frame.
+/// Splits the body of a frame into key and block.
 pub fn parts(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = body.split_first_chunk()?;
     rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
@@ -407,74 +409,75 @@ pub fn parts(body: &[u8]) -> Option<(&[u8], &[u8])> {
 mod tests {
     use super::*;
 
-    fn read(files: &ValueLog, place: BlockLocation, key: &[u8]) -> Option<Vec<u8>> {
-        match files.read(place, key).unwrap() {
+    fn read(files: &ValueLog, location: BlockLocation, key: &[u8]) -> Option<Vec<u8>> {
+        match files.read(location, key).unwrap() {
             BlockRead::Block(value) => Some(value.to_vec()),
             _ => None,
         }
     }
 
     #[test]
-    fn a_chunk_is_read_by_its_key_alone_and_a_file_goes_when_nothing_in_it_is_needed() {
+    fn block_is_read_by_its_key_only_and_file_without_live_blocks_is_removed() {
         let home = tempfile::tempdir().unwrap();
         let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
         let big = vec![7; FILE_BYTES as usize / 10];
-        let places: Vec<_> = (0..25_u8).map(|n| files.append(&[n], &big).unwrap()).collect();
+        let locations: Vec<_> = (0..25_u8).map(|n| files.append(&[n], &big).unwrap()).collect();
         files.sync().unwrap();
-        assert_eq!(read(&files, places[3], &[3]), Some(big.clone()));
-        assert_eq!(read(&files, places[3], &[4]), None, "it is another's");
+        assert_eq!(read(&files, locations[3], &[3]), Some(big.clone()));
+        assert_eq!(read(&files, locations[3], &[4]), None, "the block has another key");
         assert_eq!(framing::numbered(home.path()).unwrap(), [1, 2, 3]);
-        places.iter().filter(|place| place.file == 1).for_each(|place| files.release(*place));
-        assert_eq!(files.dead(), [1]);
+        locations.iter().filter(|location| location.file == 1).for_each(|location| files.release(*location));
+        assert_eq!(files.dead_files(), [1]);
         files.remove(&[1]);
-        assert!(matches!(files.read(places[3], &[3]).unwrap(), BlockRead::Missing));
+        assert!(matches!(files.read(locations[3], &[3]).unwrap(), BlockRead::Missing));
         drop(files);
-        let files = ValueLog::open(home.path(), places.iter().copied().filter(|place| place.file == 3)).unwrap();
-        assert_eq!(framing::numbered(home.path()).unwrap(), [3, 4], "nothing leads to the others");
-        assert_eq!(files.append(b"new", b"value").unwrap().file, 4, "what was there is not gone on with");
-        assert_eq!(read(&files, places[24], &[24]), Some(big));
+        let files =
+            ValueLog::open(home.path(), locations.iter().copied().filter(|location| location.file == 3)).unwrap();
+        assert_eq!(framing::numbered(home.path()).unwrap(), [3, 4], "the other files are removed");
+        assert_eq!(files.append(b"new", b"value").unwrap().file, 4, "an earlier file is not appended to");
+        assert_eq!(read(&files, locations[24], &[24]), Some(big));
     }
 
     #[test]
-    fn files_that_starts_have_left_do_not_pile_up() {
+    fn small_files_above_limit_are_compacted() {
         let home = tempfile::tempdir().unwrap();
-        let mut places = Vec::new();
+        let mut locations = Vec::new();
         for n in 0..=SMALL_FILES_MAX as u8 + 1 {
-            let files = ValueLog::open(home.path(), places.iter().copied()).unwrap();
+            let files = ValueLog::open(home.path(), locations.iter().copied()).unwrap();
             assert_eq!(files.emptiest(Copying::Usual), (n as usize > SMALL_FILES_MAX).then_some(1), "{n}");
-            places.push(files.append(&[n], &vec![n; 100 + usize::from(n)]).unwrap());
+            locations.push(files.append(&[n], &vec![n; 100 + usize::from(n)]).unwrap());
         }
     }
 
     #[test]
-    fn file_of_which_an_eighth_is_dead_is_named_where_the_disk_has_no_space() {
+    fn eager_compaction_selects_file_with_an_eighth_dead() {
         let home = tempfile::tempdir().unwrap();
         let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
-        let places: Vec<_> = (0..60_u8).map(|n| files.append(&[n], &vec![7; 500_000]).unwrap()).collect();
-        let of = |file| places.iter().filter(move |place| place.file == file);
+        let locations: Vec<_> = (0..60_u8).map(|n| files.append(&[n], &vec![7; 500_000]).unwrap()).collect();
+        let of = |file| locations.iter().filter(move |location| location.file == file);
         assert_eq!(files.emptiest(Copying::Eager), None);
-        of(1).take(2).for_each(|place| files.release(*place));
-        assert_eq!(files.emptiest(Copying::Eager), None, "two of seventeen");
-        of(2).take(3).for_each(|place| files.release(*place));
+        of(1).take(2).for_each(|location| files.release(*location));
+        assert_eq!(files.emptiest(Copying::Eager), None, "two of seventeen blocks are dead");
+        of(2).take(3).for_each(|location| files.release(*location));
         assert_eq!(files.emptiest(Copying::Eager), Some(2));
         assert_eq!(files.emptiest(Copying::Usual), None);
-        let last = places.last().unwrap().file;
-        of(last).for_each(|place| files.release(*place));
-        assert_eq!(files.emptiest(Copying::Eager), Some(2), "what is written to stays");
+        let last = locations.last().unwrap().file;
+        of(last).for_each(|location| files.release(*location));
+        assert_eq!(files.emptiest(Copying::Eager), Some(2), "the current file is not compacted");
     }
 
     #[test]
-    fn the_emptiest_file_is_named_when_more_is_dead_than_alive() {
+    fn compaction_selects_emptiest_file_when_more_is_dead_than_live() {
         let home = tempfile::tempdir().unwrap();
         let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
-        let places: Vec<_> = (0..60_u8).map(|n| files.append(&[n], &vec![7; 1_000_000]).unwrap()).collect();
-        let last_of = |file| places.iter().rposition(|place| place.file == file);
+        let locations: Vec<_> = (0..60_u8).map(|n| files.append(&[n], &vec![7; 1_000_000]).unwrap()).collect();
+        let last_of = |file| locations.iter().rposition(|location| location.file == file);
         let mut released = 0;
-        for (n, place) in places.iter().enumerate() {
+        for (n, location) in locations.iter().enumerate() {
             assert!(released > 30 || files.emptiest(Copying::Usual).is_none(), "{released} of 60 are dead");
-            // Of the third file one stays, of the others two or three.
-            if n % 4 != 0 && place.file != 3 || place.file == 3 && Some(n) != last_of(3) {
-                files.release(*place);
+            // Of the third file one block stays, of the others two or three.
+            if n % 4 != 0 && location.file != 3 || location.file == 3 && Some(n) != last_of(3) {
+                files.release(*location);
                 released += 1;
             }
         }
@@ -482,9 +485,9 @@ mod tests {
         files.compacted(3);
         assert!(
             files.emptiest(Copying::Usual).is_some_and(|other| other != 3),
-            "what cannot be moved is not tried again"
+            "a file that cannot be emptied is not compacted again"
         );
-        assert_eq!(BlockLocation::decode(&places[9].encode()), Some(places[9]));
-        assert_eq!(BlockLocation::decode(&places[9].encode()[1..]), None);
+        assert_eq!(BlockLocation::decode(&locations[9].encode()), Some(locations[9]));
+        assert_eq!(BlockLocation::decode(&locations[9].encode()[1..]), None);
     }
 }

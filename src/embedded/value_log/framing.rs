@@ -4,18 +4,18 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
-/// Bytes before a body.
+/// Bytes of a frame before its body.
 pub const HEAD_BYTES: usize = 12;
 
-/// Longest body that is believed: far above the longest that is written.
+/// Longest body that is accepted as valid. The longest that is written is far shorter.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
-/// What a frame holds. The numbers are part of the format; the first byte of each is none of UTF-8.
+/// Names the content of a frame. The magic numbers are part of the format; the first byte of each is invalid in UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A record of the journal.
+    /// A WAL record.
     Record,
-    /// A chunk of an inbox.
+    /// A block of the value log.
     Block,
 }
 
@@ -28,7 +28,7 @@ impl Kind {
     }
 }
 
-/// A frame around the parts of a body.
+/// Encodes a frame around the parts of a body.
 pub fn encode(kind: Kind, body: &[&[u8]]) -> Vec<u8> {
     let length: usize = body.iter().map(|part| part.len()).sum();
     assert!(length <= BODY_BYTES_MAX, "a body of {length} bytes");
@@ -49,7 +49,7 @@ fn checksum(length: &[u8], body: &[u8]) -> u32 {
     crc.finalize()
 }
 
-/// The body of the frame that `bytes` begins with; `None` if that is not one of this kind, whole and as it was written.
+/// Returns the body of the frame at the beginning of `bytes`; `None` if it is of another kind, incomplete or damaged.
 pub fn body(kind: Kind, bytes: &[u8]) -> Option<&[u8]> {
     if bytes.get(..4)? != kind.magic() {
         return None;
@@ -60,13 +60,13 @@ pub fn body(kind: Kind, bytes: &[u8]) -> Option<&[u8]> {
     (length <= BODY_BYTES_MAX && checksum(&bytes[4..8], body) == crc).then_some(body)
 }
 
-/// Where, from `at` on, the next frame of this kind begins.
+/// Finds the offset of the next frame of this kind, from `at` on.
 pub fn find(kind: Kind, bytes: &[u8], at: usize) -> Option<usize> {
-    // Few places begin like one, so this goes through a file in a moment.
+    // Fast: few bytes are the first byte of a magic number.
     (at..bytes.len()).find(|at| bytes[*at] == kind.magic()[0] && body(kind, &bytes[*at..]).is_some())
 }
 
-/// Reads `length` bytes of a file from `at` on; fewer where it ends.
+/// Reads `length` bytes of a file from `at` on, or fewer at its end.
 pub fn read_at(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
     let read = fill(file, at, &mut bytes)?;
@@ -74,7 +74,7 @@ pub fn read_at(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Reads as many bytes of a file, from `at` on, as there is room for; returns how many, which is fewer where it ends.
+/// Fills `bytes` from a file, from `at` on. Returns the number of bytes read, which is lower at the end of the file.
 pub fn fill(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     while done < bytes.len() {
@@ -88,12 +88,12 @@ pub fn fill(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
-/// Makes an empty file. Its name lasts when the directory has been synced.
+/// Creates an empty file. Its name is durable once the directory is synced.
 pub fn create(directory: &Path, name: &str) -> io::Result<File> {
     File::options().read(true).write(true).create(true).truncate(true).open(directory.join(name))
 }
 
-/// Makes a directory of ours, and its name durable.
+/// Creates a directory of the store, and makes its name durable.
 pub fn make_directory(directory: &Path) -> io::Result<()> {
     if directory.is_dir() {
         return Ok(());
@@ -102,7 +102,7 @@ pub fn make_directory(directory: &Path) -> io::Result<()> {
     directory.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
 }
 
-/// Names of files as numbers, in order. What has another name is none of ours.
+/// Lists the numbers of the files in a directory, ascending. Files with other names are ignored.
 pub fn numbered(directory: &Path) -> io::Result<Vec<u64>> {
     let files = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -116,7 +116,7 @@ pub fn numbered(directory: &Path) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-/// The name of a file of this number: names sort as numbers do.
+/// Returns the name of the file with this number. Names sort as numbers do.
 pub fn name(number: u64) -> String {
     format!("{number:016x}")
 }
@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_read_as_it_was_written_or_not_at_all() {
+    fn frame_with_flipped_bit_or_cut_end_is_rejected() {
         let bytes = encode(Kind::Record, &[b"two ", b"parts"]);
         assert_eq!(body(Kind::Record, &bytes), Some(&b"two parts"[..]));
         assert_eq!(body(Kind::Block, &bytes), None);
@@ -151,13 +151,13 @@ mod tests {
     }
 
     #[test]
-    fn files_are_known_by_their_numbers() {
-        let place = tempfile::tempdir().unwrap();
+    fn numbered_files_are_listed_in_order_without_others() {
+        let home = tempfile::tempdir().unwrap();
         for number in [300, 2, u64::MAX] {
-            create(place.path(), &name(number)).unwrap();
+            create(home.path(), &name(number)).unwrap();
         }
-        std::fs::write(place.path().join("12"), b"").unwrap();
-        assert_eq!(numbered(place.path()).unwrap(), [2, 300, u64::MAX]);
-        assert_eq!(numbered(&place.path().join("none")).unwrap(), [0; 0]);
+        std::fs::write(home.path().join("12"), b"").unwrap();
+        assert_eq!(numbered(home.path()).unwrap(), [2, 300, u64::MAX]);
+        assert_eq!(numbered(&home.path().join("none")).unwrap(), [0; 0]);
     }
 }

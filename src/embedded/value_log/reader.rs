@@ -15,29 +15,29 @@ use crate::{
     store::{Entry, StoreError},
 };
 
-/// An entry as it stands in a chunk.
+/// An entry in a block.
 pub(in crate::embedded) struct StoredEntry<'a> {
     pub seq: Seq,
-    /// When it expires, in seconds of the Unix epoch; 0 = never.
+    /// Expiry in seconds of the Unix epoch; 0 = never.
     pub expires_s: u32,
     /// Bytes of payload.
     pub bytes: usize,
     namespace: u32,
     owner: &'a str,
     payload: &'a [u8],
-    chunk: &'a Bytes,
+    block: &'a Bytes,
 }
 
 impl StoredEntry<'_> {
-    /// Its payload, which keeps the whole chunk in memory.
+    /// Returns its payload, which keeps the whole block in memory.
     pub fn payload(&self) -> Bytes {
-        self.chunk.slice_ref(self.payload)
+        self.block.slice_ref(self.payload)
     }
 
     pub fn entry(&self) -> Entry {
         Entry {
             namespace: self.namespace,
-            owner: self.chunk.slice_ref(self.owner.as_bytes()),
+            owner: self.block.slice_ref(self.owner.as_bytes()),
             seq: self.seq,
             payload: Payload::from_stored(self.payload()),
         }
@@ -46,8 +46,8 @@ impl StoredEntry<'_> {
 
 fn damaged(user: &UserId, last: Seq, why: &str) -> String {
     format!(
-        "messages of user {user:?} behind {last} cannot be read ({why}). Save what is left with `mesa inspect --salvage` or \
-         restore a backup; or clear this user's messages"
+        "messages of user {user:?} after sequence {last} cannot be read ({why}). Save what is left with \
+         `mesa inspect --salvage`, restore a backup, or clear this user's messages"
     )
 }
 
@@ -63,7 +63,7 @@ impl Shared {
     ) -> Result<bool, StoreError> {
         let failed = StoreError::from;
         let id = user.as_str();
-        // The chunk that begins at or before the first wanted entry may hold it.
+        // The block that begins at or before the first wanted entry may have it.
         let wanted = log_key(id, after + 1);
         let floor = self.engine.last_key_at_or_before(Table::Log, &wanted).map_err(failed)?;
         let from = floor.filter(|key| is_log_key_of(key, id)).map_or(wanted, |key| key.to_vec());
@@ -73,23 +73,23 @@ impl Shared {
                 return false;
             }
             let (namespace, owner, entries) = match Block::decode(&value) {
-                Ok(chunk) => chunk.parts(),
+                Ok(block) => block.parts(),
                 Err(error) => {
                     damage = Some(damaged(user, last, &error.to_string()));
                     return false;
                 }
             };
             if owner != id || namespace != self.namespace {
-                damage = Some(damaged(user, last, "they are another user's"));
+                damage = Some(damaged(user, last, "they belong to another user"));
                 return false;
             }
             for (seq, expires_s, payload) in entries {
-                // Chunks may overlap where a crash repeated some settling: what was had is passed over.
+                // Blocks may overlap after a crash during a flush, so entries that were visited are skipped.
                 if seq <= last || seq > to {
                     continue;
                 }
                 let found =
-                    StoredEntry { seq, expires_s, bytes: payload.len(), namespace, owner, payload, chunk: &value };
+                    StoredEntry { seq, expires_s, bytes: payload.len(), namespace, owner, payload, block: &value };
                 if !visit(found) {
                     all = false;
                     return false;
@@ -100,7 +100,7 @@ impl Shared {
         });
         scanned.map_err(failed)?;
         let Some(damage) = damage else { return Ok(all) };
-        // A list of users marks this one from now on, until what is damaged is cleared.
+        // Lists of users show the user as damaged from now on, until the damaged blocks are cleared.
         self.logs.with_loaded(user, |log| log.damaged = true);
         Err(StoreError::Damaged(damage.into()))
     }

@@ -14,18 +14,18 @@ const RECORD_COST: usize = 64;
 pub struct RecordCache {
     /// Memory for records, in bytes. Older records are read from disk.
     bytes_max: usize,
-    state: RwLock<State>,
+    state: RwLock<CachedRecords>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct CachedRecords {
     first: u64,
     records: VecDeque<Bytes>,
     /// Memory of the records, in bytes.
     bytes: usize,
 }
 
-impl State {
+impl CachedRecords {
     fn pop(&mut self) -> bool {
         let Some(oldest) = self.records.pop_front() else { return false };
         self.bytes -= cost(&oldest);
@@ -57,7 +57,7 @@ impl RecordCache {
     }
 
     /// Drops all records before `number`: they have been flushed.
-    pub fn forget_before(&self, number: u64) {
+    pub fn remove_before(&self, number: u64) {
         let mut state = self.state.write();
         while state.first < number && state.pop() {}
     }
@@ -72,12 +72,12 @@ impl RecordCache {
         let state = self.state.read();
         let end = state.first + state.records.len() as u64;
         let from = numbers.partition_point(|number| *number < state.first);
-        let kept = &numbers[from..];
-        if kept.last().is_none_or(|last| *last >= end) {
+        let cached = &numbers[from..];
+        if cached.last().is_none_or(|last| *last >= end) {
             return Vec::new();
         }
         // The index is within the cached records, which fit in memory.
-        kept.iter().map(|number| state.records[(number - state.first) as usize].clone()).collect()
+        cached.iter().map(|number| state.records[(number - state.first) as usize].clone()).collect()
     }
 }
 
@@ -86,15 +86,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_records_go_first() {
-        let recent = RecordCache::new(4 * (1000 + RECORD_COST));
+    fn cache_above_limit_evicts_oldest_records() {
+        let cache = RecordCache::new(4 * (1000 + RECORD_COST));
         let record = |number: u64| Bytes::from(vec![number as u8; 1000]);
-        (10..16).for_each(|number| recent.push(number, record(number)));
-        assert!(recent.get(11).is_none() && recent.get(12).is_some() && recent.get(15).is_some());
-        assert!(recent.get(16).is_none());
-        assert_eq!(recent.newest_of(&[3, 11, 12, 15]), [record(12), record(15)]);
-        assert!(recent.newest_of(&[3, 11]).is_empty() && recent.newest_of(&[15, 16]).is_empty());
-        recent.forget_before(15);
-        assert!(recent.get(14).is_none() && recent.get(15).is_some());
+        (10..16).for_each(|number| cache.push(number, record(number)));
+        assert!(cache.get(11).is_none() && cache.get(12).is_some() && cache.get(15).is_some());
+        assert!(cache.get(16).is_none());
+        assert_eq!(cache.newest_of(&[3, 11, 12, 15]), [record(12), record(15)]);
+        assert!(cache.newest_of(&[3, 11]).is_empty() && cache.newest_of(&[15, 16]).is_empty());
+        cache.remove_before(15);
+        assert!(cache.get(14).is_none() && cache.get(15).is_some());
     }
 }

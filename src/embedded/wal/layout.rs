@@ -51,34 +51,34 @@ pub struct Segment {
 }
 
 #[derive(Debug, Default)]
-pub struct State {
+pub struct WalState {
     /// Oldest first. The last is written to.
     pub files: VecDeque<Segment>,
     /// Locations of record `first` and its successors.
-    pub(super) places: VecDeque<RecordLocation>,
+    pub(super) locations: VecDeque<RecordLocation>,
     pub(super) first: u64,
     /// Records up to this one are synced.
     pub synced: u64,
 }
 
-impl State {
+impl WalState {
     /// Returns the location of a record, and its file.
-    pub fn place(&self, number: u64) -> Option<(&Segment, RecordLocation)> {
+    pub fn location(&self, number: u64) -> Option<(&Segment, RecordLocation)> {
         let at = number.checked_sub(self.first)?;
-        let place = *self.places.get(usize::try_from(at).ok()?)?;
+        let location = *self.locations.get(usize::try_from(at).ok()?)?;
         // Files are named by their first record, and are never many.
-        Some((self.files.iter().rev().find(|file| file.first == place.file)?, place))
+        Some((self.files.iter().rev().find(|file| file.first == location.file)?, location))
     }
 
     pub fn last(&self) -> Option<u64> {
-        Some(self.first + self.places.len() as u64 - 1).filter(|_| !self.places.is_empty())
+        Some(self.first + self.locations.len() as u64 - 1).filter(|_| !self.locations.is_empty())
     }
 }
 
 /// Result of opening the files.
 pub type Opened<T> = Result<T, OpenError>;
 
-pub(super) fn place_of(directory: &Path, first: u64) -> String {
+pub(super) fn file_name_of(directory: &Path, first: u64) -> String {
     let own = directory.file_name().unwrap_or_default().to_string_lossy();
     format!("{own}/{}", framing::name(first))
 }

@@ -14,22 +14,22 @@ use crate::embedded::value_log::framing::{fill, read_at};
 const RUN_BYTES_MAX: u32 = 64 << 10;
 
 /// Bytes of unwanted records between two wanted ones that one call reads along: cheaper than a second call.
-const HOLE_BYTES_MAX: u32 = 4 << 10;
+const GAP_BYTES_MAX: u32 = 4 << 10;
 
 /// Records of one file.
 struct Run<'a> {
     file: Arc<File>,
     numbers: &'a [u64],
-    places: Vec<RecordLocation>,
+    locations: Vec<RecordLocation>,
 }
 
 impl WalFiles {
     /// Reads a record. Returns `None` if it does not exist (any more), and empty bytes, which are no record, if it is
     /// damaged.
     pub fn get(&self, number: u64) -> io::Result<Option<Bytes>> {
-        let found = self.state.read().place(number).map(|(file, place)| (file.file.clone(), place));
-        let Some((file, place)) = found else { return Ok(None) };
-        let bytes = read_at(&file, u64::from(place.at), place.length as usize)?;
+        let found = self.state.read().location(number).map(|(file, location)| (file.file.clone(), location));
+        let Some((file, location)) = found else { return Ok(None) };
+        let bytes = read_at(&file, u64::from(location.at), location.length as usize)?;
         Ok(Some(match value_of(&bytes, number) {
             Some(length) => {
                 let from = bytes.len() - length;
@@ -63,35 +63,35 @@ impl WalFiles {
     /// removed meanwhile.
     fn run<'a>(&self, numbers: &'a [u64]) -> Option<Run<'a>> {
         let state = self.state.read();
-        let (file, first) = state.place(*numbers.first()?)?;
-        let mut places = vec![first];
+        let (file, first) = state.location(*numbers.first()?)?;
+        let mut locations = vec![first];
         let mut end = first.end();
         for number in &numbers[1..] {
-            let near = |place: &RecordLocation| {
-                place.file == first.file
-                    && place.at.saturating_sub(end) <= HOLE_BYTES_MAX
-                    && place.end() - first.at <= RUN_BYTES_MAX
+            let near = |location: &RecordLocation| {
+                location.file == first.file
+                    && location.at.saturating_sub(end) <= GAP_BYTES_MAX
+                    && location.end() - first.at <= RUN_BYTES_MAX
             };
-            let Some(place) = state.place(*number).map(|(_, place)| place).filter(near) else { break };
-            places.push(place);
-            end = place.end();
+            let Some(location) = state.location(*number).map(|(_, location)| location).filter(near) else { break };
+            locations.push(location);
+            end = location.end();
         }
-        Some(Run { file: file.file.clone(), numbers: &numbers[..places.len()], places })
+        Some(Run { file: file.file.clone(), numbers: &numbers[..locations.len()], locations })
     }
 }
 
 impl Run<'_> {
     fn read(&self, buffer: &mut Vec<u8>, visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> io::Result<bool> {
-        let (first, last) = (self.places[0], self.places[self.places.len() - 1]);
+        let (first, last) = (self.locations[0], self.locations[self.locations.len() - 1]);
         let bytes = match read_into(&self.file, buffer, first.at, last.end()) {
             Ok(bytes) => bytes,
             // An unreadable part affects only the users with entries in it.
-            Err(_) if self.places.len() > 1 => return self.read_singly(buffer, visit),
+            Err(_) if self.locations.len() > 1 => return self.read_singly(buffer, visit),
             Err(error) => return Err(error),
         };
-        for (number, place) in self.numbers.iter().zip(&self.places) {
-            let from = (place.at - first.at) as usize;
-            let frame = bytes.get(from..).map_or(&[][..], |rest| &rest[..rest.len().min(place.length as usize)]);
+        for (number, location) in self.numbers.iter().zip(&self.locations) {
+            let from = (location.at - first.at) as usize;
+            let frame = bytes.get(from..).map_or(&[][..], |rest| &rest[..rest.len().min(location.length as usize)]);
             if !visit(*number, Some(value(frame, *number))) {
                 return Ok(false);
             }
@@ -100,8 +100,8 @@ impl Run<'_> {
     }
 
     fn read_singly(&self, buffer: &mut Vec<u8>, visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> io::Result<bool> {
-        for (number, place) in self.numbers.iter().zip(&self.places) {
-            let bytes = read_into(&self.file, buffer, place.at, place.end())?;
+        for (number, location) in self.numbers.iter().zip(&self.locations) {
+            let bytes = read_into(&self.file, buffer, location.at, location.end())?;
             if !visit(*number, Some(value(bytes, *number))) {
                 return Ok(false);
             }
@@ -138,7 +138,10 @@ mod tests {
         let mut found = Vec::new();
         let visit = &mut |number: u64, record: Option<&[u8]>| {
             assert_eq!(record.map(<[u8]>::to_vec), files.get(number).unwrap().map(|record| record.to_vec()));
-            assert!(record.is_none_or(|record| record.iter().all(|byte| *byte == number as u8)), "it is another's");
+            assert!(
+                record.is_none_or(|record| record.iter().all(|byte| *byte == number as u8)),
+                "the bytes are of this record"
+            );
             found.push((number, record.map(<[u8]>::len)));
             true
         };
@@ -147,9 +150,9 @@ mod tests {
     }
 
     #[test]
-    fn records_are_read_together_and_a_damaged_one_is_no_other_record() {
+    fn records_are_read_together_and_damaged_one_is_empty() {
         let home = tempfile::tempdir().unwrap();
-        let files = WalFiles::open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        let files = WalFiles::open(home.path(), 0, 0).unwrap_or_else(|_| panic!("an empty directory opens"));
         let length = |number: u64| [100, 3000, 70_000, 9_000, 500][number as usize % 5];
         // Several files' worth.
         let numbers: Vec<u64> = (1..=1200).collect();
@@ -167,10 +170,10 @@ mod tests {
             [(9, None), (10, None), whole(&11), whole(&1200), (1201, None)]
         );
         // Records 14 to 16 are read with one call.
-        let place = files.state.read().place(15).unwrap().1;
+        let location = files.state.read().location(15).unwrap().1;
         let path = std::fs::read_dir(home.path()).unwrap().map(|file| file.unwrap().path()).min().unwrap();
         let mut bytes = std::fs::read(&path).unwrap();
-        bytes[place.at as usize + 50] ^= 1;
+        bytes[location.at as usize + 50] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         assert_eq!(read(&files, &[14, 15, 16]), [whole(&14), (15, Some(0)), whole(&16)]);
         let mut seen = Vec::new();

@@ -135,13 +135,13 @@ impl<'a> RecordReader<'a> {
 
 /// Reads one entry of a record without decoding the rest. Returns `None` if there is no entry at these offsets;
 /// `keep` makes the bytes that outlive the record.
-pub fn entry_at(record: &[u8], message_at: u32, stamp_at: u32, keep: impl Fn(&[u8]) -> Bytes) -> Option<Entry> {
+pub fn entry_at(record: &[u8], message_at: u32, recipient_at: u32, keep: impl Fn(&[u8]) -> Bytes) -> Option<Entry> {
     let (Header::V1 { namespace, .. }, _) = bincode::decode_from_slice(record, format()).ok()?;
     let item = |at: u32| -> Option<Item<'_>> {
         let (item, _) = bincode::borrow_decode_from_slice(record.get(at as usize..)?, format()).ok()?;
         Some(item)
     };
-    match (item(message_at)?, item(stamp_at)?) {
+    match (item(message_at)?, item(recipient_at)?) {
         (Item::Message(payload) | Item::MessageWith { payload, .. }, Item::To { user, seq }) => {
             Some(Entry { namespace, owner: keep(user.as_bytes()), seq, payload: Payload::from_stored(keep(payload)) })
         }

@@ -6,15 +6,17 @@ use std::{
     sync::Arc,
 };
 
-use super::layout::{DamagedRecord, OpenError, Opened, Record, RecordLocation, Segment, State, place_of, record_at};
+use super::layout::{
+    DamagedRecord, OpenError, Opened, Record, RecordLocation, Segment, WalState, file_name_of, record_at,
+};
 use crate::embedded::value_log::framing::{self, Kind, read_at};
 
 /// Result of scanning the segments: the records without a gap.
 #[derive(Debug)]
 pub struct WalScan {
     /// Records up to this one were not needed.
-    pub settled: u64,
-    pub(super) state: State,
+    pub flushed: u64,
+    pub(super) state: WalState,
     /// Files that are not needed any more.
     pub(super) done: Vec<u64>,
     /// New length of the last file, if a torn end is to be cut off.
@@ -59,21 +61,21 @@ fn synced_behind(bytes: &[u8], mut at: usize) -> u64 {
     synced
 }
 
-pub(super) fn scan(directory: &Path, settled: u64, marked: u64) -> Opened<WalScan> {
+pub(super) fn scan(directory: &Path, flushed: u64, watermark: u64) -> Opened<WalScan> {
     let (mut numbers, mut empty) = (Vec::new(), Vec::new());
     for first in framing::numbered(directory)? {
         // The name of an empty file means nothing.
         let length = fs::metadata(directory.join(framing::name(first)))?.len();
         if length > 0 { numbers.push(first) } else { empty.push(first) }
     }
-    let state = State { first: settled + 1, ..State::default() };
-    let mut survey = WalScan { settled, state, done: empty, cut: None };
+    let state = WalState { first: flushed + 1, ..WalState::default() };
+    let mut scan = WalScan { flushed, state, done: empty, cut: None };
     // The first unreadable place.
     let mut broken: Option<DamagedRecord> = None;
-    let mut synced = marked;
+    let mut synced = watermark;
     for (at, first) in numbers.iter().copied().enumerate() {
-        if numbers.get(at + 1).is_some_and(|next| *next <= settled + 1) {
-            survey.done.push(first);
+        if numbers.get(at + 1).is_some_and(|next| *next <= flushed + 1) {
+            scan.done.push(first);
             continue;
         }
         let path = directory.join(framing::name(first));
@@ -82,51 +84,52 @@ pub(super) fn scan(directory: &Path, settled: u64, marked: u64) -> Opened<WalSca
         let bytes = read_at(&file, 0, usize::try_from(length).unwrap_or(usize::MAX))?;
         if broken.is_some() {
             synced = synced.max(synced_behind(&bytes, 0));
-            survey.done.push(first);
+            scan.done.push(first);
             continue;
         }
-        let state = &mut survey.state;
-        let next = state.first + state.places.len() as u64;
-        let here = |at: u64, number| DamagedRecord { file: place_of(directory, first), at, number, synced: 0 };
-        if first > next || first != next && !state.places.is_empty() {
+        let state = &mut scan.state;
+        let next = state.first + state.locations.len() as u64;
+        let here = |at: u64, number| DamagedRecord { file: file_name_of(directory, first), at, number, synced: 0 };
+        if first > next || first != next && !state.locations.is_empty() {
             // A file between the last one and this is missing, or this is not the next one.
             broken = Some(here(0, next));
             synced = synced.max(synced_behind(&bytes, 0));
-            survey.done.push(first);
+            scan.done.push(first);
             continue;
         }
-        let mut places = Vec::new();
+        let mut locations = Vec::new();
         let mut see = |record: &Record<'_>, at: usize| {
-            if record.number > settled {
-                places.push(RecordLocation { file: first, at: at as u32, length: (record.end - at) as u32 });
+            if record.number > flushed {
+                locations.push(RecordLocation { file: first, at: at as u32, length: (record.end - at) as u32 });
             }
         };
         let (mut end, mut next) = visit(&bytes, 0, first, &mut see);
-        if next <= settled
-            && let Some(at) = find(&bytes, end, settled + 1)
+        if next <= flushed
+            && let Some(at) = find(&bytes, end, flushed + 1)
         {
             // The unreadable part is not needed.
-            (end, next) = visit(&bytes, at, settled + 1, &mut see);
+            (end, next) = visit(&bytes, at, flushed + 1, &mut see);
         }
         if (end as u64) < length {
-            broken = Some(here(end as u64, next.max(settled + 1)));
+            broken = Some(here(end as u64, next.max(flushed + 1)));
             synced = synced.max(synced_behind(&bytes, end));
-            survey.cut = Some(end as u64);
+            scan.cut = Some(end as u64);
         }
-        if places.is_empty() {
+        if locations.is_empty() {
             // No record in it continues from the checkpoint.
-            survey.done.push(first);
-            survey.cut = None;
+            scan.done.push(first);
+            scan.cut = None;
             continue;
         }
-        state.places.extend(places);
+        state.locations.extend(locations);
         state.files.push_back(Segment { first, file: Arc::new(file), length, allocated: length });
     }
-    let last = survey.state.last().unwrap_or(0).max(settled);
+    let last = scan.state.last().unwrap_or(0).max(flushed);
     if synced > last {
-        let file = numbers.last().map_or_else(|| place_of(directory, last + 1), |first| place_of(directory, *first));
+        let file =
+            numbers.last().map_or_else(|| file_name_of(directory, last + 1), |first| file_name_of(directory, *first));
         let ends = DamagedRecord { file, at: 0, number: last + 1, synced };
         return Err(OpenError::Damage(DamagedRecord { synced, ..broken.unwrap_or(ends) }));
     }
-    Ok(survey)
+    Ok(scan)
 }

@@ -18,7 +18,7 @@ use std::{
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    layout::{Opened, RecordLocation, Segment, State},
+    layout::{Opened, RecordLocation, Segment, WalState},
     replay::{WalScan, scan},
     spare::{NAME, Spare},
 };
@@ -42,28 +42,28 @@ pub struct WalFiles {
     pub directory: PathBuf,
     /// The directory, held open so that syncing names needs no descriptor.
     pub names: File,
-    pub state: RwLock<State>,
+    pub state: RwLock<WalState>,
     /// The prepared file, if it is open.
     pub spare: Mutex<Spare>,
 }
 
 impl WalFiles {
-    /// Checks that all records behind `settled` that were ever synced are in `directory`. Changes nothing.
-    pub fn check(directory: &Path, settled: u64, marked: u64) -> Opened<WalScan> {
-        scan(directory, settled, marked)
+    /// Checks that all records behind `flushed` that were ever synced are in `directory`. Changes nothing.
+    pub fn check(directory: &Path, flushed: u64, watermark: u64) -> Opened<WalScan> {
+        scan(directory, flushed, watermark)
     }
 
-    /// Opens the segments in `directory`, which is created if missing. Records up to `settled` are not needed. A torn
+    /// Opens the segments in `directory`, which is created if missing. Records up to `flushed` are not needed. A torn
     /// end after the last whole record is cut off.
-    pub fn open(directory: &Path, settled: u64, marked: u64) -> Opened<Self> {
-        Ok(Self::take_over(directory, scan(directory, settled, marked)?)?)
+    pub fn open(directory: &Path, flushed: u64, watermark: u64) -> Opened<Self> {
+        Ok(Self::take_over(directory, scan(directory, flushed, watermark)?)?)
     }
 
     /// Opens the segments of a scan. Nothing may have written to the directory since.
-    pub fn take_over(directory: &Path, survey: WalScan) -> io::Result<Self> {
+    pub fn take_over(directory: &Path, scan: WalScan) -> io::Result<Self> {
         make_directory(directory)?;
         let names = File::open(directory)?;
-        let WalScan { settled, mut state, done, cut } = survey;
+        let WalScan { flushed, mut state, done, cut } = scan;
         for first in &done {
             fs::remove_file(directory.join(framing::name(*first)))?;
         }
@@ -80,7 +80,7 @@ impl WalFiles {
             // The process that wrote it may not have synced it.
             last.file.sync_data()?;
         }
-        state.synced = state.last().unwrap_or(0).max(settled);
+        state.synced = state.last().unwrap_or(0).max(flushed);
         // Opened now, while there are enough descriptors.
         let spare = Mutex::new(Spare::new(directory));
         Ok(Self { directory: directory.to_owned(), names, state: RwLock::new(state), spare })
@@ -105,12 +105,12 @@ impl WalFiles {
             }
             return Err(error);
         }
-        let place = RecordLocation { file: file.first, at: file.length as u32, length: bytes.len() as u32 };
+        let location = RecordLocation { file: file.first, at: file.length as u32, length: bytes.len() as u32 };
         file.length += bytes.len() as u64;
-        if state.places.is_empty() {
+        if state.locations.is_empty() {
             state.first = number;
         }
-        state.places.push_back(place);
+        state.locations.push_back(location);
         Ok(())
     }
 
@@ -138,10 +138,10 @@ impl WalFiles {
     /// Removes the first record.
     pub fn remove(&self, number: u64) {
         let mut state = self.state.write();
-        if state.places.is_empty() || number != state.first {
+        if state.locations.is_empty() || number != state.first {
             return;
         }
-        state.places.pop_front();
+        state.locations.pop_front();
         state.first += 1;
         // The last segment stays: it is appended to.
         while state.files.get(1).is_some_and(|next| next.first <= state.first) {
@@ -154,22 +154,22 @@ impl WalFiles {
     }
 
     /// Removes the last record, which was never answered, without a trace. Only during recovery, before any reader.
-    pub fn take_back(&self, number: u64) -> io::Result<()> {
+    pub fn roll_back(&self, number: u64) -> io::Result<()> {
         let mut state = self.state.write();
         if state.last() != Some(number) {
             return Ok(());
         }
-        let Some(place) = state.places.pop_back() else { return Ok(()) };
+        let Some(location) = state.locations.pop_back() else { return Ok(()) };
         state.synced = state.synced.min(number - 1);
-        while state.files.back().is_some_and(|file| file.first > place.file) {
+        while state.files.back().is_some_and(|file| file.first > location.file) {
             let Some(emptied) = state.files.pop_back() else { break };
             fs::remove_file(self.directory.join(framing::name(emptied.first)))?;
             self.names.sync_all()?;
         }
         let Some(file) = state.files.back_mut() else { return Ok(()) };
-        file.file.set_len(u64::from(place.at))?;
+        file.file.set_len(u64::from(location.at))?;
         file.file.sync_data()?;
-        (file.length, file.allocated) = (u64::from(place.at), u64::from(place.at));
+        (file.length, file.allocated) = (u64::from(location.at), u64::from(location.at));
         Ok(())
     }
 }
@@ -214,7 +214,7 @@ impl WalFiles {
     }
 
     /// Returns the disk space that `bytes` of records need beyond what is reserved.
-    pub fn wants(&self, bytes: u64) -> u64 {
+    pub fn bytes_required(&self, bytes: u64) -> u64 {
         match self.state.read().files.back() {
             None => FILE_BYTES.max(bytes),
             // If no file can be begun, the last one grows.
@@ -272,9 +272,9 @@ mod tests {
     use super::*;
     use crate::embedded::wal::layout::OpenError;
 
-    fn open(path: &Path, settled: u64, marked: u64) -> Opened<WalFiles> {
-        WalFiles::check(path, settled, marked)?;
-        WalFiles::open(path, settled, marked)
+    fn open(path: &Path, flushed: u64, watermark: u64) -> Opened<WalFiles> {
+        WalFiles::check(path, flushed, watermark)?;
+        WalFiles::open(path, flushed, watermark)
     }
 
     fn numbers(files: &WalFiles) -> Vec<u64> {
@@ -305,15 +305,15 @@ mod tests {
     fn damaged_record(opened: Opened<WalFiles>) -> Option<u64> {
         match opened {
             Ok(_) => None,
-            Err(OpenError::Damage(broken)) => Some(broken.number),
+            Err(OpenError::Damage(damage)) => Some(damage.number),
             Err(OpenError::Io(error)) => panic!("{error}"),
         }
     }
 
     #[test]
-    fn what_was_synced_is_there_and_what_a_crash_has_torn_is_cut_off() {
+    fn open_keeps_synced_records_and_cuts_torn_end() {
         let home = tempfile::tempdir().unwrap();
-        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("an empty directory opens"));
         append(&files, 1..=5, 100);
         sync(&files);
         append(&files, 6..=7, 100);
@@ -322,29 +322,29 @@ mod tests {
             let torn = bytes.len() - 200;
             bytes[torn] ^= 1;
         });
-        let files = open(home.path(), 0, 5).unwrap_or_else(|_| panic!("6 was never synced"));
+        let files = open(home.path(), 0, 5).unwrap_or_else(|_| panic!("record 6 was never synced"));
         assert_eq!(numbers(&files), [1, 2, 3, 4, 5]);
         append(&files, 6..=6, 50);
         sync(&files);
         drop(files);
-        assert_eq!(damaged_record(open(home.path(), 0, 7)), Some(7), "the mark knows of more");
-        let files = open(home.path(), 0, 6).unwrap_or_else(|_| panic!("all is there"));
+        assert_eq!(damaged_record(open(home.path(), 0, 7)), Some(7), "the watermark states record 7");
+        let files = open(home.path(), 0, 6).unwrap_or_else(|_| panic!("all records are there"));
         assert_eq!(numbers(&files), [1, 2, 3, 4, 5, 6]);
-        files.take_back(6).unwrap();
-        files.take_back(5).unwrap();
-        assert_eq!(files.sync(|_| Err(io::Error::other("there is nothing to sync"))).unwrap(), 4);
+        files.roll_back(6).unwrap();
+        files.roll_back(5).unwrap();
+        assert_eq!(files.sync(|_| Err(io::Error::other("a sync without new records"))).unwrap(), 4);
         append(&files, 5..=5, 50);
-        assert!(files.sync(|_| Err(io::Error::other("it is synced"))).is_err());
-        files.take_back(5).unwrap();
+        assert!(files.sync(|_| Err(io::Error::other("a failing sync"))).is_err());
+        files.roll_back(5).unwrap();
         drop(files);
-        let files = open(home.path(), 0, 4).unwrap_or_else(|_| panic!("what was taken back is no damage"));
+        let files = open(home.path(), 0, 4).unwrap_or_else(|_| panic!("a rolled back record is no damage"));
         assert_eq!(numbers(&files), [1, 2, 3, 4]);
     }
 
     #[test]
-    fn damage_is_told_by_what_lies_behind_it_also_without_a_mark() {
+    fn damage_is_detected_by_later_records_without_watermark() {
         let home = tempfile::tempdir().unwrap();
-        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("an empty directory opens"));
         for number in 1..=40 {
             append(&files, number..=number, 500_000);
             sync(&files);
@@ -369,63 +369,63 @@ mod tests {
             assert_eq!(damaged_record(open(home.path(), 0, 0)), Some(missing));
             restore();
         }
-        // Nobody needs what is settled: whatever has become of that.
+        // Damage of flushed records does not matter.
         damage(home.path(), 18, |bytes| bytes[600_000] ^= 16);
-        let files = open(home.path(), 20, 40).unwrap_or_else(|_| panic!("only what is settled is damaged"));
+        let files = open(home.path(), 20, 40).unwrap_or_else(|_| panic!("only flushed records are damaged"));
         assert_eq!(numbers(&files), (21..=40).collect::<Vec<_>>());
         assert_eq!(framing::numbered(home.path()).unwrap(), [18, 35]);
         drop(files);
-        let files = open(home.path(), 40, 40).unwrap_or_else(|_| panic!("all is settled"));
+        let files = open(home.path(), 40, 40).unwrap_or_else(|_| panic!("all records are flushed"));
         assert_eq!((files.ends(), framing::numbered(home.path()).unwrap()), (None, vec![]));
     }
 
     #[test]
-    fn what_is_taken_back_over_the_border_of_two_files_leaves_nothing_that_misleads() {
+    fn rollback_across_two_segments_leaves_valid_files() {
         let home = tempfile::tempdir().unwrap();
-        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("an empty directory opens"));
         append(&files, 1..=20, 500_000);
         assert_eq!(framing::numbered(home.path()).unwrap(), [1, 18]);
-        (15..=20).rev().for_each(|number| files.take_back(number).unwrap());
+        (15..=20).rev().for_each(|number| files.roll_back(number).unwrap());
         append(&files, 15..=30, 50_000);
         sync(&files);
         drop(files);
-        // As if the removed name had come back with the power.
+        // A power cut may bring a removed name back.
         fs::write(home.path().join(framing::name(18)), b"").unwrap();
-        let files = open(home.path(), 20, 30).unwrap_or_else(|_| panic!("all is there"));
+        let files = open(home.path(), 20, 30).unwrap_or_else(|_| panic!("all records are there"));
         assert_eq!(numbers(&files), (21..=30).collect::<Vec<_>>());
     }
 
     #[test]
-    fn the_only_record_is_taken_back_without_a_trace() {
+    fn rolled_back_only_record_can_be_written_again() {
         let home = tempfile::tempdir().unwrap();
-        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("nothing is there"));
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("an empty directory opens"));
         append(&files, 1..=60, 100);
         (1..=60).for_each(|number| files.remove(number));
         append(&files, 61..=62, 100);
         drop(files);
-        let files = open(home.path(), 60, 60).unwrap_or_else(|_| panic!("all is there"));
-        files.take_back(62).unwrap();
-        files.take_back(61).unwrap();
+        let files = open(home.path(), 60, 60).unwrap_or_else(|_| panic!("all records are there"));
+        files.roll_back(62).unwrap();
+        files.roll_back(61).unwrap();
         append(&files, 61..=61, 300);
         sync(&files);
         drop(files);
-        let files = open(home.path(), 60, 61).unwrap_or_else(|_| panic!("61 is there"));
+        let files = open(home.path(), 60, 61).unwrap_or_else(|_| panic!("record 61 is there"));
         assert_eq!((numbers(&files), files.get(61).unwrap().unwrap().len()), (vec![61], 300));
     }
 
     #[test]
-    fn a_file_goes_when_all_its_records_are_removed() {
+    fn segment_without_records_is_removed() {
         let home = tempfile::tempdir().unwrap();
-        let files = open(home.path(), 9, 9).unwrap_or_else(|_| panic!("nothing is needed"));
+        let files = open(home.path(), 9, 9).unwrap_or_else(|_| panic!("an empty directory opens"));
         append(&files, 10..=60, 500_000);
         for number in 10..=60 {
             files.remove(number);
         }
-        assert_eq!((files.ends(), framing::numbered(home.path()).unwrap().len()), (None, 1), "the last is written to");
+        assert_eq!((files.ends(), framing::numbered(home.path()).unwrap().len()), (None, 1), "the last segment stays");
         append(&files, 61..=61, 100);
         assert_eq!(numbers(&files), [61]);
         sync(&files);
         drop(files);
-        assert_eq!(numbers(&open(home.path(), 60, 61).unwrap_or_else(|_| panic!("61 is there"))), [61]);
+        assert_eq!(numbers(&open(home.path(), 60, 61).unwrap_or_else(|_| panic!("record 61 is there"))), [61]);
     }
 }

@@ -21,39 +21,39 @@ use crate::{
     },
 };
 
-/// Capacity a record keeps for what is said of one recipient: a stamp, and what went for it.
-const STAMP_BYTES_MAX: usize = 3 * (USER_ID_BYTES_MAX + 32);
+/// Capacity that a record needs for one recipient: its [`Item::To`], and the gaps of entries that it replaces and evicts.
+const RECIPIENT_BYTES_MAX: usize = 3 * (USER_ID_BYTES_MAX + 32);
 
-/// Capacity for the options of a message.
+/// Capacity that a record needs for the options of a message.
 const OPTIONS_BYTES_MAX: usize = 4 * COLLAPSE_KEY_CHARACTERS_MAX + 16;
 
-/// Capacity for one rejected user.
+/// Capacity that a record needs for one rejected recipient.
 const REJECTION_BYTES_MAX: usize = REJECTED_BYTES_MAX + 16;
 
-/// Capacity for an id with its answer.
-const ONCE_BYTES_MAX: usize = 600;
+/// Capacity that a record needs for an idempotency id with its result.
+const SUMMARY_BYTES_MAX: usize = 600;
 
-/// Capacity for one cursor, with as many ranges as there can be.
+/// Capacity that a record needs for one cursor with the maximum number of ranges.
 const CURSOR_BYTES_MAX: usize = USER_ID_BYTES_MAX + 700;
 
-/// An append under way.
-struct Message<'a> {
+/// An append that is being added to the commit.
+struct OpenAppend<'a> {
     append: &'a Append,
-    /// When it expires, in seconds of the Unix epoch; 0 = never.
+    /// Expiry in seconds of the Unix epoch; 0 = never.
     expires_s: u32,
     now_s: u32,
-    /// Where it stands in the open record, if it does.
+    /// Offset of the message in the open record, if that has it.
     at: Option<u32>,
 }
 
-/// What the log of a recipient has to say to a message.
-enum Step {
-    /// It gets this place; that entry goes for it.
-    Given(Seq, Option<Seq>),
-    /// There is no row yet that says that this user is known.
+/// Result of assigning a sequence in a recipient's log.
+enum Assignment {
+    /// The assigned sequence, and the entry that it replaces.
+    Assigned(Seq, Option<Seq>),
+    /// The user has no row, or one that does not include the latest lossy restart. It must be written first.
     NeedsRow,
-    /// There is no room for it.
-    NeedsRoom,
+    /// The user's quota is exhausted.
+    OverQuota,
 }
 
 impl Committer {
@@ -64,10 +64,10 @@ impl Committer {
         {
             return Ok(AppendResult { summary: Some(summary.clone()), duplicate: true, ..AppendResult::default() });
         }
-        let lives = append.ttl.into_iter().chain(self.limits.age).min();
-        // Rounded up: nothing goes before its time.
-        let expires_s = lives.map_or(0, |lives| seconds(now_ms + 999 + lives.as_millis() as u64).max(1));
-        let mut message = Message { append: &append, expires_s, now_s: seconds(now_ms), at: None };
+        let ttl = append.ttl.into_iter().chain(self.limits.age).min();
+        // Rounded up, so that no entry expires early.
+        let expires_s = ttl.map_or(0, |ttl| seconds(now_ms + 999 + ttl.as_millis() as u64).max(1));
+        let mut message = OpenAppend { append: &append, expires_s, now_s: seconds(now_ms), at: None };
         let (mut seqs, mut dropped) = (Vec::with_capacity(append.recipients.len()), 0);
         for user in &append.recipients {
             seqs.push(self.add_recipient(commit, &mut message, user, &mut dropped)?);
@@ -82,30 +82,30 @@ impl Committer {
     fn add_recipient(
         &self,
         commit: &mut Commit,
-        message: &mut Message<'_>,
+        message: &mut OpenAppend<'_>,
         user: &UserId,
         dropped: &mut u64,
     ) -> Result<Result<Seq, Reason>, EngineError> {
         let bytes = message.append.payload.as_bytes().len();
         let mut tried = false;
         let (seq, replaced) = loop {
-            let step = self.try_with_log(user, |log| self.step(log, message, commit.number));
-            match step {
-                Ok(Step::Given(seq, replaced)) => break (seq, replaced),
-                // Before anything else of this commit is in it: a row must not know of what may never be written.
-                Ok(Step::NeedsRow) => {
+            let assignment = self.try_with_log(user, |log| self.assign(log, message, commit.number));
+            match assignment {
+                Ok(Assignment::Assigned(seq, replaced)) => break (seq, replaced),
+                // Written before this commit changes the log: the row must not include what may never be written.
+                Ok(Assignment::NeedsRow) => {
                     self.put_row(user)?;
                     commit.first_entries = true;
                 }
-                Ok(Step::NeedsRoom) if tried => return Ok(Err(Reason::Quota)),
-                Ok(Step::NeedsRoom) => {
+                Ok(Assignment::OverQuota) if tried => return Ok(Err(Reason::Quota)),
+                Ok(Assignment::OverQuota) => {
                     tried = true;
-                    *dropped += match self.make_room(commit, user, bytes as u64) {
+                    *dropped += match self.free_quota(commit, user, bytes as u64) {
                         Err(error) if error.is_transient() => {
                             tracing::warn!(%user, %error, "cannot evict entries from this user's log now");
                             0
                         }
-                        made => made?,
+                        freed => freed?,
                     };
                 }
                 Err(StoreError::Damaged(damage)) => {
@@ -115,12 +115,14 @@ impl Committer {
                 Err(error) => return Err(error.into()),
             }
         };
-        // A message that does not fit behind the others begins a record of its own, and one whose recipients do not
-        // fit is repeated in the next.
+        // A message that does not fit begins a new record. If its recipients do not fit, the next record repeats the
+        // message.
         let length = commit.bytes();
         let full = match message.at {
-            None => length > 0 && length + bytes + OPTIONS_BYTES_MAX + STAMP_BYTES_MAX > RECORD_BYTES,
-            Some(_) => length + STAMP_BYTES_MAX > if bytes > RECORD_BYTES / 2 { VALUE_BYTES_MAX } else { RECORD_BYTES },
+            None => length > 0 && length + bytes + OPTIONS_BYTES_MAX + RECIPIENT_BYTES_MAX > RECORD_BYTES,
+            Some(_) => {
+                length + RECIPIENT_BYTES_MAX > if bytes > RECORD_BYTES / 2 { VALUE_BYTES_MAX } else { RECORD_BYTES }
+            }
         };
         if full {
             commit.next_record();
@@ -128,7 +130,7 @@ impl Committer {
         }
         let at = message.at.unwrap_or_else(|| commit.push(&self.shared, &message.item()));
         message.at = Some(at);
-        let stamp_at = commit.push(&self.shared, &Item::To { user: user.as_str(), seq });
+        let recipient_at = commit.push(&self.shared, &Item::To { user: user.as_str(), seq });
         if let Some(from) = replaced {
             let loss = GapReason::Collapsed as u8;
             commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to: from, loss });
@@ -136,7 +138,7 @@ impl Committer {
         let record = commit.number;
         // A payload has at most 64 KiB.
         let bytes = bytes as u32;
-        let slot = WalSlot { seq, record, message_at: at, stamp_at, bytes, expires_s: message.expires_s };
+        let slot = WalSlot { seq, record, message_at: at, recipient_at, bytes, expires_s: message.expires_s };
         let trim = self.with_log(user, |log| {
             let trim = replaced.is_some_and(|replaced| {
                 log.collapse(replaced);
@@ -145,46 +147,46 @@ impl Committer {
             log.trimming |= trim;
             log.push(slot, message.append.collapse.clone());
             if log.gaps.is_full() {
-                commit.tidy.push(user.clone());
+                commit.purge.push(user.clone());
             }
             trim
         })?;
         if trim {
-            self.shared.queue.trim(user.clone());
+            self.shared.queue.push_trim(user.clone());
         }
         commit.entries.push((user.clone(), seq, record));
         Ok(Ok(seq))
     }
 
-    fn step(&self, log: &mut UserLog, message: &Message<'_>, record: u64) -> Step {
-        if log.row_lapses != Some(self.shared.logs.lapses().count) {
-            // From here on the row says that something may have been appended.
-            log.passed = None;
-            return Step::NeedsRow;
+    fn assign(&self, log: &mut UserLog, message: &OpenAppend<'_>, record: u64) -> Assignment {
+        if log.row_lossy_restarts != Some(self.shared.logs.lossy_restarts().count) {
+            // From now on the row states that something may have been appended.
+            log.before_skip = None;
+            return Assignment::NeedsRow;
         }
-        // One more gap could make it forget one that still hides something in the inbox: until that has been gone through,
-        // what is older stays beside what is newer.
+        // With a full gap list, one more gap could remove one that hides an entry in the value log. So the older entry
+        // stays until a purge has shortened the list.
         let key = message.append.collapse.as_ref().filter(|_| !log.gaps.is_full());
         let replaced = key.and_then(|key| log.pending_with_key(key, message.now_s)).map(|keyed| keyed.seq);
-        // What takes the place of another needs no more room than that had, but for bytes.
+        // A replacement is accepted over the quota: it adds no entry, only some bytes.
         if !log.fits(message.append.payload.as_bytes().len() as u64, &self.limits) && replaced.is_none() {
-            return Step::NeedsRoom;
+            return Assignment::OverQuota;
         }
         log.assigned += 1;
         log.last_record = record;
-        Step::Given(log.assigned, replaced)
+        Assignment::Assigned(log.assigned, replaced)
     }
 
-    /// Makes room for a message of so many bytes, where that can be done; returns how many entries went for it.
-    fn make_room(&self, commit: &mut Commit, user: &UserId, bytes: u64) -> Result<u64, EngineError> {
+    /// Frees a user's quota for a message of `bytes`, if possible. Returns the number of evicted entries.
+    fn free_quota(&self, commit: &mut Commit, user: &UserId, bytes: u64) -> Result<u64, EngineError> {
         if self.with_log(user, |log| log.has_blocks && log.counted < log.released())? {
-            // What has been received meanwhile still counts until then.
+            // Entries that were acknowledged meanwhile count until then.
             self.count_released(user)?;
         }
         if self.purge_is_due(user)? {
-            // Counted now, and taken out when what this commit replaces is not needed any more.
+            // Only counts now: entries that this commit replaces are needed until it is written.
             self.scan_blocks(user, false)?;
-            commit.tidy.push(user.clone());
+            commit.purge.push(user.clone());
         }
         if self.limits.overflow == Overflow::Reject {
             return Ok(0);
@@ -195,7 +197,7 @@ impl Committer {
         Ok(entries)
     }
 
-    /// Remembers the answer to an append that is done once.
+    /// Stores the result of an idempotent append.
     fn store_summary(
         &mut self,
         commit: &mut Commit,
@@ -204,10 +206,10 @@ impl Committer {
         seqs: &[Result<Seq, Reason>],
         now_ms: u64,
     ) -> DispatchSummary {
-        let taken = |at: usize| seqs.get(at).is_none_or(Result::is_ok);
-        let online = idempotency.online.iter().enumerate().filter(|(at, online)| **online && taken(*at)).count();
-        let offline = idempotency.online.iter().enumerate().filter(|(at, online)| !**online && taken(*at)).count();
-        let refused_here = recipients.iter().zip(seqs).filter_map(|(user, seq)| {
+        let accepted = |at: usize| seqs.get(at).is_none_or(Result::is_ok);
+        let online = idempotency.online.iter().enumerate().filter(|(at, online)| **online && accepted(*at)).count();
+        let offline = idempotency.online.iter().enumerate().filter(|(at, online)| !**online && accepted(*at)).count();
+        let rejected_here = recipients.iter().zip(seqs).filter_map(|(user, seq)| {
             let reason = seq.err()?;
             Some(Rejected::new(user.as_str(), reason))
         });
@@ -220,14 +222,14 @@ impl Committer {
                 .rejected
                 .iter()
                 .map(|one| Rejected::new(&one.user, one.reason))
-                .chain(refused_here)
+                .chain(rejected_here)
                 .collect(),
         };
         for one in &summary.rejected {
-            commit.make_room(REJECTION_BYTES_MAX);
+            commit.ensure_capacity(REJECTION_BYTES_MAX);
             commit.push(&self.shared, &Item::Rejected { user: &one.user, reason: one.reason as u8 });
         }
-        commit.make_room(ONCE_BYTES_MAX);
+        commit.ensure_capacity(SUMMARY_BYTES_MAX);
         let DispatchSummary { recipients, online, .. } = summary;
         let offline = dedup::offline_to_store(&summary);
         commit.push(&self.shared, &Item::Summary { id: idempotency.id.as_str(), recipients, online, offline });
@@ -237,53 +239,53 @@ impl Committer {
 
     pub(super) fn add_clear(&self, commit: &mut Commit, user: &UserId) -> Result<u64, EngineError> {
         let now_s = self.shared.clock.now_s();
-        let (cleared, gone, trim) = self.with_log(user, |log| {
-            // Also what this very commit has given out: it came before.
+        let (cleared, range, trim) = self.with_log(user, |log| {
+            // Includes entries of this commit, which precede the clear.
             let cleared = log.pending(log.assigned, now_s).1.entries;
             let from = log.cursors.through() + 1;
-            let gone = (from <= log.assigned).then_some((from, log.assigned));
-            if let Some((from, to)) = gone {
-                log.cursors.all_receive(1, to);
+            let range = (from <= log.assigned).then_some((from, log.assigned));
+            if let Some((from, to)) = range {
+                log.cursors.acknowledge_all(1, to);
                 log.gaps.insert(from, to, GapReason::Cleared);
             }
             let trim = log.release();
             log.trimming |= trim;
-            (cleared, gone, trim)
+            (cleared, range, trim)
         })?;
         if trim {
-            self.shared.queue.trim(user.clone());
+            self.shared.queue.push_trim(user.clone());
         }
-        if let Some((from, to)) = gone {
-            commit.make_room(STAMP_BYTES_MAX);
+        if let Some((from, to)) = range {
+            commit.ensure_capacity(RECIPIENT_BYTES_MAX);
             commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, loss: GapReason::Cleared as u8 });
         }
-        self.add_note(commit, user)?;
+        self.add_report(commit, user)?;
         Ok(cleared)
     }
 
-    pub(super) fn add_notes(&mut self, commit: &mut Commit, dirty: Vec<UserId>) -> Result<(), EngineError> {
+    pub(super) fn add_reports(&mut self, commit: &mut Commit, dirty: Vec<UserId>) -> Result<(), EngineError> {
         let mut dirty = dirty.into_iter();
         while let Some(user) = dirty.next() {
-            if !self.may_note(commit)? {
-                self.postpone_notes(std::iter::once(user).chain(dirty));
+            if !self.reserve_report(commit)? {
+                self.postpone_reports(std::iter::once(user).chain(dirty));
                 break;
             }
-            match self.add_note(commit, &user) {
-                // It could not be loaded: nothing of it was noted.
+            match self.add_report(commit, &user) {
+                // The log could not be loaded, so nothing of it was added.
                 Err(error) if error.is_transient() => {
-                    self.postpone_notes(std::iter::once(user));
+                    self.postpone_reports(std::iter::once(user));
                     self.suspend(error)?;
                 }
-                noted => noted?,
+                added => added?,
             }
         }
         Ok(())
     }
 
-    /// Writes down what a user's cursors have received and when he was seen, as it stands now.
-    fn add_note(&self, commit: &mut Commit, user: &UserId) -> Result<(), EngineError> {
-        let new = match self.try_with_log(user, |log| log.row_lapses.is_none()) {
-            // Only a log that was never loaded can turn out to be damaged, and that has nothing to note.
+    /// Adds a user's cursors and presence to the commit, in their current state.
+    fn add_report(&self, commit: &mut Commit, user: &UserId) -> Result<(), EngineError> {
+        let new = match self.try_with_log(user, |log| log.row_lossy_restarts.is_none()) {
+            // Only a log that was never loaded can be damaged, and such a log has nothing to report.
             Err(StoreError::Damaged(_)) => return Ok(()),
             new => new?,
         };
@@ -294,26 +296,26 @@ impl Committer {
             log.dirty = false;
             (log.cursors.take_changes(), std::mem::take(&mut log.reported_expired), log.seen_ms)
         })?;
-        let mut push_all = |cursors: Vec<(Option<DeviceId>, StoredCursor)>, forgotten: Vec<Option<DeviceId>>| {
+        let mut push_all = |cursors: Vec<(Option<DeviceId>, StoredCursor)>, removed: Vec<Option<DeviceId>>| {
             for (device, cursor) in cursors {
-                commit.make_room(CURSOR_BYTES_MAX);
+                commit.ensure_capacity(CURSOR_BYTES_MAX);
                 let device = device.as_ref().map_or("", |device| device.as_str());
                 commit.push(&self.shared, &Item::Cursor { user: user.as_str(), device, cursor });
             }
-            for device in forgotten {
-                commit.make_room(CURSOR_BYTES_MAX);
+            for device in removed {
+                commit.ensure_capacity(CURSOR_BYTES_MAX);
                 let device = device.as_ref().map_or("", |device| device.as_str());
                 commit.push(&self.shared, &Item::CursorRemoved { user: user.as_str(), device });
             }
         };
-        push_all(changes.cursors, changes.forgotten);
-        push_all(changes.renewed, Vec::new());
+        push_all(changes.cursors, changes.removed);
+        push_all(changes.recreated, Vec::new());
         for (from, to) in expired {
-            commit.make_room(STAMP_BYTES_MAX);
+            commit.ensure_capacity(RECIPIENT_BYTES_MAX);
             commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, loss: GapReason::Expired as u8 });
         }
         if at_ms > 0 {
-            commit.make_room(CURSOR_BYTES_MAX);
+            commit.ensure_capacity(CURSOR_BYTES_MAX);
             commit.push(&self.shared, &Item::Seen { user: user.as_str(), at_ms });
         }
         let number = commit.number;
@@ -321,7 +323,7 @@ impl Committer {
     }
 }
 
-impl Message<'_> {
+impl OpenAppend<'_> {
     fn item(&self) -> Item<'_> {
         let payload = self.append.payload.as_bytes();
         match (&self.append.collapse, self.expires_s) {

@@ -1,22 +1,23 @@
-//! Disk space of appends: in the WAL now, and in the value log after the flush.
+//! Estimates the disk space of appends: in the WAL now, and in the value log after the flush.
 
 use crate::{message::UserId, store::Append};
 
-/// Bytes of an entry in the value log, without its payload and three times its user's id: the heads of the entry, of
-/// a block and of the row that refers to it, because a block may have one entry.
+/// Overhead of an entry in the value log, in bytes, without three times its user's id.
+///
+/// It has the headers of the entry, of its block, and of the row that refers to the block. A block may have one entry.
 const ENTRY_BYTES: u64 = 128;
 
 /// Bytes of a record without its items.
 const RECORD_BYTES: u64 = 512;
 
-/// Bytes of stamps that fit into a record behind their message, at least.
-const STAMPS_BYTES: u64 = 24 << 10;
+/// Lower bound of the bytes for recipients in a record after the message.
+const RECIPIENTS_BYTES: u64 = 24 << 10;
 
-/// Bytes of a stamp and of the entry it may replace, without the user's id.
-const STAMP_BYTES: u64 = 48;
+/// Bytes of a recipient and of the gap of an entry that it replaces, without the user's id.
+const RECIPIENT_BYTES: u64 = 48;
 
 /// Bytes of an idempotency id and its result.
-const ONCE_BYTES: u64 = 1024;
+const ID_BYTES: u64 = 1024;
 
 /// Upper bound of the space that some appends take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,13 +38,14 @@ impl Cost {
             let bytes = append.payload.as_bytes().len() as u64;
             let count = append.recipients.len() as u64;
             let ids: u64 = append.recipients.iter().map(|user| user.as_str().len() as u64).sum();
-            let mut stamps = 2 * ids + count * STAMP_BYTES;
+            let mut recipient_items = 2 * ids + count * RECIPIENT_BYTES;
             if let Some(idempotency) = &append.idempotency {
-                let refused: u64 = idempotency.rejected.iter().map(|one| one.user.len() as u64 + STAMP_BYTES).sum();
+                let rejected: u64 =
+                    idempotency.rejected.iter().map(|one| one.user.len() as u64 + RECIPIENT_BYTES).sum();
                 // Each recipient may be rejected.
-                stamps += ONCE_BYTES + refused + ids + count * STAMP_BYTES;
+                recipient_items += ID_BYTES + rejected + ids + count * RECIPIENT_BYTES;
             }
-            cost.wal += stamps + (1 + stamps / STAMPS_BYTES) * (bytes + RECORD_BYTES);
+            cost.wal += recipient_items + (1 + recipient_items / RECIPIENTS_BYTES) * (bytes + RECORD_BYTES);
             cost.payload += bytes * count;
             cost.flushed += (bytes + ENTRY_BYTES) * count + 3 * ids;
         }

@@ -1,4 +1,4 @@
-//! Deduplicates dispatches: keeps the result of each idempotency id for the window in which a retry may come.
+//! Deduplicates dispatches: stores the result of each idempotency id for the window in which a retry may come.
 //!
 //! Ids are written in their commit, moved to their own table by the flush, and read from both when the store opens.
 //! Only the commit thread checks them, so of two dispatches with the same id one is first.
@@ -16,30 +16,30 @@ use crate::{
     store::{DispatchSummary, Limits, Reason, Rejected},
 };
 
-/// Bytes of rejected users in the table. Beyond it the oldest ids are dropped early.
+/// Limit of the bytes of rejected recipients in the table. Above it, the oldest ids are removed early.
 const REJECTED_BYTES_MAX: usize = 32 << 20;
 
-/// Bytes of ids and of what was rejected under them in one stored chunk.
-const CHUNK_BYTES: usize = 32 << 10;
+/// Bytes of ids and their rejected recipients at which a stored block is closed.
+const BLOCK_BYTES: usize = 32 << 10;
 
-/// Result stored for an id.
+/// Holds the result of an id.
 #[derive(Debug)]
-struct Known {
+struct KnownId {
     at_ms: u64,
     summary: DispatchSummary,
 }
 
-/// Table of idempotency ids and their results.
+/// Holds idempotency ids and their results.
 #[derive(Debug)]
 pub struct DedupTable {
     window_ms: u64,
     max: usize,
-    /// Two hashes with keys nobody else has make a name of 128 bits: no two ids share one, whoever chooses them.
+    /// Random keys of two hashes, which form 128 bits. Callers who choose the ids cannot make two of them collide.
     hashers: [RandomState; 2],
-    known: HashMap<u128, Known, foldhash::fast::RandomState>,
+    known: HashMap<u128, KnownId, foldhash::fast::RandomState>,
     order: VecDeque<u128>,
     rejected_bytes: usize,
-    /// What was rejected under ids of which not all parts have been read.
+    /// Rejected recipients of ids that are stored in parts, of which the last part is not loaded yet.
     parts: HashMap<String, Vec<Rejected>>,
 }
 
@@ -56,41 +56,41 @@ impl DedupTable {
         }
     }
 
-    fn name(&self, id: &str) -> u128 {
+    fn hash(&self, id: &str) -> u128 {
         let [high, low] = self.hashers.each_ref().map(|hasher| u128::from(hasher.hash_one(id)));
         high << 64 | low
     }
 
     /// Returns the result of this id, if it is within the window.
     pub fn get(&self, id: &DispatchId, now_ms: u64) -> Option<&DispatchSummary> {
-        let known = self.known.get(&self.name(id.as_str()))?;
+        let known = self.known.get(&self.hash(id.as_str()))?;
         self.is_young(known.at_ms, now_ms).then_some(&known.summary)
     }
 
-    /// Whether it is among those that are remembered.
+    /// Returns whether the table has an id.
     pub fn knows(&self, id: &str) -> bool {
-        self.known.contains_key(&self.name(id))
+        self.known.contains_key(&self.hash(id))
     }
 
-    /// Whether an id of that time is still to be remembered.
+    /// Returns whether an id of this time is within the window.
     pub fn is_young(&self, at_ms: u64, now_ms: u64) -> bool {
         now_ms.saturating_sub(at_ms) < self.window_ms
     }
 
-    /// Remembers what is being answered, and lets go of what is too old or too much.
+    /// Stores the result of an id, and removes ids that are too old or exceed a limit.
     pub fn insert(&mut self, id: &str, at_ms: u64, summary: DispatchSummary, now_ms: u64) {
-        // First, so that an id that comes again after its time is new.
-        self.forget(now_ms);
-        let name = self.name(id);
+        // Before the insertion, so that an id that returns after its window is new.
+        self.expire(now_ms);
+        let hash = self.hash(id);
         self.rejected_bytes += rejected_bytes(&summary);
-        match self.known.insert(name, Known { at_ms, summary }) {
+        match self.known.insert(hash, KnownId { at_ms, summary }) {
             Some(before) => self.rejected_bytes -= rejected_bytes(&before.summary),
-            None => self.order.push_back(name),
+            None => self.order.push_back(hash),
         }
-        self.forget(now_ms);
+        self.expire(now_ms);
     }
 
-    /// Takes back a stored chunk. Of an id that was stored in parts the last part comes last.
+    /// Loads a stored block. An id that was stored in parts is complete with its last part.
     pub fn load(&mut self, ids: &[StoredId], now_ms: u64) {
         for stored in ids.iter().filter(|_| !failpoints::enabled(Failpoint::LostIds)) {
             if !self.is_young(stored.at_ms, now_ms) {
@@ -108,8 +108,8 @@ impl DedupTable {
         }
     }
 
-    /// Lets go of what is too old or too much.
-    pub fn forget(&mut self, now_ms: u64) {
+    /// Removes ids that are too old or exceed a limit.
+    pub fn expire(&mut self, now_ms: u64) {
         while let Some(oldest) = self.order.front() {
             let at_ms = self.known.get(oldest).map_or(0, |known| known.at_ms);
             let over = self.order.len() > self.max || self.rejected_bytes > REJECTED_BYTES_MAX;
@@ -131,24 +131,24 @@ fn rejected_bytes(summary: &DispatchSummary) -> usize {
     summary.rejected.iter().map(|one| one.user.len() + size_of::<Rejected>()).sum()
 }
 
-/// Set in a stored `offline`: the append had no recipients in the log, so nothing was stored for those counted.
+/// Flag in a stored `offline`: nothing was stored, because the append had no recipients in the log.
 ///
-/// The bit is free, because no dispatch has 2^31 recipients. Without it every recipient counted was stored.
+/// The bit is free, because no dispatch has 2^31 recipients. Without it, the message was stored for every recipient.
 const NOTHING_STORED: u32 = 1 << 31;
 
-/// Packs the number of offline users and whether anything was stored into the field that records have for the first.
+/// Packs the number of offline users, and whether anything was stored, into the stored field `offline`.
 pub fn offline_to_store(summary: &DispatchSummary) -> u32 {
     let nothing = summary.stored == 0 && summary.online + summary.offline > 0;
     summary.offline | if nothing { NOTHING_STORED } else { 0 }
 }
 
-/// What is to be stored of an id. `offline` is as [`offline_to_store`] packs it.
+/// Encodes an id and its result. `offline` is packed by [`offline_to_store`].
 pub fn stored(id: &str, at_ms: u64, recipients: u32, online: u32, offline: u32, rejected: &[Rejected]) -> StoredId {
     let rejected = rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect();
     StoredId { id: id.to_owned(), at_ms, recipients, online, offline, rejected, more: false }
 }
 
-/// What was stored of an id.
+/// Decodes the result of a stored id.
 pub fn summary(stored: &StoredId) -> DispatchSummary {
     let rejected = stored.rejected.iter().map(|(user, reason)| Rejected {
         user: user.as_str().into(),
@@ -164,19 +164,19 @@ pub fn summary(stored: &StoredId) -> DispatchSummary {
     }
 }
 
-/// Makes chunks of ids, none too large for a table: one with very many rejected users is stored in parts.
-pub fn chunks(namespace: u32, ids: Vec<StoredId>) -> Vec<IdBlock> {
-    let (mut chunks, mut open, mut bytes) = (Vec::new(), Vec::new(), 0);
+/// Packs ids into blocks that fit into a table. An id with many rejected recipients is stored in parts.
+pub fn blocks(namespace: u32, ids: Vec<StoredId>) -> Vec<IdBlock> {
+    let (mut blocks, mut open, mut bytes) = (Vec::new(), Vec::new(), 0);
     let mut put = |part: StoredId| {
         bytes += part.id.len() + 32 + part.rejected.iter().map(|(user, _)| user.len() + 8).sum::<usize>();
         open.push(part);
-        if bytes > CHUNK_BYTES {
+        if bytes > BLOCK_BYTES {
             bytes = 0;
-            chunks.push(IdBlock::V1 { namespace, ids: std::mem::take(&mut open) });
+            blocks.push(IdBlock::V1 { namespace, ids: std::mem::take(&mut open) });
         }
     };
     for mut id in ids {
-        // Twenty names of rejected users are less than a chunk.
+        // Twenty rejected recipients are smaller than a block.
         while id.rejected.len() > 20 {
             let rest = id.rejected.split_off(20);
             put(StoredId { rejected: std::mem::replace(&mut id.rejected, rest), more: true, ..id.clone_head() });
@@ -184,19 +184,19 @@ pub fn chunks(namespace: u32, ids: Vec<StoredId>) -> Vec<IdBlock> {
         put(id);
     }
     if !open.is_empty() {
-        chunks.push(IdBlock::V1 { namespace, ids: open });
+        blocks.push(IdBlock::V1 { namespace, ids: open });
     }
-    chunks
+    blocks
 }
 
 impl StoredId {
-    /// Without what was rejected.
+    /// Copies everything but the rejected recipients.
     fn clone_head(&self) -> Self {
         Self { id: self.id.clone(), rejected: Vec::new(), ..*self }
     }
 }
 
-/// What is to be stored of an id that was found in the journal.
+/// Encodes an id that was found in the WAL.
 pub(in crate::embedded) fn stored_from_wal(item: &Item<'_>, at_ms: u64, rejected: &[Rejected]) -> Option<StoredId> {
     let Item::Summary { id, recipients, online, offline } = *item else { return None };
     Some(stored(id, at_ms, recipients, online, offline, rejected))
@@ -208,7 +208,7 @@ mod tests {
 
     use super::*;
 
-    fn ids(max: usize) -> DedupTable {
+    fn table(max: usize) -> DedupTable {
         DedupTable::new(&Limits { ids: max, ids_window: Duration::from_millis(100), ..Limits::default() })
     }
 
@@ -217,42 +217,42 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_known_for_its_window_and_the_oldest_goes_first() {
-        let mut ids = ids(2);
+    fn id_is_known_within_window_and_oldest_is_removed_above_limit() {
+        let mut table = table(2);
         for (at, name) in ["a", "b", "c"].into_iter().enumerate() {
-            ids.insert(
+            table.insert(
                 name,
                 at as u64,
                 DispatchSummary { recipients: at as u32, ..DispatchSummary::default() },
                 at as u64,
             );
         }
-        assert_eq!(ids.get(&id("a"), 3), None);
-        assert_eq!(ids.get(&id("c"), 3).unwrap().recipients, 2);
-        assert_eq!(ids.get(&id("c"), 102), None);
+        assert_eq!(table.get(&id("a"), 3), None);
+        assert_eq!(table.get(&id("c"), 3).unwrap().recipients, 2);
+        assert_eq!(table.get(&id("c"), 102), None);
     }
 
     #[test]
     fn stored_count_survives_packing() {
         for (online, offline, stored) in [(2, 3, 5), (2, 3, 0), (0, 0, 0), (0, 1, 1), (1, 0, 0)] {
-            let answer = DispatchSummary { recipients: 9, online, offline, stored, ..DispatchSummary::default() };
-            let packed = super::stored("a", 1, 9, online, offline_to_store(&answer), &[]);
-            assert_eq!(summary(&packed), answer);
+            let result = DispatchSummary { recipients: 9, online, offline, stored, ..DispatchSummary::default() };
+            let packed = super::stored("a", 1, 9, online, offline_to_store(&result), &[]);
+            assert_eq!(summary(&packed), result);
         }
     }
 
     #[test]
-    fn an_id_with_very_many_rejected_users_is_stored_in_parts_and_read_as_one() {
+    fn id_with_many_rejected_users_is_stored_in_parts_and_loads_as_one() {
         let rejected: Vec<_> =
             (0..5000).map(|n| Rejected { user: format!("user-{n}").into(), reason: Reason::Quota }).collect();
-        let chunks = chunks(7, vec![stored("a", 1, 5000, 0, 0, &rejected), stored("b", 1, 1, 1, 0, &[])]);
-        assert!(chunks.len() > 1 && chunks.iter().all(|chunk| chunk.encode().len() < 64 << 10));
-        let mut ids = ids(10);
-        for chunk in chunks {
-            let IdBlock::V1 { ids: parts, .. } = chunk;
-            ids.load(&parts, 1);
+        let blocks = blocks(7, vec![stored("a", 1, 5000, 0, 0, &rejected), stored("b", 1, 1, 1, 0, &[])]);
+        assert!(blocks.len() > 1 && blocks.iter().all(|block| block.encode().len() < 64 << 10));
+        let mut table = table(10);
+        for block in blocks {
+            let IdBlock::V1 { ids: parts, .. } = block;
+            table.load(&parts, 1);
         }
-        assert_eq!(ids.get(&id("a"), 1).unwrap().rejected, rejected);
-        assert_eq!(ids.get(&id("b"), 1).unwrap().online, 1);
+        assert_eq!(table.get(&id("a"), 1).unwrap().rejected, rejected);
+        assert_eq!(table.get(&id("b"), 1).unwrap().online, 1);
     }
 }

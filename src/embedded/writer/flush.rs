@@ -1,10 +1,8 @@
-//! Flush: moves entries that stay pending from the WAL to the value log, writes the rows of their users, and removes
-//! the records.
+//! Moves pending entries from the WAL to the value log (flush), writes their users' rows, and removes the records.
 //!
-//! Many records are flushed together, so that blocks are large and a row is written once for all of them. The work is
-//! cut into short steps between commits, so that no commit waits long. First the blocks of all users, and a barrier;
-//! then the rows that refer to them, and a checkpoint; then the records are removed. A crash in between leaves
-//! entries in both places.
+//! Many records are flushed together, so that blocks are large and each row is written once. The work is cut into short
+//! steps between commits, so that no commit waits long. The order is: the blocks of all users, a barrier, the rows that
+//! refer to the blocks, a checkpoint, the removal of the records. A crash in between leaves entries in both places.
 
 use std::time::{Duration, Instant};
 
@@ -30,21 +28,20 @@ use crate::{
     store::{Durability, Reason, Rejected},
 };
 
-/// Bytes of records in one flush (one record at least). They are in memory until it ends.
+/// Bytes of records in one flush, one record at least. They stay in memory until the flush ends.
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
-/// Time budget of a step: the longest that a commit waits for one.
-const STEP: Duration = Duration::from_millis(2);
+/// Time limit of a step, and so the delay that a flush adds to a commit.
+const STEP_TIMEOUT: Duration = Duration::from_millis(2);
 
-/// Time budget while the WAL is several times its bound: the flush then takes precedence, or the WAL would grow
-/// further.
-const HURRIED_STEP: Duration = Duration::from_millis(50);
+/// Time limit of a step while the WAL is far above its bound. Flushing takes precedence then, or the WAL would keep growing.
+const HURRIED_STEP_TIMEOUT: Duration = Duration::from_millis(50);
 
-/// Times its bound at which the journal is in that state.
+/// Multiple of the WAL's bound above which steps are longer.
 const HURRY_FACTOR: usize = 3;
 
-/// Chunks of ids put in one step, of [`BLOCK_BYTES_MAX`] each. Before each step the tables' space is looked at.
-const ID_CHUNKS_STEP: usize = 16;
+/// Blocks of ids that one step stores, each of at most [`BLOCK_BYTES_MAX`]. Table space is checked before each step.
+const STEP_ID_BLOCKS_MAX: usize = 16;
 
 impl Committer {
     /// Returns whether a flush is due or under way.
@@ -61,17 +58,17 @@ impl Committer {
             return Ok(());
         }
         let hurry = self.wal_bytes / HURRY_FACTOR > self.wal_bytes_max();
-        let until = Instant::now() + if hurry { HURRIED_STEP } else { STEP };
+        let until = Instant::now() + if hurry { HURRIED_STEP_TIMEOUT } else { STEP_TIMEOUT };
         let mut flush = self.flush.take().unwrap_or_else(|| self.select_records());
         let done = self.flush_until(until, &mut flush);
         if !matches!(done, Ok(true)) {
-            // Also where it failed: it goes on there if it is repeated.
+            // Also after an error: a retry continues there.
             self.flush = Some(flush);
         }
         done.map(drop)
     }
 
-    /// Returns true when the flush is complete. On an error nothing is skipped.
+    /// Runs the flush until a time. Returns true when it is complete. After an error, a retry skips nothing.
     fn flush_until(&mut self, until: Instant, flush: &mut Flush) -> Result<bool, EngineError> {
         while Instant::now() < until {
             if self.table_space() < TableSpace::Enough {
@@ -80,43 +77,43 @@ impl Committer {
             if flush.read < flush.records {
                 self.read_record(flush)?;
                 if flush.read == flush.records {
-                    flush.left = flush.users.drain().collect();
-                    // Or a chunk could outlive the record it was made of, where answers do not wait for the disk.
+                    flush.users_left = flush.users.drain().collect();
+                    // Without this, a block could survive a power cut that takes its record, if durability is not `always`.
                     self.sync_if_unsynced()?;
                 }
-            } else if let Some(user) = flush.left.pop() {
+            } else if let Some(user) = flush.users_left.pop() {
                 if let Some(mut entries) = flush.pending.remove(&user)
                     && let Err(error) = self.flush_entries(&user, &mut entries)
                 {
                     flush.pending.insert(user.clone(), entries);
-                    flush.left.push(user);
+                    flush.users_left.push(user);
                     return Err(error);
                 }
-                flush.rows.push(user);
-            } else if !flush.moved {
-                // Rows count on the chunks, and on all that the journal says.
+                flush.rows_left.push(user);
+            } else if !flush.barrier_done {
+                // Rows refer to the blocks, and include everything that the WAL has.
                 self.shared.engine.barrier()?;
                 self.blocks_unsynced.set(false);
-                flush.moved = true;
-            } else if let Some(user) = flush.rows.pop() {
+                flush.barrier_done = true;
+            } else if let Some(user) = flush.rows_left.pop() {
                 if self.durability != Durability::Always {
-                    // A row says how the log is now: more than the barrier has seen, where answers do not wait.
+                    // The row has the current state, which may be newer than the barrier.
                     self.sync_if_unsynced()?;
                 }
                 self.flush_row(&user)?;
             } else if flush.removed < flush.records {
                 if flush.removed == 0 {
-                    if flush.id_chunks.is_none() {
-                        flush.id_chunks = Some(self.cut_ids(std::mem::take(&mut flush.ids)));
+                    if flush.id_blocks.is_none() {
+                        flush.id_blocks = Some(self.pack_ids(std::mem::take(&mut flush.ids)));
                     }
-                    if let Some(chunks) = &mut flush.id_chunks
-                        && !chunks.is_empty()
+                    if let Some(blocks) = &mut flush.id_blocks
+                        && !blocks.is_empty()
                     {
-                        self.put_ids(chunks)?;
+                        self.put_ids(blocks)?;
                         continue;
                     }
-                    self.put_settled(flush.records)?;
-                    // What expired on the way is told before the records that had it go.
+                    self.put_flushed(flush.records)?;
+                    // Events of entries that expired meanwhile must be stored before their records are removed.
                     self.write_outbox()?;
                     self.shared.engine.checkpoint()?;
                 }
@@ -129,17 +126,17 @@ impl Committer {
         Ok(false)
     }
 
-    /// The records to be settled next: those that are old enough, or too many.
+    /// Selects the records of the next flush: those that are old enough, or that exceed the bound of the WAL.
     fn select_records(&self) -> Flush {
         let now = Instant::now();
         let bytes_max = self.wal_bytes_max();
         let mut over = self.wal_bytes.saturating_sub(bytes_max);
-        // A quarter more than has to go, so that the next batch is not a single record.
+        // A quarter of the bound more than necessary, so that the next flush is not a single record.
         over = if over > 0 { over + bytes_max / 4 } else { 0 };
         let (mut records, mut bytes, mut is_continued) = (0, 0, false);
         for record in &self.records {
             let old = now.duration_since(record.committed) >= self.tuning.flush_delay;
-            // A commit is settled as a whole: what it says of an id may stand in several of its records.
+            // A commit is flushed as a whole: its items of one id may be in several records.
             if !is_continued && (records > 0 && bytes + record.bytes > BATCH_BYTES_MAX || !old && over == 0) {
                 break;
             }
@@ -151,45 +148,45 @@ impl Committer {
         Flush { records, ..Flush::default() }
     }
 
-    /// Reads the next record of the flush.
+    /// Reads and decodes the next record of the flush.
     fn read_record(&self, flush: &mut Flush) -> Result<(), EngineError> {
         let number = self.records[flush.read].number;
         let value = self.shared.record(number)?;
         let value = value.ok_or_else(|| EngineError::new(format!("WAL record {number} is missing")))?;
         flush.read += 1;
-        // Half of a record is never gathered again.
-        let gathered = self.collect_record(number, &value, flush);
-        gathered.map_err(|error| EngineError { cause: Cause::Failed, ..error })
+        // After an error the record is partly collected, so it must not be read again.
+        let collected = self.collect_record(number, &value, flush);
+        collected.map_err(|error| EngineError { cause: Cause::Failed, ..error })
     }
 
-    /// Moves a user's entries to the value log. On an error `entries` are those that are left.
+    /// Moves a user's entries to the value log. After an error, `entries` has the entries that are not moved.
     fn flush_entries(&mut self, user: &UserId, entries: &mut Vec<Pending>) -> Result<(), EngineError> {
         let Some(last) = entries.last().map(|entry| entry.seq) else { return Ok(()) };
         let now_s = self.shared.clock.now_s();
         self.drop_expired(user, now_s)?;
-        // What has been received, replaced or dropped since they were gathered has no slot any more.
-        let there: Vec<bool> =
+        // Entries that were acknowledged, collapsed or dropped since they were collected have no slot any more.
+        let in_wal: Vec<bool> =
             self.with_log(user, |log| entries.iter().map(|entry| log.slot(entry.seq).is_some()).collect())?;
-        let there = entries.iter().zip(there).filter(|(_, there)| *there).map(|(entry, _)| entry);
-        let kept: Vec<_> = there.filter(|entry| !is_expired(entry.expires_s, now_s)).collect();
-        if !kept.is_empty() {
+        let in_wal = entries.iter().zip(in_wal).filter(|(_, in_wal)| *in_wal).map(|(entry, _)| entry);
+        let live: Vec<_> = in_wal.filter(|entry| !is_expired(entry.expires_s, now_s)).collect();
+        if !live.is_empty() {
             self.check_margin()?;
         }
         let mut done = 0;
-        let put = self.put_chunks(user, &kept, &mut done);
+        let put = self.put_blocks(user, &live, &mut done);
         if let Err(error) = put {
             entries.retain(|entry| entry.seq > done);
             return Err(error);
         }
-        let past: Vec<_> =
+        let expired: Vec<_> =
             entries.iter().filter(|entry| is_expired(entry.expires_s, now_s)).map(|entry| entry.seq).collect();
         self.with_log(user, |log| {
-            log.remove_keys(&past);
+            log.remove_keys(&expired);
             log.set_flushed(last);
         })
     }
 
-    /// Writes down where a user's log stands.
+    /// Writes a user's row, and queues a trim if necessary.
     fn flush_row(&self, user: &UserId) -> Result<(), EngineError> {
         self.put_row(user)?;
         let trim = self.with_log(user, |log| {
@@ -198,13 +195,13 @@ impl Committer {
             trim
         })?;
         if trim {
-            self.shared.queue.trim(user.clone());
+            self.shared.queue.push_trim(user.clone());
         }
         Ok(())
     }
 
-    /// Writes the row of a user of whom the journal says nothing: of others it is written when that is settled.
-    pub(super) fn put_row_if_alone(&self, user: &UserId) -> Result<(), EngineError> {
+    /// Writes the row of a user without items in the WAL. The flush writes the rows of all others.
+    pub(super) fn put_row_if_flushed(&self, user: &UserId) -> Result<(), EngineError> {
         let first = self.records.front().map_or(self.next_record, |record| record.number);
         if self.with_log(user, |log| log.last_record < first && !log.dirty && log.assigned == log.head)? {
             self.put_row(user)?;
@@ -214,61 +211,61 @@ impl Committer {
 
     pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
         if self.blocks_unsynced.replace(false) {
-            // It may count on one of them.
+            // The row may refer to one of these blocks.
             self.shared.engine.barrier()?;
         }
-        let lapses = self.shared.logs.lapses().count;
+        let lossy_restarts = self.shared.logs.lossy_restarts().count;
         let row = self.with_log(user, |log| {
-            let row = log.row(lapses);
-            log.row_lapses = Some(row.lapses());
+            let row = log.row(lossy_restarts);
+            log.row_lossy_restarts = Some(row.lossy_restarts());
             row
         })?;
         self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())
     }
 
-    /// Writes down that this many of the oldest records are not needed any more, so that nobody misses them.
-    fn put_settled(&self, records: usize) -> Result<(), EngineError> {
+    /// Records that this many of the oldest records are flushed, so that recovery does not need them.
+    fn put_flushed(&self, records: usize) -> Result<(), EngineError> {
         let Some(last) = records.checked_sub(1).and_then(|at| self.records.get(at)) else { return Ok(()) };
         self.shared.engine.put(Table::Meta, CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;
         self.shared.engine.put(Table::Meta, FLUSHED_KEY, &wal_key(last.number))
     }
 
-    /// Chunks of ids that a repeat may still come for, the last first.
-    fn cut_ids(&self, mut ids: Vec<StoredId>) -> Vec<(Vec<u8>, StoredIds)> {
+    /// Packs the ids for which a retry may still come into blocks, the last block first.
+    fn pack_ids(&self, mut ids: Vec<StoredId>) -> Vec<(Vec<u8>, StoredIds)> {
         let Some(first) = self.records.front() else { return Vec::new() };
-        // By the first record: where a crash leaves some of these, and they are settled again, what was stored of those
-        // that are gone is not written over.
+        // Keys begin with the first record. If a crash leaves some of the records, the repeated flush begins with another
+        // one, and does not overwrite the ids of the removed records.
         let number = first.number;
         let now_ms = self.shared.clock.now_ms();
         ids.retain(|id| self.dedup.is_young(id.at_ms, now_ms) && self.dedup.knows(&id.id));
         let youngest_ms = ids.iter().map(|id| id.at_ms).max().unwrap_or(0);
-        let chunks = dedup::chunks(self.shared.namespace, ids).into_iter().enumerate().map(|(at, chunk)| {
+        let blocks = dedup::blocks(self.shared.namespace, ids).into_iter().enumerate().map(|(at, block)| {
             let mut key = wal_key(number).to_vec();
             key.extend((at as u32).to_be_bytes());
-            (key, StoredIds { chunk, youngest_ms })
+            (key, StoredIds { block, youngest_ms })
         });
-        let mut chunks: Vec<_> = chunks.collect();
-        chunks.reverse();
-        chunks
+        let mut blocks: Vec<_> = blocks.collect();
+        blocks.reverse();
+        blocks
     }
 
-    /// Puts a step's worth of ids into their own table, before the records that name them go.
-    fn put_ids(&mut self, chunks: &mut Vec<(Vec<u8>, StoredIds)>) -> Result<(), EngineError> {
-        for _ in 0..ID_CHUNKS_STEP {
-            let Some((key, StoredIds { chunk, youngest_ms })) = chunks.pop() else { return Ok(()) };
-            self.shared.engine.put(Table::Ids, &key, &chunk.encode())?;
-            self.expiry.remember(key, youngest_ms);
+    /// Stores the blocks of ids of one step, before the records with these ids are removed.
+    fn put_ids(&mut self, blocks: &mut Vec<(Vec<u8>, StoredIds)>) -> Result<(), EngineError> {
+        for _ in 0..STEP_ID_BLOCKS_MAX {
+            let Some((key, StoredIds { block, youngest_ms })) = blocks.pop() else { return Ok(()) };
+            self.shared.engine.put(Table::Ids, &key, &block.encode())?;
+            self.expiry.push_ids(key, youngest_ms);
         }
-        self.forget_disk_state();
+        self.invalidate_disk_state();
         Ok(())
     }
 
-    /// Removes the oldest record: everything it says is said elsewhere.
+    /// Removes the oldest record, after everything in it is stored elsewhere.
     fn remove_oldest(&mut self) -> Result<(), EngineError> {
         let Some(record) = self.records.pop_front() else { return Ok(()) };
         self.wal_bytes -= record.bytes;
         self.shared.engine.remove(Table::Wal, &wal_key(record.number))?;
-        self.shared.record_cache.forget_before(record.number + 1);
+        self.shared.record_cache.remove_before(record.number + 1);
         Ok(())
     }
 
@@ -323,8 +320,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Puts entries into chunks. `done` is the last that is in one.
-    fn put_chunks(&self, user: &UserId, entries: &[&Pending], done: &mut Seq) -> Result<(), EngineError> {
+    /// Writes entries as blocks. `done` is the last sequence that is in a block.
+    fn put_blocks(&self, user: &UserId, entries: &[&Pending], done: &mut Seq) -> Result<(), EngineError> {
         let mut rest = entries;
         while let Some(first) = rest.first() {
             let mut bytes = 0;
@@ -333,15 +330,15 @@ impl Committer {
                 bytes <= BLOCK_BYTES_MAX
             };
             let count = rest.iter().take_while(fits).count().max(1);
-            let (chunk, after) = rest.split_at(count);
-            let entries = chunk.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
+            let (part, after) = rest.split_at(count);
+            let entries = part.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
             let value = Block::V2 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
             self.blocks_unsynced.set(true);
             self.shared.engine.put(Table::Log, &log_key(user.as_str(), first.seq), &value)?;
-            *done = chunk[count - 1].seq;
-            // From here on readers ask the inbox, which has them.
+            *done = part[count - 1].seq;
+            // From now on readers use the value log, which has these entries.
             self.with_log(user, |log| {
-                for entry in chunk {
+                for entry in part {
                     log.block_usage.add(entry.payload.len() as u64);
                     log.blocks_expire_s = earlier(log.blocks_expire_s, entry.expires_s);
                 }
@@ -352,35 +349,36 @@ impl Committer {
         Ok(())
     }
 
-    /// Removes the blocks in which all entries are released, and updates the usage. Not during a commit: the released
-    /// entries are needed until it is written.
+    /// Removes blocks in which all entries are released, and updates the usage. Must not run during a commit, which needs
+    /// the released entries until it is written.
     pub(in crate::embedded) fn trim(&self, user: &UserId) -> Result<(), EngineError> {
-        let settled = self.with_log(user, |log| {
+        let flushed = self.with_log(user, |log| {
             log.trimming = false;
             log.flushed
         })?;
-        let (gone, left) = self.count_released(user)?;
-        gone.iter().try_for_each(|key| self.shared.engine.remove(Table::Log, key))?;
+        let (released_keys, blocks_remain) = self.count_released(user)?;
+        released_keys.iter().try_for_each(|key| self.shared.engine.remove(Table::Log, key))?;
         self.with_log(user, |log| {
-            log.has_blocks &= left || log.flushed > settled;
-            log.damaged &= left;
+            log.has_blocks &= blocks_remain || log.flushed > flushed;
+            log.damaged &= blocks_remain;
         })?;
-        self.put_row_if_alone(user)
+        self.put_row_if_flushed(user)
     }
 
-    /// Takes what has been released off the usage of a user's inbox; returns the keys of the chunks in which
-    /// nothing else is, and whether there are others.
+    /// Subtracts released entries from the usage of a user's value log.
+    ///
+    /// Returns the keys of blocks in which all entries are released, and whether there are others.
     pub(super) fn count_released(&self, user: &UserId) -> Result<(Vec<Vec<u8>>, bool), EngineError> {
-        let (released, settled, counted, hidden) =
+        let (released, flushed, counted, hidden) =
             self.with_log(user, |log| (log.released(), log.flushed, log.counted, log.gaps.clone()))?;
-        let (mut gone, mut left) = (Vec::new(), false);
+        let (mut released_keys, mut blocks_remain) = (Vec::new(), false);
         let mut sizes = Vec::new();
         let from = log_key(user.as_str(), 0);
-        if released >= settled {
-            // All of the inbox was released: there is no need to look into it.
+        if released >= flushed {
+            // All blocks are released, so they need not be read.
             self.shared.engine.keys(Table::Log, &from, &mut |key| {
                 let ours = is_log_key_of(key, user.as_str());
-                gone.extend(ours.then(|| key.to_vec()));
+                released_keys.extend(ours.then(|| key.to_vec()));
                 ours
             })?;
         } else {
@@ -392,7 +390,7 @@ impl Committer {
                     Ok(entries) => entries,
                     Err(error) => {
                         tracing::error!(user = %excerpt(user), %error, "a block of this user's log cannot be read and is left as it is; save the rest with `mesa inspect --salvage`");
-                        left = true;
+                        blocks_remain = true;
                         return true;
                     }
                 };
@@ -400,15 +398,15 @@ impl Committer {
                 let counting = entries.iter().filter(|(entry, _)| counts(entry.seq));
                 sizes.extend(counting.map(|(entry, _)| entry.payload.as_bytes().len() as u64));
                 if entries.last().is_some_and(|(entry, _)| entry.seq > released) {
-                    left = true;
+                    blocks_remain = true;
                     return false;
                 }
-                gone.push(key.to_vec());
+                released_keys.push(key.to_vec());
                 true
             })?;
         }
         self.with_log(user, |log| {
-            if released >= settled && log.flushed == settled {
+            if released >= flushed && log.flushed == flushed {
                 log.block_usage = Usage::default();
                 log.blocks_expire_s = 0;
             } else {
@@ -416,6 +414,6 @@ impl Committer {
             }
             log.counted = log.counted.max(released);
         })?;
-        Ok((gone, left))
+        Ok((released_keys, blocks_remain))
     }
 }

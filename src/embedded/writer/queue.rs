@@ -1,4 +1,4 @@
-//! Bounded queue of the commit thread.
+//! The bounded queue of the commit thread.
 
 use std::{
     collections::VecDeque,
@@ -15,10 +15,10 @@ use crate::{
     store::{Append, AppendResult, StoreError},
 };
 
-/// Operations in one commit.
+/// Limit of operations in one commit.
 const COMMIT_APPENDS_MAX: usize = 4096;
 
-/// Bytes of records in one commit, by their upper bound. One append is always allowed.
+/// Limit of a commit's records in bytes, by the upper bound of their cost. One append is always allowed.
 const COMMIT_BYTES_MAX: u64 = 4 << 20;
 
 /// An operation that a caller waits for.
@@ -38,25 +38,25 @@ pub enum Op {
     },
 }
 
-/// Queue between callers and the commit thread. Its operations are bounded; further callers wait. Reports are
-/// coalesced by user, so there is at most one for each user with a session.
+/// Queues operations and reports for the commit thread. Operations are bounded; further callers wait. Reports are merged
+/// by user, so there is at most one for each user with a session.
 pub struct Queue {
-    room: Semaphore,
-    state: Mutex<State>,
+    slots: Semaphore,
+    state: Mutex<QueueState>,
     ready: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct QueueState {
     ops: VecDeque<Op>,
     /// Users with new acknowledgements or presence.
     dirty: Vec<UserId>,
-    /// Users whose blocks may be trimmed.
+    /// Users whose blocks must be trimmed.
     trim: Vec<UserId>,
     /// Operations are rejected with this error.
     closed: Option<StoreError>,
-    /// The outbox has events to write.
-    nudged: bool,
+    /// The outbox has events for the commit thread to write.
+    outbox_waiting: bool,
     waiting: bool,
 }
 
@@ -69,14 +69,14 @@ pub struct Batch {
 }
 
 impl Queue {
-    pub fn new(room: usize) -> Arc<Self> {
-        let room = Semaphore::new(room.clamp(1, Semaphore::MAX_PERMITS));
-        Arc::new(Self { room, state: Mutex::default(), ready: Condvar::new() })
+    pub fn new(capacity: usize) -> Arc<Self> {
+        let slots = Semaphore::new(capacity.clamp(1, Semaphore::MAX_PERMITS));
+        Arc::new(Self { slots, state: Mutex::default(), ready: Condvar::new() })
     }
 
-    /// Queues an operation; waits while the queue is full.
+    /// Queues an operation. Waits while the queue is full.
     pub async fn put(&self, op: Op) -> Result<(), StoreError> {
-        match self.room.acquire().await {
+        match self.slots.acquire().await {
             Ok(permit) => permit.forget(),
             Err(_) => return Err(self.state.lock().closed.clone().unwrap_or(StoreError::Closed)),
         }
@@ -90,21 +90,21 @@ impl Queue {
         }
         if matches!(op, Op::Close { .. }) {
             state.closed = Some(StoreError::Closed);
-            self.room.close();
+            self.slots.close();
         }
         state.ops.push_back(op);
         self.wake(&mut state);
         Ok(())
     }
 
-    /// Queues the close, also if the queue is full. Queued operations are committed first.
+    /// Queues the close, even if the queue is full. Earlier operations are committed first.
     pub fn close(&self, done: oneshot::Sender<Result<(), StoreError>>) -> Result<(), StoreError> {
         self.push(Op::Close { done })
     }
 
-    pub fn dirty(&self, user: UserId) {
+    pub fn push_dirty(&self, user: UserId) {
         let mut state = self.state.lock();
-        // The first report starts the delay. Later ones need not wake the thread.
+        // The first report starts the delay. Later ones do not wake the thread.
         let first = state.dirty.is_empty() && state.trim.is_empty();
         state.dirty.push(user);
         if first {
@@ -112,7 +112,7 @@ impl Queue {
         }
     }
 
-    pub fn trim(&self, user: UserId) {
+    pub fn push_trim(&self, user: UserId) {
         let mut state = self.state.lock();
         let first = state.dirty.is_empty() && state.trim.is_empty();
         state.trim.push(user);
@@ -121,49 +121,49 @@ impl Queue {
         }
     }
 
-    /// The outbox has something to write.
-    pub fn nudge(&self) {
+    /// Wakes the commit thread to write the outbox.
+    pub fn notify_outbox(&self) {
         let mut state = self.state.lock();
-        if !std::mem::replace(&mut state.nudged, true) {
+        if !std::mem::replace(&mut state.outbox_waiting, true) {
             self.wake(&mut state);
         }
     }
 
-    fn wake(&self, state: &mut State) {
+    fn wake(&self, state: &mut QueueState) {
         if std::mem::take(&mut state.waiting) {
             self.ready.notify_one();
         }
     }
 
-    /// Takes everything queued. Operations return at once; reports alone wait up to `linger` for more. Returns an
-    /// empty batch after `idle`.
-    pub fn take(&self, linger: Duration, idle: Duration) -> Batch {
+    /// Takes everything queued, and waits for it if necessary. Operations return at once; reports alone wait up to `delay` for
+    /// more. Returns an empty batch after `idle`.
+    pub fn take(&self, delay: Duration, idle: Duration) -> Batch {
         let mut state = self.state.lock();
         let start = Instant::now();
         while state.ops.is_empty() {
-            let notes = state.nudged || !state.dirty.is_empty() || !state.trim.is_empty();
-            let patience = if notes { linger.min(idle) } else { idle };
-            let left = patience.saturating_sub(start.elapsed());
+            let has_reports = state.outbox_waiting || !state.dirty.is_empty() || !state.trim.is_empty();
+            let timeout = if has_reports { delay.min(idle) } else { idle };
+            let left = timeout.saturating_sub(start.elapsed());
             if left.is_zero() {
                 break;
             }
             state.waiting = true;
             self.ready.wait_for(&mut state, left);
         }
-        (state.waiting, state.nudged) = (false, false);
-        let mut taken =
+        (state.waiting, state.outbox_waiting) = (false, false);
+        let mut batch =
             Batch { ops: Vec::new(), dirty: std::mem::take(&mut state.dirty), trim: std::mem::take(&mut state.trim) };
         let mut bytes: u64 = 0;
-        while taken.ops.len() < COMMIT_APPENDS_MAX && bytes < COMMIT_BYTES_MAX {
+        while batch.ops.len() < COMMIT_APPENDS_MAX && bytes < COMMIT_BYTES_MAX {
             let Some(op) = state.ops.pop_front() else { break };
             if let Op::Append { cost, .. } = &op {
                 bytes += cost.wal;
             }
-            taken.ops.push(op);
+            batch.ops.push(op);
         }
         drop(state);
-        self.room.add_permits(taken.ops.iter().filter(|op| !matches!(op, Op::Close { .. })).count());
-        taken
+        self.slots.add_permits(batch.ops.iter().filter(|op| !matches!(op, Op::Close { .. })).count());
+        batch
     }
 
     /// Closes the queue and rejects queued operations.
@@ -171,7 +171,7 @@ impl Queue {
         let ops = {
             let mut state = self.state.lock();
             state.closed = Some(error.clone());
-            self.room.close();
+            self.slots.close();
             std::mem::take(&mut state.ops)
         };
         ops.into_iter().for_each(|op| op.reject(error));
@@ -179,7 +179,7 @@ impl Queue {
 }
 
 impl Op {
-    /// Replies that it was not done. Whoever asked may be gone.
+    /// Replies with an error. The caller may no longer wait.
     pub fn reject(self, error: &StoreError) {
         match self {
             Self::Append { done, .. } => _ = done.send(Err(error.clone())),

@@ -1,4 +1,4 @@
-//! Capacity: whether the store as a whole has any, and making some in one user's log.
+//! Capacity of the store, and quotas of users: rejects appends, evicts entries, and purges blocks.
 
 use std::{
     cell::Cell,
@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     cost::Cost,
-    state::{Capacity, Commit, Committer, NOTES_BYTES},
+    state::{Capacity, Commit, Committer, REPORTS_RESERVE_BYTES},
 };
 use crate::{
     embedded::{
@@ -24,43 +24,45 @@ use crate::{
     store::{GapReason, Limits, StoreError},
 };
 
-/// Interval of capacity checks. Far less than the free reserve is written in between.
-const LOOK: Duration = Duration::from_millis(100);
+/// Interval of capacity checks. Far less than `store.minFree` is written in between.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The part of the room that is left which the journal may take before it is settled. It is settled in a hurry when it has
-/// grown to three times that, and still fits.
-const JOURNAL_SHARE: u64 = 4;
+/// The WAL may take one part in this many of the remaining capacity before it is flushed. Flush steps become longer at
+/// three times that, which still fits.
+const WAL_SHARE: u64 = 4;
 
-/// The part of what is to stay free that has to be free besides, before what was refused for want of it is taken again.
-const MORE: u64 = 16;
+/// After the disk was full, one part in this many of `store.minFree` must be free in addition, before messages are accepted.
+const HYSTERESIS_SHARE: u64 = 16;
 
-/// Delay, in seconds, before a user's blocks are scanned again for space.
-const PURGE_PAUSE_S: u32 = 10;
+/// Interval of scans of a user's blocks to free quota, in seconds.
+const PURGE_INTERVAL_S: u32 = 10;
 
-/// Blocks in memory at once during a scan.
-const PURGE_CHUNKS: usize = 16;
+/// Limit of blocks in memory during a scan.
+const PURGE_BLOCKS_MAX: usize = 16;
 
-/// A message of which not more than this is stored and which is refused makes the store full as a whole: until it would fit. What
-/// is larger is refused alone.
+/// Limit of an append's cost after the flush, in bytes, for which a rejection makes the whole store full until it fits. A
+/// larger append is rejected alone.
 const ORDINARY_BYTES_MAX: u64 = 128 << 10;
 
 impl Capacity {
-    pub(in crate::embedded) fn new(inbox_bytes: u64) -> Self {
-        let (inbox_bytes, is_scarce) = (Cell::new(inbox_bytes), Cell::new(false));
-        Self { inbox_bytes, looked: Instant::now(), is_scarce, refused: Cost::default() }
+    pub(in crate::embedded) fn new(value_log_bytes: u64) -> Self {
+        let (value_log_bytes, is_scarce) = (Cell::new(value_log_bytes), Cell::new(false));
+        Self { value_log_bytes, checked: Instant::now(), is_scarce, last_rejected: Cost::default() }
     }
 
-    /// The usage of one inbox has changed.
+    /// Records that the usage of one user's value log has changed.
     pub(in crate::embedded) fn changed(&self, before: u64, after: u64) {
-        let bytes = self.inbox_bytes.get();
-        self.inbox_bytes.set((bytes + after).saturating_sub(before));
+        let bytes = self.value_log_bytes.get();
+        self.value_log_bytes.set((bytes + after).saturating_sub(before));
     }
 
-    /// Whether the disk, which has so many bytes left, has too little room. Where it had, it needs [some](MORE) more than the
-    /// least: the files of what has been received go one after the other, and what is taken at the first of them would be refused
-    /// again at once.
+    /// Returns whether `free` bytes are too few. After that was so, a [sixteenth](HYSTERESIS_SHARE) more than `least` must be
+    /// free.
+    ///
+    /// Files of acknowledged entries are removed one by one. Without the extra part, appends accepted after the first removal
+    /// would be rejected again at once.
     fn is_scarce(&self, free: u64, least: u64) -> bool {
-        let enough = if self.is_scarce.get() { least.saturating_add(least / MORE) } else { least };
+        let enough = if self.is_scarce.get() { least.saturating_add(least / HYSTERESIS_SHARE) } else { least };
         self.is_scarce.set(free < enough);
         self.is_scarce.get()
     }
@@ -69,51 +71,53 @@ impl Capacity {
 impl Committer {
     /// Refreshes the capacity periodically.
     pub(super) fn refresh_capacity_if_due(&mut self) {
-        if self.capacity.looked.elapsed() >= LOOK {
+        if self.capacity.checked.elapsed() >= CHECK_INTERVAL {
             self.refresh_capacity();
         }
     }
 
     /// Measures the capacity, and reports whether the store is full.
     pub(in crate::embedded) fn refresh_capacity(&mut self) {
-        self.capacity.looked = Instant::now();
+        self.capacity.checked = Instant::now();
         let free = self.disk_free();
         let tables = self.table_space();
-        let disk =
-            self.why_suspended().or_else(|| self.why_none_fits(tables, free?)).or_else(|| self.why_scarce(free?));
-        let store = self.why_too_much();
+        let disk = self
+            .why_suspended()
+            .or_else(|| self.why_nothing_fits(tables, free?))
+            .or_else(|| self.why_below_reserve(free?));
+        let store = self.why_over_limit();
         if disk.is_none() && store.is_none() {
-            self.capacity.refused = Cost::default();
+            self.capacity.last_rejected = Cost::default();
         }
         let disk: Option<Arc<str>> = disk.map(Into::into);
         *self.shared.full.write() = disk.clone().or_else(|| store.map(Into::into));
         self.shared.health.set("disk_full", disk);
     }
 
-    /// Whether what appends cost is there, on the disk and by what is allowed. Then it is set aside: in the journal by the
-    /// engine, and for later by the entries themselves, which are counted until they have been settled.
+    /// Reserves the cost of appends, or rejects them. The engine reserves space in the WAL. The entries themselves reserve
+    /// their space in the value log: their cost counts until they are flushed.
     ///
     /// # Errors
-    /// Outside: of the engine, for good. State: the refusal.
+    /// The outer error is a final one of the engine, the inner one a rejection.
     pub(in crate::embedded) fn admit(
         &mut self,
         commit: &Commit,
         cost: &Cost,
     ) -> Result<Result<(), StoreError>, EngineError> {
-        let refused = self.shared.check_capacity().err().or_else(|| self.why_not(cost));
-        if let Some(refused) = refused {
-            return Ok(Err(refused));
+        let rejected = self.shared.check_capacity().err().or_else(|| self.rejection(cost));
+        if let Some(rejected) = rejected {
+            return Ok(Err(rejected));
         }
-        let bytes = commit.all_bytes() + cost.wal + NOTES_BYTES;
+        let bytes = commit.all_bytes() + cost.wal + REPORTS_RESERVE_BYTES;
         let reserved = self.shared.engine.reserve(self.next_record, bytes);
         match reserved {
             Err(error) if !error.is_transient() => return Err(error),
             Err(error) => {
                 if cost.flushed <= ORDINARY_BYTES_MAX {
-                    self.capacity.refused = *cost;
+                    self.capacity.last_rejected = *cost;
                 }
-                let refused = Ok(Err(StoreError::from(error.clone())));
-                return self.suspend(error).and(refused);
+                let rejected = Ok(Err(StoreError::from(error.clone())));
+                return self.suspend(error).and(rejected);
             }
             Ok(()) => {}
         }
@@ -126,12 +130,12 @@ impl Committer {
         Ok(Ok(()))
     }
 
-    /// Returns why appends of this cost do not fit.
-    fn why_not(&mut self, cost: &Cost) -> Option<StoreError> {
-        let (kept, most) = (self.kept(), self.limits.store_bytes.unwrap_or(u64::MAX));
-        let why = if kept.saturating_add(cost.payload) > most {
+    /// Returns why appends of this cost are rejected, if they are.
+    fn rejection(&mut self, cost: &Cost) -> Option<StoreError> {
+        let (pending, most) = (self.pending_bytes(), self.limits.store_bytes.unwrap_or(u64::MAX));
+        let why = if pending.saturating_add(cost.payload) > most {
             format!(
-                "this would be {} bytes of messages for all its recipients together; {kept} bytes are pending, and {most} \
+                "this would be {} bytes of messages for all its recipients together; {pending} bytes are pending, and {most} \
                  are allowed (store.maxBytes)",
                 cost.payload
             )
@@ -143,12 +147,12 @@ impl Committer {
             }
             format!(
                 "this would take {} bytes on the disk for all its recipients together; {free} bytes are left, {least} of \
-                 them are to stay free (store.minFree), and {reserved} are set aside for messages that were taken before",
+                 them must stay free (store.minFree), and {reserved} are reserved for accepted messages",
                 cost.flushed
             )
         };
         if cost.flushed <= ORDINARY_BYTES_MAX {
-            self.capacity.refused = *cost;
+            self.capacity.last_rejected = *cost;
             self.refresh_capacity();
             if let Err(full) = self.shared.check_capacity() {
                 return Some(full);
@@ -158,41 +162,44 @@ impl Committer {
     }
 
     /// Returns the bytes of payload that are pending.
-    fn kept(&self) -> u64 {
-        self.capacity.inbox_bytes.get() + self.shared.logs.unflushed()
+    fn pending_bytes(&self) -> u64 {
+        self.capacity.value_log_bytes.get() + self.shared.logs.unflushed()
     }
 
-    /// How large the journal may grow before it is settled although it is young. What is in it counts as pending, though
-    /// most of it may have been received: where the store as a whole has little room left, that is found out in time.
+    /// Returns the bound of the WAL. Above it, records are flushed before they are old.
+    ///
+    /// All entries in the WAL count as pending until the flush, although many may be acknowledged. With little capacity left, a
+    /// lower bound corrects that early.
     pub(in crate::embedded) fn wal_bytes_max(&self) -> usize {
-        let left = self.limits.store_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.capacity.inbox_bytes.get()));
-        self.tuning.wal_bytes_max.min(usize::try_from(left / JOURNAL_SHARE).unwrap_or(usize::MAX))
+        let left =
+            self.limits.store_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.capacity.value_log_bytes.get()));
+        self.tuning.wal_bytes_max.min(usize::try_from(left / WAL_SHARE).unwrap_or(usize::MAX))
     }
 
-    fn why_too_much(&self) -> Option<String> {
-        let (kept, most) = (self.kept(), self.limits.store_bytes?);
-        let is_full = kept >= most || kept.saturating_add(self.capacity.refused.payload) > most;
-        is_full.then(|| format!("{kept} bytes are pending, and {most} are allowed (store.maxBytes)"))
+    fn why_over_limit(&self) -> Option<String> {
+        let (pending, most) = (self.pending_bytes(), self.limits.store_bytes?);
+        let is_full = pending >= most || pending.saturating_add(self.capacity.last_rejected.payload) > most;
+        is_full.then(|| format!("{pending} bytes are pending, and {most} are allowed (store.maxBytes)"))
     }
 
-    /// Why the smallest message, or the one that was refused last, would be refused for want of what it takes at once.
-    fn why_none_fits(&self, tables: TableSpace, free: u64) -> Option<String> {
+    /// Returns why the smallest append, or one like the last rejected one, does not fit into the WAL or the tables.
+    fn why_nothing_fits(&self, tables: TableSpace, free: u64) -> Option<String> {
         if tables < TableSpace::Enough {
             return Some("the disk is full: it has no space for the tables".into());
         }
-        let wanted = self.shared.engine.wal_bytes_required(NOTES_BYTES + self.capacity.refused.wal);
+        let wanted = self.shared.engine.wal_bytes_required(REPORTS_RESERVE_BYTES + self.capacity.last_rejected.wal);
         (free < wanted).then(|| format!("the disk has {free} bytes left, and the next WAL segment needs {wanted}"))
     }
 
-    /// Whether the disk, which has so many bytes left, has too little for what is to be stored there.
-    fn why_scarce(&self, free: u64) -> Option<String> {
+    /// Returns why entries do not fit into the value log, if `free` bytes are too few.
+    fn why_below_reserve(&self, free: u64) -> Option<String> {
         let (reserved, least) = (self.shared.logs.reserved(), self.limits.free_bytes);
         let left = free.saturating_sub(reserved);
-        self.capacity.is_scarce(left, least.saturating_add(self.capacity.refused.flushed)).then(|| {
+        self.capacity.is_scarce(left, least.saturating_add(self.capacity.last_rejected.flushed)).then(|| {
             format!(
-                "the disk has {free} bytes left, {reserved} of them set aside for messages that were taken, and {least} are \
-                 to stay free (store.minFree), a little more where it was full; {} bytes are pending",
-                self.kept()
+                "the disk has {free} bytes left, {reserved} of them reserved for accepted messages, and {least} must \
+                 stay free (store.minFree), a sixteenth more after it was full; {} bytes are pending",
+                self.pending_bytes()
             )
         })
     }
@@ -206,48 +213,49 @@ impl Committer {
         Ok(due)
     }
 
-    /// Whether going through a user's inbox may make room: some of it has expired, or the usage may be off.
+    /// Returns whether a scan of a user's blocks may free quota: entries have expired, or the usage may be wrong.
     pub(super) fn purge_is_due(&self, user: &UserId) -> Result<bool, EngineError> {
         let now_s = self.shared.clock.now_s();
         self.drop_expired(user, now_s)?;
         self.with_log(user, |log| {
-            let rested = log.scanned_s.is_none_or(|scanned_s| now_s.saturating_sub(scanned_s) >= PURGE_PAUSE_S);
-            // After a crash the usage may be a little too high.
+            let rested = log.scanned_s.is_none_or(|scanned_s| now_s.saturating_sub(scanned_s) >= PURGE_INTERVAL_S);
+            // After a crash the usage may be slightly too high.
             let stale = is_expired(log.blocks_expire_s, now_s) || log.scanned_s.is_none();
             log.has_blocks && stale && rested
         })
     }
 
-    /// Takes out of a user's inbox what is released, gone or expired, and counts what is left. Not in the middle of a
-    /// commit: what that replaces is needed until it is written.
+    /// Removes released, hidden and expired entries from a user's blocks, and counts the others. Must not run during a commit:
+    /// entries that the commit replaces are needed until it is written.
     pub(super) fn purge(&self, user: &UserId) -> Result<(), EngineError> {
         self.scan_blocks(user, true)?;
-        self.with_log(user, |log| log.gaps.make_room())?;
-        self.put_row_if_alone(user)
+        self.with_log(user, |log| log.gaps.shrink_if_full())?;
+        self.put_row_if_flushed(user)
     }
 
-    /// Goes through a user's inbox entry by entry and counts what is needed of it; `clean`: and takes out the rest. Each
-    /// chunk stays under its key, so that every state in between can be read.
-    pub(in crate::embedded) fn scan_blocks(&self, user: &UserId, clean: bool) -> Result<(), EngineError> {
+    /// Scans a user's blocks, and counts the entries that are needed. With `remove`, removes the others.
+    ///
+    /// Each block keeps its key, so that every state in between is readable.
+    pub(in crate::embedded) fn scan_blocks(&self, user: &UserId, remove: bool) -> Result<(), EngineError> {
         let now_s = self.shared.clock.now_s();
-        let (released, gone, mut keyed) =
+        let (released, gaps, mut keyed) =
             self.with_log(user, |log| (log.released(), log.gaps.clone(), log.flushed_keys()))?;
         let (mut usage, mut expires_s) = (Usage::default(), 0);
         let mut from = log_key(user.as_str(), 0);
         loop {
-            let mut chunks = Vec::new();
+            let mut blocks = Vec::new();
             self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
                 let ours = is_log_key_of(key, user.as_str());
                 if ours {
-                    chunks.push((key.to_vec(), value));
+                    blocks.push((key.to_vec(), value));
                 }
-                ours && chunks.len() < PURGE_CHUNKS
+                ours && blocks.len() < PURGE_BLOCKS_MAX
             })?;
-            let Some((last, _)) = chunks.last() else { break };
+            let Some((last, _)) = blocks.last() else { break };
             from.clone_from(last);
             from.push(0);
             let (mut replaced, mut removed, mut expired) = (Vec::new(), Vec::new(), Vec::new());
-            for (key, value) in &chunks {
+            for (key, value) in &blocks {
                 let entries = match block_entries(value) {
                     Ok(entries) => entries,
                     Err(error) => {
@@ -256,38 +264,38 @@ impl Committer {
                     }
                 };
                 let whole = entries.len();
-                let wanted = |seq: Seq| seq > released && !gone.hides(seq);
-                let past =
+                let wanted = |seq: Seq| seq > released && !gaps.hides(seq);
+                let now_expired =
                     entries.iter().filter(|(entry, expires_s)| wanted(entry.seq) && is_expired(*expires_s, now_s));
-                expired.extend(past.map(|(entry, _)| entry.seq));
-                let kept: Vec<_> = entries
+                expired.extend(now_expired.map(|(entry, _)| entry.seq));
+                let live: Vec<_> = entries
                     .iter()
                     .filter(|(entry, expires_s)| wanted(entry.seq) && !is_expired(*expires_s, now_s))
                     .map(|(entry, expires_s)| (entry.seq, *expires_s, &entry.payload.as_bytes()[..]))
                     .collect();
-                for (seq, at_s, payload) in &kept {
+                for (seq, at_s, payload) in &live {
                     keyed.retain(|keyed| keyed != seq);
                     usage.add(payload.len() as u64);
                     expires_s = earlier(expires_s, *at_s);
                 }
-                if !clean {
+                if !remove {
                     continue;
                 }
-                if kept.is_empty() {
+                if live.is_empty() {
                     removed.push(key);
-                } else if kept.len() < whole {
-                    let chunk =
-                        Block::V2 { namespace: self.shared.namespace, user: user.as_str(), entries: kept }.encode();
-                    replaced.push((key.clone(), chunk));
+                } else if live.len() < whole {
+                    let block =
+                        Block::V2 { namespace: self.shared.namespace, user: user.as_str(), entries: live }.encode();
+                    replaced.push((key.clone(), block));
                 }
             }
             if !replaced.is_empty() {
-                // First, because this may be refused, and repeated.
+                // Replaced before removals, because this may fail and be retried.
                 self.shared.engine.replace(Table::Log, &replaced)?;
             }
             removed.into_iter().try_for_each(|key| self.shared.engine.remove(Table::Log, key))?;
-            if clean && !expired.is_empty() {
-                self.with_log(user, |log| expired.retain(|seq| !log.cursors.contain(*seq)))?;
+            if remove && !expired.is_empty() {
+                self.with_log(user, |log| expired.retain(|seq| !log.cursors.is_acknowledged(*seq)))?;
                 self.shared.record_expired(user, &expired);
             }
         }
@@ -300,8 +308,7 @@ impl Committer {
         })
     }
 
-    /// Drops a user's oldest entries until one more of `bytes` bytes fits. What was dropped: the range, and how many
-    /// entries of it somebody had not received.
+    /// Evicts a user's oldest entries until one more of `bytes` fits. Returns the range, and its number of pending entries.
     pub(in crate::embedded) fn evict_oldest(
         &self,
         user: &UserId,
@@ -311,10 +318,10 @@ impl Committer {
         let (first, mut dropped) = (self.with_log(user, |log| log.cursors.through() + 1)?, 0);
         let mut last = 0;
         while self.with_log(user, |log| log.block_usage.entries > 0 && !log.fits(bytes, limits))? {
-            let front = self.front(user)?;
+            let front = self.first_block(user)?;
             self.with_log(user, |log| match front {
-                Some(front) => last = last.max(drop_front(log, &front, bytes, limits, &mut dropped)),
-                // The usage was off: there is nothing.
+                Some(front) => last = last.max(evict_front(log, &front, bytes, limits, &mut dropped)),
+                // The usage was wrong: no block has a counted entry.
                 None => log.block_usage = Usage::default(),
             })?;
         }
@@ -322,43 +329,43 @@ impl Committer {
             if last >= first {
                 log.drop_range(first, last, GapReason::Quota);
             }
-            // What had been received beyond what is dropped goes with it; and so does what everybody has and somebody holds.
+            // Acknowledged entries up to the end of the range are released too, even if a session holds them.
             let mut trim = log.release_held(last);
             while !log.fits(bytes, limits) {
                 let Some(oldest) = log.oldest_slot() else { break };
-                dropped += u64::from(!log.cursors.contain(oldest));
-                // One that everybody has may be there because it is held.
+                dropped += u64::from(!log.cursors.is_acknowledged(oldest));
+                // An acknowledged entry may still be there because a session holds it.
                 log.drop_range(oldest.min(log.cursors.through() + 1), oldest, GapReason::Quota);
                 last = oldest;
                 trim |= log.release();
             }
             log.trimming |= trim;
             if trim {
-                self.shared.queue.trim(user.clone());
+                self.shared.queue.push_trim(user.clone());
             }
         })?;
         Ok((last >= first).then_some((first, last, dropped)))
     }
 
-    /// Returns the entries of the first counted block: sequence and bytes.
-    fn front(&self, user: &UserId) -> Result<Option<Vec<(Seq, u64)>>, EngineError> {
-        let (counted, gone, scanned_s) = self.with_log(user, |log| (log.counted, log.gaps.clone(), log.scanned_s))?;
+    /// Returns the entries of the first block that are counted: sequence and bytes.
+    fn first_block(&self, user: &UserId) -> Result<Option<Vec<(Seq, u64)>>, EngineError> {
+        let (counted, gaps, scanned_s) = self.with_log(user, |log| (log.counted, log.gaps.clone(), log.scanned_s))?;
         let wanted = log_key(user.as_str(), counted + 1);
-        let floor = self.shared.engine.last_at_or_before(Table::Log, &wanted)?;
-        let from = floor.filter(|(key, _)| is_log_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
+        let before = self.shared.engine.last_at_or_before(Table::Log, &wanted)?;
+        let from = before.filter(|(key, _)| is_log_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
         let mut front = None;
         self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
             if !is_log_key_of(key, user.as_str()) {
                 return false;
             }
-            // What cannot be read cannot be dropped one by one; it is told to whoever reads it.
+            // An unreadable block cannot be evicted. It is reported when it is read.
             let entries = block_entries(&value).unwrap_or_default();
             let entries = entries
                 .iter()
-                // What had expired when it was last gone through is not counted.
+                // Entries that had expired at the last scan are not counted.
                 .filter(|(_, expires_s)| scanned_s.is_none_or(|scanned_s| !is_expired(*expires_s, scanned_s)))
                 .map(|(entry, _)| (entry.seq, entry.payload.as_bytes().len() as u64));
-            let counting: Vec<_> = entries.filter(|(seq, _)| *seq > counted && !gone.hides(*seq)).collect();
+            let counting: Vec<_> = entries.filter(|(seq, _)| *seq > counted && !gaps.hides(*seq)).collect();
             front = (!counting.is_empty()).then_some(counting);
             front.is_none()
         })?;
@@ -366,8 +373,8 @@ impl Committer {
     }
 }
 
-/// Takes entries off the usage, from the front, until it fits; returns the last one.
-fn drop_front(log: &mut UserLog, front: &[(Seq, u64)], bytes: u64, limits: &Limits, dropped: &mut u64) -> Seq {
+/// Evicts entries from the front of a block until the append fits. Returns the last evicted one.
+fn evict_front(log: &mut UserLog, front: &[(Seq, u64)], bytes: u64, limits: &Limits, dropped: &mut u64) -> Seq {
     let mut last = 0;
     for &(seq, size) in front {
         if log.fits(bytes, limits) {
@@ -375,7 +382,7 @@ fn drop_front(log: &mut UserLog, front: &[(Seq, u64)], bytes: u64, limits: &Limi
         }
         log.block_usage.subtract(size);
         log.counted = seq;
-        *dropped += u64::from(!log.cursors.contain(seq));
+        *dropped += u64::from(!log.cursors.is_acknowledged(seq));
         last = seq;
     }
     last
@@ -393,10 +400,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_that_was_full_has_room_again_when_it_has_a_little_more_than_the_least() {
-        let room = Capacity::new(0);
-        let scarce = [1600, 1599, 1600, 1699, 1700, 1600, 1599].map(|free| room.is_scarce(free, 1600));
+    fn disk_that_was_full_has_capacity_again_with_a_sixteenth_more_free() {
+        let capacity = Capacity::new(0);
+        let scarce = [1600, 1599, 1600, 1699, 1700, 1600, 1599].map(|free| capacity.is_scarce(free, 1600));
         assert_eq!(scarce, [false, true, true, true, false, false, true]);
-        assert!([0, 0].iter().all(|free| !Capacity::new(0).is_scarce(*free, 0)), "nothing has to stay free");
+        assert!([0, 0].iter().all(|free| !Capacity::new(0).is_scarce(*free, 0)), "no bytes must stay free");
     }
 }

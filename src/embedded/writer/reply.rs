@@ -1,4 +1,4 @@
-//! Replies to what a commit was asked for.
+//! Replies to the operations of a commit.
 
 use tokio::sync::oneshot;
 
@@ -13,7 +13,7 @@ pub(in crate::embedded) enum Reply {
     Clear(ReplySender<u64>, u64),
 }
 
-/// Replies of a commit that is durable. They are given when this is dropped, also by a runtime that stops.
+/// Holds the replies of a durable commit. They are sent when this is dropped, even by a runtime that shuts down.
 pub(in crate::embedded) struct Replies(pub Vec<Reply>);
 
 impl Drop for Replies {
@@ -23,7 +23,7 @@ impl Drop for Replies {
 }
 
 impl Reply {
-    /// Sends the reply. The caller may have given up.
+    /// Sends the reply. The caller may no longer wait.
     pub(in crate::embedded) fn send(self) {
         match self {
             Self::Append(done, appended) => _ = done.send(Ok(appended)),

@@ -1,4 +1,4 @@
-//! State of the commit thread.
+//! State that the commit thread owns.
 
 use std::{
     cell::Cell,
@@ -24,7 +24,7 @@ use crate::{
     store::{Durability, Limits, Rejected},
 };
 
-/// Everything the commit thread owns.
+/// Runs the commit thread, and owns everything that only this thread uses.
 pub(in crate::embedded) struct Committer {
     pub(in crate::embedded) shared: Arc<Shared>,
     pub(in crate::embedded) durability: Durability,
@@ -36,20 +36,20 @@ pub(in crate::embedded) struct Committer {
     /// Records of the WAL, oldest first, numbered without a gap.
     pub(in crate::embedded) records: VecDeque<RecordInfo>,
     pub(in crate::embedded) wal_bytes: usize,
-    /// The flush under way, if any.
+    /// The flush in progress, if any.
     pub(in crate::embedded) flush: Option<Flush>,
     pub(in crate::embedded) next_record: u64,
-    /// Appends that were answered and are not synced. Always 0 with `Durability::Always`.
+    /// Number of answered appends that are not synced. Always 0 with `Durability::Always`.
     pub(in crate::embedded) unsynced: u64,
     /// The WAL has unsynced records.
     pub(super) wal_unsynced: bool,
-    /// Blocks were written that no barrier covers yet.
+    /// Blocks were written after the last barrier.
     pub(super) blocks_unsynced: Cell<bool>,
-    /// The outbox has unsynced events, as the durability allows.
+    /// The outbox has events that are not synced, which the durability permits.
     pub(in crate::embedded) outbox_unsynced: bool,
     /// The engine has more space to reclaim.
     pub(in crate::embedded) has_garbage: bool,
-    /// Work that waits for disk space or descriptors.
+    /// Work that is suspended for lack of disk space or descriptors.
     pub(in crate::embedded) suspended: Suspended,
     pub(super) synced: Instant,
     pub(super) evicted: Instant,
@@ -64,8 +64,8 @@ pub(in crate::embedded) struct Commit {
     pub(in crate::embedded) entries: Vec<(UserId, Seq, u64)>,
     /// The commit has a log's first entry since the last lossy restart.
     pub(super) first_entries: bool,
-    /// Users whose inboxes are to be scanned_s once it is written.
-    pub(in crate::embedded) tidy: Vec<UserId>,
+    /// Users whose blocks are purged after the commit is written.
+    pub(in crate::embedded) purge: Vec<UserId>,
     pub(super) replies: Vec<Reply>,
     /// Bytes of the finished records.
     pub(super) bytes: u64,
@@ -73,60 +73,60 @@ pub(in crate::embedded) struct Commit {
     pub(super) has_replies: bool,
 }
 
-/// Ids that are stored as one value.
+/// Idempotency ids that are stored as one value.
 pub(super) struct StoredIds {
-    pub(super) chunk: schema::Ids,
-    /// Time of the youngest id of the whole flush, in milliseconds of the Unix epoch.
+    pub(super) block: schema::Ids,
+    /// Time of the youngest id of the flush, in milliseconds of the Unix epoch.
     pub(super) youngest_ms: u64,
 }
 
-/// Records that are flushed together.
+/// A flush in progress: its records are flushed together.
 #[derive(Default)]
 pub(in crate::embedded) struct Flush {
-    /// How many of the oldest records.
+    /// Number of records, from the oldest on.
     pub(super) records: usize,
-    /// How many of those have been read.
+    /// Number of records read so far.
     pub(super) read: usize,
-    /// How many have been removed.
+    /// Number of records removed so far.
     pub(super) removed: usize,
     /// Users that occur in the records read so far.
     pub(super) users: HashSet<UserId, foldhash::fast::RandomState>,
-    /// Users whose entries are still to be moved.
-    pub(super) left: Vec<UserId>,
-    /// Users whose rows are still to be written, after the barrier.
-    pub(super) rows: Vec<UserId>,
-    pub(super) moved: bool,
+    /// Users whose entries are not moved yet.
+    pub(super) users_left: Vec<UserId>,
+    /// Users whose rows are not written yet. They are written after the barrier.
+    pub(super) rows_left: Vec<UserId>,
+    pub(super) barrier_done: bool,
     /// Pending entries of these users.
     pub(super) pending: HashMap<UserId, Vec<Pending>, foldhash::fast::RandomState>,
     /// Idempotency ids of the records.
     pub(super) ids: Vec<StoredId>,
-    /// Blocks of ids still to be stored, the last first; `None` before all records are read.
-    pub(super) id_chunks: Option<Vec<(Vec<u8>, StoredIds)>>,
+    /// Blocks of ids that are not stored yet, the last first. `None` until all rows are written.
+    pub(super) id_blocks: Option<Vec<(Vec<u8>, StoredIds)>>,
     pub(super) rejected: Vec<Rejected>,
 }
 
-/// An entry on its way into the value log.
+/// An entry that is being moved into the value log.
 pub(super) struct Pending {
     pub(super) seq: Seq,
     pub(super) expires_s: u32,
     pub(super) payload: Bytes,
 }
 
-/// What the commit thread knows of the store's room.
+/// Capacity of the store, as last measured.
 pub(in crate::embedded) struct Capacity {
-    /// Bytes of payload in all inboxes.
-    pub(super) inbox_bytes: Cell<u64>,
-    pub(super) looked: Instant,
+    /// Bytes of payload in the value log.
+    pub(super) value_log_bytes: Cell<u64>,
+    pub(super) checked: Instant,
     /// The disk had too little space at the last check.
     pub(super) is_scarce: Cell<bool>,
-    /// Cost of the last rejected append, if it was of ordinary size.
-    pub(super) refused: Cost,
+    /// Cost of the last rejected append, if its message was not too large.
+    pub(super) last_rejected: Cost,
 }
 
-/// Bytes reserved in the WAL for acknowledgements on a full disk. Messages do not get them.
-pub(super) const NOTES_BYTES: u64 = 1 << 20;
+/// Bytes reserved in the WAL for acknowledgements on a full disk. Messages cannot use them.
+pub(super) const REPORTS_RESERVE_BYTES: u64 = 1 << 20;
 
-/// What waits for space.
+/// Work that is suspended until there is space.
 #[derive(Default)]
 pub(in crate::embedded) struct Suspended {
     /// Why background work is suspended, if it is.
@@ -135,11 +135,11 @@ pub(in crate::embedded) struct Suspended {
     pub(super) retry: Option<Instant>,
     /// A commit that must be written before any other.
     pub(super) stuck: Option<Commit>,
-    /// Users whose acknowledgements are not in the WAL, each once: their logs are marked.
+    /// Users whose reports are not in the WAL, each once: their logs are marked as dirty.
     pub(super) dirty: Vec<UserId>,
-    /// Users whose blocks are to be trimmed after that, each once.
+    /// Users whose blocks must be trimmed, each once. Reports come first.
     pub(super) trim: Vec<UserId>,
-    pub(super) looked: Option<DiskState>,
+    pub(super) disk_state: Option<DiskState>,
 }
 
 /// Measured state of the disk.
@@ -150,11 +150,11 @@ pub(super) struct DiskState {
     pub(super) free: Option<u64>,
 }
 
-/// Position of the background expiry.
+/// Progress of the background expiry.
 pub(in crate::embedded) struct ExpiryScan {
-    /// Key of the next row to check.
+    /// Key of the first row of the next step.
     pub(super) next: Vec<u8>,
-    pub(super) swept: Instant,
+    pub(super) last_run: Instant,
     /// Keys of stored blocks of ids, oldest first, with the time of the youngest id.
-    pub(super) id_chunks: VecDeque<(Vec<u8>, u64)>,
+    pub(super) id_blocks: VecDeque<(Vec<u8>, u64)>,
 }

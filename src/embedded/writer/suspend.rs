@@ -1,11 +1,11 @@
-//! Behaviour of the commit thread when the disk is full or the system has no descriptors left.
+//! Suspends work of the commit thread while the disk is full or the system has no descriptors left.
 //!
-//! - *Work in the background* (settling, trimming, the outbox, compaction, sweeps) begins only where there is space for it. It is
-//!   suspended where it fails for want of space, and tried again every 100 ms.
-//! - *Receipts and presence* are written as long as the journal has space set aside. Then they stay in memory, one note for
-//!   each user at most, and a crash repeats those messages.
-//! - *A commit* that was begun and met a full disk all the same is written when there is space. Those who wait for it are
-//!   answered that its outcome is not known. Nothing else is committed before it.
+//! - *Background work* (flush, trim, outbox, compaction, expiry) begins only if there is space for it. If it fails for lack
+//!   of space, it is suspended and retried every 100 ms.
+//! - *Acknowledgements and presence* are written while the WAL has reserved space. Then they stay in memory, at most one
+//!   report for each user, and a crash repeats those messages.
+//! - *A commit* that meets a full disk after it was begun is stuck. It is written when there is space. Its callers get the
+//!   error that its outcome is unknown. No other commit is made before it.
 
 use std::time::{Duration, Instant};
 
@@ -25,21 +25,21 @@ use crate::{
 /// Interval of retries of suspended work.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long a measurement of the disk is reused.
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+/// Time for which a measurement of the disk is reused.
+const DISK_STATE_TTL: Duration = Duration::from_millis(5);
 
-/// Free bytes of the disk that background work leaves alone.
+/// Free disk bytes that background work never uses.
 const MARGIN_BYTES: u64 = 4 << 20;
 
-/// With less than this to spare of the disk what is dead is given back eagerly: four files of inboxes, of which one is copied at
-/// a time.
+/// With fewer spare bytes on the disk, dead blocks are reclaimed eagerly. This is four files of the value log, of which one is
+/// copied at a time.
 const EAGER_BYTES: u64 = 32 << 20;
 
-/// Bytes of one user's receipts and presence at most: so many devices, each with as many ranges as it may have.
-const NOTE_BYTES_MAX: u64 = 20 << 10;
+/// Bytes reserved for one user's acknowledgements and presence: 16 devices (the default limit) with the maximum of ranges.
+const REPORT_BYTES_MAX: u64 = 20 << 10;
 
 impl Committer {
-    /// Returns whether work waits for space or descriptors.
+    /// Returns whether any work is suspended.
     pub(super) fn is_suspended(&self) -> bool {
         let Suspended { why, stuck, dirty, trim, .. } = &self.suspended;
         why.is_some() || stuck.is_some() || !dirty.is_empty() || !trim.is_empty()
@@ -48,10 +48,12 @@ impl Committer {
     /// Returns why dispatches are rejected, if the disk is full.
     pub(super) fn why_suspended(&self) -> Option<String> {
         let why = self.suspended.why.as_ref().filter(|why| why.cause == Cause::NoSpace)?;
-        Some(format!("{why}. What waits is delivered; dispatches are taken again when there is space on the disk"))
+        Some(format!(
+            "{why}. Pending messages are delivered; dispatches are accepted again when there is space on the disk"
+        ))
     }
 
-    /// For how long the thread may wait for something to do, where something waits for space.
+    /// Returns how long the thread may wait while work is suspended.
     pub(super) fn retry_delay(&self) -> Option<Duration> {
         self.is_suspended().then_some(RETRY_INTERVAL)
     }
@@ -59,7 +61,7 @@ impl Committer {
     /// Suspends background work that failed.
     ///
     /// # Errors
-    /// With the same, if it cannot be repeated.
+    /// Returns `error` if it is final.
     pub(in crate::embedded) fn suspend(&mut self, error: EngineError) -> Result<(), EngineError> {
         if !error.is_transient() {
             return Err(error);
@@ -69,7 +71,7 @@ impl Committer {
         }
         self.suspended.why = Some(error);
         self.suspended.retry = Some(Instant::now() + RETRY_INTERVAL);
-        // The sooner it is reported, and dispatches are refused.
+        // Reports the full disk, and rejects dispatches, without waiting for the next check.
         self.refresh_capacity();
         Ok(())
     }
@@ -86,47 +88,47 @@ impl Committer {
         self.suspended.retry.is_none_or(|retry| retry <= Instant::now())
     }
 
-    fn look(&mut self) -> DiskState {
+    fn disk_state(&mut self) -> DiskState {
         let now = Instant::now();
-        if let Some(look) = self.suspended.looked.filter(|look| now - look.at < LOOK_INTERVAL) {
-            return look;
+        if let Some(state) = self.suspended.disk_state.filter(|state| now - state.at < DISK_STATE_TTL) {
+            return state;
         }
         let engine = &self.shared.engine;
-        // Where it cannot be asked, the tables get nothing, and the bounds of the disk are not known.
+        // If the disk cannot be measured, the tables get no space, and the free bytes are unknown.
         let tables = engine.table_space().unwrap_or(TableSpace::None);
-        let look = DiskState { at: now, tables, free: engine.disk_free().unwrap_or(None) };
-        self.suspended.looked = Some(look);
-        look
+        let state = DiskState { at: now, tables, free: engine.disk_free().unwrap_or(None) };
+        self.suspended.disk_state = Some(state);
+        state
     }
 
-    /// Bytes that are free on the disk, but for those that others took in the last 5 ms.
+    /// Returns the free bytes of the disk, as of the last 5 ms.
     pub(in crate::embedded) fn disk_free(&mut self) -> Option<u64> {
-        self.look().free
+        self.disk_state().free
     }
 
-    /// What was found of the disk is found anew.
-    pub(in crate::embedded) fn forget_disk_state(&mut self) {
-        self.suspended.looked = None;
+    /// Discards the measurement of the disk, so that the next use measures again.
+    pub(in crate::embedded) fn invalidate_disk_state(&mut self) {
+        self.suspended.disk_state = None;
     }
 
-    /// Bytes that work in the background may take: without what is to stay free, and what is set aside for messages.
+    /// Returns the bytes that background work may use, without `store.minFree` and the bytes reserved for messages.
     pub(in crate::embedded) fn spare_space(&mut self) -> u64 {
         let Some(free) = self.disk_free() else { return u64::MAX };
         let least = self.limits.free_bytes.max(MARGIN_BYTES);
         free.saturating_sub(least).saturating_sub(self.shared.logs.reserved())
     }
 
-    /// How much may be put into the tables.
+    /// Returns how much may be written to the tables.
     pub(in crate::embedded) fn table_space(&mut self) -> TableSpace {
-        self.look().tables
+        self.disk_state().tables
     }
 
-    /// Whether there is space for what is written in the background besides.
+    /// Checks that the disk has space for background work.
     ///
     /// # Errors
-    /// When there is none.
+    /// When it has too little.
     pub(super) fn check_margin(&mut self) -> Result<(), EngineError> {
-        match self.look().free {
+        match self.disk_state().free {
             Some(free) if free < MARGIN_BYTES => {
                 Err(EngineError::no_space(format!("the disk is full: it has {free} bytes left")))
             }
@@ -146,14 +148,14 @@ impl Committer {
         Ok(true)
     }
 
-    /// Settles, gives back room and sweeps, as far as there is space for that.
+    /// Runs background work as far as there is space for it: flush, reclaiming of space, and expiry.
     pub(in crate::embedded) fn work(&mut self) -> Result<(), EngineError> {
         if self.flush_is_due() {
             if self.may_work()? {
-                let settled = self.flush_step();
-                // What was set aside for these entries is on the disk now.
-                self.suspended.looked = None;
-                match settled {
+                let result = self.flush_step();
+                // The flush has used space that was reserved for its entries.
+                self.suspended.disk_state = None;
+                match result {
                     Ok(()) => self.resume(),
                     Err(error) => self.suspend(error)?,
                 }
@@ -174,8 +176,8 @@ impl Committer {
             match self.shared.engine.collect_garbage(copying) {
                 Ok(more) => {
                     self.has_garbage = more;
-                    // What was put into the tables counts before the next step.
-                    self.suspended.looked = self.suspended.looked.filter(|_| !more);
+                    // Reclaiming wrote to the tables, which counts before the next step.
+                    self.suspended.disk_state = self.suspended.disk_state.filter(|_| !more);
                 }
                 Err(error) => self.suspend(error)?,
             }
@@ -189,7 +191,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Writes the commit that met a full disk, if there is one and it is due. True while there is one.
+    /// Retries the stuck commit, if there is one and a retry is due. Returns true while one is stuck.
     fn retry_stuck(&mut self) -> Result<bool, EngineError> {
         if self.suspended.stuck.is_none() || !self.may_retry() {
             return Ok(self.suspended.stuck.is_some());
@@ -201,56 +203,57 @@ impl Committer {
         }
     }
 
-    /// Keeps a commit that met a full disk. Nothing of it is in the journal.
+    /// Keeps a commit that met a full disk, and replies that its outcome is unknown. Nothing of it is in the WAL.
     ///
     /// # Errors
-    /// With the same, if it cannot be repeated. Then those who waited are refused.
+    /// Returns `error` if it is final. Then the callers' operations have failed.
     pub(super) fn keep_stuck(&mut self, mut commit: Commit, error: EngineError) -> Result<(), EngineError> {
-        let refusal = if error.is_transient() {
-            let what = format!("{error}; whether this was done is not known, it is done when there is space");
+        let rejection = if error.is_transient() {
+            let what = format!("{error}; the outcome is unknown, and the operation is completed when there is space");
             StoreError::Unreachable(what.into())
         } else {
             StoreError::Failed(error.what.clone())
         };
-        commit.reject(&refusal);
+        commit.reject(&rejection);
         if error.is_transient() {
             self.suspended.stuck = Some(commit);
         }
         self.suspend(error)
     }
 
-    /// Whether ops may be committed; what was left adds itself to what was taken. Otherwise all of it is refused or waits.
-    pub(super) fn may_commit(&mut self, taken: &mut Batch) -> Result<bool, EngineError> {
+    /// Returns whether the batch may be committed, and adds suspended reports to it. Otherwise rejects its operations, and
+    /// suspends its reports.
+    pub(super) fn may_commit(&mut self, batch: &mut Batch) -> Result<bool, EngineError> {
         if self.retry_stuck()? {
             let full = StoreError::Full(self.why_suspended().unwrap_or_default().into());
-            taken.ops.drain(..).for_each(|op| op.reject(&full));
-            self.suspended.dirty.append(&mut taken.dirty);
+            batch.ops.drain(..).for_each(|op| op.reject(&full));
+            self.suspended.dirty.append(&mut batch.dirty);
             return Ok(false);
         }
         if !self.suspended.dirty.is_empty() && self.may_retry() {
-            taken.dirty.append(&mut self.suspended.dirty);
+            batch.dirty.append(&mut self.suspended.dirty);
         }
-        Ok(!taken.ops.is_empty() || !taken.dirty.is_empty())
+        Ok(!batch.ops.is_empty() || !batch.dirty.is_empty())
     }
 
-    /// Whether one more user's receipts may be written into the commit.
-    pub(super) fn may_note(&mut self, commit: &Commit) -> Result<bool, EngineError> {
+    /// Reserves space in the WAL for one more user's report. Returns false if there is none.
+    pub(super) fn reserve_report(&mut self, commit: &Commit) -> Result<bool, EngineError> {
         if self.table_space() < TableSpace::Little {
             self.suspend(EngineError::no_space("the disk is full: it has no space for the tables"))?;
             return Ok(false);
         }
-        match self.shared.engine.reserve(self.next_record, commit.all_bytes() + NOTE_BYTES_MAX) {
+        match self.shared.engine.reserve(self.next_record, commit.all_bytes() + REPORT_BYTES_MAX) {
             Ok(()) => Ok(true),
             Err(error) => self.suspend(error).map(|()| false),
         }
     }
 
-    /// Keeps these users' acknowledgements in memory.
-    pub(super) fn postpone_notes(&mut self, users: impl Iterator<Item = UserId>) {
+    /// Suspends the reports of these users. They stay in memory.
+    pub(super) fn postpone_reports(&mut self, users: impl Iterator<Item = UserId>) {
         self.suspended.dirty.extend(users);
     }
 
-    /// Trims the inboxes of these users, and of those that were left.
+    /// Trims the blocks of these users, and of those whose trim was suspended.
     pub(super) fn trim_all(&mut self, mut users: Vec<UserId>) -> Result<(), EngineError> {
         if self.may_retry() {
             users.append(&mut self.suspended.trim);
@@ -258,9 +261,9 @@ impl Committer {
         if users.is_empty() {
             return Ok(());
         }
-        // What lets entries go is not to be forgotten when they are gone.
-        let is_noted = self.suspended.dirty.is_empty() && self.suspended.stuck.is_none();
-        if !is_noted || self.table_space() < TableSpace::Little {
+        // The removal of blocks must not survive a power cut that takes the records that justify it.
+        let is_written = self.suspended.dirty.is_empty() && self.suspended.stuck.is_none();
+        if !is_written || self.table_space() < TableSpace::Little {
             self.suspended.trim.append(&mut users);
             return Ok(());
         }
@@ -275,14 +278,14 @@ impl Committer {
         Ok(())
     }
 
-    /// Takes out of these users' inboxes what a commit has replaced. Where that cannot be done now, a later commit or sweep does.
+    /// Purges the blocks of these users after a commit. If that fails, a later commit or expiry does it.
     pub(super) fn purge_all(&mut self, mut users: Vec<UserId>) -> Result<(), EngineError> {
         users.sort_unstable();
         users.dedup();
         if users.is_empty() || self.table_space() < TableSpace::Enough {
             return Ok(());
         }
-        // What takes the place of entries is not to be forgotten when they are gone.
+        // As in `trim_all`.
         self.sync_if_unsynced()?;
         for user in users {
             if let Err(error) = self.purge(&user) {
@@ -292,11 +295,11 @@ impl Committer {
         Ok(())
     }
 
-    /// Commits are all made: settles what is cheap to settle, and leaves word that nothing is amiss.
+    /// Closes the store after the last commit: writes suspended reports and events, and marks the store as closed.
     pub(in crate::embedded) fn close(&mut self) -> Result<(), EngineError> {
         self.give_up()?;
         if self.table_space() < TableSpace::Little {
-            tracing::warn!("the disk is full: the store is left as after a crash");
+            tracing::warn!("the disk is full: the store is left as after a crash, and recovers at the next start");
             return self.sync_if_unsynced();
         }
         self.write_outbox()?;
@@ -308,12 +311,12 @@ impl Committer {
         engine.checkpoint()
     }
 
-    /// Last attempt at close: what cannot be written is lost.
+    /// Makes a last attempt to write what is suspended. What cannot be written is lost.
     fn give_up(&mut self) -> Result<(), EngineError> {
         self.suspended.retry = None;
-        let mut taken = Batch::default();
-        if self.may_commit(&mut taken)? {
-            self.commit(taken)?;
+        let mut batch = Batch::default();
+        if self.may_commit(&mut batch)? {
+            self.commit(batch)?;
         }
         let Suspended { stuck, dirty, .. } = std::mem::take(&mut self.suspended);
         if stuck.is_some() || !dirty.is_empty() {

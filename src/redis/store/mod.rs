@@ -65,7 +65,7 @@ use crate::{
     message::{DeviceId, Seq, UserId},
     redis::{Notification, RedisError, ServerLink},
     store::{
-        Append, AppendResult, Attached, CommitListener, Contents, Gap, GapReason, KnownUser, Limits, PortableError,
+        Append, AppendResult, Attached, BackupError, CommitListener, Contents, Gap, GapReason, KnownUser, Limits,
         ReadLimit, ReadResult, SessionReport, Store, StoreError, UserState, fingerprint, gaps::GapList,
     },
 };
@@ -355,9 +355,9 @@ impl Store for RedisStore {
         None
     }
 
-    fn backup(&self, _out: &mut dyn std::io::Write) -> Result<Contents, PortableError> {
+    fn backup(&self, _out: &mut dyn std::io::Write) -> Result<Contents, BackupError> {
         let text = "the logs are in Redis, which makes its own backups: BGSAVE, or a copy of its append-only files";
-        Err(PortableError::Failed(text.to_owned()))
+        Err(BackupError::Failed(text.to_owned()))
     }
 
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {

@@ -63,13 +63,13 @@ pub struct Facts {
     /// How the store was closed.
     pub ending: Ending,
     /// Number of lossy restarts: each skipped sequences that may have been assigned and lost.
-    pub lapses: u32,
+    pub lossy_restarts: u32,
     /// First and last record of the WAL, and their number.
     pub records: Option<(u64, u64, u64)>,
     /// Bytes of these records.
-    pub journal_bytes: u64,
+    pub wal_bytes: u64,
     /// Record up to which the WAL is flushed.
-    pub settled: u64,
+    pub flushed: u64,
     /// The record that the sync watermark states as synced.
     pub marked: Option<u64>,
     /// Number of stored idempotency ids.

@@ -9,10 +9,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Damage, DedupEntry, Ending, Facts, InspectSink,
-    journal::{Journal, goes_on},
-    now_s, open_error,
-    users::{Stop, Walk, invalid_keys},
+    Damage, DedupEntry, Ending, Facts, InspectSink, now_s, open_error,
+    users::{Stop, UserWalk, invalid_keys},
+    wal_entries::{WalEntries, goes_on},
 };
 use crate::{
     embedded::{
@@ -20,8 +19,8 @@ use crate::{
         tables::{
             contract::Table,
             files::{CONF, DB, LOCK, LOG, REBUILT, UNFINISHED, WATERMARK},
-            meta::{CLOSED, FULL_LOSSY_RESTARTS_KEY, OPEN_KEY, check_format},
-            missing::Missing,
+            meta::{CLOSED, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTARTS_KEY, OPEN_KEY, check_format},
+            missing::MissingPart,
             schema::{Ids, Row, wal_key},
             unfinished,
             watermark::SyncWatermark,
@@ -43,9 +42,9 @@ const LOST_BYTES_MAX: usize = 512 << 20;
 /// Inspects a closed store.
 pub struct Inspection {
     path: PathBuf,
-    rest: OfflineReader,
+    reader: OfflineReader,
     facts: Facts,
-    journal: Journal,
+    wal_entries: WalEntries,
     ids: Vec<DedupEntry>,
     /// Entries of blocks without a location, by user: sequence, expiry, payload.
     lost: BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
@@ -74,38 +73,38 @@ impl Inspection {
                        Start its server once, which finishes that";
             return Err(open_error(path, why));
         }
-        let no_tables = Missing::tables(path).map_err(failed)?;
+        let no_tables = MissingPart::tables(path).map_err(failed)?;
         let file_bytes = match fs::metadata(log.join(DB)) {
             Err(_) if no_tables.is_some() => 0,
             file => file.map_err(failed)?.len(),
         };
-        let mut rest = OfflineReader::open(path, false).map_err(failed)?;
+        let mut reader = OfflineReader::open(path, false).map_err(failed)?;
         let marked = SyncWatermark::read(path);
         let watermark = marked.unwrap_or_default();
         let SyncWatermark { length, end, .. } = watermark;
-        let cut = watermark.was_longer_than(file_bytes) || end > rest.end();
-        let seems = rest.end();
-        if cut && rest.goes_on() {
+        let cut = watermark.was_longer_than(file_bytes) || end > reader.end();
+        let seems = reader.end();
+        if cut && reader.goes_on() {
             // Synced data is missing, so the log does not really end where it seems to.
-            rest = OfflineReader::open(path, true).map_err(failed)?;
+            reader = OfflineReader::open(path, true).map_err(failed)?;
         }
-        let synced = watermark.record.max(rest.synced());
+        let synced = watermark.record.max(reader.synced());
         let mut inspection = Self {
             path: path.to_owned(),
             facts: Facts {
                 format: None,
                 namespace: None,
                 ending: Ending::Unknown,
-                lapses: 0,
+                lossy_restarts: 0,
                 records: None,
-                journal_bytes: 0,
-                settled: rest.settled().map_err(failed)?,
+                wal_bytes: 0,
+                flushed: reader.flushed().map_err(failed)?,
                 marked: marked.map(|marked| marked.record),
                 ids: 0,
                 file_bytes: path_bytes(path),
             },
-            rest,
-            journal: Journal::default(),
+            reader,
+            wal_entries: WalEntries::default(),
             ids: Vec::new(),
             lost: BTreeMap::new(),
             lost_bytes: 0,
@@ -137,12 +136,12 @@ impl Inspection {
         inspection.read_meta().map_err(failed)?;
         // Unknown data would look like damage, and be missing from a salvage.
         check_format(inspection.facts.format.as_deref().map(str::as_bytes))?;
-        if let Some(missing) = no_tables.or(inspection.rest.missing(path).map_err(failed)?) {
+        if let Some(missing) = no_tables.or(inspection.reader.missing(path).map_err(failed)?) {
             inspection.report(missing.name(), String::new(), missing);
         }
-        inspection.read_journal(synced);
+        inspection.read_wal(synced);
         inspection.read_ids().map_err(failed)?;
-        let invalid = invalid_keys(&inspection.rest).map_err(failed)?;
+        let invalid = invalid_keys(&inspection.reader).map_err(failed)?;
         inspection.report_all(invalid);
         if !inspection.damage.is_empty() {
             inspection.collect_lost().map_err(failed)?;
@@ -201,11 +200,11 @@ impl Inspection {
     }
 
     fn report_file_damage(&mut self) {
-        let broken: Vec<_> = self.rest.broken().to_vec();
+        let broken: Vec<_> = self.reader.broken().to_vec();
         for broken in broken {
             self.report("log/db", format!("bytes {} to {}", broken.from, broken.to), broken.what);
         }
-        let gaps = self.rest.gaps();
+        let gaps = self.reader.gaps();
         for Gap { table, from, to } in gaps {
             let (place, range) = match table {
                 Table::Wal => ("journal", range(&from, &to, &record)),
@@ -221,10 +220,10 @@ impl Inspection {
 
     fn read_meta(&mut self) -> std::io::Result<()> {
         let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).ok();
-        let get = |key: &[u8]| self.rest.get(Table::Meta, key);
+        let get = |key: &[u8]| self.reader.get(Table::Meta, key);
         let format = get(b"format")?.as_ref().and_then(text);
         let namespace = get(b"namespace")?.as_ref().and_then(text);
-        let lapses = get(b"lapses")?;
+        let lossy_restarts = get(LOSSY_RESTARTS_KEY)?;
         let open = get(OPEN_KEY)?;
         self.facts.ending = match open.as_deref() {
             Some(CLOSED) => Ending::Clean,
@@ -232,9 +231,9 @@ impl Inspection {
             Some(b"lossy") => Ending::UncleanLossy,
             _ => Ending::Unknown,
         };
-        if let Some(lapses) = lapses {
-            match lapses[..].try_into() {
-                Ok(lapses) => self.facts.lapses = u32::from_be_bytes(lapses),
+        if let Some(lossy_restarts) = lossy_restarts {
+            match lossy_restarts[..].try_into() {
+                Ok(lossy_restarts) => self.facts.lossy_restarts = u32::from_be_bytes(lossy_restarts),
                 Err(_) => self.report("meta", "lapses".into(), "it is not a number"),
             }
         }
@@ -247,19 +246,19 @@ impl Inspection {
         Ok(())
     }
 
-    fn read_journal(&mut self, synced: u64) {
+    fn read_wal(&mut self, synced: u64) {
         let mut records: Vec<(u64, Bytes)> =
-            self.rest.records().map(|(number, value)| (number, value.clone())).collect();
-        let settled = self.facts.settled;
+            self.reader.records().map(|(number, value)| (number, value.clone())).collect();
+        let flushed = self.facts.flushed;
         // After a gap, unsynced records do not count: a crash left them, and the server discards them.
-        let mut next = settled + 1;
+        let mut next = flushed + 1;
         records.retain(|(number, _)| {
             let is_contiguous = *number == next || next <= synced;
             next = if is_contiguous { number + 1 } else { next };
             is_contiguous
         });
         // An incomplete commit was never answered, unless synced records are missing.
-        let there = records.last().map_or(settled, |(number, _)| *number);
+        let there = records.last().map_or(flushed, |(number, _)| *number);
         let mut rolled_back = u64::MAX;
         while synced <= there
             && let Some((number, _)) = records.last().filter(|(_, value)| goes_on(value) == Some(true))
@@ -268,7 +267,7 @@ impl Inspection {
             records.pop();
         }
         let synced = synced.min(rolled_back - 1);
-        let (mut next, mut first, mut count, mut whole) = (settled + 1, None, 0, true);
+        let (mut next, mut first, mut count, mut whole) = (flushed + 1, None, 0, true);
         for (number, value) in &records {
             if *number != next {
                 whole = false;
@@ -276,7 +275,7 @@ impl Inspection {
             }
             first = first.or(Some(*number));
             (next, count) = (number + 1, count + 1);
-            self.facts.journal_bytes += value.len() as u64;
+            self.facts.wal_bytes += value.len() as u64;
             self.read_record(*number, value);
         }
         if synced >= next {
@@ -284,7 +283,7 @@ impl Inspection {
             self.report("journal", records_between(next, synced), "missing, although synced");
         }
         if !whole {
-            for part in self.rest.unreadable().to_vec() {
+            for part in self.reader.unreadable().to_vec() {
                 let key = format!("{}, bytes {} to {}", part.file, part.from, part.to);
                 self.report("journal", key, "nothing in it can be read");
             }
@@ -294,7 +293,7 @@ impl Inspection {
 
     fn read_record(&mut self, number: u64, value: &Bytes) {
         let key = format!("record {number}");
-        let read = match self.journal.take(value) {
+        let read = match self.wal_entries.take(value) {
             Ok(read) => Some(read),
             Err((read, what)) => {
                 self.report("journal", key.clone(), what);
@@ -308,7 +307,7 @@ impl Inspection {
 
     fn read_ids(&mut self) -> std::io::Result<()> {
         let mut found = Vec::new();
-        for pair in self.rest.pairs(Table::Ids, &[]) {
+        for pair in self.reader.pairs(Table::Ids, &[]) {
             found.push(pair?);
         }
         for (key, value) in found {
@@ -317,14 +316,14 @@ impl Inspection {
                 Err(error) => self.report("ids", format!("{key:?}"), error),
             }
         }
-        self.ids.extend(std::mem::take(&mut self.journal.ids).into_iter().map(DedupEntry));
+        self.ids.extend(std::mem::take(&mut self.wal_entries.ids).into_iter().map(DedupEntry));
         self.facts.ids = self.ids.len() as u64;
         Ok(())
     }
 
     /// Collects rows and blocks that no table refers to. A block states its user, a row has its user as key.
     fn collect_lost(&mut self) -> std::io::Result<()> {
-        for pair in self.rest.lost() {
+        for pair in self.reader.lost() {
             let (key, value) = pair?;
             let user = std::str::from_utf8(&key).ok().filter(|id| UserId::new(id).is_ok());
             if let (Some(user), Ok(row)) = (user, Row::decode(&value)) {
@@ -332,8 +331,8 @@ impl Inspection {
             }
         }
         let (mut over, ours) = (0, self.namespace());
-        let Self { rest, lost, lost_bytes, .. } = self;
-        rest.blocks_without_location(|value| {
+        let Self { reader, lost, lost_bytes, .. } = self;
+        reader.blocks_without_location(|value| {
             let Ok(entries) = block_entries(value) else { return };
             for (entry, expires_s) in entries.into_iter().filter(|(entry, _)| entry.namespace == ours) {
                 let Ok(user) = std::str::from_utf8(&entry.owner) else { continue };
@@ -372,18 +371,19 @@ impl Inspection {
     fn visit_some(&mut self, sink: &mut dyn InspectSink, only: Option<&str>) -> Result<(), StoreError> {
         let from = only.unwrap_or_default().as_bytes();
         let full =
-            self.rest.get(Table::Meta, FULL_LOSSY_RESTARTS_KEY).map_err(|error| open_error(&self.path, error))?;
-        let full =
-            full.and_then(|full| Some(u32::from_be_bytes(full[..].try_into().ok()?))).unwrap_or(self.facts.lapses);
+            self.reader.get(Table::Meta, FULL_LOSSY_RESTARTS_KEY).map_err(|error| open_error(&self.path, error))?;
+        let full = full
+            .and_then(|full| Some(u32::from_be_bytes(full[..].try_into().ok()?)))
+            .unwrap_or(self.facts.lossy_restarts);
         let mut found = Vec::new();
-        let mut walk = Walk {
-            rows: self.rest.pairs(Table::Users, from).peekable(),
-            chunks: self.rest.pairs(Table::Log, from).peekable(),
-            journal: &self.journal,
+        let mut walk = UserWalk {
+            rows: self.reader.pairs(Table::Users, from).peekable(),
+            blocks: self.reader.pairs(Table::Log, from).peekable(),
+            wal_entries: &self.wal_entries,
             lost: &self.lost,
             lost_rows: &self.lost_rows,
             namespace: self.namespace(),
-            lapses: LossyRestarts { count: self.facts.lapses, full },
+            lossy_restarts: LossyRestarts { count: self.facts.lossy_restarts, full },
             damaged: !self.damage.is_empty(),
             only,
             damage_found: &mut found,

@@ -2,17 +2,17 @@
 //!
 //! - `findings`: what an inspection reports
 //! - `inspection`: locks, reads and checks the directory
-//! - `journal`: the WAL entries of each user
+//! - `wal_entries`: the WAL entries of each user
 //! - `users`: iterates over all users
 //! - `user_log`: assembles one user's log from the row, the value log and the WAL
 
 mod findings;
 mod inspection;
-mod journal;
 #[cfg(test)]
 mod tests;
 mod user_log;
 mod users;
+mod wal_entries;
 
 use std::{
     fmt,

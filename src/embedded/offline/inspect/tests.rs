@@ -143,7 +143,7 @@ async fn inspection_with_invalid_key_among_the_keys_of_a_user_visits_that_user_o
             let shown: Vec<_> = facts.pending.iter().map(|(seq, ..)| *seq).collect();
             assert_eq!(shown, wanted[facts.user.as_str()], "{}", facts.user);
             assert_eq!(visited.entries[&facts.user], shown, "{}", facts.user);
-            let through: Vec<_> = facts.cursors.iter().map(|(_, received, _)| received.through()).collect();
+            let through: Vec<_> = facts.cursors.iter().map(|(_, acknowledged, _)| acknowledged.through()).collect();
             assert_eq!(through, [ACKNOWLEDGED], "{}", facts.user);
         }
         let reported = inspection.damage().iter().filter(|damage| damage.what.contains("no key of a chunk")).count();

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, btree_map::Entry};
 
 use bytes::Bytes;
 
-use super::{Damage, StoredUser, journal::WalEntry};
+use super::{Damage, StoredUser, wal_entries::WalEntry};
 use crate::{
     embedded::{
         tables::schema::{Row, StoredCursor, StoredLog},
@@ -26,7 +26,7 @@ pub struct LogFacts {
     /// Cursors: device ("" = clients without a device), acknowledged sequences, and when the device was last seen.
     pub cursors: Vec<(String, AckSet, u64)>,
     /// Gaps with their reasons, as far as they are stored.
-    pub gone: Vec<Gap>,
+    pub gaps: Vec<Gap>,
     /// Pending entries: sequence, bytes of payload, expiry in seconds of the Unix epoch (0 = never).
     pub pending: Vec<(Seq, u32, u32)>,
     /// Number of expired entries that are still stored.
@@ -69,12 +69,12 @@ pub struct Assembly {
 impl Assembly {
     /// Starts from the row, if there is one.
     pub fn new(user: String, row: Option<Row>) -> Self {
-        let known = row.as_ref().map(Row::lapses);
+        let known = row.as_ref().map(Row::lossy_restarts);
         let mut log = row.map(Row::into_stored).unwrap_or_default();
         if log.shared.is_none() && log.devices.is_empty() {
             log.shared = Some(StoredCursor::default());
         }
-        let gone = log.gone.iter().map(|&(from, to, loss)| missed(from, to, loss)).collect();
+        let gone = log.gaps.iter().map(|&(from, to, loss)| missed(from, to, loss)).collect();
         let keys = log.keys.iter().map(|(key, seq, ..)| (key.clone(), *seq)).collect();
         Self {
             user,
@@ -107,7 +107,7 @@ impl Assembly {
                     self.pass_to(seq - 1);
                 }
                 self.log.head = self.log.head.max(seq);
-                if seq > self.log.settled || all {
+                if seq > self.log.flushed || all {
                     self.entries.insert(seq, (expires_s, payload));
                 }
                 if !collapse.is_empty() {
@@ -116,7 +116,7 @@ impl Assembly {
             }
             WalEntry::Acknowledged { through, ranges } => {
                 let cursor = self.log.shared.get_or_insert_default();
-                receive(cursor, through, &ranges);
+                acknowledge(cursor, through, &ranges);
             }
             WalEntry::Seen(at_ms) => self.log.seen_ms = self.log.seen_ms.max(at_ms),
             WalEntry::Cursor { device, cursor } => {
@@ -125,17 +125,17 @@ impl Assembly {
                 if begins_anew {
                     *known = StoredCursor::default();
                 }
-                receive(known, cursor.through, &cursor.ranges);
+                acknowledge(known, cursor.through, &cursor.ranges);
                 known.seen_ms = known.seen_ms.max(cursor.seen_ms);
             }
-            WalEntry::Forgotten { device } if device.is_empty() => {
+            WalEntry::CursorRemoved { device } if device.is_empty() => {
                 if self.log.devices.is_empty() {
                     self.stale = Some(device);
                 } else {
                     self.log.shared = None;
                 }
             }
-            WalEntry::Forgotten { device } => {
+            WalEntry::CursorRemoved { device } => {
                 // The last cursor stays: without any cursor, no entry of the log would be pending.
                 if self.log.shared.is_some() || self.log.devices.len() > 1 {
                     self.log.devices.retain(|(name, _)| *name != device);
@@ -143,7 +143,7 @@ impl Assembly {
                     self.stale = Some(device);
                 }
             }
-            WalEntry::Gap { from, to, loss } => self.gone.push(missed(from, to, loss)),
+            WalEntry::Gap { from, to, loss } => self.gaps.push(missed(from, to, loss)),
         }
     }
 
@@ -172,27 +172,27 @@ impl Assembly {
     }
 
     /// Skips the sequences of lossy restarts that the row does not include. Call it after all WAL entries.
-    pub fn skip_lossy_restarts(&mut self, lapses: LossyRestarts) {
-        let passed = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lapses.full));
-        let due = lapses.due(self.known.or(passed.then_some(lapses.full)), self.log.head);
+    pub fn skip_lossy_restarts(&mut self, lossy_restarts: LossyRestarts) {
+        let passed = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lossy_restarts.full));
+        let due = lossy_restarts.due(self.known.or(passed.then_some(lossy_restarts.full)), self.log.head);
         if due > 0 {
             self.pass_to(self.log.head + u64::from(due) * SEQUENCE_RESERVE);
         }
-        self.log.lapses = lapses.count;
+        self.log.lossy_restarts = lossy_restarts.count;
     }
 
     fn pass_to(&mut self, to: Seq) {
         let gap = (self.log.head + 1, to);
         self.log.head = to;
         let passed = missed(gap.0, gap.1, GapReason::Restart as u8);
-        if !self.gone.contains(&passed) {
-            self.gone.push(passed);
+        if !self.gaps.contains(&passed) {
+            self.gaps.push(passed);
         }
         let cursors = self.log.shared.iter_mut().chain(self.log.devices.iter_mut().map(|(_, cursor)| cursor));
-        cursors.for_each(|cursor| receive(cursor, 0, &[gap]));
+        cursors.for_each(|cursor| acknowledge(cursor, 0, &[gap]));
     }
 
-    fn received(&self) -> Vec<AckSet> {
+    fn acknowledged(&self) -> Vec<AckSet> {
         let cursors = self.log.shared.iter().chain(self.log.devices.iter().map(|(_, cursor)| cursor));
         cursors.map(|cursor| AckSet::from_parts(cursor.through, &cursor.ranges)).collect()
     }
@@ -214,7 +214,7 @@ impl Assembly {
         for (seq, entry) in std::mem::replace(&mut self.entries, later) {
             merged.entry(seq).or_insert(entry);
         }
-        let cursors = self.received();
+        let cursors = self.acknowledged();
         let mut kept = Vec::new();
         for (seq, (expires_s, payload)) in merged {
             if seq <= self.last {
@@ -222,8 +222,8 @@ impl Assembly {
             }
             self.last = seq;
             self.have(seq);
-            let received = cursors.iter().all(|cursor| cursor.contains(seq));
-            if received || self.gone.iter().any(|gone| (gone.from..=gone.to).contains(&seq)) {
+            let acknowledged = cursors.iter().all(|cursor| cursor.contains(seq));
+            if acknowledged || self.gaps.iter().any(|gone| (gone.from..=gone.to).contains(&seq)) {
                 continue;
             }
             if expires_s > 0 && expires_s <= now_s {
@@ -246,14 +246,15 @@ impl Assembly {
 
     /// Finishes the log.
     pub fn finish(mut self) -> LogFacts {
-        let cursors = self.received();
+        let cursors = self.acknowledged();
         let common = common(&cursors);
-        self.gone.sort_by_key(|gone| (gone.from, gone.to));
-        let missing = missing(self.log.head, &self.had, &common, &self.gone);
+        self.gaps.sort_by_key(|gone| (gone.from, gone.to));
+        let missing = missing(self.log.head, &self.had, &common, &self.gaps);
         let names = self.log.shared.iter().map(|cursor| (String::new(), cursor));
         let names = names.chain(self.log.devices.iter().map(|(name, cursor)| (name.clone(), cursor)));
-        let cursors = names.zip(cursors).map(|((name, cursor), received)| (name, received, cursor.seen_ms)).collect();
-        self.log.gone = self.gone.iter().map(|gone| (gone.from, gone.to, gone.reason as u8)).collect();
+        let cursors =
+            names.zip(cursors).map(|((name, cursor), acknowledged)| (name, acknowledged, cursor.seen_ms)).collect();
+        self.log.gaps = self.gaps.iter().map(|gone| (gone.from, gone.to, gone.reason as u8)).collect();
         let bytes_of = |seq: Seq| {
             let at = self.pending.binary_search_by_key(&seq, |(seq, ..)| *seq).ok()?;
             let (_, bytes, expires_s) = self.pending[at];
@@ -271,7 +272,7 @@ impl Assembly {
             head: self.log.head,
             seen_ms: self.log.seen_ms,
             cursors,
-            gone: self.gone,
+            gone: self.gaps,
             pending: self.pending,
             expired: self.expired,
             missing,
@@ -282,9 +283,9 @@ impl Assembly {
 
 /// Returns the ranges that every cursor has acknowledged.
 fn common(cursors: &[AckSet]) -> Vec<(Seq, Seq)> {
-    let ranges = |received: &AckSet| -> Vec<(Seq, Seq)> {
-        let first = (received.through() > 0).then_some((1, received.through()));
-        first.into_iter().chain(received.ranges().iter().copied()).collect()
+    let ranges = |acknowledged: &AckSet| -> Vec<(Seq, Seq)> {
+        let first = (acknowledged.through() > 0).then_some((1, acknowledged.through()));
+        first.into_iter().chain(acknowledged.ranges().iter().copied()).collect()
     };
     let mut all: Option<Vec<(Seq, Seq)>> = None;
     for cursor in cursors {
@@ -302,9 +303,9 @@ fn common(cursors: &[AckSet]) -> Vec<(Seq, Seq)> {
 }
 
 /// Returns the parts of `1..=head` that are in none of the ranges.
-fn missing(head: Seq, had: &[(Seq, Seq)], received: &[(Seq, Seq)], gone: &[Gap]) -> Vec<(Seq, Seq)> {
+fn missing(head: Seq, had: &[(Seq, Seq)], acknowledged: &[(Seq, Seq)], gone: &[Gap]) -> Vec<(Seq, Seq)> {
     let gone = gone.iter().map(|gone| (gone.from, gone.to));
-    let mut ranges: Vec<_> = had.iter().chain(received).copied().chain(gone).collect();
+    let mut ranges: Vec<_> = had.iter().chain(acknowledged).copied().chain(gone).collect();
     ranges.sort_unstable();
     let (mut missing, mut next) = (Vec::new(), 1);
     for (from, to) in ranges {
@@ -320,12 +321,12 @@ fn missing(head: Seq, had: &[(Seq, Seq)], received: &[(Seq, Seq)], gone: &[Gap])
     missing
 }
 
-fn receive(cursor: &mut StoredCursor, through: Seq, ranges: &[(Seq, Seq)]) {
-    let mut received = AckSet::from_parts(cursor.through, &cursor.ranges);
-    received.insert(1, through);
-    ranges.iter().for_each(|&(from, to)| _ = received.insert(from, to));
-    cursor.through = received.through();
-    cursor.ranges = received.ranges().to_vec();
+fn acknowledge(cursor: &mut StoredCursor, through: Seq, ranges: &[(Seq, Seq)]) {
+    let mut acknowledged = AckSet::from_parts(cursor.through, &cursor.ranges);
+    acknowledged.insert(1, through);
+    ranges.iter().for_each(|&(from, to)| _ = acknowledged.insert(from, to));
+    cursor.through = acknowledged.through();
+    cursor.ranges = acknowledged.ranges().to_vec();
 }
 
 fn missed(from: Seq, to: Seq, loss: u8) -> Gap {

@@ -6,8 +6,8 @@ use bytes::Bytes;
 
 use super::{
     Damage, InspectSink, LogFacts,
-    journal::Journal,
     user_log::{Assembly, damage},
+    wal_entries::WalEntries,
 };
 use crate::{
     embedded::{
@@ -37,27 +37,27 @@ impl From<std::io::Error> for Stop {
 }
 
 /// Iterates over all users.
-pub struct Walk<'a> {
+pub struct UserWalk<'a> {
     pub rows: Peekable<TablePairs<'a>>,
-    pub chunks: Peekable<TablePairs<'a>>,
-    pub journal: &'a Journal,
+    pub blocks: Peekable<TablePairs<'a>>,
+    pub wal_entries: &'a WalEntries,
     pub lost: &'a BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
     pub lost_rows: &'a BTreeMap<String, Row>,
     pub namespace: u32,
-    pub lapses: LossyRestarts,
+    pub lossy_restarts: LossyRestarts,
     pub damaged: bool,
     pub only: Option<&'a str>,
     pub damage_found: &'a mut Vec<Damage>,
     pub now_s: u32,
 }
 
-/// Finds the keys that belong to no user. [`Walk`] skips them.
-pub fn invalid_keys(rest: &OfflineReader) -> std::io::Result<Vec<Damage>> {
+/// Finds the keys that belong to no user. [`UserWalk`] skips them.
+pub fn invalid_keys(reader: &OfflineReader) -> std::io::Result<Vec<Damage>> {
     let mut invalid = Vec::new();
     let tables = [(Table::Users, "users", "it is no user id"), (Table::Log, "inbox", "it is no key of a chunk")];
     for (table, place, what) in tables {
-        let user = if table == Table::Log { inbox_user } else { user_of };
-        for key in rest.keys(table) {
+        let user = if table == Table::Log { block_owner } else { user_of };
+        for key in reader.keys(table) {
             let key = key?;
             if user(&key).is_none() {
                 invalid.push(Damage { place, key: format!("{key:?}"), what: what.into(), user: None });
@@ -85,7 +85,7 @@ fn first_user(
     Ok(None)
 }
 
-impl Walk<'_> {
+impl UserWalk<'_> {
     /// Visits all users, or `only` one.
     pub fn all(&mut self, sink: &mut dyn InspectSink) -> Result<(), Stop> {
         let mut after: Option<String> = None;
@@ -107,31 +107,31 @@ impl Walk<'_> {
     fn next_user(&mut self, after: Option<&str>) -> Result<Option<String>, Stop> {
         let row = first_user(&mut self.rows, user_of);
         let row = row.map_err(|Unread| Stop::Read(self.failed()))?;
-        let chunk = first_user(&mut self.chunks, inbox_user);
-        let chunk = chunk.map_err(|Unread| Stop::Read(self.failed()))?;
+        let block = first_user(&mut self.blocks, block_owner);
+        let block = block.map_err(|Unread| Stop::Read(self.failed()))?;
         let from = match (after, self.only) {
             (Some(after), _) => std::ops::Bound::Excluded(after.to_owned()),
             (None, Some(only)) => std::ops::Bound::Included(only.to_owned()),
             (None, None) => std::ops::Bound::Unbounded,
         };
         let range = (from, std::ops::Bound::Unbounded);
-        let journal = self.journal.users.range(range.clone()).next().map(|(user, _)| user.clone());
+        let wal_user = self.wal_entries.users.range(range.clone()).next().map(|(user, _)| user.clone());
         let lost = self.lost.range(range.clone()).next().map(|(user, _)| user.clone());
         let lost_row = self.lost_rows.range(range).next().map(|(user, _)| user.clone());
-        Ok([row, chunk, journal, lost, lost_row].into_iter().flatten().min())
+        Ok([row, block, wal_user, lost, lost_row].into_iter().flatten().min())
     }
 
     fn failed(&mut self) -> std::io::Error {
-        let error = self.rows.next().and_then(Result::err).or_else(|| self.chunks.next().and_then(Result::err));
+        let error = self.rows.next().and_then(Result::err).or_else(|| self.blocks.next().and_then(Result::err));
         error.unwrap_or_else(|| std::io::ErrorKind::Other.into())
     }
 
     fn user(&mut self, user: &str, sink: &mut dyn InspectSink) -> Result<LogFacts, Stop> {
         let wanted = self.only.is_none_or(|only| only == user);
         let row = self.row(user)?;
-        let settled = row.as_ref().map_or(0, Row::settled);
+        let flushed = row.as_ref().map_or(0, Row::flushed);
         let mut assembly = Assembly::new(user.to_owned(), row);
-        for entry in self.journal.users.get(user).into_iter().flatten() {
+        for entry in self.wal_entries.users.get(user).into_iter().flatten() {
             assembly.add_wal_entry(entry.clone(), self.damaged);
         }
         for (seq, expires_s, payload) in self.lost.get(user).into_iter().flatten() {
@@ -140,14 +140,14 @@ impl Walk<'_> {
                 self.damage_found.push(damage(user, "journal", format!("entry {seq}"), what));
             }
         }
-        assembly.skip_lossy_restarts(self.lapses);
-        while self.chunks.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| is_within(key, user))) {
-            let Some((key, value)) = self.chunks.next().transpose()? else { break };
+        assembly.skip_lossy_restarts(self.lossy_restarts);
+        while self.blocks.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| is_within(key, user))) {
+            let Some((key, value)) = self.blocks.next().transpose()? else { break };
             if !is_log_key_of(&key, user) {
                 // To stop here would visit the user a second time, without the row, for the chunks that follow.
                 continue;
             }
-            if let Some(entries) = self.chunk(assembly.user(), settled, &key, &value) {
+            if let Some(entries) = self.block_entries(assembly.user(), flushed, &key, &value) {
                 let kept = assembly.take_pending(Some(entries), self.now_s);
                 if wanted && !kept.is_empty() {
                     sink.entries(user, &kept).map_err(Stop::Sink)?;
@@ -175,7 +175,7 @@ impl Walk<'_> {
                 return Ok(Some(row.clone()));
             }
             // The WAL may have entries of a user whose row was not written yet at a power cut.
-            if !self.journal.users.contains_key(user) {
+            if !self.wal_entries.users.contains_key(user) {
                 self.damage_found.push(damage(user, "users", "the row".into(), "it is missing"));
             }
             return Ok(None);
@@ -190,7 +190,13 @@ impl Walk<'_> {
     }
 
     /// Returns the entries of a block, if it belongs to this user.
-    fn chunk(&mut self, user: &str, settled: Seq, key: &Bytes, value: &Bytes) -> Option<Vec<(Seq, u32, Bytes)>> {
+    fn block_entries(
+        &mut self,
+        user: &str,
+        flushed: Seq,
+        key: &Bytes,
+        value: &Bytes,
+    ) -> Option<Vec<(Seq, u32, Bytes)>> {
         let first = key.last_chunk().map_or(0, |first| u64::from_be_bytes(*first));
         let place = || format!("the chunk from {first} on");
         let entries = match block_entries(value) {
@@ -198,8 +204,8 @@ impl Walk<'_> {
             // A block that was being written at a power cut: nothing refers to it yet, and the WAL has all its entries.
             Err(_)
                 if Unreadable::of_value(value).is_some()
-                    && first > settled
-                    && self.journal.users.contains_key(user) =>
+                    && first > flushed
+                    && self.wal_entries.users.contains_key(user) =>
             {
                 return None;
             }
@@ -233,7 +239,7 @@ fn is_within(key: &[u8], user: &str) -> bool {
     key.strip_prefix(user.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
 }
 
-fn inbox_user(key: &[u8]) -> Option<String> {
+fn block_owner(key: &[u8]) -> Option<String> {
     let at = key.len().checked_sub(9)?;
     user_of(&key[..at]).filter(|user| is_log_key_of(key, user))
 }

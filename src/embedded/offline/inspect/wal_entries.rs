@@ -19,13 +19,13 @@ pub enum WalEntry {
     Acknowledged { through: Seq, ranges: Vec<(Seq, Seq)> },
     Seen(u64),
     Cursor { device: String, cursor: StoredCursor },
-    Forgotten { device: String },
+    CursorRemoved { device: String },
     Gap { from: Seq, to: Seq, loss: u8 },
 }
 
 /// Holds the decoded entries of all records.
 #[derive(Debug, Default)]
-pub struct Journal {
+pub struct WalEntries {
     /// Entries of each user, in the order of the WAL.
     pub users: BTreeMap<String, Vec<WalEntry>>,
     /// Idempotency ids and their results.
@@ -35,7 +35,7 @@ pub struct Journal {
 
 /// Describes a decoded record.
 #[derive(Clone, Copy, Debug)]
-pub struct Read {
+pub struct RecordFacts {
     pub namespace: u32,
 }
 
@@ -49,12 +49,12 @@ pub fn goes_on(value: &Bytes) -> Option<bool> {
     Some(last)
 }
 
-impl Journal {
+impl WalEntries {
     /// Decodes a record as far as possible. Returns a description of what cannot be decoded.
-    pub fn take(&mut self, value: &Bytes) -> Result<Read, (Option<Read>, String)> {
+    pub fn take(&mut self, value: &Bytes) -> Result<RecordFacts, (Option<RecordFacts>, String)> {
         let mut reader = RecordReader::new(value).map_err(|error| (None, error.to_string()))?;
         let Header::V1 { namespace, at_ms } = reader.header;
-        let read = Read { namespace };
+        let read = RecordFacts { namespace };
         let mut message: Option<(Bytes, u32, String)> = None;
         while let Some(item) = reader.next_item() {
             let (at, item) = item.map_err(|error| (Some(read), format!("what follows is unreadable: {error}")))?;
@@ -68,14 +68,15 @@ impl Journal {
                     continue;
                 }
                 Item::To { user, seq } => {
-                    let (payload, expires_s, collapse) =
-                        message.clone().ok_or_else(|| (Some(read), format!("a stamp without a message at {at}")))?;
+                    let (payload, expires_s, collapse) = message
+                        .clone()
+                        .ok_or_else(|| (Some(read), format!("a recipient without a message at {at}")))?;
                     (user, WalEntry::Entry { seq, expires_s, payload, collapse })
                 }
                 Item::Acknowledged { user, through, ranges } => (user, WalEntry::Acknowledged { through, ranges }),
                 Item::Seen { user, at_ms } => (user, WalEntry::Seen(at_ms)),
                 Item::Cursor { user, device, cursor } => (user, WalEntry::Cursor { device: device.to_owned(), cursor }),
-                Item::CursorRemoved { user, device } => (user, WalEntry::Forgotten { device: device.to_owned() }),
+                Item::CursorRemoved { user, device } => (user, WalEntry::CursorRemoved { device: device.to_owned() }),
                 Item::Gap { user, from, to, loss } => (user, WalEntry::Gap { from, to, loss }),
                 Item::Rejected { user, reason } => {
                     self.rejected.push((user.to_owned(), reason));
