@@ -46,8 +46,8 @@ impl From<DecodeError> for Unreadable {
     fn from(error: DecodeError) -> Self {
         Self::new(match error {
             DecodeError::UnexpectedEnd { .. } => "it ends early",
-            DecodeError::UnexpectedVariant { .. } => "it is of a kind that this version does not know",
-            DecodeError::LimitExceeded => "it says that it is larger than it may be",
+            DecodeError::UnexpectedVariant { .. } => "its kind is unknown to this version",
+            DecodeError::LimitExceeded => "its stated length exceeds the limit",
             _ => "it is not what was written",
         })
     }
@@ -75,6 +75,6 @@ mod tests {
             let text = Row::decode(&row[..length]).unwrap_err().to_string();
             assert!(!text.contains(['{', '(', ':']), "{text}");
         }
-        assert_eq!(Row::decode(&[9]).unwrap_err().to_string(), "it is of a kind that this version does not know");
+        assert_eq!(Row::decode(&[9]).unwrap_err().to_string(), "its kind is unknown to this version");
     }
 }

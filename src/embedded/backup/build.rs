@@ -48,20 +48,20 @@ pub(super) fn failed(error: EngineError) -> StoreError {
 
 impl Build {
     pub(in crate::embedded) fn begin(out: &Path, namespace: &str, operation: Operation) -> Result<Self, StoreError> {
-        let refuse = |reason: String| StoreError::Open { path: out.to_owned(), reason };
-        let taken = match fs::read_dir(out) {
+        let cannot_open = |reason: String| StoreError::Open { path: out.to_owned(), reason };
+        let occupied = match fs::read_dir(out) {
             Ok(mut files) => files.next().map(|_| "is not empty"),
             Err(_) => out.is_file().then_some("is a file"),
         };
-        if let Some(how) = taken {
-            return Err(refuse(format!("it {how}. Name a directory that does not exist, or is empty")));
+        if let Some(how) = occupied {
+            return Err(cannot_open(format!("it {how}. Name a directory that does not exist, or is empty")));
         }
         let mut partial = out.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
         if partial.exists() && !unfinished::remove_remains(&partial)? {
             let reason = format!("{} exists, perhaps from an earlier run. Remove it", partial.display());
-            return Err(refuse(reason));
+            return Err(cannot_open(reason));
         }
         let engine = crate::embedded::tables::open::create(&partial, operation)?;
         engine.put(Table::Meta, FORMAT_KEY, FORMAT).map_err(failed)?;
@@ -96,12 +96,12 @@ impl Build {
         let through = cursors.map(|cursor| cursor.through).min().unwrap_or(0);
         let open = std::mem::take(&mut self.open);
         let gaps = GapList::from_stored(&log.gaps);
-        let waiting = || open.iter().filter(|(seq, ..)| *seq > through && !gaps.hides(*seq));
+        let pending = || open.iter().filter(|(seq, ..)| *seq > through && !gaps.hides(*seq));
         log.head = log.head.max(open.last().map_or(0, |(seq, ..)| *seq));
         log.flushed = log.head;
         log.counted = through;
-        log.block_usage = (waiting().count() as u64, waiting().map(|(_, bytes, _)| u64::from(*bytes)).sum());
-        log.expires_s = waiting().map(|(.., at)| *at).filter(|at| *at > 0).min().unwrap_or(0);
+        log.block_usage = (pending().count() as u64, pending().map(|(_, bytes, _)| u64::from(*bytes)).sum());
+        log.expires_s = pending().map(|(.., at)| *at).filter(|at| *at > 0).min().unwrap_or(0);
         log.keys.retain(|(_, seq, ..)| open.binary_search_by_key(seq, |(seq, ..)| *seq).is_ok());
         log.gaps = gaps.stored();
         self.contents.users += 1;

@@ -167,17 +167,17 @@ impl<R: Read> Reader<R> {
         self.fill(&mut head)?;
         let [length, crc] = [0, 4].map(|at| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
         if length as usize > BLOCK_BYTES_MAX {
-            return Err(self.damaged("its length cannot be"));
+            return Err(self.damaged("its length is invalid"));
         }
         let mut body = vec![0; length as usize];
         self.fill(&mut body)?;
         if checksum(self.number, &body) != crc {
-            return Err(self.damaged("its checksum is wrong"));
+            return Err(self.damaged("its checksum does not match"));
         }
         let decoded: Result<(Block, usize), _> = bincode::decode_from_slice(&body, format());
         let block = match decoded {
             Ok((block, read)) if read == body.len() => block,
-            Ok(_) => return Err(self.damaged("it is longer than what is in it")),
+            Ok(_) => return Err(self.damaged("it has bytes after its content")),
             Err(error) => return Err(self.damaged(error)),
         };
         self.count(&block)?;
@@ -187,9 +187,9 @@ impl<R: Read> Reader<R> {
 
     fn count(&mut self, block: &Block) -> Result<(), BackupError> {
         match block {
-            Block::Begin { .. } if self.number > 0 => return Err(self.damaged("it begins anew")),
+            Block::Begin { .. } if self.number > 0 => return Err(self.damaged("it is a second first block")),
             Block::Begin { .. } => {}
-            _ if self.number == 0 => return Err(self.damaged("it does not begin with the beginning")),
+            _ if self.number == 0 => return Err(self.damaged("it is not a first block")),
             Block::Entries { entries, .. } => {
                 self.contents.entries += entries.len() as u64;
                 self.contents.bytes += entries.iter().map(|(.., payload)| payload.len() as u64).sum::<u64>();
@@ -199,11 +199,11 @@ impl<R: Read> Reader<R> {
             Block::End { users, entries, bytes } => {
                 let stated = Contents { users: *users, entries: *entries, bytes: *bytes };
                 if stated != self.contents {
-                    return Err(self.damaged("there is not as much in the file as it says"));
+                    return Err(self.damaged("its counts do not match the file"));
                 }
                 self.ended = true;
                 if self.from.read(&mut [0])? > 0 {
-                    return Err(self.damaged("something follows the end"));
+                    return Err(self.damaged("data follows it, although it is the last block"));
                 }
             }
             Block::Failed(why) => return Err(BackupError::Failed(why.clone())),
@@ -260,7 +260,7 @@ mod tests {
         for end in (0..file.len()).step_by(97).chain(file.len() - 40..file.len()) {
             assert!(verify(&file[..end]).is_err(), "cut off at {end} of {}", file.len());
         }
-        assert!(verify(&[&file[..], b"x"].concat()[..]).is_err(), "something follows the end");
+        assert!(verify(&[&file[..], b"x"].concat()[..]).is_err(), "data follows the last block");
     }
 
     #[test]

@@ -52,9 +52,9 @@ pub(in crate::embedded) struct OfflineReader {
 impl OfflineReader {
     /// Reads the store in `directory`.
     ///
-    /// Reads sled's file up to the end that sled detects, or, with `behind`, everything that can be read.
-    pub fn open(directory: &Path, behind: bool) -> io::Result<Self> {
-        let tables = RawTables::open(&directory.join(LOG), behind)?;
+    /// Reads sled's file up to the end that sled detects, or, with `past_end`, everything that can be read.
+    pub fn open(directory: &Path, past_end: bool) -> io::Result<Self> {
+        let tables = RawTables::open(&directory.join(LOG), past_end)?;
         let flushed = flushed_through(&tables)?;
         let mut reader = Self {
             tables,
@@ -163,8 +163,8 @@ impl OfflineReader {
     }
 
     /// Returns whether there is data after the end that sled detects in its log.
-    pub fn goes_on(&self) -> bool {
-        self.tables.goes_on()
+    pub fn has_data_past_end(&self) -> bool {
+        self.tables.has_data_past_end()
     }
 
     /// Returns a missing part of the store in `directory`.

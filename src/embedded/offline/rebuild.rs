@@ -11,7 +11,7 @@ use super::sled_file::{RawTables, Segments, TABLES};
 use crate::embedded::tables::{
     directory::StoreDir,
     files::DB,
-    refusal::{why, why_of_sled},
+    open_error::{io_reason, sled_reason},
     sled::{close_sled, discard_sled},
     sled_error,
     watermark::WatermarkFile,
@@ -28,7 +28,7 @@ pub fn rebuild(
     path: &Path,
     open: impl FnOnce(&Path) -> sled::Result<sled::Db>,
 ) -> Result<(), String> {
-    let failed = |error: io::Error| why("its tables cannot be rebuilt", &sled_error::restored(error));
+    let failed = |error: io::Error| io_reason("its tables cannot be rebuilt", &sled_error::restore_system_error(error));
     let tables = RawTables::open(&locked.log(), false).map_err(failed)?;
     if let Some(broken) = tables.broken().first() {
         return Err(broken.to_string());
@@ -36,13 +36,13 @@ pub fn rebuild(
     if !tables.gaps.is_empty() {
         return Err("parts of its tables are missing. See what is left with `mesa inspect`".into());
     }
-    let making = locked.making().map_err(failed)?;
-    let db = open(&making).map_err(|error| why_of_sled(&error))?;
+    let making = locked.staging_dir().map_err(failed)?;
+    let db = open(&making).map_err(|error| sled_reason(&error))?;
     fill(&db, &tables).inspect_err(|_| discard_sled(&db)).map_err(failed)?;
     close_sled(db, &making).map_err(failed)?;
     // The watermark states the end of the old log.
-    WatermarkFile::forget_end(path).map_err(failed)?;
-    locked.rebuilt(&making).map_err(failed)?;
+    WatermarkFile::clear_end(path).map_err(failed)?;
+    locked.replace(&making).map_err(failed)?;
     tracing::warn!("a power cut had left tables that sled could not open: they were rebuilt with all their data");
     Ok(())
 }
@@ -102,7 +102,7 @@ mod tests {
         drop(store);
         let never = Duration::from_secs(3600);
         let mut head = 40;
-        for step in ["rebuilt", "the new one beside the old", "the new one alone"] {
+        for step in ["rebuilt", "new files and old files", "new files only"] {
             let log = path.join("log");
             match step {
                 "rebuilt" => {
@@ -115,11 +115,11 @@ mod tests {
                     };
                     rebuild(&locked, &path, opened).unwrap();
                 }
-                "the new one alone" => fs::rename(&log, path.join("rebuilt")).unwrap(),
+                "new files only" => fs::rename(&log, path.join("rebuilt")).unwrap(),
                 _ => {
                     fs::rename(&log, path.join("rebuilt")).unwrap();
                     fs::create_dir(&log).unwrap();
-                    fs::write(log.join(DB), b"what sled would make a mess of").unwrap();
+                    fs::write(log.join(DB), b"not a file of sled").unwrap();
                 }
             }
             let store = open(tuned(never)).unwrap();

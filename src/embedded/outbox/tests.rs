@@ -53,7 +53,7 @@ async fn until(
             }
         }
     });
-    waited.await.expect("it does not come to that")
+    waited.await.expect("the condition holds within 10 s")
 }
 
 /// Puts, removes and puts events until the power fails after `writes` writes. Returns true if no write failed.
@@ -67,7 +67,7 @@ async fn cut_after(writes: i64) -> bool {
             async |last: u64| until(&*store, &outbox, |outbox| all(outbox).iter().any(|one| one.number >= last)).await;
         (1..=3).for_each(|n| outbox.put(client_message(n, 10)));
         if step(3).await {
-            // Of several pieces, and so many that they are several batches.
+            // Events of several pieces, enough for several batches.
             outbox.put(client_message(4, 3 * format::PIECE_BYTES_MAX));
             (5..=6).for_each(|n| outbox.put(client_message(n, 30_000)));
             if step(6).await {
@@ -93,7 +93,7 @@ async fn cut_after(writes: i64) -> bool {
     let there = all(&outbox);
     let numbers: Vec<u64> = there.iter().map(|one| one.number).collect();
     let (first, last) = (numbers.first().copied().unwrap_or(1), numbers.last().copied().unwrap_or(0));
-    assert_eq!(numbers, (first..=last).collect::<Vec<_>>(), "without a hole, cut after {writes}");
+    assert_eq!(numbers, (first..=last).collect::<Vec<_>>(), "no gap, cut after {writes}");
     assert!(first <= removed + 1 && last >= readable, "{numbers:?} of {removed} and {readable}, cut after {writes}");
     if last == 7 && readable == 7 {
         assert_eq!(outbox.reported(&bob()).unwrap(), 7, "cut after {writes}");
@@ -103,7 +103,7 @@ async fn cut_after(writes: i64) -> bool {
     assert!(until(&*store, &outbox, |outbox| outbox.read(last, 9, 999).unwrap().len() == 1).await);
     let more = outbox.read(last, 9, 999).unwrap();
     assert_eq!(more[0].number, last + 1);
-    assert!(there.iter().all(|one| one.id != more[0].id), "no id is given twice, cut after {writes}");
+    assert!(there.iter().all(|one| one.id != more[0].id), "ids are unique, cut after {writes}");
     whole
 }
 
@@ -112,7 +112,7 @@ async fn power_cut_at_any_write_keeps_readable_events() {
     let mut writes = 0;
     while !cut_after(writes).await {
         writes += 1;
-        assert!(writes < 200, "there is no end to the writes");
+        assert!(writes < 200, "the store writes fewer than 200 times");
     }
     assert!(writes > 20, "only {writes} writes were cut");
 }
@@ -170,14 +170,14 @@ async fn events_over_bound_are_counted_by_kind_and_reported_when_an_eighth_is_fr
     assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 16).await);
     assert_eq!((outbox.status().lost, outbox.status().losing), (5, true));
     outbox.remove(1);
-    // Not removed one by one: they were written together.
-    assert!(!outbox.put_undelivered(&bob(), 1, undelivered(1)), "no room, and nothing lost");
+    // The events were written together, so they are only removed together.
+    assert!(!outbox.put_undelivered(&bob(), 1, undelivered(1)), "the outbox is full, and nothing is lost");
     assert_eq!((outbox.status().lost, outbox.reported(&bob()).unwrap()), (5, 0));
     outbox.remove(16);
     assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 1).await);
-    let kept = all(&outbox).pop().unwrap();
-    let OutboxEvent::Overflow { lost, at_least, .. } = kept.event else { panic!("{kept:?}") };
-    assert_eq!((kept.number, lost, at_least), (17, vec![(0, 1), (2, 4)], false));
+    let queued = all(&outbox).pop().unwrap();
+    let OutboxEvent::Overflow { lost, at_least, .. } = queued.event else { panic!("{queued:?}") };
+    assert_eq!((queued.number, lost, at_least), (17, vec![(0, 1), (2, 4)], false));
     assert!(!outbox.status().losing);
     assert!(outbox.put_undelivered(&bob(), 1, undelivered(1)));
     assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 2).await);
@@ -199,12 +199,12 @@ async fn dropped_events_are_reported_once_by_the_next_start() {
             assert!(until(&*store, &outbox, empty).await);
         }
         store.close().await.unwrap();
-        let reported = all(&outbox).into_iter().find_map(|kept| match kept.event {
+        let reported = all(&outbox).into_iter().find_map(|queued| match queued.event {
             OutboxEvent::Overflow { lost, at_least, .. } => Some((lost, at_least)),
             _ => None,
         });
         if start == 2 {
-            assert_eq!(reported, Some((vec![(2, 7)], true)), "still the one, as nobody took it");
+            assert_eq!(reported, Some((vec![(2, 7)], true)), "the same event, because no backend has accepted it");
             assert_eq!(all(&outbox).len(), 1);
         } else {
             assert_eq!(reported.as_ref().map(|(_, at_least)| *at_least), expected, "start {start}");
@@ -217,22 +217,22 @@ async fn unwritten_outbox_has_bounded_memory() {
     let tables = Memory::default();
     let store = memory::open(&tables, options(1_000_000, 1 << 30)).unwrap();
     let outbox = store.outbox().unwrap();
-    // Faster than any commit: the thread is far behind after a few of these.
+    // Faster than any commit: the commit thread is soon far behind.
     (0..2_000).for_each(|n| outbox.put(client_message(n, 100_000)));
     let lost = outbox.status().lost;
-    assert!(lost > 0, "200 MB were taken in at once");
+    assert!(lost > 0, "the outbox does not accept 200 MB at once");
     assert!(until(&*store, &outbox, |outbox| !outbox.status().losing).await);
     store.close().await.unwrap();
     let counted: u64 = all(&outbox)
         .iter()
-        .filter_map(|kept| match &kept.event {
+        .filter_map(|queued| match &queued.event {
             OutboxEvent::Overflow { lost, .. } => Some(lost.iter().map(|(_, count)| count).sum::<u64>()),
             _ => None,
         })
         .sum();
-    let (kept, lost) = (all(&outbox).len() as u64, outbox.status().lost);
-    let overflows = all(&outbox).iter().filter(|kept| kept.event.kind() == EventKind::Overflow).count() as u64;
-    assert_eq!((counted, kept - overflows + lost), (lost, 2_000));
+    let (queued, lost) = (all(&outbox).len() as u64, outbox.status().lost);
+    let overflows = all(&outbox).iter().filter(|queued| queued.event.kind() == EventKind::Overflow).count() as u64;
+    assert_eq!((counted, queued - overflows + lost), (lost, 2_000));
 }
 
 #[tokio::test]
@@ -285,11 +285,12 @@ async fn expired_entries_are_reported_once_over_many_short_lives() {
     assert_eq!(reported, (1..LIVES).map(|seq| (seq, seq)).collect::<Vec<_>>());
 }
 
-/// A session that reports something of a user relies on the report of another session that is not in the queue yet, but has marked
-/// the log as changed. The first report is held up here behind its mark, by the outbox. What the second session reported
-/// has to be in the commit of a dispatch that comes after it: a client whose acknowledgement was taken may know of that dispatch.
+/// Two sessions of a user report, and the outbox delays the first report after it has marked the log as changed.
+///
+/// The second session finds the mark. Its report must be in the commit of a later dispatch, because a client whose
+/// acknowledgement was accepted may know of that dispatch.
 #[test]
-fn report_is_in_the_commit_of_a_later_dispatch_though_another_report_of_its_user_is_held_up() {
+fn report_is_in_commit_of_later_dispatch_while_another_report_of_the_user_is_delayed() {
     let tables = Memory::default();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let store = embedded::EmbeddedStore::open(Arc::new(tables.clone()), options(1000, 10 << 20)).unwrap();
@@ -305,7 +306,7 @@ fn report_is_in_the_commit_of_a_later_dispatch_though_another_report_of_its_user
         let held = outbox.state.lock();
         let first = scope
             .spawn(|| store.report(&bob(), SessionReport { acknowledged: Some((1, 1)), ..SessionReport::default() }));
-        // Nothing shows that it has come to the outbox. If it has not, this test finds nothing, and does not fail.
+        // Nothing shows that the report waits for the outbox. If it does not yet, the test finds nothing, and does not fail.
         std::thread::sleep(Duration::from_millis(100));
         let (done, reported) = std::sync::mpsc::channel();
         let (store, append, tables) = (&store, &append, &tables);
@@ -315,7 +316,7 @@ fn report_is_in_the_commit_of_a_later_dispatch_though_another_report_of_its_user
             append("carol");
             tables.copied()
         });
-        // It need not return as long as the first does not.
+        // The second report may wait for the first.
         _ = reported.recv_timeout(Duration::from_millis(100));
         std::thread::sleep(Duration::from_millis(100));
         drop(held);

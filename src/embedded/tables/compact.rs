@@ -12,13 +12,13 @@ impl Disk {
     /// Runs one step. Returns the next step, if there is one.
     pub(in crate::embedded) fn compact(&self, step: CompactionStep) -> Result<Option<CompactionStep>, EngineError> {
         let location_of = |key: &[u8]| -> io::Result<Option<BlockLocation>> {
-            let location = self.trees.places.get(key).map_err(sled_error::of)?;
+            let location = self.trees.places.get(key).map_err(sled_error::to_io_error)?;
             Ok(location.and_then(|location| BlockLocation::decode(&location)))
         };
         let (file, mut moved) = match step {
             CompactionStep::More(compaction) => {
                 let step = compaction.step(&self.value_log, |key, location| Ok(location_of(key)? == Some(location)));
-                return step.map(Some).map_err(|error| self.refused(error));
+                return step.map(Some).map_err(|error| self.retryable(error));
             }
             CompactionStep::Copied { file, moved } => (file, moved),
         };

@@ -10,8 +10,8 @@ use std::{
 
 use super::{
     files::{CONF, DB, LOCK, LOG, MAKING, REBUILT, SET_ASIDE},
-    foreign::refuse_foreign,
-    refusal::why,
+    foreign::check_foreign_files,
+    open_error::io_reason,
 };
 use crate::{embedded::tables::contract::Cause, logging::system_error, store::StoreError};
 
@@ -41,22 +41,22 @@ const LOCK_BYTES_MAX: u64 = 32;
 impl StoreDir {
     /// Creates the directory if it does not exist, readable by its owner only, and locks it.
     pub(in crate::embedded) fn new(path: &Path) -> Result<Self, StoreError> {
-        let refuse = |reason: String| StoreError::Open { path: path.to_owned(), reason };
+        let cannot_open = |reason: String| StoreError::Open { path: path.to_owned(), reason };
         let failed = |error: io::Error| match Cause::of(&error) {
             Cause::Failed => {
-                refuse(format!("{}. Check that store.path is right and may be written to", system_error(&error)))
+                cannot_open(format!("{}. Check that store.path is right and may be written to", system_error(&error)))
             }
-            _ => refuse(why("the directory itself", &error)),
+            _ => cannot_open(io_reason("the directory itself", &error)),
         };
         if let Ok(found) = fs::symlink_metadata(path) {
             if found.file_type().is_symlink() {
-                return Err(refuse("it is a symbolic link. Name the directory itself".into()));
+                return Err(cannot_open("it is a symbolic link. Name the directory itself".into()));
             }
             if !found.is_dir() {
-                return Err(refuse("it is not a directory. Name another place, or move that file".into()));
+                return Err(cannot_open("it is not a directory. Name another place, or move that file".into()));
             }
         }
-        refuse_foreign(path)?;
+        check_foreign_files(path)?;
         make(path).map_err(failed)?;
         let lock_path = path.join(LOCK);
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path);
@@ -98,7 +98,7 @@ impl StoreDir {
     }
 
     /// Returns the directory in which sled's files are created, and removes the files of an interrupted attempt.
-    pub(in crate::embedded) fn making(&self) -> io::Result<PathBuf> {
+    pub(in crate::embedded) fn staging_dir(&self) -> io::Result<PathBuf> {
         let making = self.path.join(MAKING);
         match fs::remove_dir_all(&making) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -107,7 +107,7 @@ impl StoreDir {
     }
 
     /// Moves the files in `making` to their place, durably. A power cut leaves all of them or none.
-    pub(in crate::embedded) fn made(&self, making: &Path) -> io::Result<()> {
+    pub(in crate::embedded) fn install(&self, making: &Path) -> io::Result<()> {
         for file in fs::read_dir(making)? {
             File::open(file?.path())?.sync_all()?;
         }
@@ -118,24 +118,24 @@ impl StoreDir {
     }
 
     /// Replaces sled's files by those in `making`, durably. A crash leaves the old or the new ones.
-    pub(in crate::embedded) fn rebuilt(&self, making: &Path) -> io::Result<()> {
+    pub(in crate::embedded) fn replace(&self, making: &Path) -> io::Result<()> {
         for file in fs::read_dir(making)? {
             File::open(file?.path())?.sync_all()?;
         }
         File::open(making)?.sync_all()?;
         fs::rename(making, self.path.join(REBUILT))?;
         File::open(&self.path)?.sync_all()?;
-        self.finish_rebuilding()
+        self.finish_replacement()
     }
 
     /// Finishes a replacement of sled's files that a power cut interrupted.
-    pub(super) fn finish_rebuilding(&self) -> io::Result<()> {
+    pub(super) fn finish_replacement(&self) -> io::Result<()> {
         let rebuilt = self.path.join(REBUILT);
         if !rebuilt.exists() {
             return Ok(());
         }
         if self.log().exists() {
-            let aside = self.aside()?.join(format!("{}-log", stamp()));
+            let aside = self.set_aside_dir()?.join(format!("{}-log", stamp()));
             fs::rename(self.log(), aside)?;
         }
         fs::rename(rebuilt, self.log())?;
@@ -147,7 +147,7 @@ impl StoreDir {
         File::open(self.log())?.sync_all()
     }
 
-    fn aside(&self) -> io::Result<PathBuf> {
+    fn set_aside_dir(&self) -> io::Result<PathBuf> {
         let aside = self.path.join(SET_ASIDE);
         make(&aside)?;
         Ok(aside)
@@ -164,7 +164,7 @@ impl StoreDir {
             let name = file.file_name();
             let name = name.to_string_lossy();
             if name.starts_with("snap.") && (all || name.ends_with(".generating")) {
-                fs::rename(file.path(), self.aside()?.join(format!("{}-{name}", stamp())))?;
+                fs::rename(file.path(), self.set_aside_dir()?.join(format!("{}-{name}", stamp())))?;
                 moved.push(file.path());
             }
         }

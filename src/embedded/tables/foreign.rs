@@ -33,7 +33,7 @@ const NAMED_MAX: usize = 3;
 ///
 /// # Errors
 /// When the directory has other files, because nothing may be written among them.
-pub fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
+pub fn check_foreign_files(path: &Path) -> Result<(), StoreError> {
     // A directory that cannot be read fails when it is opened, with the reason.
     let Ok(files) = fs::read_dir(path) else { return Ok(()) };
     if is_store(path) {
@@ -105,13 +105,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join(LOG);
         fs::create_dir(&log).unwrap();
-        assert!(refuse_foreign(directory.path()).is_ok());
+        assert!(check_foreign_files(directory.path()).is_ok());
         drop(open(DiskOptions::new(directory.path())).expect("a store is made in its place"));
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join(LOG);
         fs::create_dir(&log).unwrap();
         fs::write(log.join("syslog"), "a line").unwrap();
-        assert!(refuse_foreign(directory.path()).is_err());
+        assert!(check_foreign_files(directory.path()).is_err());
     }
 
     #[test]
@@ -121,8 +121,8 @@ mod tests {
         {
             let directory = tempfile::tempdir().unwrap();
             fs::write(directory.path().join(name), text).unwrap();
-            let refused = open(DiskOptions::new(directory.path())).map(drop).unwrap_err().to_string();
-            assert!(refused.contains("no store is in it") && refused.contains(name), "{refused}");
+            let rejected = open(DiskOptions::new(directory.path())).map(drop).unwrap_err().to_string();
+            assert!(rejected.contains("no store is in it") && rejected.contains(name), "{rejected}");
             assert_eq!(fs::read_to_string(directory.path().join(name)).unwrap(), text);
             assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
         }
@@ -139,7 +139,7 @@ mod tests {
         drop(open(DiskOptions::new(directory.path())).unwrap());
         let left = tempfile::tempdir().unwrap();
         fs::copy(directory.path().join(WATERMARK), left.path().join(WATERMARK)).unwrap();
-        let refused = open(DiskOptions::new(left.path())).map(drop).unwrap_err().to_string();
-        assert!(refused.contains("`log/db` is missing") && !refused.contains("os error"), "{refused}");
+        let rejected = open(DiskOptions::new(left.path())).map(drop).unwrap_err().to_string();
+        assert!(rejected.contains("`log/db` is missing") && !rejected.contains("os error"), "{rejected}");
     }
 }

@@ -71,7 +71,7 @@ impl MissingPart {
     }
 
     /// Describes how to use the remaining parts. Without the watermark no loss is known, nor that nothing was lost.
-    fn how_to_go_on(self) -> &'static str {
+    fn next_step(self) -> &'static str {
         match self {
             Self::Watermark => "; if that file alone was lost, make an empty one in its place",
             _ => "",
@@ -86,9 +86,9 @@ impl fmt::Display for MissingPart {
         write!(
             f,
             "its {what} `{}` is {state}, so messages may be too. If this is a copy, copy the whole directory again while no \
-             server has it{}",
+             server uses it{}",
             self.name(),
-            self.how_to_go_on()
+            self.next_step()
         )
     }
 }

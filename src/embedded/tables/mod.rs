@@ -8,7 +8,7 @@
 //! - `open`, `directory`, `foreign`, `missing`, `unfinished`: opens a store directory
 //! - `watermark`: how far each file was synced
 //! - `space`: reserved disk space
-//! - `refusal`, `sled_error`: error messages
+//! - `open_error`, `sled_error`: error messages
 
 mod compact;
 pub(super) mod contract;
@@ -19,7 +19,7 @@ pub mod memory;
 pub(super) mod meta;
 pub(super) mod missing;
 pub(super) mod open;
-pub(super) mod refusal;
+pub(super) mod open_error;
 pub(super) mod schema;
 pub mod sled;
 pub(super) mod sled_error;

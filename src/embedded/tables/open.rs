@@ -19,7 +19,7 @@ use super::{
     files::{DB, SEGMENT_BYTES, VALUE_LOG, WAL},
     foreign::is_empty,
     missing::MissingPart,
-    refusal::{self, why, why_of_sled},
+    open_error::{self, io_reason, sled_reason},
     sled::{Disk, Reclaim, Trees, close_sled, discard_sled},
     space::{Ballast, BallastError, Runway},
     unfinished::{self, Operation},
@@ -138,55 +138,61 @@ pub(in crate::embedded) fn create(path: &Path, operation: Operation) -> Result<D
 }
 
 fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
-    let refuse = |reason: String| StoreError::Open { path: options.path.clone(), reason };
+    let cannot_open = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let locked = StoreDir::new(&options.path)?;
     unfinished::check(&options.path, options.operation)?;
     if let Some(operation) = options.operation {
-        unfinished::begin(&options.path, operation).map_err(|error| refuse(why("cannot mark it", &error)))?;
+        unfinished::begin(&options.path, operation)
+            .map_err(|error| cannot_open(io_reason("cannot mark it", &error)))?;
     }
     let log = locked.log();
-    let unreadable = |error: std::io::Error| refuse(why("its file `log/db` cannot be read", &error));
-    locked.finish_rebuilding().map_err(|error| refuse(why("its directory `log`", &error)))?;
+    let unreadable = |error: std::io::Error| cannot_open(io_reason("its file `log/db` cannot be read", &error));
+    locked.finish_replacement().map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?;
     locked.read_through().map_err(unreadable)?;
-    let scanned = refuse_damaged(&log, &options.path)?;
+    let scanned = check_damage(&log, &options.path)?;
     if rebuild::is_due(&log).map_err(unreadable)? {
-        rebuild::rebuild(&locked, &options.path, |making| open_sled(making, options.cache_bytes)).map_err(refuse)?;
+        rebuild::rebuild(&locked, &options.path, |making| open_sled(making, options.cache_bytes))
+            .map_err(cannot_open)?;
     }
     if !log.exists() || is_empty(&log) {
-        make_log(&locked, options).map_err(refuse)?;
+        create_sled(&locked, options).map_err(cannot_open)?;
     }
     // Written by a process that was killed while opening. sled would prefer this incomplete snapshot.
-    for snapshot in locked.set_snapshots_aside(false).map_err(|error| refuse(why("its directory `log`", &error)))? {
+    for snapshot in
+        locked.set_snapshots_aside(false).map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?
+    {
         tracing::warn!(snapshot = %snapshot.display(), "set an unfinished snapshot aside");
     }
     let ballast = Ballast::of(&options.path);
     ballast.drop_for(&log.join(DB)).map_err(|error| match error {
-        BallastError::NoSpace { wanted, free } => refuse(refusal::no_space("its file `log/db`", wanted, free)),
-        BallastError::Io(error) => refuse(why("its file `log/db`", &error)),
+        BallastError::NoSpace { wanted, free } => cannot_open(open_error::no_space("its file `log/db`", wanted, free)),
+        BallastError::Io(error) => cannot_open(io_reason("its file `log/db`", &error)),
     })?;
     let db = match open_sled(&log, options.cache_bytes) {
         Err(sled::Error::Corruption { .. }) => {
             // A truncated snapshot. The log itself is usually intact.
-            let moved = locked.set_snapshots_aside(true).map_err(|error| refuse(why("its directory `log`", &error)))?;
+            let moved = locked
+                .set_snapshots_aside(true)
+                .map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?;
             tracing::warn!(snapshots = moved.len(), "the store did not open: its snapshots were set aside, once");
             open_sled(&log, options.cache_bytes)
         }
         opened => opened,
     }
-    .map_err(|error| refuse(why_of_sled(&error)))?;
+    .map_err(|error| cannot_open(sled_reason(&error)))?;
     set_up(db.clone(), locked, scanned, options).inspect_err(|_| discard_sled(&db))
 }
 
 /// Opens everything besides sled. `scanned` is the earlier scan of the WAL.
 fn set_up(db: sled::Db, locked: StoreDir, scanned: WalScan, options: &DiskOptions) -> Result<Disk, StoreError> {
     let path = &options.path;
-    let refuse = |reason: String| StoreError::Open { path: path.clone(), reason };
+    let cannot_open = |reason: String| StoreError::Open { path: path.clone(), reason };
     let log = locked.log();
     // First: the newest snapshot must be durable before anything that sled did because of it.
-    locked.sync_names().map_err(|error| refuse(why("cannot sync it", &error)))?;
+    locked.sync_names().map_err(|error| cannot_open(io_reason("cannot sync it", &error)))?;
     let tree = |table| {
         let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every table of sled's has a name");
-        db.open_tree(name).map_err(|error| refuse(why_of_sled(&error)))
+        db.open_tree(name).map_err(|error| cannot_open(sled_reason(&error)))
     };
     let trees = Trees {
         places: tree(Table::Log)?,
@@ -196,18 +202,18 @@ fn set_up(db: sled::Db, locked: StoreDir, scanned: WalScan, options: &DiskOption
         outbox: tree(Table::Outbox)?,
     };
     let file = File::options().read(true).write(true).open(log.join(DB));
-    let file = file.map_err(|error| refuse(why("its file `log/db`", &error)))?;
+    let file = file.map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
     // A killed process may have left data that the system has not written yet. It must be durable before any file is removed
     // because of it.
-    db.flush().map_err(|error| refuse(why_of_sled(&error)))?;
-    file.sync_data().map_err(|error| refuse(why("its file `log/db`", &error)))?;
+    db.flush().map_err(|error| cannot_open(sled_reason(&error)))?;
+    file.sync_data().map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
     let mut runway = Runway::default();
     let made = file.metadata().and_then(|file| Ballast::of(path).make(file.len()));
     if let Err(error) = made {
         tracing::warn!(%error, "cannot make the ballast: this store may not open on a full disk");
     }
-    runway.extend(&file).map_err(|error| refuse(why("its file `log/db`", &error)))?;
-    let flushed = trees.meta.get(FLUSHED_KEY).map_err(|error| refuse(why_of_sled(&error)))?;
+    runway.extend(&file).map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
+    let flushed = trees.meta.get(FLUSHED_KEY).map_err(|error| cannot_open(sled_reason(&error)))?;
     let flushed = flushed.and_then(|value| wal_number(&value)).unwrap_or(0);
     let watermark = SyncWatermark::read(path).unwrap_or_default();
     let wal_dir = path.join(WAL);
@@ -218,13 +224,13 @@ fn set_up(db: sled::Db, locked: StoreDir, scanned: WalScan, options: &DiskOption
     };
     let wal = wal.map_err(|broken| broken_wal(path, broken))?;
     let locations: sled::Result<Vec<_>> = trees.places.iter().values().collect();
-    let locations = locations.map_err(|error| refuse(why_of_sled(&error)))?;
+    let locations = locations.map_err(|error| cannot_open(sled_reason(&error)))?;
     let locations = locations.iter().filter_map(|location| BlockLocation::decode(location));
     let value_log = ValueLog::open(&path.join(VALUE_LOG), locations);
-    let value_log = value_log.map_err(|error| refuse(why("its directory `inbox`", &error)))?;
-    let mark = WatermarkFile::open(path).map_err(|error| refuse(why("its file `mark`", &error)))?;
-    let tail = Tail::find(&log).map_err(|error| refuse(why("its file `log/db`", &error)))?;
-    locked.sync().map_err(|error| refuse(why("cannot sync it", &error)))?;
+    let value_log = value_log.map_err(|error| cannot_open(io_reason("its directory `inbox`", &error)))?;
+    let mark = WatermarkFile::open(path).map_err(|error| cannot_open(io_reason("its file `mark`", &error)))?;
+    let tail = Tail::find(&log).map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
+    locked.sync().map_err(|error| cannot_open(io_reason("cannot sync it", &error)))?;
     Ok(Disk {
         db,
         trees,
@@ -246,7 +252,7 @@ fn broken_wal(path: &Path, broken: OpenError) -> StoreError {
     match broken {
         OpenError::Damage(broken) => damaged(path, broken),
         OpenError::Io(error) => {
-            let reason = why("its directory `journal`", &error);
+            let reason = io_reason("its directory `journal`", &error);
             StoreError::Open { path: path.to_owned(), reason }
         }
     }
@@ -256,12 +262,12 @@ fn broken_wal(path: &Path, broken: OpenError) -> StoreError {
 ///
 /// sled writes its file `conf` in two steps and never syncs it. Without the second step it never opens the store again.
 /// So the files are created in another directory, which is renamed when they are complete and synced.
-fn make_log(locked: &StoreDir, options: &DiskOptions) -> Result<(), String> {
-    let cannot = |error: std::io::Error| why("cannot make its directory `log`", &error);
-    let making = locked.making().map_err(cannot)?;
-    let db = open_sled(&making, options.cache_bytes).map_err(|error| why_of_sled(&error))?;
+fn create_sled(locked: &StoreDir, options: &DiskOptions) -> Result<(), String> {
+    let cannot = |error: std::io::Error| io_reason("cannot make its directory `log`", &error);
+    let making = locked.staging_dir().map_err(cannot)?;
+    let db = open_sled(&making, options.cache_bytes).map_err(|error| sled_reason(&error))?;
     close_sled(db, &making).map_err(cannot)?;
-    locked.made(&making).map_err(cannot)
+    locked.install(&making).map_err(cannot)
 }
 
 fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
@@ -276,13 +282,13 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
 /// Rejects a damaged store, and one of another format. Returns the scan of the WAL.
 ///
 /// All files are checked before sled opens them, because sled skips what it cannot read and overwrites what follows.
-fn refuse_damaged(log: &Path, path: &Path) -> Result<WalScan, StoreError> {
+fn check_damage(log: &Path, path: &Path) -> Result<WalScan, StoreError> {
     if SyncWatermark::is_foreign(path) {
         return Err(damaged(path, "its file `mark` is not what was written"));
     }
     let unread = |error: std::io::Error| StoreError::Open {
         path: path.to_owned(),
-        reason: why("its file `log/db` cannot be read", &error),
+        reason: io_reason("its file `log/db` cannot be read", &error),
     };
     if let Some(missing) = MissingPart::tables(path).map_err(unread)? {
         return Err(damaged(path, missing));

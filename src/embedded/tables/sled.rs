@@ -121,7 +121,7 @@ impl Disk {
         let is_step = self.written.lock().count(bytes);
         if is_step {
             self.flush()?;
-            self.written.lock().look();
+            self.written.lock().begin_check();
             // If this fails, the step still has the space that was preallocated before.
             _ = self.runway.lock().extend(&self.file);
         }
@@ -134,11 +134,11 @@ impl Disk {
     }
 
     fn tables_failed(&self, error: sled::Error) -> EngineError {
-        self.failed(super::sled_error::sentence(&error))
+        self.failed(super::sled_error::describe(&error))
     }
 
     /// Converts the error of a call that may be retried if it fails for lack of space or descriptors.
-    pub(in crate::embedded) fn refused(&self, error: std::io::Error) -> EngineError {
+    pub(in crate::embedded) fn retryable(&self, error: std::io::Error) -> EngineError {
         let error = EngineError::from(error);
         self.failed.fetch_or(!error.is_transient(), Ordering::Relaxed);
         error
@@ -171,7 +171,7 @@ impl Disk {
         if self.trees.places.contains_key(key).map_err(|error| self.tables_failed(error))? {
             return self.replace_blocks(&[(key, value)]);
         }
-        let location = self.value_log.append(key, value).map_err(|error| self.refused(error))?;
+        let location = self.value_log.append(key, value).map_err(|error| self.retryable(error))?;
         self.set_location(key, location)
     }
 
@@ -185,7 +185,7 @@ impl Disk {
                 Ok(location) => locations.push(location),
                 Err(error) => {
                     locations.into_iter().for_each(|location| self.value_log.release(location));
-                    return Err(self.refused(error));
+                    return Err(self.retryable(error));
                 }
             }
         }
@@ -247,7 +247,7 @@ pub(in crate::embedded) fn discard_sled(db: &sled::Db) {
 
 /// Closes the sled with its files in `log`, with all its data durable. Leaks it if that fails.
 pub(in crate::embedded) fn close_sled(db: sled::Db, log: &Path) -> std::io::Result<()> {
-    let synced = db.flush().map_err(super::sled_error::of).and_then(|_| File::open(log.join(DB))?.sync_all());
+    let synced = db.flush().map_err(super::sled_error::to_io_error).and_then(|_| File::open(log.join(DB))?.sync_all());
     synced.inspect_err(|_| discard_sled(&db))?;
     // sled syncs once more when dropped, although nothing was written since. A disk that fails just then is caught here.
     catch_unwind(AssertUnwindSafe(|| drop(db))).map_err(|_| std::io::Error::other("sled could not sync its file"))
@@ -255,9 +255,9 @@ pub(in crate::embedded) fn close_sled(db: sled::Db, log: &Path) -> std::io::Resu
 
 /// Converts the error of a read from sled. A read that failed for lack of memory may be retried.
 fn unread(error: sled::Error) -> EngineError {
-    match super::sled_error::of_the_system(&error).map(EngineError::from) {
+    match super::sled_error::system_error_of(&error).map(EngineError::from) {
         Some(error) if error.is_transient() => error,
-        _ => EngineError::new(super::sled_error::sentence(&error)),
+        _ => EngineError::new(super::sled_error::describe(&error)),
     }
 }
 
@@ -274,7 +274,7 @@ impl Engine for Disk {
         match table {
             Table::Wal => {
                 let number = wal_number(key).ok_or_else(|| EngineError::new("a WAL record without a number"))?;
-                self.wal.append(number, value).map_err(|error| self.refused(error))
+                self.wal.append(number, value).map_err(|error| self.retryable(error))
             }
             Table::Log => self.put_block(key, value),
             _ => self.insert(self.tree(table), key, value).map(drop),
@@ -437,7 +437,7 @@ impl Engine for Disk {
     }
 
     fn reserve(&self, number: u64, bytes: u64) -> Result<(), EngineError> {
-        self.wal.reserve(number, bytes).map_err(|error| self.refused(error))
+        self.wal.reserve(number, bytes).map_err(|error| self.retryable(error))
     }
 
     fn wal_bytes_required(&self, bytes: u64) -> u64 {
@@ -445,7 +445,7 @@ impl Engine for Disk {
     }
 
     fn table_space(&self) -> Result<TableSpace, EngineError> {
-        let is_behind = self.written.lock().look();
+        let is_behind = self.written.lock().begin_check();
         if is_behind {
             // Without this the file's length would not show how far sled is.
             self.flush()?;

@@ -12,13 +12,13 @@ use crate::{embedded::tables::contract::Cause, logging::system_error};
 const COPIED: &str = "Os { code: ";
 
 /// Returns the system's error, if there is one.
-pub fn of_the_system(error: &sled::Error) -> Option<io::Error> {
+pub fn system_error_of(error: &sled::Error) -> Option<io::Error> {
     let sled::Error::Io(error) = error else { return None };
     number(error).map(io::Error::from_raw_os_error)
 }
 
 /// Restores the system's error of an I/O error that sled returned.
-pub fn restored(error: io::Error) -> io::Error {
+pub fn restore_system_error(error: io::Error) -> io::Error {
     match number(&error) {
         Some(number) if error.raw_os_error().is_none() => io::Error::from_raw_os_error(number),
         _ => error,
@@ -31,13 +31,13 @@ fn number(error: &io::Error) -> Option<i32> {
 }
 
 /// Converts an error of sled to an I/O error that is never retried.
-pub fn of(error: sled::Error) -> io::Error {
-    io::Error::other(sentence(&error))
+pub fn to_io_error(error: sled::Error) -> io::Error {
+    io::Error::other(describe(&error))
 }
 
 /// Describes an error in a sentence without full stop; callers append what to do.
-pub fn sentence(error: &sled::Error) -> String {
-    if let Some(error) = of_the_system(error) {
+pub fn describe(error: &sled::Error) -> String {
+    if let Some(error) = system_error_of(error) {
         return match Cause::of(&error) {
             Cause::NoSpace => format!(
                 "the disk had no space for its file `log/db` ({}), and after that the tables cannot be written to until \
@@ -60,14 +60,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn copy_of_a_system_error_reads_as_the_system_says_it() {
+    fn copied_system_error_is_described_like_the_original() {
         for (number, part) in
             [(28, "the disk had no space"), (122, "the disk had no space"), (5, "cannot be read or written")]
         {
             let met = sled::Error::Io(io::Error::from_raw_os_error(number));
             let lock = format!("could not acquire lock on \"db\": {:?}", io::Error::from_raw_os_error(number));
             for error in [met.clone(), met, sled::Error::Io(io::Error::other(lock))] {
-                let message = sentence(&error);
+                let message = describe(&error);
                 assert!(
                     message.contains(part)
                         && !message.contains("Os {")
@@ -75,19 +75,19 @@ mod tests {
                         && !message.contains("IO error"),
                     "{message}"
                 );
-                assert_eq!(of_the_system(&error).and_then(|error| error.raw_os_error()), Some(number));
+                assert_eq!(system_error_of(&error).and_then(|error| error.raw_os_error()), Some(number));
             }
         }
     }
 
     #[test]
-    fn errors_of_sled_name_the_file() {
+    fn sled_error_names_the_file() {
         for error in [
             sled::Error::Io(io::Error::other("a reason")),
             sled::Error::ReportableBug("a reason".into()),
             sled::Error::Unsupported("a reason".into()),
         ] {
-            let message = sentence(&error);
+            let message = describe(&error);
             assert!(message.contains("`log/db`") && !message.contains("PLEASE"), "{message}");
         }
     }

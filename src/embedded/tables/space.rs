@@ -98,7 +98,7 @@ impl WriteCounter {
     }
 
     /// Begins a check of the file's length. Returns true if sled must be flushed before.
-    pub fn look(&mut self) -> bool {
+    pub fn begin_check(&mut self) -> bool {
         self.since_check = 0;
         self.since_flush > UNFLUSHED_BYTES
     }

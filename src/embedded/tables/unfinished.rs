@@ -10,7 +10,7 @@ use std::{
     path::Path,
 };
 
-use super::{directory::StoreDir, files::UNFINISHED as NAME, refusal};
+use super::{directory::StoreDir, files::UNFINISHED as NAME, open_error};
 use crate::store::StoreError;
 
 /// Names an operation that creates or changes a whole store.
@@ -40,8 +40,8 @@ impl Operation {
         !matches!(self, Self::Import)
     }
 
-    /// Describes how to go on when the operation did not finish.
-    fn how_to_go_on(self) -> String {
+    /// Describes what to do when the operation did not finish.
+    fn next_step(self) -> String {
         let command = self.command();
         if self.starts_over() {
             format!(
@@ -58,7 +58,7 @@ impl Operation {
 }
 
 /// Returns why a directory must not be used, if an operation in it did not finish.
-pub fn found(path: &Path) -> io::Result<Option<String>> {
+pub fn reason(path: &Path) -> io::Result<Option<String>> {
     let text = match fs::read_to_string(path.join(NAME)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         text => text?,
@@ -69,7 +69,7 @@ pub fn found(path: &Path) -> io::Result<Option<String>> {
              again, or remove that file, to use what is there"
         )
     };
-    Ok(Some(operation_of(&text).map_or_else(unknown, Operation::how_to_go_on)))
+    Ok(Some(operation_of(&text).map_or_else(unknown, Operation::next_step)))
 }
 
 fn operation_of(text: &str) -> Option<Operation> {
@@ -79,18 +79,19 @@ fn operation_of(text: &str) -> Option<Operation> {
 
 /// Rejects a directory with an unfinished operation, unless the same operation can resume it (an import).
 pub fn check(path: &Path, operation: Option<Operation>) -> Result<(), StoreError> {
-    let refuse = |reason: String| StoreError::Open { path: path.to_owned(), reason };
-    let unread = |error: io::Error| refuse(refusal::why(&format!("its file `{NAME}` cannot be read"), &error));
-    let Some(why) = found(path).map_err(unread)? else { return Ok(()) };
+    let cannot_open = |reason: String| StoreError::Open { path: path.to_owned(), reason };
+    let unread =
+        |error: io::Error| cannot_open(open_error::io_reason(&format!("its file `{NAME}` cannot be read"), &error));
+    let Some(why) = reason(path).map_err(unread)? else { return Ok(()) };
     let text = fs::read_to_string(path.join(NAME)).map_err(unread)?;
-    let goes_on = operation.is_some_and(|operation| !operation.starts_over() && operation_of(&text) == Some(operation));
-    if goes_on { Ok(()) } else { Err(refuse(why)) }
+    let resumes = operation.is_some_and(|operation| !operation.starts_over() && operation_of(&text) == Some(operation));
+    if resumes { Ok(()) } else { Err(cannot_open(why)) }
 }
 
 /// Writes the marker. Durable on return.
 pub fn begin(path: &Path, operation: Operation) -> io::Result<()> {
     let mut file = File::create(path.join(NAME))?;
-    writeln!(file, "{}\nThis store is not finished: {}.", operation.command(), operation.how_to_go_on())?;
+    writeln!(file, "{}\nThis store is not finished: {}.", operation.command(), operation.next_step())?;
     file.sync_all()?;
     File::open(path)?.sync_all()
 }
@@ -115,7 +116,7 @@ pub fn remove_remains(path: &Path) -> Result<bool, StoreError> {
     let _lock = StoreDir::new(path)?;
     let failed = |error: io::Error| StoreError::Open {
         path: path.to_owned(),
-        reason: refusal::why("what an earlier run has left there cannot be removed", &error),
+        reason: open_error::io_reason("what an earlier run has left there cannot be removed", &error),
     };
     // The marker goes last, so that an interruption leaves a directory that is still marked.
     for file in fs::read_dir(path).map_err(failed)? {
@@ -139,20 +140,20 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn store_with_a_marker_is_refused_with_how_to_go_on() {
+    async fn store_with_marker_is_rejected_with_next_step() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("store");
         let opened = |operation| open(DiskOptions { operation, ..DiskOptions::new(&path) });
         opened(None).unwrap().close().await.unwrap();
         for operation in Operation::ALL {
             begin(&path, operation).unwrap();
-            let refused = opened(None).err().unwrap().to_string();
-            assert!(refused.contains(&format!("Run `{}` again", operation.command())), "{refused}");
+            let rejected = opened(None).err().unwrap().to_string();
+            assert!(rejected.contains(&format!("Run `{}` again", operation.command())), "{rejected}");
             let other = if operation == Operation::Import { Operation::Restore } else { Operation::Import };
             assert!(opened(Some(other)).is_err(), "{other:?} in what {operation:?} has left");
             let inspection = Inspection::open(&path).unwrap();
             assert!(
-                inspection.damage().iter().any(|damage| refused.contains(&damage.what)),
+                inspection.damage().iter().any(|damage| rejected.contains(&damage.what)),
                 "{:?}",
                 inspection.damage()
             );

@@ -79,7 +79,7 @@ impl WatermarkFile {
     }
 
     /// Clears the end of sled's log, durably, before another log replaces it.
-    pub fn forget_end(directory: &Path) -> io::Result<()> {
+    pub fn clear_end(directory: &Path) -> io::Result<()> {
         let mark = Self::open(directory)?;
         mark.set_end(0, 0)?;
         mark.file.sync_all()

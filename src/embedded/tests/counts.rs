@@ -1,4 +1,4 @@
-//! Listing users counts pending messages from rows and memory, without reading message bodies.
+//! Lists of users count pending messages from rows and memory, without reading message bodies.
 
 use std::{
     sync::{
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Bytes of payload of one message; the JSON around it has 25 more.
-const SIZE: usize = 1000;
+const DATA_BYTES: usize = 1000;
 
 /// Tables in memory that count the bytes of blocks that are read.
 #[derive(Clone, Default)]
@@ -67,7 +67,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
 async fn filled(tables: &Counting, users: &[&str], count: usize) -> (Arc<dyn Store>, u64) {
     let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
     let store = embedded::open(Arc::new(tables.clone()), Options { tuning, ..Options::default() }).unwrap();
-    let payload = Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(SIZE))), Some("N")).unwrap();
+    let payload = Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(DATA_BYTES))), Some("N")).unwrap();
     let bytes = payload.as_bytes().len() as u64;
     let append = Append::new(payload, users.iter().map(|id| user(id)).collect());
     store.append_all(vec![append; count]).await.unwrap();
@@ -89,31 +89,34 @@ async fn users_and_pending_bytes_are_counted_without_reading_messages() {
         assert_eq!(store.pending_bytes(user).unwrap(), 300 * bytes);
         assert_eq!(store.state(user).unwrap().pending_bytes, 300 * bytes);
     }
-    assert_eq!(tables.take(), 0, "bytes of inboxes were read to count them");
+    assert_eq!(tables.take(), 0, "no block is read to count messages");
 
     // Acknowledging all messages reads no body either.
     store.report(&user("a"), SessionReport { acknowledged: Some((1, Seq::MAX)), ..SessionReport::default() });
     let state = store.state(&user("a")).unwrap();
     assert_eq!((state.pending, state.pending_bytes), (0, 0));
-    until("trimming", || tables.tables.blocks_of("a") == 0).await;
-    assert_eq!(tables.take(), 0, "bytes of an inbox were read to remove it");
+    until("trim", || tables.tables.blocks_of("a") == 0).await;
+    assert_eq!(tables.take(), 0, "no block is read to remove it");
     store.close().await.unwrap();
 }
 
 #[tokio::test]
-async fn pending_bytes_received_out_of_order_are_exact_where_few_and_estimated_where_many() {
+async fn pending_bytes_after_out_of_order_acknowledgement_are_exact_below_limit_and_estimated_above() {
     for (count, exact) in [(300, true), (3000, false)] {
         let tables = Counting::default();
         let (store, bytes) = filled(&tables, &["a"], count).await;
         store.report(&user("a"), SessionReport { acknowledged: Some((101, 200)), ..SessionReport::default() });
         let left = (count as u64 - 100) * bytes;
         let found = store.pending_bytes(&user("a")).unwrap();
-        assert!(if exact { found == left } else { found.abs_diff(left) < bytes }, "{found}, and {left} are pending");
+        assert!(
+            if exact { found == left } else { found.abs_diff(left) < bytes },
+            "{found} bytes, and {left} are pending"
+        );
         let read = tables.take();
-        assert!(read <= 2 << 20, "{read} bytes were read");
+        assert!(read <= 2 << 20, "at most 2 MiB are read, not {read} bytes");
         let listed = store.users(None, 10).unwrap();
         assert!(listed[0].1.as_ref().unwrap().pending_bytes.abs_diff(left) < bytes);
-        assert_eq!(tables.take(), 0, "a list reads no message");
+        assert_eq!(tables.take(), 0, "no block is read for a list");
         store.close().await.unwrap();
     }
 }

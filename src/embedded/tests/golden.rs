@@ -21,7 +21,7 @@ fn record() -> Vec<u8> {
     writer.finish()
 }
 
-fn chunk() -> Vec<u8> {
+fn block() -> Vec<u8> {
     Block::V1 { namespace: 7, user: "alice", entries: vec![(5, br#"{"op":0}"#), (6, br#"{"op":0,"d":2}"#)] }.encode()
 }
 
@@ -47,7 +47,7 @@ fn record_with_everything() -> Vec<u8> {
     writer.finish()
 }
 
-fn chunk_v2() -> Vec<u8> {
+fn block_v2() -> Vec<u8> {
     Block::V2 { namespace: 7, user: "alice", entries: vec![(5, 0, br#"{"op":0}"#), (6, 1_700_000_060, b"{}")] }.encode()
 }
 
@@ -82,7 +82,7 @@ fn ids() -> Ids {
 #[test]
 fn released_v2_encoding_is_read_unchanged() {
     assert_eq!(record_with_everything(), include_bytes!("../../../data/golden/record-v2.bin"));
-    assert_eq!(chunk_v2(), include_bytes!("../../../data/golden/chunk-v2.bin"));
+    assert_eq!(block_v2(), include_bytes!("../../../data/golden/chunk-v2.bin"));
     assert_eq!(row_v2().encode(), include_bytes!("../../../data/golden/row-v2.bin"));
     assert_eq!(Row::decode(include_bytes!("../../../data/golden/row-v2.bin")).unwrap(), row_v2());
     assert_eq!(ids().encode(), include_bytes!("../../../data/golden/ids-v1.bin"));
@@ -93,7 +93,7 @@ fn released_v2_encoding_is_read_unchanged() {
 #[test]
 fn released_v1_encoding_is_read_unchanged() {
     assert_eq!(record(), include_bytes!("../../../data/golden/record-v1.bin"));
-    assert_eq!(chunk(), include_bytes!("../../../data/golden/chunk-v1.bin"));
+    assert_eq!(block(), include_bytes!("../../../data/golden/chunk-v1.bin"));
     assert_eq!(row().encode(), include_bytes!("../../../data/golden/row-v1.bin"));
     assert_eq!(Row::decode(include_bytes!("../../../data/golden/row-v1.bin")).unwrap(), row());
 }
@@ -137,7 +137,7 @@ proptest! {
             }
         }
         _ = Row::decode(&bytes);
-        let chunk: Result<(Block<'_>, usize), _> = bincode::borrow_decode_from_slice(&bytes, format());
-        _ = chunk;
+        let block: Result<(Block<'_>, usize), _> = bincode::borrow_decode_from_slice(&bytes, format());
+        _ = block;
     }
 }

@@ -1,4 +1,4 @@
-//! Power cut after the nth write, for every n: answered messages are there when the store opens again, and stay.
+//! Power cuts after the nth write, for every n. Answered messages are there when the store opens again, and stay.
 
 use std::{
     sync::{
@@ -33,19 +33,19 @@ pub(in crate::embedded) struct Cut {
     /// The current content, as readers see it.
     tables: Memory,
     left: AtomicI64,
-    /// All writes, and how many of them are durable.
-    written: Mutex<Written>,
+    /// All writes, and the number of durable ones.
+    written: Mutex<WriteLog>,
     /// Seed that chooses the length of each prefix.
     seed: u64,
 }
 
 #[derive(Default)]
-struct Written {
-    journal: Vec<Change>,
+struct WriteLog {
+    wal: Vec<Change>,
     wal_durable: usize,
     /// Keys of blocks whose values may still be lost.
-    chunks: Vec<(usize, Vec<u8>)>,
-    rest: Vec<Change>,
+    blocks: Vec<(usize, Vec<u8>)>,
+    tables_log: Vec<Change>,
     tables_durable: usize,
 }
 
@@ -63,7 +63,11 @@ impl Cut {
     }
 
     fn write(&self) -> Result<(), EngineError> {
-        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 { Ok(()) } else { Err(EngineError::new("the power is gone")) }
+        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 {
+            Ok(())
+        } else {
+            Err(EngineError::new("the power has failed"))
+        }
     }
 
     fn change(&self, table: Table, key: &[u8], value: Option<&[u8]>) -> Result<(), EngineError> {
@@ -71,14 +75,14 @@ impl Cut {
         let mut written = self.written.lock();
         let change = Change { table, key: key.to_vec(), value: value.map(<[u8]>::to_vec) };
         if table == Table::Wal {
-            written.journal.push(change);
+            written.wal.push(change);
         } else {
             // A block that replaces another one is durable before its location is set.
             if table == Table::Log && value.is_some() && self.tables.get(table, key)?.is_none() {
-                let at = written.rest.len();
-                written.chunks.push((at, key.to_vec()));
+                let at = written.tables_log.len();
+                written.blocks.push((at, key.to_vec()));
             }
-            written.rest.push(change);
+            written.tables_log.push(change);
         }
         drop(written);
         match value {
@@ -100,18 +104,18 @@ impl Cut {
                 _ => from + (seed >> 35) as usize % (to - from + 1),
             }
         };
-        let journal = choose(written.wal_durable, written.journal.len());
-        let rest = choose(written.tables_durable, written.rest.len());
-        let chunks = choose(0, written.chunks.len());
+        let wal = choose(written.wal_durable, written.wal.len());
+        let tables_log = choose(written.tables_durable, written.tables_log.len());
+        let blocks = choose(0, written.blocks.len());
         let apply = |change: &Change, garbage: bool| match &change.value {
             Some(_) if garbage => before.put(change.table, &change.key, b""),
             Some(value) => before.put(change.table, &change.key, value),
             None => before.remove(change.table, &change.key),
         };
-        // A removal from the WAL removes files, and nothing waits for it. But it follows a checkpoint.
-        written.journal[..journal].iter().for_each(|change| apply(change, false).unwrap());
-        for (at, change) in written.rest[..rest].iter().enumerate() {
-            let lost = written.chunks[chunks..].iter().any(|(place, _)| *place == at);
+        // A removal from the WAL removes files, and is never synced. But it follows a checkpoint.
+        written.wal[..wal].iter().for_each(|change| apply(change, false).unwrap());
+        for (at, change) in written.tables_log[..tables_log].iter().enumerate() {
+            let lost = written.blocks[blocks..].iter().any(|(write, _)| *write == at);
             apply(change, lost).unwrap();
         }
         drop(written);
@@ -135,7 +139,7 @@ impl Intercept for Cut {
     fn on_rollback_last(&self, number: u64) -> Result<(), EngineError> {
         self.change(Table::Wal, &wal_key(number), None)?;
         let mut written = self.written.lock();
-        written.wal_durable = written.journal.len();
+        written.wal_durable = written.wal.len();
         Ok(())
     }
 
@@ -146,20 +150,20 @@ impl Intercept for Cut {
     fn on_sync(&self) -> Result<(), EngineError> {
         self.write()?;
         let mut written = self.written.lock();
-        written.wal_durable = written.journal.len();
+        written.wal_durable = written.wal.len();
         Ok(())
     }
 
     fn on_barrier(&self) -> Result<(), EngineError> {
         self.on_sync()?;
-        self.written.lock().chunks.clear();
+        self.written.lock().blocks.clear();
         Ok(())
     }
 
     fn on_checkpoint(&self) -> Result<(), EngineError> {
         self.on_barrier()?;
         let mut written = self.written.lock();
-        written.tables_durable = written.rest.len();
+        written.tables_durable = written.tables_log.len();
         Ok(())
     }
 }
@@ -218,7 +222,7 @@ async fn flushed_or_cut(cut: &Cut) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
-    waited.await.expect("it is flushed, or the power fails");
+    waited.await.expect("the WAL is flushed, or the power fails");
 }
 
 /// Returns false if no write failed.
@@ -245,8 +249,8 @@ async fn cut_after(writes: i64) -> bool {
     let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
     for (at, answered) in answered.iter().enumerate() {
         let there = sequences(&*store, at, 0);
-        assert_eq!(there, (1..=there.len() as Seq).collect::<Vec<_>>(), "without a hole, cut after {writes}");
-        assert!(there.len() as Seq >= *answered, "what was answered is there, cut after {writes}");
+        assert_eq!(there, (1..=there.len() as Seq).collect::<Vec<_>>(), "no gap, cut after {writes}");
+        assert!(there.len() as Seq >= *answered, "all answered messages, cut after {writes}");
         store.report(&user(at), SessionReport { acknowledged: Some((1, ACKNOWLEDGED)), ..SessionReport::default() });
     }
     append(&*store, 9).await;
@@ -258,19 +262,20 @@ async fn cut_after(writes: i64) -> bool {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), flushed).await.expect("it is flushed");
+    tokio::time::timeout(Duration::from_secs(10), flushed).await.expect("the WAL is flushed");
     for at in 0..2 {
         let head = store.state(&user(at)).unwrap().head;
         assert_eq!(
             sequences(&*store, at, ACKNOWLEDGED),
             (ACKNOWLEDGED + 1..=head).collect::<Vec<_>>(),
-            "after all, cut after {writes}"
+            "all pending messages, cut after {writes}"
         );
     }
     store.close().await.unwrap();
     failed
 }
 
+// covers: G1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn power_cut_at_any_write_keeps_answered_messages() {
     let mut cuts = 0;
@@ -309,7 +314,7 @@ async fn batch_cut_after(writes: i64) -> bool {
         let there = [0, 1].map(|at| sequences(&*store, at, 0).len() as u64);
         assert!(there == [0, 0] || there == [BATCH, BATCH], "{there:?}, cut after {writes}");
         assert!(there == [BATCH, BATCH] || !answered, "cut after {writes}");
-        // A retry returns the first result or appends now: in any case the messages are there once.
+        // A retry returns the first result or appends now. In both cases the messages are there once.
         let again = append_batch(&*store).await.unwrap();
         assert!(again.iter().all(|one| one.duplicate == (there[0] > 0)), "cut after {writes}");
         assert!(again.iter().all(|one| one.summary.as_ref().is_some_and(|one| (one.online, one.offline) == (1, 1))));
@@ -319,6 +324,7 @@ async fn batch_cut_after(writes: i64) -> bool {
     failed
 }
 
+// covers: G1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn power_cut_keeps_commit_of_several_records_and_its_ids_atomically() {
     let mut cuts = 0;
@@ -400,7 +406,7 @@ async fn ids_survive_interrupted_and_repeated_flush() {
         let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
         for n in 0..10 {
             let again = store.append(once(n)).await.unwrap();
-            assert!(again.duplicate, "order {n} is done twice, cut after {writes}");
+            assert!(again.duplicate, "order {n} is a duplicate, cut after {writes}");
         }
         store.close().await.unwrap();
     }

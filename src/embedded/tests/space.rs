@@ -1,5 +1,5 @@
-//! The disk is full at the nth write, for every n, and has space again later: no answered message is lost or duplicated, and
-//! suspended work is done in the end.
+//! A full disk at the nth write, for every n, that has space again later. No answered message is lost or duplicated, and
+//! suspended work is completed.
 
 use std::{
     sync::{
@@ -27,63 +27,63 @@ use crate::{
     },
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes that may be put into the tables between two checks of their space.
 ///
 /// sled writes up to four times as much, and 16 MiB are preallocated.
 const STEP_BYTES_MAX: u64 = 1 << 20;
 
-/// Tables on a disk that is full after a number of writes, for a number of writes.
-struct Scarce {
+/// Tables in memory whose writes fail as on a full disk, after a number of writes and for a number of writes.
+struct ScarceDisk {
     tables: Memory,
-    /// Writes before the disk is full.
-    left: AtomicI64,
-    /// Writes that fail then, before there is space again.
-    refused: AtomicI64,
+    /// Writes that succeed before the disk is full.
+    writes_left: AtomicI64,
+    /// Writes that fail before there is space again.
+    failures: AtomicI64,
     free: AtomicU64,
-    /// Bytes that the tables take before their file grows.
+    /// Bytes that the tables accept before their file grows.
     slack: AtomicU64,
     /// WAL writes fail too, although space was preallocated.
-    journal: bool,
-    /// Bytes put into the tables since their space was looked at, and the most of that.
+    wal_fails: bool,
+    /// Bytes put into the tables since their space was checked, and the maximum of that.
     step: AtomicU64,
     step_most: AtomicU64,
 }
 
-impl Scarce {
-    fn new(left: i64, refused: i64, journal: bool) -> Arc<Self> {
-        let (left, refused) = (AtomicI64::new(left), AtomicI64::new(refused));
+impl ScarceDisk {
+    fn new(writes_left: i64, failures: i64, wal_fails: bool) -> Arc<Self> {
+        let (writes_left, failures) = (AtomicI64::new(writes_left), AtomicI64::new(failures));
         let (free, slack) = (AtomicU64::new(1 << 40), AtomicU64::default());
         let (step, step_most) = (AtomicU64::default(), AtomicU64::default());
-        Arc::new(Self { tables: Memory::default(), left, refused, free, slack, journal, step, step_most })
+        Arc::new(Self { tables: Memory::default(), writes_left, failures, free, slack, wal_fails, step, step_most })
     }
 
-    /// Asserts that no step wrote more than is preallocated for one.
+    /// Asserts that no step wrote more than is preallocated for one step.
     fn check_steps(&self) {
         let most = self.step_most.load(Ordering::SeqCst);
-        assert!(most <= STEP_BYTES_MAX, "{most} bytes were put into the tables without a look at their space");
+        assert!(most <= STEP_BYTES_MAX, "{most} bytes were put into the tables without a check of their space");
     }
 
     fn is_full(&self) -> bool {
-        self.left.load(Ordering::SeqCst) <= 0 && self.refused.load(Ordering::SeqCst) > 0
+        self.writes_left.load(Ordering::SeqCst) <= 0 && self.failures.load(Ordering::SeqCst) > 0
     }
 
     fn write(&self) -> Result<(), EngineError> {
-        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 || self.refused.fetch_sub(1, Ordering::SeqCst) <= 0 {
+        if self.writes_left.fetch_sub(1, Ordering::SeqCst) > 0 || self.failures.fetch_sub(1, Ordering::SeqCst) <= 0 {
             return Ok(());
         }
         Err(std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()).into())
     }
 }
 
-impl Intercept for Scarce {
+impl Intercept for ScarceDisk {
     fn tables(&self) -> &Memory {
         &self.tables
     }
 
     fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        if table == Table::Log || table == Table::Wal && self.journal {
+        if table == Table::Log || table == Table::Wal && self.wal_fails {
             self.write()?;
         }
         if !matches!(table, Table::Wal | Table::Log) {
@@ -99,14 +99,14 @@ impl Intercept for Scarce {
     }
 
     fn on_reserve(&self) -> Result<(), EngineError> {
-        if self.journal { Ok(()) } else { self.write() }
+        if self.wal_fails { Ok(()) } else { self.write() }
     }
 
     fn on_table_space(&self) -> TableSpace {
         self.step.store(0, Ordering::SeqCst);
         // A check counts as a write too, or the disk would stay full.
         let is_full = self.is_full();
-        self.refused.fetch_sub(i64::from(is_full), Ordering::SeqCst);
+        self.failures.fetch_sub(i64::from(is_full), Ordering::SeqCst);
         if is_full { TableSpace::Little } else { TableSpace::Enough }
     }
 
@@ -134,16 +134,16 @@ fn read(store: &Arc<dyn Store>, user: &UserId) -> Vec<(Seq, Bytes)> {
 }
 
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + WAIT_TIMEOUT;
     while !done() {
-        assert!(Instant::now() < end, "waited in vain for {what}");
+        assert!(Instant::now() < end, "{what}: not within {WAIT_TIMEOUT:?}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
-/// Appends that are refused are repeated; what each user must have then, in order. One whose outcome is not known may be there
-/// twice.
-async fn work(store: &Arc<dyn Store>, refusals: &mut usize) -> Vec<Vec<(u64, bool)>> {
+/// Appends messages, and retries rejected appends. Returns the messages that each user must have, in order, each with
+/// whether the outcome of an attempt was unknown. Such a message may be in the log several times.
+async fn append_all(store: &Arc<dyn Store>, rejections: &mut usize) -> Vec<Vec<(u64, bool)>> {
     let mut sent = vec![Vec::new(); 4];
     for n in 0..40 {
         let mut unknown = false;
@@ -156,7 +156,7 @@ async fn work(store: &Arc<dyn Store>, refusals: &mut usize) -> Vec<Vec<(u64, boo
                 Err(StoreError::Unreachable(_)) => unknown = true,
                 Err(error) => panic!("{error}"),
             }
-            *refusals += 1;
+            *rejections += 1;
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         for (at, sent) in sent.iter_mut().enumerate() {
@@ -172,16 +172,16 @@ async fn work(store: &Arc<dyn Store>, refusals: &mut usize) -> Vec<Vec<(u64, boo
     sent
 }
 
-async fn hold(left: i64, refused: i64, journal: bool) -> usize {
-    let tables = Scarce::new(left, refused, journal);
+async fn run_with_full_disk(writes_left: i64, failures: i64, wal_fails: bool) -> usize {
+    let tables = ScarceDisk::new(writes_left, failures, wal_fails);
     let tuning = Tuning { flush_delay: Duration::from_millis(1), wal_bytes_max: 20_000, ..Tuning::default() };
     let options = || Options { tuning, ..Options::default() };
     let store = embedded::open(tables.clone(), options()).unwrap();
-    let mut refusals = 0;
-    let sent = work(&store, &mut refusals).await;
-    until("everything to be flushed", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
-    // The store looks at its space at an interval, so it may count as full a moment longer.
-    until("space for all", || store.full_reason().is_none()).await;
+    let mut rejections = 0;
+    let sent = append_all(&store, &mut rejections).await;
+    until("flush of all records", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
+    // The store checks its space at an interval, so it may count as full for a moment longer.
+    until("end of the full state", || store.full_reason().is_none()).await;
     assert!(store.health().reports().is_empty(), "{:?}", store.health().reports());
     let found: Vec<_> = (0..4).map(|n| read(&store, &user(n))).collect();
     for (at, (log, sent)) in found.iter().zip(&sent).enumerate() {
@@ -193,7 +193,7 @@ async fn hold(left: i64, refused: i64, journal: bool) -> usize {
         numbers.dedup();
         let wanted: Vec<_> = wanted.iter().map(|(n, _)| *n).collect();
         if at < 3 {
-            assert_eq!(numbers, wanted, "user {at}, {left} writes, {refused} refused");
+            assert_eq!(numbers, wanted, "user {at}, {writes_left} writes, {failures} failures");
             let unknown = sent.iter().filter(|(_, unknown)| *unknown).count();
             assert!(log.len() <= wanted.len() + 4 * unknown, "user {at} has {} of {}", log.len(), wanted.len());
         } else {
@@ -209,7 +209,7 @@ async fn hold(left: i64, refused: i64, journal: bool) -> usize {
     let again: Vec<_> = (0..4).map(|n| read(&store, &user(n))).collect();
     assert_eq!(again, found);
     tables.check_steps();
-    refusals
+    rejections
 }
 
 fn number(bytes: &Bytes) -> u64 {
@@ -220,41 +220,41 @@ fn number(bytes: &Bytes) -> u64 {
 
 #[tokio::test]
 async fn work_on_full_disk_is_done_when_there_is_space() {
-    let mut refusals = 0;
-    for left in (0..90).step_by(13) {
-        for refused in [1, 3] {
-            refusals += hold(left, refused, false).await;
+    let mut rejections = 0;
+    for writes_left in (0..90).step_by(13) {
+        for failures in [1, 3] {
+            rejections += run_with_full_disk(writes_left, failures, false).await;
         }
     }
-    assert!(refusals > 0, "the disk was never full");
+    assert!(rejections > 0, "the disk was never full");
 }
 
 #[tokio::test]
 async fn commit_on_full_disk_is_written_when_there_is_space() {
-    let mut refusals = 0;
-    for left in (0..90).step_by(13) {
-        for refused in [1, 3] {
-            refusals += hold(left, refused, true).await;
+    let mut rejections = 0;
+    for writes_left in (0..90).step_by(13) {
+        for failures in [1, 3] {
+            rejections += run_with_full_disk(writes_left, failures, true).await;
         }
     }
-    assert!(refusals > 0, "the disk was never full");
+    assert!(rejections > 0, "the disk was never full");
 }
 
 /// Disk bytes are reserved until a message is flushed or acknowledged, also after a restart.
 #[tokio::test]
 async fn reservation_counts_until_messages_are_flushed_or_acknowledged() {
-    let tables = Scarce::new(i64::MAX, 0, false);
+    let tables = ScarceDisk::new(i64::MAX, 0, false);
     let never = Tuning { flush_delay: Duration::from_secs(3600), ..Tuning::default() };
     let limits = Limits { free_bytes: 8 << 20, ..Limits::default() };
     let open = |tuning| embedded::open(tables.clone(), Options { limits, tuning, ..Options::default() }).unwrap();
-    // A hundred copies of 3 kB, and not a hundred more.
+    // 100 copies of 3 kB fit, 200 do not.
     tables.free.store((8 << 20) + 500_000, Ordering::Relaxed);
     let store = open(never);
     let append = |n: u64, users: u64| Append::new(payload(n), (0..users).map(user).collect());
     store.append(append(1, 100)).await.unwrap();
     assert!(matches!(store.append(append(2, 100)).await, Err(StoreError::Full(_))));
     store.append(append(3, 10)).await.unwrap();
-    assert!(store.full_reason().is_none(), "what is small fits");
+    assert!(store.full_reason().is_none(), "a small append fits");
     store.close().await.unwrap();
     drop(store);
     let store = open(never);
@@ -269,22 +269,22 @@ async fn reservation_counts_until_messages_are_flushed_or_acknowledged() {
     drop(store);
     // Flushed messages are on the disk.
     let store = open(Tuning { flush_delay: Duration::ZERO, ..Tuning::default() });
-    until("everything to be flushed", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
+    until("flush of all records", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
     store.append(append(7, 100)).await.unwrap();
 }
 
-/// A store on a disk of which 8 MiB are to stay free. The file of the tables grows by as much again.
-fn store_with_outbox(tables: &Arc<Scarce>) -> Arc<dyn Store> {
+/// Opens a store with an outbox, on a disk of which 8 MiB must stay free. The tables' file also grows by 8 MiB.
+fn store_with_outbox(tables: &Arc<ScarceDisk>) -> Arc<dyn Store> {
     let limits = Limits { free_bytes: 8 << 20, ..Limits::default() };
     let outbox = Some(OutboxOptions { events: 1000, bytes: 100 << 20, kinds: EventKind::CHOICE.to_vec() });
     embedded::open(tables.clone(), Options { limits, outbox, ..Options::default() }).unwrap()
 }
 
-/// The outbox writes copies of messages: it takes nothing of what is to stay free. What can be derived from the logs waits
-/// there, other events wait in memory, and all is written when there is space.
+/// The outbox must not use the bytes that must stay free. Undelivered messages can be reported later, other events wait in
+/// memory, and all of them are written when there is space.
 #[tokio::test]
-async fn outbox_leaves_free_what_is_to_stay_free_and_is_written_when_there_is_space() {
-    let tables = Scarce::new(i64::MAX, 0, false);
+async fn outbox_waits_for_space_beyond_the_free_reserve() {
+    let tables = ScarceDisk::new(i64::MAX, 0, false);
     tables.free.store((16 << 20) + 20_000, Ordering::Relaxed);
     let store = store_with_outbox(&tables);
     let outbox = store.outbox().unwrap();
@@ -295,34 +295,34 @@ async fn outbox_leaves_free_what_is_to_stay_free_and_is_written_when_there_is_sp
         outbox.put_undelivered(&self::user(1), seq, event)
     };
     let delivered = || OutboxEvent::Delivered { user: "user-2".into(), device: None, from: 1, to: 1 };
-    until("the look at the disk", || !put(1)).await;
+    until("check of the disk", || !put(1)).await;
     let before = outbox.status();
-    assert_eq!((before.events, outbox.reported(&user(1)).unwrap()), (0, 0), "nothing of it was written");
-    // One small event fits; a large one of a client does not.
+    assert_eq!((before.events, outbox.reported(&user(1)).unwrap()), (0, 0), "no event was written");
+    // A small event fits; a large client message does not.
     outbox.put(delivered());
-    until("the small event", || outbox.status().events == 1).await;
+    until("small event", || outbox.status().events == 1).await;
     let connection = String::new();
     outbox.put(OutboxEvent::Message { connection, user: None, op: 0, data: Some(payload.clone()), kind: None });
     outbox.put(delivered());
-    // The commit thread works on: it has looked at them by then.
+    // The commit thread has checked the events when it commits the second append.
     store.append(Append::new(self::payload(1), vec![user(3)])).await.unwrap();
     store.append(Append::new(self::payload(2), vec![user(3)])).await.unwrap();
     assert_eq!(outbox.status().events, 1);
-    // Messages that were taken are to be flushed there.
+    // On a disk with space, all waiting events are written.
     tables.free.store(1 << 40, Ordering::Relaxed);
-    until("the events that waited", || outbox.status().events == 3).await;
-    until("the undelivered message", || put(1)).await;
+    until("waiting events", || outbox.status().events == 3).await;
+    until("undelivered message", || put(1)).await;
     until("all events", || outbox.status().events >= 4).await;
     assert_eq!((outbox.status().lost, outbox.reported(&user(1)).unwrap()), (0, 1));
     store.close().await.unwrap();
 }
 
-/// A disk may have just what is to stay free and a little more, for ever. What the tables take without their file growing goes
-/// out all the same.
+/// A disk may permanently have little more free than must stay free. Events that fit into the tables' file as it is are
+/// written even then.
 #[tokio::test]
-async fn undelivered_messages_are_reported_where_the_file_of_the_tables_need_not_grow() {
+async fn undelivered_events_are_written_while_the_file_need_not_grow() {
     const PAYLOAD_BYTES: usize = 50_000;
-    let tables = Scarce::new(i64::MAX, 0, false);
+    let tables = ScarceDisk::new(i64::MAX, 0, false);
     tables.free.store((8 << 20) + (4 << 20), Ordering::Relaxed);
     let store = store_with_outbox(&tables);
     let outbox = store.outbox().unwrap();
@@ -330,13 +330,13 @@ async fn undelivered_messages_are_reported_where_the_file_of_the_tables_need_not
         let (user, devices, payload) = (user(1).as_str().to_owned(), vec![None], "x".repeat(PAYLOAD_BYTES));
         outbox.put_undelivered(&self::user(1), seq, OutboxEvent::Undelivered { user, seq, devices, payload })
     };
-    until("the look at the disk", || !put(1)).await;
+    until("check of the disk", || !put(1)).await;
     tables.slack.store(4 << 20, Ordering::Relaxed);
-    until("the first message", || put(1)).await;
-    until("its event", || outbox.status().events == 1).await;
-    // As much as may be written without growing, and no more.
+    until("first message", || put(1)).await;
+    until("event of the first message", || outbox.status().events == 1).await;
+    // Events are accepted until the file would have to grow.
     let mut seq = 2;
-    until("the tables to be full", || {
+    until("full tables", || {
         seq += u64::from(put(seq));
         tables.slack.store((4_u64 << 20).saturating_sub(4 * seq * PAYLOAD_BYTES as u64), Ordering::Relaxed);
         tables.slack.load(Ordering::Relaxed) < 1 << 20 && !put(seq)
@@ -344,14 +344,14 @@ async fn undelivered_messages_are_reported_where_the_file_of_the_tables_need_not
     .await;
     tables.free.store(8 << 20, Ordering::Relaxed);
     tables.slack.store(8 << 20, Ordering::Relaxed);
-    until("what is to stay free not to be touched", || !put(seq)).await;
+    until("rejection of events that need reserved space", || !put(seq)).await;
     store.close().await.unwrap();
 }
 
-/// Removing is what gives space back: a disk without space for anything else lets it go on.
+/// Removals free space, so they continue on a disk without space for anything else.
 #[tokio::test]
-async fn events_that_were_taken_are_removed_where_the_tables_have_little_space() {
-    let tables = Scarce::new(i64::MAX, 0, false);
+async fn accepted_events_are_removed_while_tables_have_little_space() {
+    let tables = ScarceDisk::new(i64::MAX, 0, false);
     let store = store_with_outbox(&tables);
     let outbox = store.outbox().unwrap();
     let event = |n: u64| OutboxEvent::Message {
@@ -364,21 +364,21 @@ async fn events_that_were_taken_are_removed_where_the_tables_have_little_space()
     for n in 1..=40 {
         outbox.put(event(n));
     }
-    until("the events", || outbox.status().events == 40).await;
-    tables.refused.store(i64::MAX, Ordering::SeqCst);
-    tables.left.store(0, Ordering::SeqCst);
+    until("40 events", || outbox.status().events == 40).await;
+    tables.failures.store(i64::MAX, Ordering::SeqCst);
+    tables.writes_left.store(0, Ordering::SeqCst);
     outbox.put(event(41));
     outbox.remove(40);
-    until("the removal", || outbox.status().removed == 40).await;
+    until("removal of 40 events", || outbox.status().removed == 40).await;
     assert_eq!(outbox.status().events, 0);
-    tables.refused.store(0, Ordering::SeqCst);
-    until("the last event", || outbox.status().events == 1).await;
+    tables.failures.store(0, Ordering::SeqCst);
+    until("last event", || outbox.status().events == 1).await;
     store.close().await.unwrap();
 }
 
 #[tokio::test]
-async fn events_that_wait_for_space_when_the_store_is_closed_are_counted_as_lost() {
-    let tables = Scarce::new(i64::MAX, 0, false);
+async fn events_waiting_for_space_at_close_are_counted_as_lost() {
+    let tables = ScarceDisk::new(i64::MAX, 0, false);
     tables.free.store(8 << 20, Ordering::Relaxed);
     let store = store_with_outbox(&tables);
     let outbox = store.outbox().unwrap();
@@ -390,24 +390,24 @@ async fn events_that_wait_for_space_when_the_store_is_closed_are_counted_as_lost
     tables.free.store(1 << 40, Ordering::Relaxed);
     let store = store_with_outbox(&tables);
     let outbox = store.outbox().unwrap();
-    until("the count", || outbox.status().events == 1).await;
+    until("overflow event", || outbox.status().events == 1).await;
     let event = outbox.read(0, 1, 1).unwrap().remove(0).event;
     let OutboxEvent::Overflow { lost, .. } = event else { panic!("{event:?}") };
     assert_eq!(lost, [(EventKind::Delivered as u8, 3)]);
     store.close().await.unwrap();
 }
 
-/// Another process may take what is free at any time: no more is written at once than was set aside at the last look.
+/// Another process may use free space at any time, so no step writes more than was preallocated at the last check.
 #[tokio::test]
-async fn events_that_waited_for_space_are_written_in_steps_with_a_look_at_the_space_before_each() {
-    let tables = Scarce::new(i64::MAX, 0, false);
+async fn waiting_events_are_written_in_steps_with_a_space_check_each() {
+    let tables = ScarceDisk::new(i64::MAX, 0, false);
     let store = store_with_outbox(&tables);
     let outbox = store.outbox().unwrap();
-    tables.refused.store(i64::MAX, Ordering::SeqCst);
-    tables.left.store(0, Ordering::SeqCst);
-    // It is refused when the thread has looked at the disk.
+    tables.failures.store(i64::MAX, Ordering::SeqCst);
+    tables.writes_left.store(0, Ordering::SeqCst);
+    // The rejection shows that the commit thread has checked the disk.
     assert!(matches!(store.append(Append::new(payload(1), vec![user(1)])).await, Err(StoreError::Full(_))));
-    // As much as may wait in memory.
+    // As many events as may wait in memory.
     let data = Some("x".repeat(50_000));
     let event =
         || OutboxEvent::Message { connection: String::new(), user: None, op: 0, data: data.clone(), kind: None };
@@ -417,19 +417,19 @@ async fn events_that_waited_for_space_are_written_in_steps_with_a_look_at_the_sp
         events += 1;
     }
     assert!(events > 150, "{events}");
-    tables.refused.store(0, Ordering::SeqCst);
-    until("the events, and the count of the one that was lost", || outbox.status().events == events).await;
+    tables.failures.store(0, Ordering::SeqCst);
+    until("events with the overflow event", || outbox.status().events == events).await;
     outbox.remove(events);
-    until("the removal", || outbox.status().events == 0).await;
+    until("removal of all events", || outbox.status().events == 0).await;
     store.close().await.unwrap();
     tables.check_steps();
 }
 
-/// As the events above: ids of all records that are flushed together.
+/// As above, for the ids of all records of one flush.
 #[tokio::test]
-async fn ids_are_put_into_their_table_in_steps_with_a_look_at_the_space_before_each() {
+async fn ids_are_written_in_steps_with_a_space_check_each() {
     const IDS: usize = 30_000;
-    let tables = Scarce::new(i64::MAX, 0, false);
+    let tables = ScarceDisk::new(i64::MAX, 0, false);
     let open = |flush_delay| {
         let tuning = Tuning { flush_delay, ..Tuning::default() };
         embedded::open(tables.clone(), Options { tuning, ..Options::default() }).unwrap()
@@ -446,7 +446,7 @@ async fn ids_are_put_into_their_table_in_steps_with_a_look_at_the_space_before_e
     store.close().await.unwrap();
     drop(store);
     let store = open(Duration::ZERO);
-    until("everything to be flushed", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
+    until("flush of all records", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
     store.close().await.unwrap();
     tables.check_steps();
     let mut ids = 0;

@@ -64,11 +64,11 @@ const BATCH_MAX: usize = 256;
 
 /// Makes appends in the order of the queue, one batch after the other, so that none overtakes another.
 pub(super) async fn run_appends(shared: Weak<Shared>, queue: &mut mpsc::Receiver<QueuedAppends>) {
-    let mut waiting: Vec<QueuedAppends> = Vec::with_capacity(BATCH_MAX);
-    while queue.recv_many(&mut waiting, BATCH_MAX).await > 0 {
+    let mut queued: Vec<QueuedAppends> = Vec::with_capacity(BATCH_MAX);
+    while queue.recv_many(&mut queued, BATCH_MAX).await > 0 {
         let Some(shared) = shared.upgrade() else { return };
-        let mut all = Vec::with_capacity(waiting.len());
-        let callers: Vec<_> = waiting
+        let mut all = Vec::with_capacity(queued.len());
+        let callers: Vec<_> = queued
             .drain(..)
             .map(|(appends, done)| {
                 let count = appends.len();
@@ -79,7 +79,7 @@ pub(super) async fn run_appends(shared: Weak<Shared>, queue: &mut mpsc::Receiver
         let mut results = shared.append_all(all).await.into_iter();
         for (count, done) in callers {
             let own: Vec<_> = results.by_ref().take(count).collect();
-            // The caller may have stopped waiting.
+            // The caller may no longer wait.
             _ = done.send(own.into_iter().collect());
         }
     }
@@ -136,7 +136,7 @@ impl Shared {
             let (now, later) = rest.split_at(count);
             rest = later;
             let results = self.append_batch(appends, now).await;
-            // Sessions of these users look for entries, also where it is not_indexed whether the step was done.
+            // Sessions of these users read their logs, even if it is unknown whether the step was done.
             let mut woken: Vec<UserId> = now.iter().map(|(_, user)| user.clone()).collect();
             woken.sort_unstable();
             woken.dedup();

@@ -37,7 +37,7 @@ const EXPIRED_USERS_MAX: usize = 100;
 pub(in crate::redis) struct Shared {
     pub(in crate::redis) script_client: ScriptClient,
     pub(super) unflushed: UnflushedReports,
-    /// Users whose log has no room for all that the original has stored for them.
+    /// Users whose quota does not fit all pending messages of the original.
     pub(in crate::redis) incomplete: Mutex<VecDeque<UserId>>,
     pub(super) dirty: Notify,
     pub(super) listener: RwLock<Option<CommitListener>>,

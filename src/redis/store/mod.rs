@@ -143,9 +143,9 @@ pub fn open(link: Arc<ServerLink>, options: RedisOptions) -> Arc<dyn Store> {
     let interval = options.expiry_interval.max(Duration::from_millis(20));
     link.spawn("redis_acknowledgements", (), move |_, ()| Box::pin(flush_reports(reporting.clone())));
     link.spawn("redis_expiry", (), move |_, ()| Box::pin(expire_due_users(expiring.clone(), interval)));
-    let (queue, waiting) = mpsc::channel(options.queue.max(1));
+    let (queue, queued) = mpsc::channel(options.queue.max(1));
     let appending = Arc::downgrade(&shared);
-    link.spawn("redis_appends", waiting, move |_, waiting| Box::pin(append::run_appends(appending.clone(), waiting)));
+    link.spawn("redis_appends", queued, move |_, queued| Box::pin(append::run_appends(appending.clone(), queued)));
     Arc::new(RedisStore { link, shared, namespace, queue })
 }
 
@@ -264,23 +264,23 @@ impl Store for RedisStore {
         to: Seq,
     ) -> Result<Vec<Gap>, StoreError> {
         let (user, device) = (user.clone(), device.cloned());
-        let (received, gone) = self.wait(|shared| async move {
+        let (acknowledged, stored_gaps) = self.wait(|shared| async move {
             shared.flush_user(&user).await?;
             shared.script_client.gaps(&user, device.as_ref()).await
         })?;
-        let mut missed = Vec::new();
-        for (from, to, reason) in GapList::from_stored(&gone).explain(from, to) {
+        let mut gaps = Vec::new();
+        for (from, to, reason) in GapList::from_stored(&stored_gaps).explain(from, to) {
             match reason {
-                Some(reason) => missed.push(Gap { from, to, reason }),
+                Some(reason) => gaps.push(Gap { from, to, reason }),
                 None => {
-                    let had = received.min(to);
-                    missed.extend((from <= had).then_some(Gap { from, to: had, reason: GapReason::Acknowledged }));
+                    let had = acknowledged.min(to);
+                    gaps.extend((from <= had).then_some(Gap { from, to: had, reason: GapReason::Acknowledged }));
                     let rest = from.max(had + 1);
-                    missed.extend((rest <= to).then_some(Gap { from: rest, to, reason: GapReason::Expired }));
+                    gaps.extend((rest <= to).then_some(Gap { from: rest, to, reason: GapReason::Expired }));
                 }
             }
         }
-        Ok(missed)
+        Ok(gaps)
     }
 
     fn unreceived_by(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {

@@ -315,7 +315,7 @@ impl ScriptClient {
         Ok(answers.iter().map(state).collect())
     }
 
-    /// Returns up to where a cursor has received entries or they are gone, and the gaps with their reasons.
+    /// Returns the sequence up to which entries are acknowledged or missing, and the gaps with their reasons.
     pub(super) async fn gaps(
         &self,
         user: &UserId,
@@ -328,7 +328,7 @@ impl ScriptClient {
         Ok((seq(&answer, 0)?, answer[1..].chunks(3).map(gap).collect::<Result<_, RedisError>>()?))
     }
 
-    /// Returns the devices that have not received a sequence; `None` is the cursor of clients without a device.
+    /// Returns the devices that have not acknowledged a sequence; `None` is the cursor of clients without a device.
     pub(super) async fn unreceived_by(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, RedisError> {
         let answer = self.step(&scripts::UNRECEIVED_BY, self.keys(user)?, vec![text(seq.min(1 << 50))]).await?;
         let name = |value: &Value| match value {
@@ -408,7 +408,7 @@ pub(super) fn encode_report(report: &Report) -> Bytes {
         d: &report.attached,
         seen: report.seen_ms,
         left: report.left.iter().map(|(device, since)| (device.as_str(), ago(since))).collect(),
-        had: report.received.iter().map(|(device, from, to)| (device.as_str(), seq(*from), seq(*to))).collect(),
+        had: report.acknowledged.iter().map(|(device, from, to)| (device.as_str(), seq(*from), seq(*to))).collect(),
     };
     // Numbers and strings always have a JSON form.
     Bytes::from(serde_json::to_vec(&json).expect("a report is JSON"))

@@ -63,7 +63,7 @@ step!(
     ["prelude", "check_epoch", "cursors", "explain_gaps"]
 );
 step!(
-    /// Returns cursors that have not received a sequence.
+    /// Returns cursors that have not acknowledged a sequence.
     UNRECEIVED_BY, "unreceived_by",
     ["prelude", "check_epoch", "cursors", "unreceived_by"]
 );

@@ -64,7 +64,7 @@ struct UserReport {
     /// Devices that left: number of the change, device, and uptime at that time.
     left: Vec<(u64, Name, Duration)>,
     /// Acknowledged ranges, each with the number of its change.
-    received: Vec<(u64, Name, Seq, Seq)>,
+    acknowledged_ranges: Vec<(u64, Name, Seq, Seq)>,
 }
 
 /// A report of one user.
@@ -80,25 +80,25 @@ pub(super) struct Report {
     pub seen_ms: u64,
     /// Devices that left, each with how long ago.
     pub left: Vec<(Name, Duration)>,
-    pub received: Vec<(Name, Seq, Seq)>,
+    pub acknowledged: Vec<(Name, Seq, Seq)>,
 }
 
 /// Users with unwritten changes or with sessions.
 #[derive(Debug, Default)]
 pub(super) struct UnflushedReports {
-    state: Mutex<State>,
+    state: Mutex<ReportTable>,
     /// Counts changes of all users: a user who leaves memory and comes back does not start again.
     changes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ReportTable {
     users: HashMap<UserId, UserReport, foldhash::fast::RandomState>,
     /// Users with unwritten changes.
     dirty: HashSet<UserId, foldhash::fast::RandomState>,
 }
 
-impl State {
+impl ReportTable {
     /// Returns a user's entry to change, and marks it as dirty.
     fn changing(&mut self, user: &UserId) -> &mut UserReport {
         if !self.dirty.contains(user) {
@@ -108,7 +108,7 @@ impl State {
     }
 
     /// Removes what is no longer needed about a user.
-    fn forget_idle(&mut self, user: &UserId) {
+    fn remove_if_idle(&mut self, user: &UserId) {
         let Some(local) = self.users.get(user) else { return };
         if local.flushed >= local.changes {
             self.dirty.remove(user);
@@ -139,7 +139,7 @@ impl UnflushedReports {
             if let Some(acknowledged) = local.acknowledged.get_mut(&name) {
                 acknowledged.insert(from, to);
             }
-            local.receive(name, from, to);
+            local.acknowledge(name, from, to);
         }
         if let Some(seen) = report.seen {
             local.changes = self.next();
@@ -150,7 +150,7 @@ impl UnflushedReports {
             local.hold = report.hold;
         }
         let changed = local.changes > before;
-        all.forget_idle(user);
+        all.remove_if_idle(user);
         changed
     }
 
@@ -181,7 +181,7 @@ impl UnflushedReports {
             local.left.remove(0);
         }
         local.left.push((changes, name, now));
-        if is_full && local.attached.is_empty() && local.received.is_empty() {
+        if is_full && local.attached.is_empty() && local.acknowledged_ranges.is_empty() {
             all.users.remove(user);
             all.dirty.remove(user);
         }
@@ -189,7 +189,7 @@ impl UnflushedReports {
 
     /// Marks all users with sessions to be reported again, because Redis may have lost their reports.
     pub(super) fn mark_all_dirty(&self) {
-        let State { users, dirty } = &mut *self.state.lock();
+        let ReportTable { users, dirty } = &mut *self.state.lock();
         for (user, local) in users.iter_mut().filter(|(_, local)| local.hold.is_some() || !local.attached.is_empty()) {
             local.changes = self.next();
             dirty.insert(user.clone());
@@ -217,7 +217,7 @@ impl UnflushedReports {
     /// Records the name of a user's log, and that it was read up to `top`. Returns true if the name has changed: then
     /// acknowledgements are reported again. A log that does not exist has no name and is no change.
     pub(super) fn set_log(&self, user: &UserId, log_name: LogName, top: Seq) -> bool {
-        let State { users, dirty } = &mut *self.state.lock();
+        let ReportTable { users, dirty } = &mut *self.state.lock();
         let Some(local) = users.get_mut(user) else { return false };
         local.top = local.top.max(top);
         if log_name.is_empty()
@@ -229,7 +229,7 @@ impl UnflushedReports {
         local.changes = self.next();
         dirty.insert(user.clone());
         for (name, acknowledged) in std::mem::take(&mut local.acknowledged) {
-            ranges(&acknowledged).for_each(|(from, to)| local.receive(name.clone(), from, to));
+            ranges(&acknowledged).for_each(|(from, to)| local.acknowledge(name.clone(), from, to));
             local.acknowledged.insert(name, acknowledged);
         }
         true
@@ -270,15 +270,16 @@ impl UnflushedReports {
         let Some(local) = all.users.get_mut(user) else { return };
         local.flushed = local.flushed.max(report.changes);
         local.left.retain(|(change, ..)| *change > report.changes);
-        local.received.retain(|(change, ..)| *change > report.changes);
-        all.forget_idle(user);
+        local.acknowledged_ranges.retain(|(change, ..)| *change > report.changes);
+        all.remove_if_idle(user);
     }
 }
 
 impl UserReport {
-    fn receive(&mut self, name: Name, from: Seq, to: Seq) {
+    fn acknowledge(&mut self, name: Name, from: Seq, to: Seq) {
         let changes = self.changes;
-        if let Some((change, _, low, high)) = self.received.iter_mut().rev().find(|(_, whose, ..)| *whose == name)
+        if let Some((change, _, low, high)) =
+            self.acknowledged_ranges.iter_mut().rev().find(|(_, whose, ..)| *whose == name)
             && from <= high.saturating_add(1)
             && *low <= to.saturating_add(1)
         {
@@ -286,10 +287,10 @@ impl UserReport {
             (*change, *low, *high) = (changes, from.min(*low), to.max(*high));
             return;
         }
-        if self.received.len() >= RANGES_MAX {
-            self.received.remove(0);
+        if self.acknowledged_ranges.len() >= RANGES_MAX {
+            self.acknowledged_ranges.remove(0);
         }
-        self.received.push((changes, name, from, to));
+        self.acknowledged_ranges.push((changes, name, from, to));
     }
 
     fn is_idle(&self) -> bool {
@@ -306,13 +307,17 @@ impl UserReport {
             attached: self.attached.keys().cloned().collect(),
             seen_ms: self.seen_ms,
             left: self.left.iter().map(|(_, name, at)| (name.clone(), now.saturating_sub(*at))).collect(),
-            received: self.received.iter().map(|(_, name, from, to)| (name.clone(), *from, *to)).collect(),
+            acknowledged: self
+                .acknowledged_ranges
+                .iter()
+                .map(|(_, name, from, to)| (name.clone(), *from, *to))
+                .collect(),
         }
     }
 }
 
-fn ranges(received: &AckSet) -> impl Iterator<Item = (Seq, Seq)> {
-    std::iter::once((1, received.through())).filter(|(_, to)| *to > 0).chain(received.ranges().iter().copied())
+fn ranges(acknowledged: &AckSet) -> impl Iterator<Item = (Seq, Seq)> {
+    std::iter::once((1, acknowledged.through())).filter(|(_, to)| *to > 0).chain(acknowledged.ranges().iter().copied())
 }
 
 /// Converts milliseconds since the Unix epoch; 0 is `None`.

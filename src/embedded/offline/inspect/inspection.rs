@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{
     Damage, DedupEntry, Ending, Facts, InspectSink, now_s, open_error,
     users::{Stop, UserWalk, invalid_keys},
-    wal_entries::{WalEntries, goes_on},
+    wal_entries::{WalEntries, is_continued},
 };
 use crate::{
     embedded::{
@@ -83,9 +83,9 @@ impl Inspection {
         let watermark = marked.unwrap_or_default();
         let SyncWatermark { length, end, .. } = watermark;
         let cut = watermark.was_longer_than(file_bytes) || end > reader.end();
-        let seems = reader.end();
-        if cut && reader.goes_on() {
-            // Synced data is missing, so the log does not really end where it seems to.
+        let detected_end = reader.end();
+        if cut && reader.has_data_past_end() {
+            // Synced data is missing, so the log has data after the detected end.
             reader = OfflineReader::open(path, true).map_err(failed)?;
         }
         let synced = watermark.record.max(reader.synced());
@@ -117,19 +117,18 @@ impl Inspection {
             let what = format!("it has {file_bytes} bytes, and had {length} when it was last synced");
             inspection.report("log/db", String::new(), what);
         }
-        if end > seems {
-            let what = "it breaks off before the place to which it was synced, and goes on, if it does, behind that";
-            inspection.report("log/db", format!("place {seems} of the log, synced to {end}"), what);
+        if end > detected_end {
+            let what = "it ends before the position to which it was synced; data after that follows a gap";
+            inspection.report("log/db", format!("log position {detected_end}, synced to {end}"), what);
         }
-        if let Some(why) = unfinished::found(path).map_err(failed)? {
+        if let Some(why) = unfinished::reason(path).map_err(failed)? {
             inspection.report(UNFINISHED, String::new(), why);
         }
         if SyncWatermark::is_foreign(path) {
             inspection.report(WATERMARK, String::new(), "it is not what was written");
         }
         if !conf_is_whole(&log) {
-            let what = "it is not what was written, and no server starts with it. It is written anew where there is none: \
-                        remove it";
+            let what = "it is damaged, and no server starts with it. Remove it: the next start writes a new one";
             inspection.report("log/conf", String::new(), what);
         }
         inspection.report_file_damage();
@@ -261,7 +260,7 @@ impl Inspection {
         let there = records.last().map_or(flushed, |(number, _)| *number);
         let mut rolled_back = u64::MAX;
         while synced <= there
-            && let Some((number, _)) = records.last().filter(|(_, value)| goes_on(value) == Some(true))
+            && let Some((number, _)) = records.last().filter(|(_, value)| is_continued(value) == Some(true))
         {
             rolled_back = *number;
             records.pop();
@@ -285,7 +284,7 @@ impl Inspection {
         if !whole {
             for part in self.reader.unreadable().to_vec() {
                 let key = format!("{}, bytes {} to {}", part.file, part.from, part.to);
-                self.report("journal", key, "nothing in it can be read");
+                self.report("journal", key, "nothing in this range can be read");
             }
         }
         self.facts.records = first.map(|first| (first, next - 1, count));
@@ -346,7 +345,7 @@ impl Inspection {
             }
         })?;
         if over > 0 {
-            let what = format!("{over} entries that no table leads to are too many to look at");
+            let what = format!("{over} entries without a location were not read, because they exceed 512 MiB");
             self.report("inbox", String::new(), what);
         }
         Ok(())

@@ -69,7 +69,7 @@ fn pending(store: &Arc<dyn Store>, id: &str) -> Vec<Seq> {
     store.read(&user(id), 0, all).unwrap().entries.iter().map(|entry| entry.seq).collect()
 }
 
-/// The users in the order in which they were visited, with the pending entries that were given out before.
+/// Holds the visited users in order, with the pending entries received before each.
 #[derive(Default)]
 struct Visited {
     logs: Vec<LogFacts>,
@@ -92,7 +92,7 @@ impl InspectSink for Visited {
 fn change_places(path: &Path, change: impl FnOnce(&sled::Tree)) {
     let config = sled::Config::new().path(path.join("log")).segment_size(8 << 20);
     let mut opened = config.open();
-    // A thread of sled's releases the lock of the store that was closed, a moment later.
+    // A thread of sled releases the lock of the closed store a moment later.
     for _ in 0..500 {
         if opened.is_ok() {
             break;
@@ -111,7 +111,7 @@ fn with_suffix(key: &[u8], suffix: &[u8]) -> Vec<u8> {
 
 // covers: G6
 #[tokio::test]
-async fn inspection_with_invalid_key_among_the_keys_of_a_user_visits_that_user_once() {
+async fn inspection_with_invalid_block_key_visits_its_user_once() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("store");
     make(&path).await;
@@ -121,12 +121,12 @@ async fn inspection_with_invalid_key_among_the_keys_of_a_user_visits_that_user_o
     drop(store);
     assert_eq!(wanted["b"], (ACKNOWLEDGED + 1..=MESSAGES).collect::<Vec<_>>());
     change_places(&path, |places| {
-        // The key of a chunk in the middle was not decoded as it was written; the chunk itself is whole.
+        // The key of a block in the middle is damaged; the block itself is intact.
         let keys: Vec<_> = places.scan_prefix(b"b\0").keys().map(Result::unwrap).collect();
-        assert!(keys.len() > 3, "{} chunks", keys.len());
+        assert!(keys.len() > 3, "{} blocks", keys.len());
         let place = places.remove(&keys[2]).unwrap().unwrap();
         places.insert(with_suffix(&keys[2], b"b\0\x01"), place).unwrap();
-        // Behind the last one, and between two users.
+        // After the last key of a user, and between two users.
         places.insert(with_suffix(&log_key("b", Seq::MAX), b"\0"), b"").unwrap();
         places.insert(b"b0", b"").unwrap();
     });
@@ -146,7 +146,8 @@ async fn inspection_with_invalid_key_among_the_keys_of_a_user_visits_that_user_o
             let through: Vec<_> = facts.cursors.iter().map(|(_, acknowledged, _)| acknowledged.through()).collect();
             assert_eq!(through, [ACKNOWLEDGED], "{}", facts.user);
         }
-        let reported = inspection.damage().iter().filter(|damage| damage.what.contains("no key of a chunk")).count();
+        let reported =
+            inspection.damage().iter().filter(|damage| damage.what.contains("not the key of a block")).count();
         assert!(reported >= 2, "{:?}", inspection.damage());
     }
     let out = home.path().join("salvaged");
@@ -161,13 +162,13 @@ async fn inspection_with_invalid_key_among_the_keys_of_a_user_visits_that_user_o
 
 // covers: G6
 #[tokio::test]
-async fn inspection_of_tables_whose_names_are_lost_shows_every_user_with_cursors_and_none_else() {
+async fn inspection_without_table_names_shows_every_user_once() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("store");
     make(&path).await;
     let db = path.join("log").join("db");
     let mut bytes = fs::read(&db).unwrap();
-    // Every list of the names has this tree of sled's.
+    // Every list of tree names has this tree of sled.
     let tree = b"__sled__default";
     let names: Vec<_> =
         bytes.windows(tree.len()).enumerate().filter(|(_, name)| name == tree).map(|(at, _)| at).collect();

@@ -54,7 +54,8 @@ pub struct UserWalk<'a> {
 /// Finds the keys that belong to no user. [`UserWalk`] skips them.
 pub fn invalid_keys(reader: &OfflineReader) -> std::io::Result<Vec<Damage>> {
     let mut invalid = Vec::new();
-    let tables = [(Table::Users, "users", "it is no user id"), (Table::Log, "inbox", "it is no key of a chunk")];
+    let tables =
+        [(Table::Users, "users", "it is not a user id"), (Table::Log, "inbox", "it is not the key of a block")];
     for (table, place, what) in tables {
         let user = if table == Table::Log { block_owner } else { user_of };
         for key in reader.keys(table) {
@@ -136,7 +137,7 @@ impl UserWalk<'_> {
         }
         for (seq, expires_s, payload) in self.lost.get(user).into_iter().flatten() {
             if !assembly.add_lost_entry(*seq, *expires_s, payload.clone()) {
-                let what = "there are two entries with this sequence, and they differ; the first is taken";
+                let what = "two different entries have this sequence; the first is used";
                 self.damage_found.push(damage(user, "journal", format!("entry {seq}"), what));
             }
         }
@@ -144,7 +145,7 @@ impl UserWalk<'_> {
         while self.blocks.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| is_within(key, user))) {
             let Some((key, value)) = self.blocks.next().transpose()? else { break };
             if !is_log_key_of(&key, user) {
-                // To stop here would visit the user a second time, without the row, for the chunks that follow.
+                // Stopping here would visit the user again for the blocks that follow, without the row.
                 continue;
             }
             if let Some(entries) = self.block_entries(assembly.user(), flushed, &key, &value) {
@@ -161,7 +162,7 @@ impl UserWalk<'_> {
         let facts = assembly.finish();
         if self.damaged {
             for (from, to) in &facts.missing {
-                let what = "not there: lost, or expired";
+                let what = "missing: lost or expired";
                 self.damage_found.push(damage(user, "entries", format!("{from} to {to}"), what));
             }
         }
@@ -198,7 +199,7 @@ impl UserWalk<'_> {
         value: &Bytes,
     ) -> Option<Vec<(Seq, u32, Bytes)>> {
         let first = key.last_chunk().map_or(0, |first| u64::from_be_bytes(*first));
-        let place = || format!("the chunk from {first} on");
+        let place = || format!("the block from sequence {first} on");
         let entries = match block_entries(value) {
             Ok(entries) => entries,
             // A block that was being written at a power cut: nothing refers to it yet, and the WAL has all its entries.
@@ -218,7 +219,7 @@ impl UserWalk<'_> {
             entry.owner == user.as_bytes() && entry.namespace == self.namespace
         };
         if !entries.iter().all(ours) {
-            self.damage_found.push(damage(user, "inbox", place(), "it is not that user's"));
+            self.damage_found.push(damage(user, "inbox", place(), "it belongs to another user"));
             return None;
         }
         let parts =

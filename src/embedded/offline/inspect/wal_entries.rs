@@ -40,7 +40,7 @@ pub struct RecordFacts {
 }
 
 /// Returns whether the commit of a record continues in the next. Returns `None` if the record cannot be decoded.
-pub fn goes_on(value: &Bytes) -> Option<bool> {
+pub fn is_continued(value: &Bytes) -> Option<bool> {
     let mut reader = RecordReader::new(value).ok()?;
     let mut last = false;
     while let Some(item) = reader.next_item() {

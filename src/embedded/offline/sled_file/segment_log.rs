@@ -72,7 +72,7 @@ pub struct Log {
     pub names: Option<Place>,
     pub broken: Vec<Broken>,
     /// There is data after the end that sled detects.
-    pub goes_on: bool,
+    pub has_data_past_end: bool,
     /// The end that sled detects.
     pub end: u64,
     /// Pages with changes after a damaged range, and without an image.
@@ -126,7 +126,7 @@ impl Segments {
                 continue;
             };
             if segments.known.insert(lsn, Segment { at, header: true }).is_some() {
-                let what = "another part of the file says that it was written in the same place of the log";
+                let what = "another segment states the same log position";
                 segments.broken.push(Broken { from: at, to: at + size as u64, what });
             }
             segments.stable = segments.stable.max(u64::try_from(stable).unwrap_or(0));
@@ -148,7 +148,7 @@ impl Segments {
         match lsn {
             Some(lsn) if !self.known.contains_key(&lsn) && lsn < self.last().unwrap_or(0) => {
                 self.known.insert(lsn, Segment { at, header: false });
-                let what = "the head of that part is not what was written";
+                let what = "the header of this segment is damaged";
                 self.broken.push(Broken { from: at, to: at + HEADER_BYTES as u64, what });
             }
             // Begun at the time of a crash and never used, or its header is lost.
@@ -157,7 +157,7 @@ impl Segments {
             }
             Some(_) => {}
             None if bytes[..from].iter().any(|byte| *byte != 0) => {
-                let what = "nothing in it can be read";
+                let what = "nothing in this segment can be read";
                 self.broken.push(Broken { from: at, to: at + bytes.len() as u64, what });
             }
             None => {}
@@ -210,8 +210,8 @@ impl Segments {
 }
 
 impl Log {
-    /// Reads the log in `directory`, up to the end that sled detects, or, with `behind`, everything that can be read.
-    pub fn read(directory: &Path, behind: bool) -> io::Result<Self> {
+    /// Reads the log in `directory`, up to the end that sled detects, or, with `past_end`, everything that can be read.
+    pub fn read(directory: &Path, past_end: bool) -> io::Result<Self> {
         let mut segments = Segments::find(directory)?;
         let size = segments.size as u64;
         let (end, full) = segments.end()?;
@@ -219,7 +219,7 @@ impl Log {
             pages: HashMap::new(),
             names: None,
             broken: std::mem::take(&mut segments.broken),
-            goes_on: false,
+            has_data_past_end: false,
             end,
             without_image: HashSet::new(),
             breaks: 0,
@@ -233,8 +233,8 @@ impl Log {
             log.reused += usize::from(*lsn != expected);
             expected = lsn + size;
             if *lsn >= end {
-                log.goes_on = true;
-                if !behind {
+                log.has_data_past_end = true;
+                if !past_end {
                     break;
                 }
             }
@@ -250,15 +250,16 @@ impl Log {
                 let End::At(torn) = torn else { break };
                 let is_end = lsn + torn as u64 >= end;
                 let next = segment::find(&bytes, torn, number);
-                log.goes_on |= is_end && next.is_some();
-                if !is_end && !is_reused(&bytes, torn, number, end / size, full) || is_end && behind && next.is_some() {
+                log.has_data_past_end |= is_end && next.is_some();
+                if !is_end && !is_reused(&bytes, torn, number, end / size, full) || is_end && past_end && next.is_some()
+                {
                     let to = next.unwrap_or(bytes.len().max(torn));
-                    let what = "what stands there is not what was written";
+                    let what = "its content is not what was written";
                     log.broken.push(Broken { from: segment.at + torn as u64, to: segment.at + to as u64, what });
                     log.breaks += 1;
                 }
                 match next {
-                    Some(next) if !is_end || behind => at = next,
+                    Some(next) if !is_end || past_end => at = next,
                     _ => break,
                 }
                 copies.begin(&bytes, at);
@@ -336,13 +337,13 @@ pub fn check(directory: &Path, synced: u64) -> io::Result<Option<Broken>> {
             && !is_reused(&bytes, torn, lsn / size, end / size, full)
         {
             let to = segment::find(&bytes, torn, lsn / size).unwrap_or(bytes.len().max(torn));
-            let what = "what stands there is not what was written";
+            let what = "its content is not what was written";
             return Ok(Some(Broken { from: segment.at + torn as u64, to: segment.at + to as u64, what }));
         }
     }
     if end < synced {
         let from = segments.place(end / size * size).map_or(length, |segment| segment + end % size);
-        let what = "what was synced is not there, or is not what was written";
+        let what = "synced data is missing or damaged";
         return Ok(Some(Broken { from, to: length.max(from), what }));
     }
     Ok(None)

@@ -50,8 +50,8 @@ fn by_sled(path: &Path) -> Vec<Pairs> {
     NAMES.iter().map(|(name, _)| db.open_tree(name).unwrap().iter().map(pair).collect()).collect()
 }
 
-fn raw(path: &Path, behind: bool) -> (RawTables, Vec<Pairs>) {
-    let tables = RawTables::open(path, behind).unwrap();
+fn raw(path: &Path, past_end: bool) -> (RawTables, Vec<Pairs>) {
+    let tables = RawTables::open(path, past_end).unwrap();
     let pairs = NAMES.map(|(_, table)| tables.pairs(table, &[]).map(Result::unwrap).collect());
     (tables, pairs.to_vec())
 }
@@ -98,7 +98,7 @@ fn raw_tables_equal_what_sled_reads() {
         fill(place.path(), seed);
         assert!(check(place.path(), 0).unwrap().is_none(), "seed {seed}");
         let (tables, mine) = raw(place.path(), false);
-        assert!(tables.gaps.is_empty() && tables.broken().is_empty() && !tables.goes_on(), "seed {seed}");
+        assert!(tables.gaps.is_empty() && tables.broken().is_empty() && !tables.has_data_past_end(), "seed {seed}");
         copy(place.path(), copied.path());
         let theirs = by_sled(copied.path());
         assert_eq!(mine, theirs, "seed {seed}");
@@ -113,7 +113,7 @@ fn raw_tables_equal_what_sled_reads() {
 fn flipped_bit_is_reported_and_later_data_is_found() {
     let place = tempfile::tempdir().unwrap();
     fill(place.path(), 7);
-    // Without a snapshot everything has to be read again, and sled would take what it cannot read for never written.
+    // Without a snapshot, sled reads everything again, and treats what it cannot read as never written.
     for file in fs::read_dir(place.path()).unwrap() {
         let path = file.unwrap().path();
         if path.file_name().unwrap().to_string_lossy().starts_with("snap.") {
@@ -132,13 +132,13 @@ fn flipped_bit_is_reported_and_later_data_is_found() {
         reported += usize::from(found.is_some());
         if found.is_some() {
             let (tables, pairs) = raw(place.path(), false);
-            assert!(!tables.broken().is_empty() || tables.goes_on(), "what is refused is reported, {at}");
+            assert!(!tables.broken().is_empty() || tables.has_data_past_end(), "the damage at {at} is reported");
             let found: BTreeMap<Bytes, Bytes> = pairs[1].iter().cloned().collect();
             let kept = whole.iter().filter(|(key, value)| found.get(*key) == Some(value)).count();
             assert!(kept * 10 >= whole.len() * 7, "{kept} of {} after a flip at {at}", whole.len());
         }
     }
-    // Some bits lie where nothing is written: behind the end of a segment.
+    // Some bits are in unused bytes at the end of a segment.
     assert!(reported * 10 >= tried * 8, "{reported} of {tried}");
 }
 
@@ -156,11 +156,11 @@ fn garbage_reads_as_empty() {
         let (_, pairs) = raw(place.path(), true);
         assert!(pairs.iter().all(Vec::is_empty));
         let anything = bytes.iter().any(|byte| *byte != 0);
-        assert_eq!(check(place.path(), 0).unwrap().is_some(), anything, "sled would begin anew over it");
+        assert_eq!(check(place.path(), 0).unwrap().is_some(), anything, "sled would start anew and overwrite it");
     }
 }
 
-/// As sled leaves its files when it is killed while it opens them: what it does not need any more it has emptied.
+/// Copies sled's files as a kill during opening leaves them: sled has cleared the segments that it no longer needs.
 #[test]
 fn segment_cleared_by_sled_while_opening_is_not_missing() {
     let (place, mut emptied) = (tempfile::tempdir().unwrap(), 0);
@@ -181,7 +181,7 @@ fn segment_cleared_by_sled_while_opening_is_not_missing() {
         }
         db.flush().unwrap();
     }
-    assert!(emptied > 0, "nothing was emptied: nothing was tested");
+    assert!(emptied > 0, "at least one segment was cleared");
 }
 
 fn snapshots(path: &Path) -> Vec<std::path::PathBuf> {
@@ -190,10 +190,10 @@ fn snapshots(path: &Path) -> Vec<std::path::PathBuf> {
 }
 
 /// A power cut loses the name of the newest snapshot, but not the changes that sled made to its file after it. The previous
-/// snapshot refers to a segment that is gone.
+/// snapshot refers to a segment that sled has cleared.
 #[test]
 fn segment_of_older_snapshot_only_is_not_missing() {
-    let (place, mut gone) = (tempfile::tempdir().unwrap(), 0);
+    let (place, mut misleading) = (tempfile::tempdir().unwrap(), 0);
     let mut older: Option<(std::path::PathBuf, Vec<u8>)> = None;
     for n in 0..150_u64 {
         let db = open(place.path());
@@ -208,8 +208,8 @@ fn segment_of_older_snapshot_only_is_not_missing() {
             fs::write(cut.path().join(name.file_name().unwrap()), bytes).unwrap();
             let segments = Segments::find(cut.path()).unwrap();
             assert_eq!(check(cut.path(), end).unwrap(), None, "round {n}, which ends at {end}");
-            // Of that sled would make a mess: it is read without it, and written anew.
-            gone += usize::from(segments.snapshot_misleads());
+            // sled could not handle these files: they are read without it, and rebuilt.
+            misleading += usize::from(segments.snapshot_misleads());
             let (tables, found) = raw(cut.path(), false);
             assert!(tables.broken().is_empty() && tables.gaps.is_empty(), "round {n}");
             let wanted: Pairs =
@@ -222,7 +222,7 @@ fn segment_of_older_snapshot_only_is_not_missing() {
         }
         db.flush().unwrap();
     }
-    assert!(gone > 0, "it was always there: nothing was tested");
+    assert!(misleading > 0, "at least one snapshot refers to a cleared segment");
 }
 
 #[test]
@@ -242,9 +242,9 @@ fn tail_follows_log_while_it_is_written() {
         assert!(end > last, "{end} after {last}");
         last = end;
     }
-    assert_eq!(Tail::find(place.path()).unwrap().advance(&file).unwrap(), last, "found anew");
+    assert_eq!(Tail::find(place.path()).unwrap().advance(&file).unwrap(), last, "a new tail finds the same end");
     assert!(check(place.path(), last).unwrap().is_none());
-    assert!(check(place.path(), last + 1).unwrap().is_some(), "what was synced is missed");
+    assert!(check(place.path(), last + 1).unwrap().is_some(), "missing synced data is detected");
 }
 
 #[test]
@@ -254,14 +254,14 @@ fn log_after_repeated_kills_is_not_damaged() {
         let db = open(place.path());
         let (tree, file) = (db.open_tree("journal").unwrap(), fs::File::open(place.path().join("db")).unwrap());
         let mut tail = Tail::find(place.path()).unwrap();
-        // The same few keys over and over, so that segments are free soon and are used again.
+        // The same few keys repeatedly, so that segments are soon free and reused.
         for n in 0..(20 + round * 37 % 400) {
             tree.insert((n % 7).to_be_bytes(), vec![n as u8; 1_500]).unwrap();
             tree.remove(((n + 3) % 7).to_be_bytes()).unwrap();
         }
         db.flush().unwrap();
         let end = tail.advance(&file).unwrap();
-        // As a kill leaves it.
+        // A kill leaves the files as they are.
         let killed = tempfile::tempdir().unwrap();
         copy(place.path(), killed.path());
         drop(db);
@@ -274,7 +274,7 @@ fn log_after_repeated_kills_is_not_damaged() {
 fn segments_before_a_snapshot_may_be_missing() {
     let place = tempfile::tempdir().unwrap();
     fill(place.path(), 1);
-    // Opened once more, so that there is a snapshot that knows all of it.
+    // Opened once more, so that a snapshot covers everything.
     drop(open(place.path()));
     let end = Tail::find(place.path()).unwrap().advance(&fs::File::open(place.path().join("db")).unwrap()).unwrap();
     let before = end / SEGMENT as u64 * SEGMENT as u64 - SEGMENT as u64;
@@ -292,7 +292,7 @@ fn remove_snapshots(path: &Path) {
 /// A block of the disk: the unit in which a disk writes to the wrong place.
 const BLOCK: usize = 4 << 10;
 
-/// The messages of the overwritten block are lost. Those of the copy are older or come again later, and must not be replayed.
+/// The messages of the overwritten block are lost. Those of the copy are older or occur again later, and must not be replayed.
 // covers: G6
 #[test]
 fn log_with_misplaced_block_reads_as_if_that_block_were_zero() {
@@ -336,7 +336,7 @@ fn log_whose_last_segment_lost_its_header_is_read_behind_its_end() {
     let mut bytes = fs::read(place.path().join("db")).unwrap();
     bytes[7] ^= 1;
     fs::write(place.path().join("db"), &bytes).unwrap();
-    assert!(RawTables::open(place.path(), false).unwrap().goes_on());
+    assert!(RawTables::open(place.path(), false).unwrap().has_data_past_end());
     let (tables, found) = raw(place.path(), true);
     assert_eq!(found, whole);
     assert!(tables.gaps.is_empty());
@@ -368,7 +368,7 @@ fn log_that_lost_a_split_or_merged_page_has_only_pairs_that_were_written() {
     drop(db);
     remove_snapshots(place.path());
     let bytes = fs::read(place.path().join("db")).unwrap();
-    // Every message: its place in the log and its last byte in the file, its page, and the page's bounds if it is an image.
+    // Every message: its log position, its end in the file, its kind and page, and the page's bounds if it is an image.
     let (mut segments, mut messages) = (BTreeMap::new(), Vec::new());
     for at in (0..bytes.len()).step_by(SEGMENT) {
         let Some(header) = segment::Header::read(&bytes[at..]) else { continue };
@@ -389,7 +389,7 @@ fn log_that_lost_a_split_or_merged_page_has_only_pairs_that_were_written() {
         let next = messages[n + 1..].iter().take_while(|(_, _, kind, other, _)| other != page || *kind == Kind::Link);
         let changes: Vec<_> = next.filter(|(_, _, kind, other, _)| other == page && *kind == Kind::Link).collect();
         let Some((lsn, end, ..)) = changes.last().filter(|_| resized) else { continue };
-        // The image is damaged, and the log ends behind the last change to it.
+        // The image is damaged, and the log ends after the last change to it.
         let mut damaged = bytes.clone();
         damaged[image - 1] ^= 1;
         damaged[*end..end.next_multiple_of(SEGMENT).min(bytes.len())].fill(0);
@@ -398,7 +398,7 @@ fn log_that_lost_a_split_or_merged_page_has_only_pairs_that_were_written() {
         }
         fs::write(place.path().join("db"), &damaged).unwrap();
         let (tables, found) = raw(place.path(), true);
-        assert!(!tables.broken().is_empty() || tables.goes_on());
+        assert!(!tables.broken().is_empty() || tables.has_data_past_end());
         let pairs = found.into_iter().flatten().chain(tables.lost().flat_map(Result::unwrap));
         invented.extend(pairs.filter(|pair| !written.contains(pair)));
         cases += 1;

@@ -56,9 +56,9 @@ pub(in crate::embedded) const TABLES: [(&str, Table); 5] = [
 ];
 
 impl RawTables {
-    /// Reads `log/`, up to the end that sled detects, or, with `behind`, everything that can be read.
-    pub fn open(directory: &Path, behind: bool) -> io::Result<Self> {
-        let log = Log::read(directory, behind)?;
+    /// Reads `log/`, up to the end that sled detects, or, with `past_end`, everything that can be read.
+    pub fn open(directory: &Path, past_end: bool) -> io::Result<Self> {
+        let log = Log::read(directory, past_end)?;
         let roots = match log.names {
             Some(place) => names(log.body(place)?).unwrap_or_default(),
             None => Vec::new(),
@@ -92,8 +92,8 @@ impl RawTables {
     }
 
     /// Returns whether there is data after the end that sled detects.
-    pub fn goes_on(&self) -> bool {
-        self.log.goes_on
+    pub fn has_data_past_end(&self) -> bool {
+        self.log.has_data_past_end
     }
 
     /// Returns the end of the log that sled detects.
@@ -263,12 +263,12 @@ mod tests {
 
     #[test]
     fn overlapping_pages_resolve_to_the_one_written_last() {
-        // It gave away what is from "m" on, and that is all that is known of it.
+        // Page 1 gave away the keys from "m" on, and damage lost that change.
         let [whole, right, left] = [("", "", 1), ("m", "", 2), ("", "m", 1)].map(leaf);
         assert_eq!(divide(vec![(whole.clone(), 10), (right.clone(), 11)]), [left.clone(), right.clone()]);
-        // It has taken over what is from "m" on.
+        // Page 1 has merged the keys from "m" on.
         assert_eq!(divide(vec![(whole.clone(), 12), (right, 11)]), [whole]);
-        // What is between them is on no page; what an older one has of that is better than nothing.
+        // No current page has the keys in between, so those of an older page are used.
         let [second, old, rest] = [("m", "p", 2), ("a", "z", 3), ("p", "z", 3)].map(leaf);
         let middle = leaf(("a", "m", 3));
         assert_eq!(divide(vec![(second.clone(), 9), (old, 1)]), [middle, second, rest]);

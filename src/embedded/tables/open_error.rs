@@ -14,7 +14,7 @@ use crate::{
 const OPENING_MIB: u64 = 24;
 
 /// Describes what could not be created, read or written, with the system's reason.
-pub fn why(what: &str, error: &io::Error) -> String {
+pub fn io_reason(what: &str, error: &io::Error) -> String {
     let reason = system_error(error);
     match Cause::of(error) {
         Cause::NoSpace if is_file_limit(error) => format!(
@@ -32,13 +32,13 @@ pub fn why(what: &str, error: &io::Error) -> String {
 }
 
 /// Describes an error of sled in the same way.
-pub fn why_of_sled(error: &sled::Error) -> String {
-    match sled_error::of_the_system(error) {
+pub fn sled_reason(error: &sled::Error) -> String {
+    match sled_error::system_error_of(error) {
         Some(error) if error.kind() == io::ErrorKind::WouldBlock => {
             "another process has its file `log/db`. Stop that process, then start again".into()
         }
-        Some(error) => why("its file `log/db`", &error),
-        None => format!("{}. See what is left with `mesa inspect`", sled_error::sentence(error)),
+        Some(error) => io_reason("its file `log/db`", &error),
+        None => format!("{}. See what is left with `mesa inspect`", sled_error::describe(error)),
     }
 }
 
@@ -62,13 +62,13 @@ mod tests {
         let errors = [28, 27, 24, 5].map(io::Error::from_raw_os_error);
         for error in &errors {
             for message in
-                [why("its file `mark`", error), why_of_sled(&sled::Error::Io(io::Error::from_raw_os_error(28)))]
+                [io_reason("its file `mark`", error), sled_reason(&sled::Error::Io(io::Error::from_raw_os_error(28)))]
             {
                 assert!(message.ends_with(", then start again") && !message.contains("os error"), "{message}");
             }
         }
         let lock = format!("could not acquire lock on \"db\": {:?}", io::Error::from_raw_os_error(11));
-        let message = why_of_sled(&sled::Error::Io(io::Error::other(lock)));
+        let message = sled_reason(&sled::Error::Io(io::Error::other(lock)));
         assert!(message.starts_with("another process has its file `log/db`"), "{message}");
         let message = no_space("its file `log/db`", (16 << 20) + 1, 3 << 20);
         assert!(
