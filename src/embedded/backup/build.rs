@@ -83,9 +83,9 @@ impl Build {
     }
 
     pub(in crate::embedded) fn ids(&mut self, ids: Vec<StoredId>) -> Result<(), StoreError> {
-        for chunk in crate::embedded::writer::dedup::blocks(self.namespace, ids) {
+        for block in crate::embedded::writer::dedup::blocks(self.namespace, ids) {
             self.ids += 1;
-            self.put(Table::Ids, &wal_key(self.ids), &chunk.encode())?;
+            self.put(Table::Ids, &wal_key(self.ids), &block.encode())?;
         }
         Ok(())
     }
@@ -134,8 +134,8 @@ impl InspectSink for Build {
         for part in parts(entries) {
             let first = part[0].0;
             let entries = part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, &payload[..])).collect();
-            let chunk = Block::V2 { namespace: self.namespace, user, entries }.encode();
-            self.put(Table::Log, &log_key(user, first), &chunk)?;
+            let block = Block::V2 { namespace: self.namespace, user, entries }.encode();
+            self.put(Table::Log, &log_key(user, first), &block)?;
             // A payload has at most 64 KiB.
             self.open.extend(part.iter().map(|(seq, expires_s, payload)| (*seq, payload.len() as u32, *expires_s)));
         }

@@ -50,7 +50,7 @@ impl Shared {
                 writer.fail(why.clone())?;
                 Err(BackupError::Failed(why))
             }
-            // The reader of the backup is gone.
+            // The reader of the backup has closed it.
             Err(error) => Err(error),
         }
     }
@@ -183,8 +183,8 @@ impl Shared {
     }
 
     fn write_ids(&self, found: Vec<StoredId>, writer: &mut Writer<&mut dyn Write>) -> Result<(), BackupError> {
-        for chunk in dedup::blocks(self.namespace, found) {
-            let Ids::V1 { ids, .. } = chunk;
+        for block in dedup::blocks(self.namespace, found) {
+            let Ids::V1 { ids, .. } = block;
             writer.ids(&ids)?;
         }
         Ok(())

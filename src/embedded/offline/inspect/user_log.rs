@@ -49,7 +49,7 @@ impl LogFacts {
 pub struct Assembly {
     user: String,
     log: StoredLog,
-    gone: Vec<Gap>,
+    gaps: Vec<Gap>,
     /// Entries that are not, or may not be, in the value log.
     entries: BTreeMap<Seq, (u32, Bytes)>,
     pending: Vec<(Seq, u32, u32)>,
@@ -59,34 +59,34 @@ pub struct Assembly {
     last: Seq,
     keys: BTreeMap<String, Seq>,
     /// Number of lossy restarts that the row includes, if there is a row.
-    known: Option<u32>,
+    restarts_in_row: Option<u32>,
     /// The first entry in the WAL.
     first: Option<Seq>,
-    /// A forgotten device whose cursor stays because it is the last one. The next entry of that device replaces it.
+    /// A removed device whose cursor stays because it is the last one. The next entry of that device replaces it.
     stale: Option<String>,
 }
 
 impl Assembly {
     /// Starts from the row, if there is one.
     pub fn new(user: String, row: Option<Row>) -> Self {
-        let known = row.as_ref().map(Row::lossy_restarts);
+        let restarts_in_row = row.as_ref().map(Row::lossy_restarts);
         let mut log = row.map(Row::into_stored).unwrap_or_default();
         if log.shared.is_none() && log.devices.is_empty() {
             log.shared = Some(StoredCursor::default());
         }
-        let gone = log.gaps.iter().map(|&(from, to, loss)| missed(from, to, loss)).collect();
+        let gaps = log.gaps.iter().map(|&(from, to, loss)| gap(from, to, loss)).collect();
         let keys = log.keys.iter().map(|(key, seq, ..)| (key.clone(), *seq)).collect();
         Self {
             user,
             log,
-            gone,
+            gaps,
             entries: BTreeMap::new(),
             pending: Vec::new(),
             expired: 0,
             had: Vec::new(),
             last: 0,
             keys,
-            known,
+            restarts_in_row,
             first: None,
             stale: None,
         }
@@ -104,7 +104,7 @@ impl Assembly {
                 // Sequences rise by one, except after a lossy restart, which the row may not include.
                 let skipped = seq.saturating_sub(self.log.head + 1);
                 if skipped > 0 && skipped.is_multiple_of(SEQUENCE_RESERVE) {
-                    self.pass_to(seq - 1);
+                    self.skip_to(seq - 1);
                 }
                 self.log.head = self.log.head.max(seq);
                 if seq > self.log.flushed || all {
@@ -143,7 +143,7 @@ impl Assembly {
                     self.stale = Some(device);
                 }
             }
-            WalEntry::Gap { from, to, loss } => self.gaps.push(missed(from, to, loss)),
+            WalEntry::Gap { from, to, loss } => self.gaps.push(gap(from, to, loss)),
         }
     }
 
@@ -173,23 +173,24 @@ impl Assembly {
 
     /// Skips the sequences of lossy restarts that the row does not include. Call it after all WAL entries.
     pub fn skip_lossy_restarts(&mut self, lossy_restarts: LossyRestarts) {
-        let passed = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lossy_restarts.full));
-        let due = lossy_restarts.due(self.known.or(passed.then_some(lossy_restarts.full)), self.log.head);
+        let skipped_all = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lossy_restarts.full));
+        let due =
+            lossy_restarts.due(self.restarts_in_row.or(skipped_all.then_some(lossy_restarts.full)), self.log.head);
         if due > 0 {
-            self.pass_to(self.log.head + u64::from(due) * SEQUENCE_RESERVE);
+            self.skip_to(self.log.head + u64::from(due) * SEQUENCE_RESERVE);
         }
         self.log.lossy_restarts = lossy_restarts.count;
     }
 
-    fn pass_to(&mut self, to: Seq) {
-        let gap = (self.log.head + 1, to);
+    fn skip_to(&mut self, to: Seq) {
+        let range = (self.log.head + 1, to);
         self.log.head = to;
-        let passed = missed(gap.0, gap.1, GapReason::Restart as u8);
-        if !self.gaps.contains(&passed) {
-            self.gaps.push(passed);
+        let skipped = gap(range.0, range.1, GapReason::Restart as u8);
+        if !self.gaps.contains(&skipped) {
+            self.gaps.push(skipped);
         }
         let cursors = self.log.shared.iter_mut().chain(self.log.devices.iter_mut().map(|(_, cursor)| cursor));
-        cursors.for_each(|cursor| acknowledge(cursor, 0, &[gap]));
+        cursors.for_each(|cursor| acknowledge(cursor, 0, &[range]));
     }
 
     fn acknowledged(&self) -> Vec<AckSet> {
@@ -200,13 +201,13 @@ impl Assembly {
     /// Adds the entries of a block, in order, or the remaining ones after the last block (`None`).
     ///
     /// Returns the pending ones, in order.
-    pub fn take_pending(&mut self, chunk: Option<Vec<(Seq, u32, Bytes)>>, now_s: u32) -> Vec<(Seq, u32, Bytes)> {
-        let until = match &chunk {
-            Some(chunk) => chunk.last().map_or(0, |(seq, ..)| *seq),
+    pub fn take_pending(&mut self, block: Option<Vec<(Seq, u32, Bytes)>>, now_s: u32) -> Vec<(Seq, u32, Bytes)> {
+        let until = match &block {
+            Some(block) => block.last().map_or(0, |(seq, ..)| *seq),
             None => Seq::MAX,
         };
         let mut merged: BTreeMap<Seq, (u32, Bytes)> = BTreeMap::new();
-        for (seq, expires_s, payload) in chunk.into_iter().flatten() {
+        for (seq, expires_s, payload) in block.into_iter().flatten() {
             self.log.head = self.log.head.max(seq);
             merged.insert(seq, (expires_s, payload));
         }
@@ -223,7 +224,7 @@ impl Assembly {
             self.last = seq;
             self.have(seq);
             let acknowledged = cursors.iter().all(|cursor| cursor.contains(seq));
-            if acknowledged || self.gaps.iter().any(|gone| (gone.from..=gone.to).contains(&seq)) {
+            if acknowledged || self.gaps.iter().any(|gap| (gap.from..=gap.to).contains(&seq)) {
                 continue;
             }
             if expires_s > 0 && expires_s <= now_s {
@@ -248,13 +249,13 @@ impl Assembly {
     pub fn finish(mut self) -> LogFacts {
         let cursors = self.acknowledged();
         let common = common(&cursors);
-        self.gaps.sort_by_key(|gone| (gone.from, gone.to));
+        self.gaps.sort_by_key(|gap| (gap.from, gap.to));
         let missing = missing(self.log.head, &self.had, &common, &self.gaps);
         let names = self.log.shared.iter().map(|cursor| (String::new(), cursor));
         let names = names.chain(self.log.devices.iter().map(|(name, cursor)| (name.clone(), cursor)));
         let cursors =
             names.zip(cursors).map(|((name, cursor), acknowledged)| (name, acknowledged, cursor.seen_ms)).collect();
-        self.log.gaps = self.gaps.iter().map(|gone| (gone.from, gone.to, gone.reason as u8)).collect();
+        self.log.gaps = self.gaps.iter().map(|gap| (gap.from, gap.to, gap.reason as u8)).collect();
         let bytes_of = |seq: Seq| {
             let at = self.pending.binary_search_by_key(&seq, |(seq, ..)| *seq).ok()?;
             let (_, bytes, expires_s) = self.pending[at];
@@ -272,7 +273,7 @@ impl Assembly {
             head: self.log.head,
             seen_ms: self.log.seen_ms,
             cursors,
-            gone: self.gaps,
+            gaps: self.gaps,
             pending: self.pending,
             expired: self.expired,
             missing,
@@ -303,9 +304,9 @@ fn common(cursors: &[AckSet]) -> Vec<(Seq, Seq)> {
 }
 
 /// Returns the parts of `1..=head` that are in none of the ranges.
-fn missing(head: Seq, had: &[(Seq, Seq)], acknowledged: &[(Seq, Seq)], gone: &[Gap]) -> Vec<(Seq, Seq)> {
-    let gone = gone.iter().map(|gone| (gone.from, gone.to));
-    let mut ranges: Vec<_> = had.iter().chain(acknowledged).copied().chain(gone).collect();
+fn missing(head: Seq, had: &[(Seq, Seq)], acknowledged: &[(Seq, Seq)], gaps: &[Gap]) -> Vec<(Seq, Seq)> {
+    let gaps = gaps.iter().map(|gap| (gap.from, gap.to));
+    let mut ranges: Vec<_> = had.iter().chain(acknowledged).copied().chain(gaps).collect();
     ranges.sort_unstable();
     let (mut missing, mut next) = (Vec::new(), 1);
     for (from, to) in ranges {
@@ -329,7 +330,7 @@ fn acknowledge(cursor: &mut StoredCursor, through: Seq, ranges: &[(Seq, Seq)]) {
     cursor.ranges = acknowledged.ranges().to_vec();
 }
 
-fn missed(from: Seq, to: Seq, loss: u8) -> Gap {
+fn gap(from: Seq, to: Seq, loss: u8) -> Gap {
     Gap { from, to, reason: GapReason::from_stored(loss).unwrap_or(GapReason::Expired) }
 }
 
