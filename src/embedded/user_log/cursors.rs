@@ -151,8 +151,8 @@ impl Cursors {
     /// Removes devices until one more fits: those that were offline longest, and none with a session.
     fn evict_devices(&mut self, devices_max: usize) -> Result<(), StoreError> {
         while self.devices.len() >= devices_max.max(1) {
-            let is_inactive = self.devices.iter().enumerate().filter(|(_, (_, cursor))| cursor.attached == 0);
-            let oldest = away.min_by_key(|(_, (_, cursor))| cursor.seen_ms).map(|(at, _)| at);
+            let offline = self.devices.iter().enumerate().filter(|(_, (_, cursor))| cursor.attached == 0);
+            let oldest = offline.min_by_key(|(_, (_, cursor))| cursor.seen_ms).map(|(at, _)| at);
             let (device, _) = self.devices.remove(oldest.ok_or(StoreError::Devices(devices_max))?);
             self.removed.push(Some(device));
         }
