@@ -52,7 +52,7 @@ use tokio::sync::{oneshot, watch};
 pub use self::shared::{Options, Tuning};
 use self::{
     outbox::Outbox,
-    shared::{Shared, state},
+    shared::{StoreState, state},
     tables::contract::Engine,
     user_log::UserLog,
     writer::{
@@ -74,7 +74,7 @@ use crate::{
 
 /// Implements [`Store`] on an engine's tables.
 struct EmbeddedStore {
-    shared: Arc<Shared>,
+    shared: Arc<StoreState>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -246,7 +246,7 @@ impl EmbeddedStore {
         let outbox = options.outbox.clone();
         let outbox =
             outbox.map(|options| Outbox::open(engine.clone(), queue.clone(), recovered.clock.clone(), options));
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(StoreState {
             engine,
             namespace: fingerprint(&namespace),
             logs: recovered.logs,

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{
-    shared::{Shared, state},
+    shared::{StoreState, state},
     tables::{
         contract::{EngineError, Table},
         schema::wal_key,
@@ -80,7 +80,7 @@ fn records_of(slots: &[WalSlot]) -> Vec<u64> {
     numbers
 }
 
-impl Shared {
+impl StoreState {
     /// See [`Store::read_cached`](crate::store::Store::read_cached).
     pub(super) fn read_cached(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<ReadResult> {
         let (now, now_s) = (self.logs.now(), self.clock.now_s());

@@ -92,7 +92,7 @@ impl Default for Tuning {
 }
 
 /// State that the commit thread and its callers share.
-pub(super) struct Shared {
+pub(super) struct StoreState {
     pub engine: Arc<dyn Engine>,
     pub namespace: u32,
     pub logs: LogCache,
@@ -116,7 +116,7 @@ pub(super) struct Shared {
     pub runtime: Option<tokio::runtime::Handle>,
 }
 
-impl Shared {
+impl StoreState {
     /// Queues a log that was just marked `dirty` or to be trimmed for the commit thread.
     ///
     /// Call this while the log is locked. A caller that finds the log marked does not queue it again. If the log were not

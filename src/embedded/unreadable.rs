@@ -48,7 +48,7 @@ impl From<DecodeError> for Unreadable {
             DecodeError::UnexpectedEnd { .. } => "it ends early",
             DecodeError::UnexpectedVariant { .. } => "its kind is unknown to this version",
             DecodeError::LimitExceeded => "its stated length exceeds the limit",
-            _ => "it is not what was written",
+            _ => "its content is not valid",
         })
     }
 }

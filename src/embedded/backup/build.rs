@@ -30,7 +30,7 @@ use crate::{
 pub(in crate::embedded) const LOSSY_RESTARTS_ADDED: u32 = 16;
 
 /// Builds a store.
-pub(in crate::embedded) struct Build {
+pub(in crate::embedded) struct StoreBuilder {
     /// Final directory, and the directory in which the store is built.
     out: PathBuf,
     partial: PathBuf,
@@ -46,7 +46,7 @@ pub(super) fn failed(error: EngineError) -> StoreError {
     StoreError::from(error)
 }
 
-impl Build {
+impl StoreBuilder {
     pub(in crate::embedded) fn begin(out: &Path, namespace: &str, operation: Operation) -> Result<Self, StoreError> {
         let cannot_open = |reason: String| StoreError::Open { path: out.to_owned(), reason };
         let occupied = match fs::read_dir(out) {
@@ -129,7 +129,7 @@ impl Build {
     }
 }
 
-impl InspectSink for Build {
+impl InspectSink for StoreBuilder {
     fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
         for part in parts(entries) {
             let first = part[0].0;

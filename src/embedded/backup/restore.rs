@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    build::{Build, LOSSY_RESTARTS_ADDED},
+    build::{LOSSY_RESTARTS_ADDED, StoreBuilder},
     format::{BackupError, Block, Contents, Reader},
 };
 use crate::{
@@ -41,7 +41,7 @@ pub fn restore(file: &Path, directory: &Path) -> Result<Contents, BackupError> {
         };
         BackupError::Target { path: directory.to_owned(), reason }
     };
-    let mut build = Build::begin(directory, &namespace, Operation::Restore).map_err(place)?;
+    let mut build = StoreBuilder::begin(directory, &namespace, Operation::Restore).map_err(place)?;
     while let Some(block) = reader.next()? {
         match block {
             Block::Entries { user, entries } => {

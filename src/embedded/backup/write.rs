@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::format::{BackupError, Contents, Writer};
 use crate::{
     embedded::{
-        shared::Shared,
+        shared::StoreState,
         tables::{
             contract::Table,
             meta::NAMESPACE_KEY,
@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Users that are listed at once.
-const USERS: usize = 256;
+const PAGE_USERS: usize = 256;
 
 /// Entries and bytes of payload that are read at once. One block may exceed them.
 const PAGE_ENTRIES: usize = 1024;
@@ -37,7 +37,7 @@ const RETRIES_MAX: usize = 100;
 
 type Entries = Vec<(Seq, u32, Bytes)>;
 
-impl Shared {
+impl StoreState {
     /// See [`Store::backup`](crate::store::Store::backup).
     pub(in crate::embedded) fn backup(&self, out: &mut dyn Write) -> Result<Contents, BackupError> {
         let namespace =
@@ -64,7 +64,7 @@ impl Shared {
                 self.back_up_user(user, writer)?;
             }
             match users.last() {
-                Some(last) if users.len() == USERS => after = Some(last.clone()),
+                Some(last) if users.len() == PAGE_USERS => after = Some(last.clone()),
                 _ => return Ok(()),
             }
         }
@@ -79,7 +79,7 @@ impl Shared {
         let mut users = Vec::new();
         let scanned = self.engine.scan(Table::Users, &from, &mut |key, _| {
             users.extend(std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok()));
-            users.len() < USERS
+            users.len() < PAGE_USERS
         });
         scanned.map_err(StoreError::from)?;
         Ok(users)

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::sled_file::{Broken, Gap, Pairs, RawTables};
+use super::sled_file::{DamagedRange, LostKeys, Pairs, RawTables};
 use crate::embedded::{
     tables::{
         contract::Table,
@@ -29,7 +29,7 @@ const PART_BYTES: usize = 4096;
 
 /// Describes a range of a WAL segment in which no record can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::embedded) struct Unreadable {
+pub(in crate::embedded) struct UnreadableRange {
     /// Name of the file in the store's directory.
     pub file: String,
     /// First byte of the range, and the first byte after it.
@@ -46,7 +46,7 @@ pub(in crate::embedded) struct OfflineReader {
     /// The highest record that another record states as synced.
     synced: u64,
     blocks: BlockReader,
-    unreadable: Vec<Unreadable>,
+    unreadable: Vec<UnreadableRange>,
 }
 
 impl OfflineReader {
@@ -75,7 +75,7 @@ impl OfflineReader {
                 let Some(record) = record_at(&bytes, at) else {
                     let next = framing::find(Kind::Record, &bytes, at + 1).unwrap_or(bytes.len());
                     let file = format!("{WAL}/{}", framing::name(first));
-                    self.unreadable.push(Unreadable { file, from: at as u64, to: next as u64 });
+                    self.unreadable.push(UnreadableRange { file, from: at as u64, to: next as u64 });
                     at = next;
                     continue;
                 };
@@ -105,7 +105,7 @@ impl OfflineReader {
     }
 
     /// Returns the ranges of WAL segments in which nothing can be read.
-    pub fn unreadable(&self) -> &[Unreadable] {
+    pub fn unreadable(&self) -> &[UnreadableRange] {
         &self.unreadable
     }
 
@@ -153,12 +153,12 @@ impl OfflineReader {
     }
 
     /// Returns the damaged parts of sled's file.
-    pub fn broken(&self) -> &[Broken] {
+    pub fn broken(&self) -> &[DamagedRange] {
         self.tables.broken()
     }
 
     /// Takes the ranges of keys that are lost.
-    pub fn gaps(&mut self) -> Vec<Gap> {
+    pub fn gaps(&mut self) -> Vec<LostKeys> {
         std::mem::take(&mut self.tables.gaps)
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::{
     embedded::{
         backup::{
-            build::{Build, LOSSY_RESTARTS_ADDED},
+            build::{LOSSY_RESTARTS_ADDED, StoreBuilder},
             format::Contents,
         },
         offline::inspect::Inspection,
@@ -22,7 +22,7 @@ use crate::{
 /// When `out` is not empty, or it cannot be written.
 pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, StoreError> {
     let namespace = inspection.facts().namespace.clone().unwrap_or_default();
-    let mut build = Build::begin(out, &namespace, Operation::Salvage)?;
+    let mut build = StoreBuilder::begin(out, &namespace, Operation::Salvage)?;
     let ids: Vec<StoredId> = inspection.ids().iter().map(|entry| entry.0.clone()).collect();
     ids.chunks(64).try_for_each(|part| build.ids(part.to_vec()))?;
     inspection.visit(&mut build)?;

@@ -1,4 +1,4 @@
-//! The outbox: webhook events on disk, in order and bounded, until a backend has taken them.
+//! The outbox: webhook events on disk, in order and bounded, until a backend has accepted them.
 //!
 //! Any thread puts events without waiting. The commit thread writes them at most about 20 ms later, before the commit that
 //! they may belong to, and makes them as durable as configured. From then on an event can be read, until it is removed.

@@ -2,12 +2,12 @@
 
 use super::{EventKind, Outbox, OutboxEvent};
 use crate::{
-    embedded::{shared::Shared, tables::contract::EngineError, writer::state::Committer},
+    embedded::{shared::StoreState, tables::contract::EngineError, writer::state::Committer},
     message::{DeviceId, Seq, UserId},
     store::Outbox as _,
 };
 
-impl Shared {
+impl StoreState {
     /// Returns the outbox, if it stores events of this kind.
     pub(super) fn outbox_for(&self, kind: EventKind) -> Option<&Outbox> {
         self.outbox.as_deref().filter(|outbox| outbox.is_enabled(kind))

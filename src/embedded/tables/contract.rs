@@ -19,11 +19,11 @@ pub enum Table {
     Meta,
     /// Record number → idempotency ids and their results.
     Ids,
-    /// Webhook events that no backend has taken yet.
+    /// Webhook events that no backend has accepted yet.
     Outbox,
 }
 
-/// Classifies an engine error. The class decides whether the store goes on.
+/// Classifies an engine error. The class decides whether the store continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The disk is full (ENOSPC, EDQUOT, EFBIG). The call had no effect and may be retried.
@@ -38,7 +38,7 @@ pub enum Cause {
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{what}")]
 pub struct EngineError {
-    /// Decides whether the store goes on.
+    /// Decides whether the store continues.
     pub cause: Cause,
     /// The reason, as a sentence.
     pub what: Arc<str>,

@@ -21,7 +21,7 @@ pub(in crate::embedded) const REBUILT: &str = "rebuilt";
 pub(in crate::embedded) const UNFINISHED: &str = "unfinished";
 /// File that is removed to open the store on a full disk.
 pub(super) const BALLAST: &str = "ballast";
-/// Directory of files that were moved away and not deleted.
+/// Directory of files that were set aside and not deleted.
 pub(super) const SET_ASIDE: &str = "set-aside";
 /// The portal ids of a server, which writes this file itself.
 pub(super) const PORTALS: &str = "portals.json";

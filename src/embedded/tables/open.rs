@@ -208,8 +208,8 @@ fn set_up(db: sled::Db, locked: StoreDir, scanned: WalScan, options: &DiskOption
     db.flush().map_err(|error| cannot_open(sled_reason(&error)))?;
     file.sync_data().map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
     let mut runway = Runway::default();
-    let made = file.metadata().and_then(|file| Ballast::of(path).make(file.len()));
-    if let Err(error) = made {
+    let ballast = file.metadata().and_then(|file| Ballast::of(path).make(file.len()));
+    if let Err(error) = ballast {
         tracing::warn!(%error, "cannot make the ballast: this store may not open on a full disk");
     }
     runway.extend(&file).map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
@@ -284,7 +284,7 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
 /// All files are checked before sled opens them, because sled skips what it cannot read and overwrites what follows.
 fn check_damage(log: &Path, path: &Path) -> Result<WalScan, StoreError> {
     if SyncWatermark::is_foreign(path) {
-        return Err(damaged(path, "its file `mark` is not what was written"));
+        return Err(damaged(path, "its file `mark` was not written by mesa"));
     }
     let unread = |error: std::io::Error| StoreError::Open {
         path: path.to_owned(),

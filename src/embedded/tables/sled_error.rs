@@ -49,7 +49,7 @@ pub fn describe(error: &sled::Error) -> String {
     }
     match error {
         sled::Error::Io(error) => format!("its file `log/db` cannot be read or written: {}", system_error(error)),
-        sled::Error::Corruption { .. } => "its file `log/db` is not what was written".into(),
+        sled::Error::Corruption { .. } => "its file `log/db` is damaged".into(),
         sled::Error::ReportableBug(what) => format!("the tables in `log/db` are not as they should be: {what}"),
         error => format!("the tables in `log/db` cannot be used: {error}"),
     }

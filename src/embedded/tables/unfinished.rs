@@ -50,7 +50,7 @@ impl Operation {
             )
         } else {
             format!(
-                "`{command}` did not finish in it, so messages may be missing. Run `{command}` again, which goes on where \
+                "`{command}` did not finish in it, so messages may be missing. Run `{command}` again, which continues where \
                  it stopped; or remove the file `{NAME}` in it, to use what is there"
             )
         }
@@ -65,8 +65,8 @@ pub fn reason(path: &Path) -> io::Result<Option<String>> {
     };
     let unknown = || {
         format!(
-            "something that made or changed it did not finish, as its file `{NAME}` says, so messages may be missing. Make it \
-             again, or remove that file, to use what is there"
+            "an operation on it did not finish, as its file `{NAME}` states, so messages may be missing. Repeat the \
+             operation, or remove that file to use what is there"
         )
     };
     Ok(Some(operation_of(&text).map_or_else(unknown, Operation::next_step)))
@@ -172,7 +172,7 @@ mod tests {
         let path = home.path().join("store");
         let importing = || open(DiskOptions { operation: Some(Operation::Import), ..DiskOptions::new(&path) }).unwrap();
         importing().close().await.unwrap();
-        assert!(open(DiskOptions::new(&path)).is_err(), "nothing has said that it is finished");
+        assert!(open(DiskOptions::new(&path)).is_err(), "the import has not finished");
         let store = importing();
         store.close().await.unwrap();
         end(&path).unwrap();

@@ -58,6 +58,7 @@ mod tests {
         log.publish(seq, 1);
     }
 
+    // covers: G5
     #[test]
     fn log_after_several_lossy_restarts_in_a_row_skips_one_reserve() {
         let mut log = UserLog::from_row(None, RESTARTS(0, 0));

@@ -111,7 +111,7 @@ impl BlockLocation {
 
 /// States that the table has no valid location.
 pub fn invalid_location() -> Unreadable {
-    Unreadable::new("its location in the table is not what was written")
+    Unreadable::new("its location in the table is not valid")
 }
 
 /// Result of reading a block.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::{
     embedded::{
-        shared::Shared,
+        shared::StoreState,
         tables::{
             contract::Table,
             schema::{is_log_key_of, log_key},
@@ -51,7 +51,7 @@ fn damaged(user: &UserId, last: Seq, why: &str) -> String {
     )
 }
 
-impl Shared {
+impl StoreState {
     /// Visits a user's entries in the value log above `after` and up to `to`, ascending, until `visit` returns false.
     /// Returns false if it did.
     pub(in crate::embedded) fn read_value_log(

@@ -1,12 +1,12 @@
-//! In-memory cache of the newest WAL records. Online sessions read what was just committed from here, and returning
-//! ones what is not flushed yet.
+//! Caches the newest WAL records in memory. Online sessions read committed entries from here, and sessions of returning
+//! users read unflushed ones.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-/// Memory of a record beside its bytes.
+/// Memory overhead of a cached record, in bytes.
 const RECORD_COST: usize = 64;
 
 /// Consecutive records, ending with the newest.

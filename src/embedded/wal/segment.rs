@@ -263,7 +263,7 @@ impl WalFiles {
         };
         allocate(file, 0, FILE_BYTES)?;
         fs::rename(self.directory.join(NAME), self.directory.join(framing::name(number)))?;
-        spare.file.take().ok_or_else(|| io::Error::other("the next file is gone"))
+        spare.file.take().ok_or_else(|| io::Error::other("the prepared segment is missing"))
     }
 }
 
@@ -341,6 +341,7 @@ mod tests {
         assert_eq!(numbers(&files), [1, 2, 3, 4]);
     }
 
+    // covers: G6
     #[test]
     fn damage_is_detected_by_later_records_without_watermark() {
         let home = tempfile::tempdir().unwrap();

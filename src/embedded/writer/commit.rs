@@ -20,7 +20,7 @@ use super::{
 use crate::{
     embedded::{
         recovery::{RecordInfo, RecoveredWal},
-        shared::{Options, Shared},
+        shared::{Options, StoreState},
         tables::{
             contract::{Cause, EngineError, Table},
             schema::wal_key,
@@ -48,7 +48,7 @@ const INLINE_NOTIFY_MAX: usize = 4;
 const FRAME_BYTES: u64 = 64;
 
 impl Committer {
-    pub(in crate::embedded) fn new(shared: Arc<Shared>, recovered: RecoveredWal, options: &Options) -> Self {
+    pub(in crate::embedded) fn new(shared: Arc<StoreState>, recovered: RecoveredWal, options: &Options) -> Self {
         let now = Instant::now();
         Self {
             shared,
@@ -397,7 +397,7 @@ impl Commit {
     }
 
     /// Writes an item into the open record. Returns its offset.
-    pub(in crate::embedded) fn push(&mut self, shared: &Shared, item: &Item<'_>) -> u32 {
+    pub(in crate::embedded) fn push(&mut self, shared: &StoreState, item: &Item<'_>) -> u32 {
         let new = || RecordWriter::new(shared.namespace, shared.clock.now_ms());
         self.writer.get_or_insert_with(new).push(item)
     }

@@ -388,7 +388,7 @@ fn evict_front(log: &mut UserLog, front: &[(Seq, u64)], bytes: u64, limits: &Lim
     last
 }
 
-impl crate::embedded::shared::Shared {
+impl crate::embedded::shared::StoreState {
     /// Returns why appends are rejected at present, if they are.
     pub(in crate::embedded) fn check_capacity(&self) -> Result<(), StoreError> {
         self.full.read().clone().map_or(Ok(()), |why| Err(StoreError::Full(why)))

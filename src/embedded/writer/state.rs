@@ -13,7 +13,7 @@ use super::{cost::Cost, dedup::DedupTable, reply::Reply};
 use crate::{
     embedded::{
         recovery::RecordInfo,
-        shared::{Shared, Tuning},
+        shared::{StoreState, Tuning},
         tables::{
             contract::{EngineError, TableSpace},
             schema::{self, StoredId},
@@ -26,7 +26,7 @@ use crate::{
 
 /// Runs the commit thread, and owns everything that only this thread uses.
 pub(in crate::embedded) struct Committer {
-    pub(in crate::embedded) shared: Arc<Shared>,
+    pub(in crate::embedded) shared: Arc<StoreState>,
     pub(in crate::embedded) durability: Durability,
     pub(in crate::embedded) tuning: Tuning,
     pub(in crate::embedded) limits: Limits,

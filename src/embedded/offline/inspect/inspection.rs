@@ -10,12 +10,12 @@ use bytes::Bytes;
 
 use super::{
     Damage, DedupEntry, Ending, Facts, InspectSink, now_s, open_error,
-    users::{Stop, UserWalk, invalid_keys},
+    users::{UserWalk, VisitError, invalid_keys},
     wal_entries::{WalEntries, is_continued},
 };
 use crate::{
     embedded::{
-        offline::{reader::OfflineReader, sled_file::Gap},
+        offline::{reader::OfflineReader, sled_file::LostKeys},
         tables::{
             contract::Table,
             files::{CONF, DB, LOCK, LOG, REBUILT, UNFINISHED, WATERMARK},
@@ -125,7 +125,7 @@ impl Inspection {
             inspection.report(UNFINISHED, String::new(), why);
         }
         if SyncWatermark::is_foreign(path) {
-            inspection.report(WATERMARK, String::new(), "it is not what was written");
+            inspection.report(WATERMARK, String::new(), "it was not written by mesa");
         }
         if !conf_is_whole(&log) {
             let what = "it is damaged, and no server starts with it. Remove it: the next start writes a new one";
@@ -204,7 +204,7 @@ impl Inspection {
             self.report("log/db", format!("bytes {} to {}", broken.from, broken.to), broken.what);
         }
         let gaps = self.reader.gaps();
-        for Gap { table, from, to } in gaps {
+        for LostKeys { table, from, to } in gaps {
             let (place, range) = match table {
                 Table::Wal => ("journal", range(&from, &to, &record)),
                 Table::Log => ("inbox", range(&from, &to, &owner)),
@@ -389,8 +389,8 @@ impl Inspection {
             now_s: now_s(),
         };
         let walked = walk.all(sink).map_err(|error| match error {
-            Stop::Sink(error) => error,
-            Stop::Read(error) => open_error(&self.path, error),
+            VisitError::Sink(error) => error,
+            VisitError::Read(error) => open_error(&self.path, error),
         });
         drop(walk);
         self.report_all(found);

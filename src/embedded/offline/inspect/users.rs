@@ -25,12 +25,12 @@ use crate::{
 };
 
 /// Reports why the iteration stopped early.
-pub enum Stop {
+pub enum VisitError {
     Sink(StoreError),
     Read(std::io::Error),
 }
 
-impl From<std::io::Error> for Stop {
+impl From<std::io::Error> for VisitError {
     fn from(error: std::io::Error) -> Self {
         Self::Read(error)
     }
@@ -69,15 +69,15 @@ pub fn invalid_keys(reader: &OfflineReader) -> std::io::Result<Vec<Damage>> {
 }
 
 /// Reports that the next pair cannot be read.
-struct Unread;
+struct ReadFailed;
 
 /// Returns the user of the next pair. Skips keys that belong to no user.
 fn first_user(
     pairs: &mut Peekable<TablePairs<'_>>,
     user: fn(&[u8]) -> Option<String>,
-) -> Result<Option<String>, Unread> {
+) -> Result<Option<String>, ReadFailed> {
     while let Some(pair) = pairs.peek() {
-        let Ok((key, _)) = pair else { return Err(Unread) };
+        let Ok((key, _)) = pair else { return Err(ReadFailed) };
         if let Some(user) = user(key) {
             return Ok(Some(user));
         }
@@ -88,7 +88,7 @@ fn first_user(
 
 impl UserWalk<'_> {
     /// Visits all users, or `only` one.
-    pub fn all(&mut self, sink: &mut dyn InspectSink) -> Result<(), Stop> {
+    pub fn all(&mut self, sink: &mut dyn InspectSink) -> Result<(), VisitError> {
         let mut after: Option<String> = None;
         while let Some(user) = self.next_user(after.as_deref())? {
             if self.only.is_some_and(|only| *only < *user) {
@@ -97,7 +97,7 @@ impl UserWalk<'_> {
             let wanted = self.only.is_none_or(|only| *only == *user);
             let facts = self.user(&user, sink)?;
             if wanted {
-                sink.log(facts).map_err(Stop::Sink)?;
+                sink.log(facts).map_err(VisitError::Sink)?;
             }
             after = Some(user);
         }
@@ -105,11 +105,11 @@ impl UserWalk<'_> {
     }
 
     /// Returns the next user with any data.
-    fn next_user(&mut self, after: Option<&str>) -> Result<Option<String>, Stop> {
+    fn next_user(&mut self, after: Option<&str>) -> Result<Option<String>, VisitError> {
         let row = first_user(&mut self.rows, user_of);
-        let row = row.map_err(|Unread| Stop::Read(self.failed()))?;
+        let row = row.map_err(|ReadFailed| VisitError::Read(self.failed()))?;
         let block = first_user(&mut self.blocks, block_owner);
-        let block = block.map_err(|Unread| Stop::Read(self.failed()))?;
+        let block = block.map_err(|ReadFailed| VisitError::Read(self.failed()))?;
         let from = match (after, self.only) {
             (Some(after), _) => std::ops::Bound::Excluded(after.to_owned()),
             (None, Some(only)) => std::ops::Bound::Included(only.to_owned()),
@@ -127,7 +127,7 @@ impl UserWalk<'_> {
         error.unwrap_or_else(|| std::io::ErrorKind::Other.into())
     }
 
-    fn user(&mut self, user: &str, sink: &mut dyn InspectSink) -> Result<LogFacts, Stop> {
+    fn user(&mut self, user: &str, sink: &mut dyn InspectSink) -> Result<LogFacts, VisitError> {
         let wanted = self.only.is_none_or(|only| only == user);
         let row = self.row(user)?;
         let flushed = row.as_ref().map_or(0, Row::flushed);
@@ -151,13 +151,13 @@ impl UserWalk<'_> {
             if let Some(entries) = self.block_entries(assembly.user(), flushed, &key, &value) {
                 let kept = assembly.take_pending(Some(entries), self.now_s);
                 if wanted && !kept.is_empty() {
-                    sink.entries(user, &kept).map_err(Stop::Sink)?;
+                    sink.entries(user, &kept).map_err(VisitError::Sink)?;
                 }
             }
         }
         let kept = assembly.take_pending(None, self.now_s);
         if wanted && !kept.is_empty() {
-            sink.entries(user, &kept).map_err(Stop::Sink)?;
+            sink.entries(user, &kept).map_err(VisitError::Sink)?;
         }
         let facts = assembly.finish();
         if self.damaged {
@@ -169,7 +169,7 @@ impl UserWalk<'_> {
         Ok(facts)
     }
 
-    fn row(&mut self, user: &str) -> Result<Option<Row>, Stop> {
+    fn row(&mut self, user: &str) -> Result<Option<Row>, VisitError> {
         let own = self.rows.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| key == user.as_bytes()));
         let Some((_, value)) = (if own { self.rows.next().transpose()? } else { None }) else {
             if let Some(row) = self.lost_rows.get(user) {

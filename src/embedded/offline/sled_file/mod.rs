@@ -20,7 +20,7 @@ mod tail;
 mod tests;
 mod trees;
 
-pub(in crate::embedded) use self::{segment_log::Broken, trees::Gap};
+pub(in crate::embedded) use self::{segment_log::DamagedRange, trees::LostKeys};
 pub(in crate::embedded) use self::{
     segment_log::{Segments, check},
     tail::Tail,

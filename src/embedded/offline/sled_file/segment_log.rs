@@ -22,7 +22,7 @@ const SIZES: std::ops::RangeInclusive<usize> = 4096..=(64 << 20);
 
 /// Locates the body of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct MessageLocation {
     /// Position in the log: later messages are higher.
     pub lsn: u64,
     /// Offset in the file.
@@ -33,8 +33,8 @@ pub struct Place {
 /// Locates the parts of a page: its image, and the changes to it.
 #[derive(Clone, Debug)]
 pub struct Page {
-    pub base: Place,
-    pub links: Vec<Place>,
+    pub base: MessageLocation,
+    pub links: Vec<MessageLocation>,
     /// Number of links before the first damaged range after `base`.
     ///
     /// A later image of the page may be lost there. The other links would belong to that image.
@@ -50,7 +50,7 @@ pub struct Page {
 
 /// Describes a damaged range of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Broken {
+pub struct DamagedRange {
     /// First byte of the range, and the first byte after it.
     pub from: u64,
     pub to: u64,
@@ -58,7 +58,7 @@ pub struct Broken {
     pub what: &'static str,
 }
 
-impl std::fmt::Display for Broken {
+impl std::fmt::Display for DamagedRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "`log/db` cannot be read from byte {} to {}: {}", self.from, self.to, self.what)
     }
@@ -66,11 +66,11 @@ impl std::fmt::Display for Broken {
 
 /// Holds the decoded log.
 #[derive(Debug)]
-pub struct Log {
+pub struct SledLog {
     pub pages: HashMap<u64, Page>,
     /// The page with the names of trees.
-    pub names: Option<Place>,
-    pub broken: Vec<Broken>,
+    pub names: Option<MessageLocation>,
+    pub broken: Vec<DamagedRange>,
     /// There is data after the end that sled detects.
     pub has_data_past_end: bool,
     /// The end that sled detects.
@@ -100,7 +100,7 @@ pub struct Segments {
     headless: BTreeMap<u64, Segment>,
     /// Everything up to this position was written before the last segment was begun.
     stable: u64,
-    broken: Vec<Broken>,
+    broken: Vec<DamagedRange>,
 }
 
 impl Segments {
@@ -127,7 +127,7 @@ impl Segments {
             };
             if segments.known.insert(lsn, Segment { at, header: true }).is_some() {
                 let what = "another segment states the same log position";
-                segments.broken.push(Broken { from: at, to: at + size as u64, what });
+                segments.broken.push(DamagedRange { from: at, to: at + size as u64, what });
             }
             segments.stable = segments.stable.max(u64::try_from(stable).unwrap_or(0));
         }
@@ -149,7 +149,7 @@ impl Segments {
             Some(lsn) if !self.known.contains_key(&lsn) && lsn < self.last().unwrap_or(0) => {
                 self.known.insert(lsn, Segment { at, header: false });
                 let what = "the header of this segment is damaged";
-                self.broken.push(Broken { from: at, to: at + HEADER_BYTES as u64, what });
+                self.broken.push(DamagedRange { from: at, to: at + HEADER_BYTES as u64, what });
             }
             // Begun at the time of a crash and never used, or its header is lost.
             Some(lsn) if !self.known.contains_key(&lsn) => {
@@ -158,7 +158,7 @@ impl Segments {
             Some(_) => {}
             None if bytes[..from].iter().any(|byte| *byte != 0) => {
                 let what = "nothing in this segment can be read";
-                self.broken.push(Broken { from: at, to: at + bytes.len() as u64, what });
+                self.broken.push(DamagedRange { from: at, to: at + bytes.len() as u64, what });
             }
             None => {}
         }
@@ -209,7 +209,7 @@ impl Segments {
     }
 }
 
-impl Log {
+impl SledLog {
     /// Reads the log in `directory`, up to the end that sled detects, or, with `past_end`, everything that can be read.
     pub fn read(directory: &Path, past_end: bool) -> io::Result<Self> {
         let mut segments = Segments::find(directory)?;
@@ -255,7 +255,7 @@ impl Log {
                 {
                     let to = next.unwrap_or(bytes.len().max(torn));
                     let what = "its content is not what was written";
-                    log.broken.push(Broken { from: segment.at + torn as u64, to: segment.at + to as u64, what });
+                    log.broken.push(DamagedRange { from: segment.at + torn as u64, to: segment.at + to as u64, what });
                     log.breaks += 1;
                 }
                 match next {
@@ -270,7 +270,7 @@ impl Log {
 
     fn take(&mut self, message: &Message<'_>, lsn: u64, segment: u64) {
         let at = segment + (message.end - message.body.len()) as u64;
-        let place = Place { lsn, at, length: message.body.len() };
+        let place = MessageLocation { lsn, at, length: message.body.len() };
         match message.kind {
             Kind::Node => {
                 let (breaks, reused) = (self.breaks, self.reused);
@@ -298,7 +298,7 @@ impl Log {
     }
 
     /// Reads the body of a message.
-    pub fn body(&self, place: Place) -> io::Result<bytes::Bytes> {
+    pub fn body(&self, place: MessageLocation) -> io::Result<bytes::Bytes> {
         let mut bytes = vec![0; place.length];
         self.file.read_exact_at(&mut bytes, place.at)?;
         Ok(bytes.into())
@@ -311,7 +311,7 @@ impl Log {
 ///
 /// # Errors
 /// When the file cannot be read at all.
-pub fn check(directory: &Path, synced: u64) -> io::Result<Option<Broken>> {
+pub fn check(directory: &Path, synced: u64) -> io::Result<Option<DamagedRange>> {
     let length = fs::metadata(directory.join(DB)).map_or(0, |db| db.len());
     if length == 0 && synced == 0 {
         return Ok(None);
@@ -338,13 +338,13 @@ pub fn check(directory: &Path, synced: u64) -> io::Result<Option<Broken>> {
         {
             let to = segment::find(&bytes, torn, lsn / size).unwrap_or(bytes.len().max(torn));
             let what = "its content is not what was written";
-            return Ok(Some(Broken { from: segment.at + torn as u64, to: segment.at + to as u64, what }));
+            return Ok(Some(DamagedRange { from: segment.at + torn as u64, to: segment.at + to as u64, what }));
         }
     }
     if end < synced {
         let from = segments.place(end / size * size).map_or(length, |segment| segment + end % size);
         let what = "synced data is missing or damaged";
-        return Ok(Some(Broken { from, to: length.max(from), what }));
+        return Ok(Some(DamagedRange { from, to: length.max(from), what }));
     }
     Ok(None)
 }

@@ -11,13 +11,13 @@ use bytes::Bytes;
 
 use super::{
     page::{Data, Link, Node, names},
-    segment_log::{Broken, Log, Page},
+    segment_log::{DamagedRange, Page, SledLog},
 };
 use crate::embedded::tables::contract::Table;
 
 /// Describes a range of keys that is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::embedded) struct Gap {
+pub(in crate::embedded) struct LostKeys {
     pub table: Table,
     /// From `from`, inclusive, to `to`, exclusive. An empty `to` means to the end.
     pub from: Bytes,
@@ -35,7 +35,7 @@ struct Leaf {
 /// Reads the tables of a closed store.
 #[derive(Debug)]
 pub(in crate::embedded) struct RawTables {
-    log: Log,
+    log: SledLog,
     /// Leaf pages of each table, in the order of their keys, without overlap.
     leaves: [Vec<Leaf>; 6],
     /// Pages that no tree refers to.
@@ -43,7 +43,7 @@ pub(in crate::embedded) struct RawTables {
     /// Pages that do not end where the next one begins. If the log is broken behind such an image, a later one with other
     /// bounds may be lost. Changes to that one cannot be decoded: the bounds decide which part of a key is stored.
     outdated: HashSet<u64>,
-    pub gaps: Vec<Gap>,
+    pub gaps: Vec<LostKeys>,
 }
 
 /// The tables that sled holds, with the names of their trees. Of the log it holds the locations of blocks.
@@ -58,7 +58,7 @@ pub(in crate::embedded) const TABLES: [(&str, Table); 5] = [
 impl RawTables {
     /// Reads `log/`, up to the end that sled detects, or, with `past_end`, everything that can be read.
     pub fn open(directory: &Path, past_end: bool) -> io::Result<Self> {
-        let log = Log::read(directory, past_end)?;
+        let log = SledLog::read(directory, past_end)?;
         let roots = match log.names {
             Some(place) => names(log.body(place)?).unwrap_or_default(),
             None => Vec::new(),
@@ -87,7 +87,7 @@ impl RawTables {
     }
 
     /// Returns the damaged parts of the file.
-    pub fn broken(&self) -> &[Broken] {
+    pub fn broken(&self) -> &[DamagedRange] {
         &self.log.broken
     }
 
@@ -135,13 +135,13 @@ impl RawTables {
         for leaf in &self.leaves[table as usize] {
             let Some(known) = &from else { break };
             if leaf.lo > *known {
-                self.gaps.push(Gap { table, from: known.clone(), to: leaf.lo.clone() });
+                self.gaps.push(LostKeys { table, from: known.clone(), to: leaf.lo.clone() });
             }
             let until = leaf.hi.clone();
             from = if until.is_empty() { None } else { Some(until.max(known.clone())) };
         }
         if let Some(from) = from {
-            self.gaps.push(Gap { table, from, to: Bytes::new() });
+            self.gaps.push(LostKeys { table, from, to: Bytes::new() });
         }
     }
 
