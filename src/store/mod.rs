@@ -353,8 +353,8 @@ pub trait Store: Send + Sync + 'static {
     /// Resolves when the store has failed ([`StoreError::Failed`]); pending otherwise.
     fn failure(&self) -> BoxFuture<'_, StoreError>;
 
-    /// Tests that the logs are remote. Then [`Store::attach`] and [`Store::explain_gaps`] wait for the network too, and must not run on
-    /// the event loop; [`Store::report`] and [`Store::detach`] never wait.
+    /// Tests that the logs are remote. Then [`Store::attach`] and [`Store::explain_gaps`] wait for the network too, and must
+    /// not run on the event loop; [`Store::report`] and [`Store::detach`] never wait.
     fn is_remote(&self) -> bool {
         false
     }

@@ -297,7 +297,7 @@ impl Committer {
 
     /// Closes the store after the last commit: writes suspended reports and events, and marks the store as closed.
     pub(in crate::embedded) fn close(&mut self) -> Result<(), EngineError> {
-        self.give_up()?;
+        self.write_suspended()?;
         if self.table_space() < TableSpace::Little {
             tracing::warn!("the disk is full: the store is left as after a crash, and recovers at the next start");
             return self.sync_if_unsynced();
@@ -312,7 +312,7 @@ impl Committer {
     }
 
     /// Makes a last attempt to write what is suspended. What cannot be written is lost.
-    fn give_up(&mut self) -> Result<(), EngineError> {
+    fn write_suspended(&mut self) -> Result<(), EngineError> {
         self.suspended.retry = None;
         let mut batch = Batch::default();
         if self.may_commit(&mut batch)? {
