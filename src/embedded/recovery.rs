@@ -219,7 +219,7 @@ fn read_ids(
 fn value_log_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
     let mut bytes = 0;
     engine.scan(Table::Users, &[], &mut |_, value| {
-        bytes += Row::decode(&value).map_or(0, |row| row.into_stored().inbox.1);
+        bytes += Row::decode(&value).map_or(0, |row| row.into_stored().block_usage.1);
         true
     })?;
     Ok(bytes)
