@@ -13,7 +13,7 @@ use super::{
     shared::Options,
     tables::{
         contract::{Engine, EngineError, Table},
-        schema::{Ids as IdBlock, Row, StoredCursor, StoredId, is_log_key_of, log_key, wal_key, wal_number},
+        schema::{Ids as IdBlock, StoredCursor, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number},
     },
     user_log::{
         UserLog, WalSlot,
@@ -135,7 +135,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         if log.row_lossy_restarts.is_none() {
             // The crash came before the row was written. Without a row, no list of users would show this user.
             let row = log.row(lossy_restarts.count);
-            log.row_lossy_restarts = Some(row.lossy_restarts());
+            log.row_lossy_restarts = Some(row.lossy_restarts);
             engine.put(Table::Users, user.as_str().as_bytes(), &row.encode()).map_err(failed)?;
         }
         log.trimming = log.release() && log.counted < log.released();
@@ -219,7 +219,7 @@ fn read_ids(
 fn value_log_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
     let mut bytes = 0;
     engine.scan(Table::Users, &[], &mut |_, value| {
-        bytes += Row::decode(&value).map_or(0, |row| row.into_stored().block_usage.1);
+        bytes += StoredLog::decode(&value).map_or(0, |row| row.block_usage.1);
         true
     })?;
     Ok(bytes)
@@ -362,10 +362,7 @@ impl Replay {
             let (at, item) = item.map_err(|error| damaged(&error))?;
             match item {
                 // A payload has at most 64 KiB.
-                Item::Message(payload) => {
-                    message = Some(ReplayedMessage { at, bytes: payload.len() as u32, expires_s: 0, collapse: "" });
-                }
-                Item::MessageWith { payload, expires_s, collapse } => {
+                Item::Message { payload, expires_s, collapse } => {
                     message = Some(ReplayedMessage { at, bytes: payload.len() as u32, expires_s, collapse });
                 }
                 Item::To { user, seq } => {
@@ -378,13 +375,6 @@ impl Replay {
                     replayed.first.get_or_insert(seq);
                     replayed.appended = number;
                     replayed.log.replay(slot, key);
-                }
-                Item::Acknowledged { user, through, ranges } => {
-                    let log = self.log(user, number)?;
-                    log.cursors.acknowledge(None, 1, through);
-                    // A session uses the shared cursor, so no device takes it over.
-                    log.cursors.update_seen(None, at_ms);
-                    ranges.into_iter().for_each(|(from, to)| _ = log.cursors.acknowledge(None, from, to));
                 }
                 Item::Seen { user, at_ms } => self.log(user, number)?.seen_ms = at_ms,
                 Item::Cursor { user, device, cursor } => {
@@ -430,7 +420,7 @@ impl Replay {
             };
             let id = UserId::new(user).map_err(|error| damaged(&error))?;
             let row = self.engine.get(Table::Users, user.as_bytes()).map_err(StoreError::from)?;
-            let row = row.map(|bytes| Row::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
+            let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
             self.logs.insert(id, Replayed { log: UserLog::as_stored(row), first: None, appended: 0 });
         }
         let replayed =

@@ -56,25 +56,24 @@ impl From<DecodeError> for Unreadable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedded::{tables::schema::Row, value_log::block::Block};
+    use crate::embedded::{tables::schema::StoredLog, value_log::block::Block};
 
     #[test]
     fn placeholder_of_unreadable_value_decodes_to_its_reason_only() {
         let why = Unreadable::new("its file is missing");
         assert_eq!(Block::decode(&why.to_value()).unwrap_err(), why);
         assert_eq!(Unreadable::of_value(&why.to_value()), Some(why));
-        let block = Block::V2 { namespace: 1, user: "a", entries: vec![(1, 0, b"x")] }.encode();
+        let block = Block::V1 { namespace: 1, user: "a", entries: vec![(1, 0, b"x")] }.encode();
         assert_eq!(Unreadable::of_value(&block), None);
     }
 
     #[test]
     fn decode_error_text_has_no_decoder_terms() {
-        let row =
-            Row::V1 { head: 1, through: 0, ranges: Vec::new(), flushed: 0, seen_ms: 0, lossy_restarts: 0 }.encode();
+        let row = StoredLog { head: 1, ..StoredLog::default() }.encode();
         for length in 0..row.len() {
-            let text = Row::decode(&row[..length]).unwrap_err().to_string();
+            let text = StoredLog::decode(&row[..length]).unwrap_err().to_string();
             assert!(!text.contains(['{', '(', ':']), "{text}");
         }
-        assert_eq!(Row::decode(&[9]).unwrap_err().to_string(), "its kind is unknown to this version");
+        assert_eq!(StoredLog::decode(&[9]).unwrap_err().to_string(), "its kind is unknown to this version");
     }
 }

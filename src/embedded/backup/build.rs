@@ -14,7 +14,7 @@ use crate::{
         tables::{
             contract::{Engine, EngineError, Table},
             meta::{CLOCK_KEY, CLOSED, FLUSHED_KEY, FORMAT, FORMAT_KEY, LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_KEY},
-            schema::{Row, StoredId, StoredLog, log_key, wal_key},
+            schema::{StoredId, StoredLog, log_key, wal_key},
             sled::Disk,
             unfinished::{self, Operation},
         },
@@ -107,7 +107,7 @@ impl StoreBuilder {
         self.contents.users += 1;
         self.contents.entries += open.len() as u64;
         self.contents.bytes += open.iter().map(|(_, bytes, _)| u64::from(*bytes)).sum::<u64>();
-        self.put(Table::Users, user.as_bytes(), &Row::V2(log).encode())
+        self.put(Table::Users, user.as_bytes(), &log.encode())
     }
 
     pub(in crate::embedded) fn finish(mut self, lossy_restarts: u32, clock_ms: u64) -> Result<Contents, StoreError> {
@@ -134,7 +134,7 @@ impl InspectSink for StoreBuilder {
         for part in parts(entries) {
             let first = part[0].0;
             let entries = part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, &payload[..])).collect();
-            let block = Block::V2 { namespace: self.namespace, user, entries }.encode();
+            let block = Block::V1 { namespace: self.namespace, user, entries }.encode();
             self.put(Table::Log, &log_key(user, first), &block)?;
             // A payload has at most 64 KiB.
             self.open.extend(part.iter().map(|(seq, expires_s, payload)| (*seq, payload.len() as u32, *expires_s)));

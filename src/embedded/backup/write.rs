@@ -15,7 +15,7 @@ use crate::{
         tables::{
             contract::Table,
             meta::NAMESPACE_KEY,
-            schema::{Ids, Row, StoredCursor, StoredId, StoredLog},
+            schema::{Ids, StoredCursor, StoredId, StoredLog},
         },
         user_log::{UserLog, WalSlot},
         wal::record::{Header, Item, RecordReader},
@@ -104,12 +104,12 @@ impl StoreState {
     fn stored_log(&self, user: &UserId) -> Result<StoredLog, StoreError> {
         let lossy_restarts = self.logs.lossy_restarts();
         if let Some(row) = self.logs.with_loaded(user, |log| log.row(lossy_restarts.count)) {
-            return Ok(row.into_stored());
+            return Ok(row);
         }
         let row = self.engine.get(Table::Users, user.as_str().as_bytes());
-        let row = row.map_err(StoreError::from)?.map(|bytes| Row::decode(&bytes)).transpose();
+        let row = row.map_err(StoreError::from)?.map(|bytes| StoredLog::decode(&bytes)).transpose();
         let row = row.map_err(|error| StoreError::Damaged(format!("the row of user {user:?}: {error}").into()))?;
-        Ok(UserLog::from_row(row, lossy_restarts).row(lossy_restarts.count).into_stored())
+        Ok(UserLog::from_row(row, lossy_restarts).row(lossy_restarts.count))
     }
 
     /// Reads a page of entries above `after` up to `head`. Returns also the sequence up to which it read.

@@ -1,6 +1,7 @@
 //! Encoding of keys and rows of the tables.
 //!
-//! Each row begins with its version. Variants are only appended, and a released variant never changes: `data/golden` holds them.
+//! Each row begins with its version. `data/golden` has the bytes of each. A change of an encoding needs another
+//! [`FORMAT`](super::meta::FORMAT).
 //! Keys are built by hand, because only big-endian numbers sort as numbers.
 
 use bincode::{Decode, Encode};
@@ -25,28 +26,6 @@ pub struct StoredCursor {
     pub ranges: Vec<(Seq, Seq)>,
     /// In milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
-}
-
-/// Stores a user's log without its entries. Variants are versions.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub enum Row {
-    /// The first version: one cursor, and no gaps.
-    V1 {
-        /// Last sequence assigned.
-        head: Seq,
-        /// Everything up to this sequence is acknowledged.
-        through: Seq,
-        /// Ranges acknowledged out of order, both ends included.
-        ranges: Vec<(Seq, Seq)>,
-        /// Entries up to this sequence are flushed to the value log; later ones are in the WAL.
-        flushed: Seq,
-        /// When the user was last seen, in milliseconds of the Unix epoch; 0 = never.
-        seen_ms: u64,
-        /// Number of lossy restarts that `head` includes (see `recovery`).
-        lossy_restarts: u32,
-    },
-    /// The current version.
-    V2(StoredLog),
 }
 
 /// Stores a user's log without its entries.
@@ -115,22 +94,22 @@ impl Ids {
     }
 }
 
-impl Row {
-    pub fn encode(&self) -> Vec<u8> {
+/// Versions of the row of a user.
+#[derive(Encode, Decode)]
+enum Row {
+    /// The only version so far.
+    V1(StoredLog),
+}
+
+impl StoredLog {
+    pub fn encode(self) -> Vec<u8> {
         // As in `RecordWriter::encode`.
-        bincode::encode_to_vec(self, format()).expect("a Vec takes everything")
+        bincode::encode_to_vec(Row::V1(self), format()).expect("a Vec takes everything")
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
-        Ok(bincode::decode_from_slice(bytes, format())?.0)
-    }
-
-    /// Returns the sequence up to which entries are flushed to the value log.
-    pub fn flushed(&self) -> Seq {
-        match self {
-            Self::V1 { flushed, .. } => *flushed,
-            Self::V2(log) => log.flushed,
-        }
+        let (Row::V1(log), _) = bincode::decode_from_slice(bytes, format())?;
+        Ok(log)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{
     embedded::{
         tables::{
             contract::{Engine, Table},
-            schema::Row,
+            schema::StoredLog,
         },
         writer::cost::Cost,
     },
@@ -133,7 +133,7 @@ impl LogCache {
 
     fn load(&self, user: &UserId) -> Result<UserLog, StoreError> {
         let row = self.engine.get(Table::Users, user.as_str().as_bytes()).map_err(StoreError::from)?;
-        let row = row.map(|bytes| Row::decode(&bytes)).transpose();
+        let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose();
         let row = row.map_err(|error| StoreError::Damaged(damaged(user, &error.to_string()).into()))?;
         let mut log = UserLog::from_row(row, self.lossy_restarts);
         log.touched = self.now();

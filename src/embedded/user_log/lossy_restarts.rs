@@ -41,7 +41,7 @@ mod tests {
     use super::*;
     use crate::{
         embedded::{
-            tables::schema::Row,
+            tables::schema::StoredLog,
             user_log::{UserLog, WalSlot},
         },
         store::GapReason,
@@ -92,7 +92,7 @@ mod tests {
             16 * SEQUENCE_RESERVE,
             "a user without a row in the backup"
         );
-        let row = Row::V1 { head: 9, through: 0, ranges: vec![], flushed: 9, seen_ms: 0, lossy_restarts: 1 };
+        let row = StoredLog { head: 9, flushed: 9, lossy_restarts: 1, ..StoredLog::default() };
         assert_eq!(UserLog::from_row(Some(row.clone()), RESTARTS(3, 3)).head, 9 + 2 * SEQUENCE_RESERVE);
         assert_eq!(
             UserLog::from_row(Some(row), RESTARTS(20, 17)).head,

@@ -10,7 +10,7 @@ use self::{
     cursors::Cursors,
     lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
 };
-use super::tables::schema::{Row, StoredCursor, StoredLog};
+use super::tables::schema::StoredLog;
 use crate::{
     message::{CollapseKey, Seq},
     store::{AckSet, GapReason, Limits, gaps::GapList},
@@ -117,7 +117,7 @@ pub struct UserLog {
 
 impl UserLog {
     /// Restores a row, and skips the lossy restarts that it does not include.
-    pub fn from_row(row: Option<Row>, lossy_restarts: LossyRestarts) -> Self {
+    pub fn from_row(row: Option<StoredLog>, lossy_restarts: LossyRestarts) -> Self {
         let mut log = Self::as_stored(row);
         log.skip_lossy_restarts(lossy_restarts, log.row_lossy_restarts);
         log.released = log.cursors.through();
@@ -125,10 +125,9 @@ impl UserLog {
     }
 
     /// Restores a row as it is stored.
-    pub fn as_stored(row: Option<Row>) -> Self {
+    pub fn as_stored(row: Option<StoredLog>) -> Self {
         let mut log = Self::default();
-        if let Some(row) = row {
-            let stored = row.into_stored();
+        if let Some(stored) = row {
             log.head = stored.head;
             log.cursors = Cursors::from_stored(&stored);
             log.flushed = stored.flushed;
@@ -150,7 +149,7 @@ impl UserLog {
     }
 
     /// Encodes the row. `lossy_restarts` is their current number.
-    pub fn row(&self, lossy_restarts: u32) -> Row {
+    pub fn row(&self, lossy_restarts: u32) -> StoredLog {
         let (head, lossy_restarts) = self.before_skip.unwrap_or((self.head, lossy_restarts));
         let mut stored = StoredLog {
             head,
@@ -165,7 +164,7 @@ impl UserLog {
             ..StoredLog::default()
         };
         self.cursors.store_in(&mut stored);
-        Row::V2(stored)
+        stored
     }
 
     /// Returns the sequence up to which no entry is needed any more.
@@ -395,38 +394,8 @@ impl UserLog {
     /// Returns whether the usage of the value log counts exactly the pending entries, so that its bytes are no estimate.
     pub fn counts_exactly(&self, acknowledged: &AckSet, now_s: u32) -> bool {
         let acknowledged_beyond = acknowledged.ranges().iter().any(|(from, _)| *from <= self.flushed);
-        // Stores of the first version counted entries without their bytes.
-        let uncounted = self.block_usage.entries > 0 && self.block_usage.bytes == 0;
-        let counted = acknowledged.through() <= self.counted && !acknowledged_beyond && !uncounted;
+        let counted = acknowledged.through() <= self.counted && !acknowledged_beyond;
         !self.has_blocks || counted && !is_expired(self.blocks_expire_s, now_s)
-    }
-}
-
-impl Row {
-    /// Returns the number of lossy restarts that the row includes.
-    pub fn lossy_restarts(&self) -> u32 {
-        match self {
-            Self::V1 { lossy_restarts, .. } => *lossy_restarts,
-            Self::V2(log) => log.lossy_restarts,
-        }
-    }
-
-    /// Converts the row to the newest version.
-    pub fn into_stored(self) -> StoredLog {
-        match self {
-            Self::V1 { head, through, ranges, flushed, seen_ms, lossy_restarts } => StoredLog {
-                head,
-                flushed,
-                lossy_restarts,
-                seen_ms,
-                shared: Some(StoredCursor { through, ranges, seen_ms }),
-                // The first version did not count the value log. This is the largest possible number.
-                block_usage: (flushed.saturating_sub(through), 0),
-                counted: through,
-                ..StoredLog::default()
-            },
-            Self::V2(stored) => stored,
-        }
     }
 }
 

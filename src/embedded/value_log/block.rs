@@ -18,17 +18,8 @@ pub type BlockEntry<'a> = (Seq, u32, &'a [u8]);
 /// Consecutive entries of one user, with their owner.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 pub enum Block<'a> {
-    /// The first version: nothing in it expires.
+    /// The only version so far.
     V1 {
-        /// Fingerprint of the namespace.
-        namespace: u32,
-        /// The owner of the entries.
-        user: &'a str,
-        /// Sequence and payload, ascending.
-        entries: Vec<(Seq, &'a [u8])>,
-    },
-    /// Entries have an expiry.
-    V2 {
         /// Fingerprint of the namespace.
         namespace: u32,
         /// The owner of the entries.
@@ -39,16 +30,6 @@ pub enum Block<'a> {
 }
 
 impl<'a> Block<'a> {
-    /// Returns the fingerprint of the namespace, the owner, and the entries.
-    pub fn parts(self) -> (u32, &'a str, Vec<BlockEntry<'a>>) {
-        match self {
-            Block::V1 { namespace, user, entries } => {
-                (namespace, user, entries.into_iter().map(|(seq, payload)| (seq, 0, payload)).collect())
-            }
-            Block::V2 { namespace, user, entries } => (namespace, user, entries),
-        }
-    }
-
     pub fn decode(bytes: &'a [u8]) -> Result<Self, Unreadable> {
         if let Some(unreadable) = Unreadable::of_value(bytes) {
             return Err(unreadable);
@@ -64,7 +45,7 @@ impl<'a> Block<'a> {
 
 /// Decodes the entries of a block, with their expiry.
 pub fn block_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, Unreadable> {
-    let (namespace, user, entries) = Block::decode(bytes)?.parts();
+    let Block::V1 { namespace, user, entries } = Block::decode(bytes)?;
     let owner = bytes.slice_ref(user.as_bytes());
     let entry = |(seq, expires_s, payload): (Seq, u32, &[u8])| {
         let payload = Payload::from_stored(bytes.slice_ref(payload));

@@ -72,8 +72,8 @@ impl StoreState {
             if !is_log_key_of(key, id) {
                 return false;
             }
-            let (namespace, owner, entries) = match Block::decode(&value) {
-                Ok(block) => block.parts(),
+            let Block::V1 { namespace, user: owner, entries } = match Block::decode(&value) {
+                Ok(block) => block,
                 Err(error) => {
                     damage = Some(damaged(user, last, &error.to_string()));
                     return false;

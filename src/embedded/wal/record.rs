@@ -1,7 +1,7 @@
 //! Encoding of records of the write-ahead log.
 //!
-//! Each record begins with its version. Variants are only appended, and a released variant never changes: `data/golden` holds
-//! them.
+//! Each record begins with its version. `data/golden` has the bytes of a record. A change of the encoding needs another
+//! [`FORMAT`](crate::embedded::tables::meta::FORMAT).
 
 use bincode::{BorrowDecode, Decode, Encode, error::EncodeError};
 use bytes::Bytes;
@@ -34,17 +34,13 @@ pub enum Header {
 /// Item of a record, in the order of events.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 pub enum Item<'a> {
-    /// A message. The [`Item::To`]s after it name its recipients.
-    Message(&'a [u8]),
+    /// A message, and its options: expiry in seconds of the Unix epoch (0 = never), and collapse key ("" = none). The
+    /// [`Item::To`]s after it name its recipients.
+    Message { payload: &'a [u8], expires_s: u32, collapse: &'a str },
     /// The last message goes into this user's log, at this sequence.
     To { user: &'a str, seq: Seq },
-    /// All that this user has acknowledged.
-    Acknowledged { user: &'a str, through: Seq, ranges: Vec<(Seq, Seq)> },
     /// When this user was seen, in milliseconds of the Unix epoch.
     Seen { user: &'a str, at_ms: u64 },
-    /// As [`Item::Message`], with its options: expiry in seconds of the Unix epoch (0 = never), and collapse key (""
-    /// = none).
-    MessageWith { payload: &'a [u8], expires_s: u32, collapse: &'a str },
     /// A cursor of this user. The `device` "" stands for the cursor shared by clients without a device.
     Cursor { user: &'a str, device: &'a str, cursor: StoredCursor },
     /// This cursor was removed.
@@ -142,7 +138,7 @@ pub fn entry_at(record: &[u8], message_at: u32, recipient_at: u32, keep: impl Fn
         Some(item)
     };
     match (item(message_at)?, item(recipient_at)?) {
-        (Item::Message(payload) | Item::MessageWith { payload, .. }, Item::To { user, seq }) => {
+        (Item::Message { payload, .. }, Item::To { user, seq }) => {
             Some(Entry { namespace, owner: keep(user.as_bytes()), seq, payload: Payload::from_stored(keep(payload)) })
         }
         _ => None,

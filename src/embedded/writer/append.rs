@@ -326,12 +326,7 @@ impl Committer {
 impl OpenAppend<'_> {
     fn item(&self) -> Item<'_> {
         let payload = self.append.payload.as_bytes();
-        match (&self.append.collapse, self.expires_s) {
-            (None, 0) => Item::Message(payload),
-            (collapse, expires_s) => {
-                let collapse = collapse.as_ref().map_or("", |key| key.as_str());
-                Item::MessageWith { payload, expires_s, collapse }
-            }
-        }
+        let collapse = self.append.collapse.as_ref().map_or("", |key| key.as_str());
+        Item::Message { payload, expires_s: self.expires_s, collapse }
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     embedded::{
         tables::{
             contract::{EngineError, Table},
-            schema::{Row, StoredLog},
+            schema::StoredLog,
         },
         user_log::is_expired,
     },
@@ -46,11 +46,10 @@ impl Committer {
             }
             let user = std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok());
             // An unreadable row is reported when that user is read.
-            if let (Some(user), Ok(row)) = (user, Row::decode(&value)) {
-                let stored = row.into_stored();
-                if self.is_due(&stored) {
+            if let (Some(user), Ok(row)) = (user, StoredLog::decode(&value)) {
+                if self.is_due(&row) {
                     users.push(user);
-                } else if self.is_single_device(&stored) {
+                } else if self.is_single_device(&row) {
                     single_device.push(user);
                 }
             }

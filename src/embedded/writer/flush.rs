@@ -217,7 +217,7 @@ impl Committer {
         let lossy_restarts = self.shared.logs.lossy_restarts().count;
         let row = self.with_log(user, |log| {
             let row = log.row(lossy_restarts);
-            log.row_lossy_restarts = Some(row.lossy_restarts());
+            log.row_lossy_restarts = Some(row.lossy_restarts);
             row
         })?;
         self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())
@@ -277,7 +277,7 @@ impl Committer {
         while let Some(item) = reader.next_item() {
             let (_, item) = item.map_err(|error| damaged(&error))?;
             let user = match item {
-                Item::Message(payload) | Item::MessageWith { payload, .. } => {
+                Item::Message { payload, .. } => {
                     message = payload;
                     continue;
                 }
@@ -292,7 +292,6 @@ impl Committer {
                 }
                 Item::More => continue,
                 Item::To { user, .. }
-                | Item::Acknowledged { user, .. }
                 | Item::Seen { user, .. }
                 | Item::Cursor { user, .. }
                 | Item::CursorRemoved { user, .. }
@@ -332,7 +331,7 @@ impl Committer {
             let count = rest.iter().take_while(fits).count().max(1);
             let (part, after) = rest.split_at(count);
             let entries = part.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
-            let value = Block::V2 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
+            let value = Block::V1 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
             self.blocks_unsynced.set(true);
             self.shared.engine.put(Table::Log, &log_key(user.as_str(), first.seq), &value)?;
             *done = part[count - 1].seq;

@@ -285,7 +285,7 @@ impl Committer {
                     removed.push(key);
                 } else if live.len() < whole {
                     let block =
-                        Block::V2 { namespace: self.shared.namespace, user: user.as_str(), entries: live }.encode();
+                        Block::V1 { namespace: self.shared.namespace, user: user.as_str(), entries: live }.encode();
                     replaced.push((key.clone(), block));
                 }
             }

@@ -21,7 +21,7 @@ use crate::{
             files::{CONF, DB, LOCK, LOG, REBUILT, UNFINISHED, WATERMARK},
             meta::{CLOSED, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTARTS_KEY, OPEN_KEY, check_format},
             missing::MissingPart,
-            schema::{Ids, Row, wal_key},
+            schema::{Ids, StoredLog, wal_key},
             unfinished,
             watermark::SyncWatermark,
         },
@@ -49,7 +49,7 @@ pub struct Inspection {
     /// Entries of blocks without a location, by user: sequence, expiry, payload.
     lost: BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
     lost_bytes: usize,
-    lost_rows: BTreeMap<String, Row>,
+    lost_rows: BTreeMap<String, StoredLog>,
     damage: Vec<Damage>,
     omitted_damage: u64,
     /// Lock of the directory, until this is dropped.
@@ -325,7 +325,7 @@ impl Inspection {
         for pair in self.reader.lost() {
             let (key, value) = pair?;
             let user = std::str::from_utf8(&key).ok().filter(|id| UserId::new(id).is_ok());
-            if let (Some(user), Ok(row)) = (user, Row::decode(&value)) {
+            if let (Some(user), Ok(row)) = (user, StoredLog::decode(&value)) {
                 self.lost_rows.insert(user.to_owned(), row);
             }
         }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{Damage, StoredUser, wal_entries::WalEntry};
 use crate::{
     embedded::{
-        tables::schema::{Row, StoredCursor, StoredLog},
+        tables::schema::{StoredCursor, StoredLog},
         user_log::lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
     },
     message::Seq,
@@ -68,9 +68,9 @@ pub struct Assembly {
 
 impl Assembly {
     /// Starts from the row, if there is one.
-    pub fn new(user: String, row: Option<Row>) -> Self {
-        let restarts_in_row = row.as_ref().map(Row::lossy_restarts);
-        let mut log = row.map(Row::into_stored).unwrap_or_default();
+    pub fn new(user: String, row: Option<StoredLog>) -> Self {
+        let restarts_in_row = row.as_ref().map(|row| row.lossy_restarts);
+        let mut log = row.unwrap_or_default();
         if log.shared.is_none() && log.devices.is_empty() {
             log.shared = Some(StoredCursor::default());
         }
@@ -113,10 +113,6 @@ impl Assembly {
                 if !collapse.is_empty() {
                     self.keys.insert(collapse, seq);
                 }
-            }
-            WalEntry::Acknowledged { through, ranges } => {
-                let cursor = self.log.shared.get_or_insert_default();
-                acknowledge(cursor, through, &ranges);
             }
             WalEntry::Seen(at_ms) => self.log.seen_ms = self.log.seen_ms.max(at_ms),
             WalEntry::Cursor { device, cursor } => {

@@ -14,7 +14,7 @@ use crate::{
         offline::reader::{OfflineReader, TablePairs},
         tables::{
             contract::Table,
-            schema::{Row, is_log_key_of},
+            schema::{StoredLog, is_log_key_of},
         },
         unreadable::Unreadable,
         user_log::lossy_restarts::LossyRestarts,
@@ -42,7 +42,7 @@ pub struct UserWalk<'a> {
     pub blocks: Peekable<TablePairs<'a>>,
     pub wal_entries: &'a WalEntries,
     pub lost: &'a BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
-    pub lost_rows: &'a BTreeMap<String, Row>,
+    pub lost_rows: &'a BTreeMap<String, StoredLog>,
     pub namespace: u32,
     pub lossy_restarts: LossyRestarts,
     pub damaged: bool,
@@ -130,7 +130,7 @@ impl UserWalk<'_> {
     fn user(&mut self, user: &str, sink: &mut dyn InspectSink) -> Result<LogFacts, VisitError> {
         let wanted = self.only.is_none_or(|only| only == user);
         let row = self.row(user)?;
-        let flushed = row.as_ref().map_or(0, Row::flushed);
+        let flushed = row.as_ref().map_or(0, |row| row.flushed);
         let mut assembly = Assembly::new(user.to_owned(), row);
         for entry in self.wal_entries.users.get(user).into_iter().flatten() {
             assembly.add_wal_entry(entry.clone(), self.damaged);
@@ -169,7 +169,7 @@ impl UserWalk<'_> {
         Ok(facts)
     }
 
-    fn row(&mut self, user: &str) -> Result<Option<Row>, VisitError> {
+    fn row(&mut self, user: &str) -> Result<Option<StoredLog>, VisitError> {
         let own = self.rows.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| key == user.as_bytes()));
         let Some((_, value)) = (if own { self.rows.next().transpose()? } else { None }) else {
             if let Some(row) = self.lost_rows.get(user) {
@@ -181,7 +181,7 @@ impl UserWalk<'_> {
             }
             return Ok(None);
         };
-        match Row::decode(&value) {
+        match StoredLog::decode(&value) {
             Ok(row) => Ok(Some(row)),
             Err(error) => {
                 self.damage_found.push(damage(user, "users", "the row".into(), error));

@@ -16,7 +16,6 @@ use crate::{
 #[derive(Clone, Debug)]
 pub enum WalEntry {
     Entry { seq: Seq, expires_s: u32, payload: Bytes, collapse: String },
-    Acknowledged { through: Seq, ranges: Vec<(Seq, Seq)> },
     Seen(u64),
     Cursor { device: String, cursor: StoredCursor },
     CursorRemoved { device: String },
@@ -59,11 +58,7 @@ impl WalEntries {
         while let Some(item) = reader.next_item() {
             let (at, item) = item.map_err(|error| (Some(read), format!("what follows is unreadable: {error}")))?;
             let (user, entry) = match item {
-                Item::Message(payload) => {
-                    message = Some((value.slice_ref(payload), 0, String::new()));
-                    continue;
-                }
-                Item::MessageWith { payload, expires_s, collapse } => {
+                Item::Message { payload, expires_s, collapse } => {
                     message = Some((value.slice_ref(payload), expires_s, collapse.to_owned()));
                     continue;
                 }
@@ -73,7 +68,6 @@ impl WalEntries {
                         .ok_or_else(|| (Some(read), format!("a recipient without a message at {at}")))?;
                     (user, WalEntry::Entry { seq, expires_s, payload, collapse })
                 }
-                Item::Acknowledged { user, through, ranges } => (user, WalEntry::Acknowledged { through, ranges }),
                 Item::Seen { user, at_ms } => (user, WalEntry::Seen(at_ms)),
                 Item::Cursor { user, device, cursor } => (user, WalEntry::Cursor { device: device.to_owned(), cursor }),
                 Item::CursorRemoved { user, device } => (user, WalEntry::CursorRemoved { device: device.to_owned() }),
