@@ -64,15 +64,6 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     check_namespace(&*engine, namespace).map_err(failed)??;
     let flushed = engine.get(Table::Meta, FLUSHED_KEY).map_err(failed)?.and_then(|bytes| wal_number(&bytes));
     let flushed = flushed.unwrap_or(0);
-    let written = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(flushed);
-    if let Some(watermark) = engine.synced_watermark().map_err(failed)?.filter(|watermark| *watermark > written) {
-        let message = format!(
-            "its WAL ends with record {written}, but record {watermark} was written and synced: the file `log/db` is \
-             damaged, or is an older one. Restore a backup, or look at what is left with `mesa inspect`; to go on with \
-             that as it is, put an empty file in the place of its file `mark`"
-        );
-        return Err(StoreError::Damaged(message.into()));
-    }
     remove_flushed_records(&*engine, flushed).map_err(failed)?;
     // Before anything is synced: a synced record is never rolled back.
     remove_unfinished_commit(&*engine)?;

@@ -250,9 +250,4 @@ pub trait Engine: Send + Sync + 'static {
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {
         Ok(None)
     }
-
-    /// Returns the highest WAL record that the sync watermark states as synced.
-    fn synced_watermark(&self) -> Result<Option<u64>, EngineError> {
-        Ok(None)
-    }
 }

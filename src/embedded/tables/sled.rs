@@ -466,8 +466,4 @@ impl Engine for Disk {
         tail.advance(&self.file)?;
         Ok(tail.left())
     }
-
-    fn synced_watermark(&self) -> Result<Option<u64>, EngineError> {
-        Ok(self.mark.record())
-    }
 }

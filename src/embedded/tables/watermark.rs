@@ -98,10 +98,6 @@ impl WatermarkFile {
         change(&mut values);
         self.file.write_all_at(&values.encode(), 0)
     }
-
-    pub fn record(&self) -> Option<u64> {
-        Some(self.values.lock().record).filter(|record| *record > 0)
-    }
 }
 
 #[cfg(test)]
