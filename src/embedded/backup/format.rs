@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// First line of a file: its kind and version.
-const MAGIC: &[u8; 16] = b"mesa backup 001\n";
+const MAGIC: &[u8; 16] = b"mesa backup 002\n";
 
 /// Prefix that the backups of all versions share.
 const KIND: &[u8] = b"mesa backup ";

@@ -203,9 +203,8 @@ fn ids_in(record: &Bytes, rejected: &mut Vec<Rejected>) -> Result<Vec<StoredId>,
                 let reason = Reason::from_stored(reason).unwrap_or(Reason::Invalid);
                 rejected.push(Rejected { user: user.into(), reason });
             }
-            Item::Summary { id, recipients, online, offline } => {
-                let rejected = std::mem::take(rejected);
-                found.push(dedup::stored(id, at_ms, recipients, online, offline, &rejected));
+            item @ Item::Summary { .. } => {
+                found.extend(dedup::stored_from_wal(&item, at_ms, &std::mem::take(rejected)));
             }
             _ => {}
         }

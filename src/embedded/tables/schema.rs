@@ -77,6 +77,8 @@ pub struct StoredId {
     pub recipients: u32,
     pub online: u32,
     pub offline: u32,
+    /// Number of logs that the message was appended to; 0 if the dispatch only stored its result.
+    pub stored: u32,
     /// Recipients that were rejected, each with a reason.
     pub rejected: Vec<(String, u8)>,
     /// The list of rejected recipients continues in the next value with the same id.

@@ -39,7 +39,7 @@ fn record() -> Vec<u8> {
         Item::CursorRemoved { user: "alice", device: "" },
         Item::Gap { user: "alice", from: 1, to: 1, loss: 3 },
         Item::Rejected { user: "bob", reason: 1 },
-        Item::Summary { id: "order-7", recipients: 2, online: 1, offline: 0 },
+        Item::Summary { id: "order-7", recipients: 2, online: 1, offline: 0, stored: 1 },
         Item::More,
     ] {
         writer.push(&item);
@@ -70,7 +70,7 @@ fn ids() -> Ids {
     let at_ms = 1_700_000_000_000;
     Ids::V1 {
         namespace: 7,
-        ids: vec![StoredId { id, at_ms, recipients: 2, online: 1, offline: 0, rejected, more: false }],
+        ids: vec![StoredId { id, at_ms, recipients: 2, online: 1, offline: 0, stored: 1, rejected, more: false }],
     }
 }
 

@@ -52,7 +52,7 @@ pub enum Item<'a> {
     /// [`Reason`](crate::store::Reason).
     Rejected { user: &'a str, reason: u8 },
     /// End of an append with this idempotency id: its result, with the rejections before it.
-    Summary { id: &'a str, recipients: u32, online: u32, offline: u32 },
+    Summary { id: &'a str, recipients: u32, online: u32, offline: u32, stored: u32 },
     /// The commit continues in the next record. Without that record, the commit was never answered.
     More,
 }

@@ -1,9 +1,6 @@
 //! Adds appends, clears and reports to a commit.
 
-use super::{
-    dedup,
-    state::{Commit, Committer},
-};
+use super::state::{Commit, Committer};
 use crate::{
     embedded::{
         tables::{
@@ -230,10 +227,10 @@ impl Committer {
             commit.push(&self.shared, &Item::Rejected { user: &one.user, reason: one.reason as u8 });
         }
         commit.ensure_capacity(SUMMARY_BYTES_MAX);
-        let DispatchSummary { recipients, online, .. } = summary;
-        let offline = dedup::offline_to_store(&summary);
-        commit.push(&self.shared, &Item::Summary { id: idempotency.id.as_str(), recipients, online, offline });
-        self.dedup.insert(idempotency.id.as_str(), now_ms, summary.clone(), now_ms);
+        let id = idempotency.id.as_str();
+        let DispatchSummary { recipients, online, offline, stored, .. } = summary;
+        commit.push(&self.shared, &Item::Summary { id, recipients, online, offline, stored });
+        self.dedup.insert(id, now_ms, summary.clone(), now_ms);
         summary
     }
 

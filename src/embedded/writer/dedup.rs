@@ -131,35 +131,17 @@ fn rejected_bytes(summary: &DispatchSummary) -> usize {
     summary.rejected.iter().map(|one| one.user.len() + size_of::<Rejected>()).sum()
 }
 
-/// Flag in a stored `offline`: nothing was stored, because the append had no recipients in the log.
-///
-/// The bit is free, because no dispatch has 2^31 recipients. Without it, the message was stored for every recipient.
-const NOTHING_STORED: u32 = 1 << 31;
-
-/// Packs the number of offline users, and whether anything was stored, into the stored field `offline`.
-pub fn offline_to_store(summary: &DispatchSummary) -> u32 {
-    let nothing = summary.stored == 0 && summary.online + summary.offline > 0;
-    summary.offline | if nothing { NOTHING_STORED } else { 0 }
-}
-
-/// Encodes an id and its result. `offline` is packed by [`offline_to_store`].
-pub fn stored(id: &str, at_ms: u64, recipients: u32, online: u32, offline: u32, rejected: &[Rejected]) -> StoredId {
-    let rejected = rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect();
-    StoredId { id: id.to_owned(), at_ms, recipients, online, offline, rejected, more: false }
-}
-
 /// Decodes the result of a stored id.
-pub fn summary(stored: &StoredId) -> DispatchSummary {
-    let rejected = stored.rejected.iter().map(|(user, reason)| Rejected {
+pub fn summary(id: &StoredId) -> DispatchSummary {
+    let rejected = id.rejected.iter().map(|(user, reason)| Rejected {
         user: user.as_str().into(),
         reason: Reason::from_stored(*reason).unwrap_or(Reason::Invalid),
     });
-    let offline = stored.offline & !NOTHING_STORED;
     DispatchSummary {
-        recipients: stored.recipients,
-        online: stored.online,
-        offline,
-        stored: if offline == stored.offline { stored.online.saturating_add(offline) } else { 0 },
+        recipients: id.recipients,
+        online: id.online,
+        offline: id.offline,
+        stored: id.stored,
         rejected: rejected.collect(),
     }
 }
@@ -198,8 +180,9 @@ impl StoredId {
 
 /// Encodes an id that was found in the WAL.
 pub(in crate::embedded) fn stored_from_wal(item: &Item<'_>, at_ms: u64, rejected: &[Rejected]) -> Option<StoredId> {
-    let Item::Summary { id, recipients, online, offline } = *item else { return None };
-    Some(stored(id, at_ms, recipients, online, offline, rejected))
+    let Item::Summary { id, recipients, online, offline, stored } = *item else { return None };
+    let rejected = rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect();
+    Some(StoredId { id: id.to_owned(), at_ms, recipients, online, offline, stored, rejected, more: false })
 }
 
 #[cfg(test)]
@@ -232,12 +215,23 @@ mod tests {
         assert_eq!(table.get(&id("c"), 102), None);
     }
 
+    fn stored(id: &str, summary: &DispatchSummary) -> StoredId {
+        let DispatchSummary { recipients, online, offline, stored, ref rejected } = *summary;
+        stored_from_wal(&Item::Summary { id, recipients, online, offline, stored }, 1, rejected).unwrap()
+    }
+
     #[test]
-    fn stored_count_survives_packing() {
-        for (online, offline, stored) in [(2, 3, 5), (2, 3, 0), (0, 0, 0), (0, 1, 1), (1, 0, 0)] {
-            let result = DispatchSummary { recipients: 9, online, offline, stored, ..DispatchSummary::default() };
-            let packed = super::stored("a", 1, 9, online, offline_to_store(&result), &[]);
-            assert_eq!(summary(&packed), result);
+    fn stored_id_returns_its_summary() {
+        let rejected = vec![Rejected { user: "bob".into(), reason: Reason::Quota }];
+        for stored_count in [0, 5] {
+            let result = DispatchSummary {
+                recipients: 6,
+                online: 2,
+                offline: 3,
+                stored: stored_count,
+                rejected: rejected.clone(),
+            };
+            assert_eq!(summary(&stored("a", &result)), result);
         }
     }
 
@@ -245,14 +239,16 @@ mod tests {
     fn id_with_many_rejected_users_is_stored_in_parts_and_loads_as_one() {
         let rejected: Vec<_> =
             (0..5000).map(|n| Rejected { user: format!("user-{n}").into(), reason: Reason::Quota }).collect();
-        let blocks = blocks(7, vec![stored("a", 1, 5000, 0, 0, &rejected), stored("b", 1, 1, 1, 0, &[])]);
+        let whole = DispatchSummary { recipients: 5000, rejected, ..DispatchSummary::default() };
+        let next = DispatchSummary { recipients: 1, online: 1, stored: 1, ..DispatchSummary::default() };
+        let blocks = blocks(7, vec![stored("a", &whole), stored("b", &next)]);
         assert!(blocks.len() > 1 && blocks.iter().all(|block| block.encode().len() < 64 << 10));
         let mut table = table(10);
         for block in blocks {
             let IdBlock::V1 { ids: parts, .. } = block;
             table.load(&parts, 1);
         }
-        assert_eq!(table.get(&id("a"), 1).unwrap().rejected, rejected);
-        assert_eq!(table.get(&id("b"), 1).unwrap().online, 1);
+        assert_eq!(table.get(&id("a"), 1), Some(&whole));
+        assert_eq!(table.get(&id("b"), 1), Some(&next));
     }
 }

@@ -76,7 +76,7 @@ impl WalEntries {
                     self.rejected.push((user.to_owned(), reason));
                     continue;
                 }
-                Item::Summary { id, recipients, online, offline } => {
+                Item::Summary { id, recipients, online, offline, stored } => {
                     let rejected = std::mem::take(&mut self.rejected);
                     self.ids.push(StoredId {
                         id: id.to_owned(),
@@ -84,6 +84,7 @@ impl WalEntries {
                         recipients,
                         online,
                         offline,
+                        stored,
                         rejected,
                         more: false,
                     });
