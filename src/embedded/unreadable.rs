@@ -6,7 +6,7 @@ use bincode::error::DecodeError;
 use bytes::Bytes;
 
 /// First byte of a placeholder. No stored value begins with it.
-const MARK: u8 = 0xFF;
+const PLACEHOLDER: u8 = 0xFF;
 
 /// Reason why a stored value cannot be read: a clause without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,7 @@ impl Unreadable {
 
     /// Encodes the reason as a placeholder for the value.
     pub fn to_value(&self) -> Bytes {
-        let mut value = vec![MARK];
+        let mut value = vec![PLACEHOLDER];
         value.extend_from_slice(self.0.as_bytes());
         value.into()
     }
@@ -28,7 +28,7 @@ impl Unreadable {
     pub fn of_value(value: &[u8]) -> Option<Self> {
         match value {
             [] => Some(Self::new("a checksum does not match")),
-            [MARK, why @ ..] => Some(Self(String::from_utf8_lossy(why).into_owned())),
+            [PLACEHOLDER, why @ ..] => Some(Self(String::from_utf8_lossy(why).into_owned())),
             _ => None,
         }
     }

@@ -228,7 +228,8 @@ fn set_up(db: sled::Db, locked: StoreDir, scanned: WalScan, options: &DiskOption
     let locations = locations.iter().filter_map(|location| BlockLocation::decode(location));
     let value_log = ValueLog::open(&path.join(VALUE_LOG), locations);
     let value_log = value_log.map_err(|error| cannot_open(io_reason("its directory `inbox`", &error)))?;
-    let mark = WatermarkFile::open(path).map_err(|error| cannot_open(io_reason("its file `mark`", &error)))?;
+    let watermark_file =
+        WatermarkFile::open(path).map_err(|error| cannot_open(io_reason("its file `mark`", &error)))?;
     let tail = Tail::find(&log).map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
     locked.sync().map_err(|error| cannot_open(io_reason("cannot sync it", &error)))?;
     Ok(Disk {
@@ -237,7 +238,7 @@ fn set_up(db: sled::Db, locked: StoreDir, scanned: WalScan, options: &DiskOption
         wal,
         value_log,
         file,
-        mark,
+        watermark: watermark_file,
         tail: Mutex::new(tail),
         runway: Mutex::new(runway),
         written: Mutex::default(),

@@ -59,7 +59,7 @@ pub struct Disk {
     /// Second handle of sled's file, to sync it.
     pub(super) file: File,
     /// The sync watermark.
-    pub(super) mark: WatermarkFile,
+    pub(super) watermark: WatermarkFile,
     /// End of sled's log. Used by the commit thread only.
     pub(super) tail: Mutex<Tail>,
     /// Preallocated space of sled's file. Used by the commit thread only.
@@ -217,7 +217,7 @@ impl Disk {
             Some(sync) => sync(),
             None => file.sync_data(),
         })?;
-        match self.mark.set_record(synced) {
+        match self.watermark.set_record(synced) {
             // The watermark is too low then, as after a crash, until the next sync.
             Err(error) if Cause::of(&error) == Cause::NoSpace => Ok(()),
             set => set,
@@ -230,7 +230,7 @@ impl Disk {
         let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
         let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
         self.file.sync_data().map_err(|error| self.failed(error))?;
-        match self.mark.set_end(length, end) {
+        match self.watermark.set_end(length, end) {
             // As above.
             Err(error) if Cause::of(&error) != Cause::NoSpace => Err(self.failed(error)),
             _ => Ok(()),

@@ -3,7 +3,7 @@
 //! - [`allocate`] preallocates blocks behind the end of a file. No other process can take them.
 //! - [`Runway`] preallocates for sled's file, because a write that fails inside sled stops sled for good.
 //! - [`Ballast`] is a file that is removed to open sled on a full disk, because sled writes a snapshot when it opens.
-//! - [`Spares`] are descriptors that are closed to open a file when the process has no descriptor left.
+//! - [`SpareDescriptors`] are descriptors that are closed to open a file when the process has no descriptor left.
 
 use std::{
     fs::{self, File},
@@ -39,7 +39,7 @@ const BALLAST_SHARE: u64 = 64;
 const BALLAST_STEP: usize = 128 << 10;
 
 /// Number of spare descriptors.
-const SPARES: usize = 4;
+const SPARE_DESCRIPTORS: usize = 4;
 
 /// Preallocates the blocks of a file for bytes `from..to`, without changing its length.
 ///
@@ -243,13 +243,13 @@ impl From<io::Error> for BallastError {
 
 /// Holds descriptors that can be closed to open a file.
 #[derive(Debug, Default)]
-pub struct Spares(Mutex<Vec<File>>);
+pub struct SpareDescriptors(Mutex<Vec<File>>);
 
-impl Spares {
+impl SpareDescriptors {
     /// Refills the spare descriptors with copies of an open one, as far as the system has any.
     pub fn refill(&self, of: &File) {
         let mut spares = self.0.lock();
-        while spares.len() < SPARES {
+        while spares.len() < SPARE_DESCRIPTORS {
             let Ok(copy) = of.try_clone() else { return };
             spares.push(copy);
         }
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn spare_descriptors_are_closed_one_by_one() {
         let home = tempfile::tempdir().unwrap();
-        let spares = Spares::default();
+        let spares = SpareDescriptors::default();
         let of = File::open(home.path()).unwrap();
         spares.refill(&of);
         let mut tries = 0;
@@ -346,13 +346,13 @@ mod tests {
             Err::<(), _>(io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()))
         });
         assert!(opened.is_err());
-        assert_eq!(tries, SPARES + 1);
+        assert_eq!(tries, SPARE_DESCRIPTORS + 1);
         spares.refill(&of);
         let opened = spares.open(|| {
             tries += 1;
             Err::<(), _>(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error()))
         });
         assert!(opened.is_err());
-        assert_eq!((tries, spares.0.lock().len()), (SPARES + 2, SPARES));
+        assert_eq!((tries, spares.0.lock().len()), (SPARE_DESCRIPTORS + 2, SPARE_DESCRIPTORS));
     }
 }

@@ -27,7 +27,7 @@ use crate::{
         tables::{
             contract::{Cause, Copying},
             files::VALUE_LOG,
-            space::Spares,
+            space::SpareDescriptors,
         },
         unreadable::Unreadable,
     },
@@ -159,7 +159,7 @@ pub struct ValueLog {
     state: RwLock<ValueLogState>,
     handles: Mutex<VecDeque<(u64, Arc<File>)>>,
     /// Descriptors that are closed to open a file when the process has none left.
-    spares: Spares,
+    spares: SpareDescriptors,
 }
 
 impl ValueLog {
@@ -188,7 +188,7 @@ impl ValueLog {
         }
         let state = RwLock::new(ValueLogState { files, current: None, next, dirty: false });
         let names = File::open(directory)?;
-        let spares = Spares::default();
+        let spares = SpareDescriptors::default();
         let files = Self { directory: directory.to_owned(), names, state, handles: Mutex::default(), spares };
         // Begun now, while there are enough descriptors. On a full disk this may fail; the first append retries it.
         match files.begin_file() {

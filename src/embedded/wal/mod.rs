@@ -1,14 +1,14 @@
 //! Write-ahead log.
 //!
 //! - `record`: encoding of records · `layout`: positions of records in files
-//! - `segment`, `spare`: its files, and the next one prepared ahead
+//! - `segment`, `prepared`: its files, and the next one prepared ahead
 //! - `replay`: reads the files when a store opens
 //! - `reader`, `cache`: reads from files, and from memory
 
 pub(super) mod cache;
 pub(super) mod layout;
+pub(super) mod prepared;
 pub(super) mod reader;
 pub(super) mod record;
 pub(super) mod replay;
 pub(super) mod segment;
-pub(super) mod spare;

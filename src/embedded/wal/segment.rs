@@ -19,8 +19,8 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{
     layout::{Opened, RecordLocation, Segment, WalState},
+    prepared::{NAME, PreparedSegment},
     replay::{WalScan, scan},
-    spare::{NAME, Spare},
 };
 use crate::embedded::{
     tables::{contract::Cause, space::allocate},
@@ -44,7 +44,7 @@ pub struct WalFiles {
     pub names: File,
     pub state: RwLock<WalState>,
     /// The prepared file, if it is open.
-    pub spare: Mutex<Spare>,
+    pub prepared: Mutex<PreparedSegment>,
 }
 
 impl WalFiles {
@@ -82,8 +82,8 @@ impl WalFiles {
         }
         state.synced = state.last().unwrap_or(0).max(flushed);
         // Opened now, while there are enough descriptors.
-        let spare = Mutex::new(Spare::new(directory));
-        Ok(Self { directory: directory.to_owned(), names, state: RwLock::new(state), spare })
+        let prepared = Mutex::new(PreparedSegment::new(directory));
+        Ok(Self { directory: directory.to_owned(), names, state: RwLock::new(state), prepared })
     }
 
     /// Writes the next record; the system has it on return, unsynced. If the disk is full, nothing of it counts, and
@@ -177,7 +177,7 @@ impl WalFiles {
 impl WalFiles {
     /// Opens the next file, if it is not open. Call this periodically.
     pub fn prepare(&self) {
-        self.spare.lock().prepare(&self.directory);
+        self.prepared.lock().prepare(&self.directory);
     }
 
     /// Reserves disk space for `bytes` of records, the first of which will be `number`.
@@ -254,16 +254,16 @@ impl WalFiles {
 
     /// Creates the segment with its disk space allocated.
     fn open_next(&self, number: u64) -> io::Result<File> {
-        let mut spare = self.spare.lock();
-        spare.failed = None;
-        spare.prepare(&self.directory);
-        let Some(file) = &spare.file else {
+        let mut prepared = self.prepared.lock();
+        prepared.failed = None;
+        prepared.prepare(&self.directory);
+        let Some(file) = &prepared.file else {
             // Again, for the error.
             return framing::create(&self.directory, &framing::name(number));
         };
         allocate(file, 0, FILE_BYTES)?;
         fs::rename(self.directory.join(NAME), self.directory.join(framing::name(number)))?;
-        spare.file.take().ok_or_else(|| io::Error::other("the prepared segment is missing"))
+        prepared.file.take().ok_or_else(|| io::Error::other("the prepared segment is missing"))
     }
 }
 

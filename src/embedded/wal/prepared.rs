@@ -17,17 +17,17 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// The prepared file.
 #[derive(Debug, Default)]
-pub struct Spare {
+pub struct PreparedSegment {
     pub(super) file: Option<File>,
     pub(super) failed: Option<Instant>,
 }
 
-impl Spare {
+impl PreparedSegment {
     /// Opens the file in a directory, if possible.
     pub fn new(directory: &Path) -> Self {
-        let mut spare = Self::default();
-        spare.prepare(directory);
-        spare
+        let mut prepared = Self::default();
+        prepared.prepare(directory);
+        prepared
     }
 
     pub(super) fn prepare(&mut self, directory: &Path) {
