@@ -221,11 +221,11 @@ fn value_log_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
 fn remove_unflushed_blocks(engine: &dyn Engine, user: &str, flushed: Seq) -> Result<(), EngineError> {
     let mut unfinished = Vec::new();
     engine.scan(Table::Log, &log_key(user, flushed + 1), &mut |key, _| {
-        let ours = is_log_key_of(key, user);
-        if ours {
+        let is_own = is_log_key_of(key, user);
+        if is_own {
             unfinished.push(key.to_vec());
         }
-        ours
+        is_own
     })?;
     unfinished.iter().try_for_each(|key| engine.remove(Table::Log, key))
 }

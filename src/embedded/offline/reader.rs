@@ -131,8 +131,8 @@ impl OfflineReader {
     pub fn blocks_without_location(&self, mut visit: impl FnMut(&Bytes)) -> io::Result<()> {
         let mut known = HashMap::new();
         for pair in self.tables.pairs(Table::Log, &[]) {
-            let (key, place) = pair?;
-            known.extend(BlockLocation::decode(&place).map(|place| (place, key)));
+            let (key, location) = pair?;
+            known.extend(BlockLocation::decode(&location).map(|location| (location, key)));
         }
         for file in framing::numbered(&self.blocks.directory)? {
             let bytes = read_lossy(&self.blocks.directory.join(framing::name(file)))?;
@@ -140,9 +140,9 @@ impl OfflineReader {
             while let Some(found) = framing::find(Kind::Block, &bytes, at) {
                 let Some(body) = framing::body(Kind::Block, &bytes[found..]) else { break };
                 let length = HEAD_BYTES + body.len();
-                let place = BlockLocation { file, at: found as u32, length: length as u32 };
+                let location = BlockLocation { file, at: found as u32, length: length as u32 };
                 // A damaged key may refer to the block of another key. Such a block is not read through it.
-                let has_place = |key: &[u8]| known.get(&place).is_some_and(|known| *known == key);
+                let has_place = |key: &[u8]| known.get(&location).is_some_and(|known| *known == key);
                 if let Some((_, value)) = parts(body).filter(|(key, _)| !has_place(key)) {
                     visit(&Bytes::copy_from_slice(value));
                 }
@@ -153,8 +153,8 @@ impl OfflineReader {
     }
 
     /// Returns the damaged parts of sled's file.
-    pub fn broken(&self) -> &[DamagedRange] {
-        self.tables.broken()
+    pub fn damaged(&self) -> &[DamagedRange] {
+        self.tables.damaged()
     }
 
     /// Takes the ranges of keys that are lost.
@@ -214,18 +214,18 @@ struct BlockReader {
 
 impl BlockReader {
     /// Reads the block of a key, or returns the reason why it cannot be read.
-    fn read(&self, key: &[u8], place: &[u8]) -> io::Result<Bytes> {
-        let Some(place) = BlockLocation::decode(place) else { return Ok(invalid_location().to_value()) };
-        let file = match fs::File::open(self.directory.join(framing::name(place.file))) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(place.missing().to_value()),
+    fn read(&self, key: &[u8], location: &[u8]) -> io::Result<Bytes> {
+        let Some(location) = BlockLocation::decode(location) else { return Ok(invalid_location().to_value()) };
+        let file = match fs::File::open(self.directory.join(framing::name(location.file))) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(location.missing().to_value()),
             file => file?,
         };
-        Ok(match framing::read_at(&file, u64::from(place.at), place.length as usize) {
+        Ok(match framing::read_at(&file, u64::from(location.at), location.length as usize) {
             Ok(bytes) => match value_of(&bytes, key) {
                 Some(from) => Bytes::from(bytes).slice(from..),
-                None => place.mismatch(bytes.len()).to_value(),
+                None => location.mismatch(bytes.len()).to_value(),
             },
-            Err(error) => place.unreadable(&error).to_value(),
+            Err(error) => location.unreadable(&error).to_value(),
         })
     }
 }
@@ -242,6 +242,6 @@ impl Iterator for TablePairs<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         let pair = self.pairs.next()?;
         let Some(blocks) = self.blocks else { return Some(pair) };
-        Some(pair.and_then(|(key, place)| Ok((key.clone(), blocks.read(&key, &place)?))))
+        Some(pair.and_then(|(key, location)| Ok((key.clone(), blocks.read(&key, &location)?))))
     }
 }

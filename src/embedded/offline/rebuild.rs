@@ -23,26 +23,22 @@ pub fn is_due(log: &Path) -> io::Result<bool> {
 }
 
 /// Rebuilds sled's files. `open` opens sled in a directory.
-pub fn rebuild(
-    locked: &StoreDir,
-    path: &Path,
-    open: impl FnOnce(&Path) -> sled::Result<sled::Db>,
-) -> Result<(), String> {
+pub fn rebuild(dir: &StoreDir, path: &Path, open: impl FnOnce(&Path) -> sled::Result<sled::Db>) -> Result<(), String> {
     let failed = |error: io::Error| io_reason("its tables cannot be rebuilt", &sled_error::restore_system_error(error));
-    let tables = RawTables::open(&locked.log(), false).map_err(failed)?;
-    if let Some(broken) = tables.broken().first() {
-        return Err(broken.to_string());
+    let tables = RawTables::open(&dir.log(), false).map_err(failed)?;
+    if let Some(damaged) = tables.damaged().first() {
+        return Err(damaged.to_string());
     }
     if !tables.gaps.is_empty() {
         return Err("parts of its tables are missing. See what is left with `mesa inspect`".into());
     }
-    let making = locked.staging_dir().map_err(failed)?;
-    let db = open(&making).map_err(|error| sled_reason(&error))?;
+    let staging = dir.staging_dir().map_err(failed)?;
+    let db = open(&staging).map_err(|error| sled_reason(&error))?;
     fill(&db, &tables).inspect_err(|_| discard_sled(&db)).map_err(failed)?;
-    close_sled(db, &making).map_err(failed)?;
+    close_sled(db, &staging).map_err(failed)?;
     // The watermark states the end of the old log.
     WatermarkFile::clear_end(path).map_err(failed)?;
-    locked.replace(&making).map_err(failed)?;
+    dir.replace(&staging).map_err(failed)?;
     tracing::warn!("a power cut had left tables that sled could not open: they were rebuilt with all their data");
     Ok(())
 }
@@ -106,14 +102,14 @@ mod tests {
             let log = path.join("log");
             match step {
                 "rebuilt" => {
-                    let locked = StoreDir::new(&path).unwrap();
+                    let dir = StoreDir::new(&path).unwrap();
                     let opened = |path: &Path| {
                         sled::Config::new()
                             .path(path)
                             .segment_size(crate::embedded::tables::files::SEGMENT_BYTES)
                             .open()
                     };
-                    rebuild(&locked, &path, opened).unwrap();
+                    rebuild(&dir, &path, opened).unwrap();
                 }
                 "new files only" => fs::rename(&log, path.join("rebuilt")).unwrap(),
                 _ => {

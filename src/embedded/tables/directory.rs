@@ -99,31 +99,31 @@ impl StoreDir {
 
     /// Returns the directory in which sled's files are created, and removes the files of an interrupted attempt.
     pub(in crate::embedded) fn staging_dir(&self) -> io::Result<PathBuf> {
-        let making = self.path.join(MAKING);
-        match fs::remove_dir_all(&making) {
+        let staging = self.path.join(MAKING);
+        match fs::remove_dir_all(&staging) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(making),
+            _ => Ok(staging),
         }
     }
 
-    /// Moves the files in `making` to their place, durably. A power cut leaves all of them or none.
-    pub(in crate::embedded) fn install(&self, making: &Path) -> io::Result<()> {
-        for file in fs::read_dir(making)? {
+    /// Moves the files in `staging` to their place, durably. A power cut leaves all of them or none.
+    pub(in crate::embedded) fn install(&self, staging: &Path) -> io::Result<()> {
+        for file in fs::read_dir(staging)? {
             File::open(file?.path())?.sync_all()?;
         }
         // Syncs the names in the directory before its own name, or a power cut may leave an empty directory.
-        File::open(making)?.sync_all()?;
-        fs::rename(making, self.log())?;
+        File::open(staging)?.sync_all()?;
+        fs::rename(staging, self.log())?;
         File::open(&self.path)?.sync_all()
     }
 
-    /// Replaces sled's files by those in `making`, durably. A crash leaves the old or the new ones.
-    pub(in crate::embedded) fn replace(&self, making: &Path) -> io::Result<()> {
-        for file in fs::read_dir(making)? {
+    /// Replaces sled's files by those in `staging`, durably. A crash leaves the old or the new ones.
+    pub(in crate::embedded) fn replace(&self, staging: &Path) -> io::Result<()> {
+        for file in fs::read_dir(staging)? {
             File::open(file?.path())?.sync_all()?;
         }
-        File::open(making)?.sync_all()?;
-        fs::rename(making, self.path.join(REBUILT))?;
+        File::open(staging)?.sync_all()?;
+        fs::rename(staging, self.path.join(REBUILT))?;
         File::open(&self.path)?.sync_all()?;
         self.finish_replacement()
     }

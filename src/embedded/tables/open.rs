@@ -139,27 +139,27 @@ pub(in crate::embedded) fn create(path: &Path, operation: Operation) -> Result<D
 
 fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     let cannot_open = |reason: String| StoreError::Open { path: options.path.clone(), reason };
-    let locked = StoreDir::new(&options.path)?;
+    let dir = StoreDir::new(&options.path)?;
     unfinished::check(&options.path, options.operation)?;
     if let Some(operation) = options.operation {
         unfinished::begin(&options.path, operation)
             .map_err(|error| cannot_open(io_reason("cannot mark it", &error)))?;
     }
-    let log = locked.log();
+    let log = dir.log();
     let unreadable = |error: std::io::Error| cannot_open(io_reason("its file `log/db` cannot be read", &error));
-    locked.finish_replacement().map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?;
-    locked.read_through().map_err(unreadable)?;
+    dir.finish_replacement().map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?;
+    dir.read_through().map_err(unreadable)?;
     let scanned = check_damage(&log, &options.path)?;
     if rebuild::is_due(&log).map_err(unreadable)? {
-        rebuild::rebuild(&locked, &options.path, |making| open_sled(making, options.cache_bytes))
+        rebuild::rebuild(&dir, &options.path, |staging| open_sled(staging, options.cache_bytes))
             .map_err(cannot_open)?;
     }
     if !log.exists() || is_empty(&log) {
-        create_sled(&locked, options).map_err(cannot_open)?;
+        create_sled(&dir, options).map_err(cannot_open)?;
     }
     // Written by a process that was killed while opening. sled would prefer this incomplete snapshot.
     for snapshot in
-        locked.set_snapshots_aside(false).map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?
+        dir.set_snapshots_aside(false).map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?
     {
         tracing::warn!(snapshot = %snapshot.display(), "set an unfinished snapshot aside");
     }
@@ -171,25 +171,24 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     let db = match open_sled(&log, options.cache_bytes) {
         Err(sled::Error::Corruption { .. }) => {
             // A truncated snapshot. The log itself is usually intact.
-            let moved = locked
-                .set_snapshots_aside(true)
-                .map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?;
+            let moved =
+                dir.set_snapshots_aside(true).map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?;
             tracing::warn!(snapshots = moved.len(), "the store did not open: its snapshots were set aside, once");
             open_sled(&log, options.cache_bytes)
         }
         opened => opened,
     }
     .map_err(|error| cannot_open(sled_reason(&error)))?;
-    set_up(db.clone(), locked, scanned, options).inspect_err(|_| discard_sled(&db))
+    set_up(db.clone(), dir, scanned, options).inspect_err(|_| discard_sled(&db))
 }
 
 /// Opens everything besides sled. `scanned` is the earlier scan of the WAL.
-fn set_up(db: sled::Db, locked: StoreDir, scanned: WalScan, options: &DiskOptions) -> Result<Disk, StoreError> {
+fn set_up(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptions) -> Result<Disk, StoreError> {
     let path = &options.path;
     let cannot_open = |reason: String| StoreError::Open { path: path.clone(), reason };
-    let log = locked.log();
+    let log = dir.log();
     // First: the newest snapshot must be durable before anything that sled did because of it.
-    locked.sync_names().map_err(|error| cannot_open(io_reason("cannot sync it", &error)))?;
+    dir.sync_names().map_err(|error| cannot_open(io_reason("cannot sync it", &error)))?;
     let tree = |table| {
         let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every table of sled's has a name");
         db.open_tree(name).map_err(|error| cannot_open(sled_reason(&error)))
@@ -222,7 +221,7 @@ fn set_up(db: sled::Db, locked: StoreDir, scanned: WalScan, options: &DiskOption
     } else {
         WalFiles::open(&wal_dir, flushed, watermark.record)
     };
-    let wal = wal.map_err(|broken| broken_wal(path, broken))?;
+    let wal = wal.map_err(|damage| broken_wal(path, damage))?;
     let locations: sled::Result<Vec<_>> = trees.places.iter().values().collect();
     let locations = locations.map_err(|error| cannot_open(sled_reason(&error)))?;
     let locations = locations.iter().filter_map(|location| BlockLocation::decode(location));
@@ -231,7 +230,7 @@ fn set_up(db: sled::Db, locked: StoreDir, scanned: WalScan, options: &DiskOption
     let watermark_file =
         WatermarkFile::open(path).map_err(|error| cannot_open(io_reason("its file `mark`", &error)))?;
     let tail = Tail::find(&log).map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
-    locked.sync().map_err(|error| cannot_open(io_reason("cannot sync it", &error)))?;
+    dir.sync().map_err(|error| cannot_open(io_reason("cannot sync it", &error)))?;
     Ok(Disk {
         db,
         trees,
@@ -245,13 +244,13 @@ fn set_up(db: sled::Db, locked: StoreDir, scanned: WalScan, options: &DiskOption
         reclaim: Mutex::new(Reclaim { compaction: None, checkpoint: Instant::now() }),
         failed: AtomicBool::new(false),
         sync: options.sync.clone(),
-        _dir: locked,
+        _dir: dir,
     })
 }
 
-fn broken_wal(path: &Path, broken: OpenError) -> StoreError {
-    match broken {
-        OpenError::Damage(broken) => damaged(path, broken),
+fn broken_wal(path: &Path, damage: OpenError) -> StoreError {
+    match damage {
+        OpenError::Damage(damage) => damaged(path, damage),
         OpenError::Io(error) => {
             let reason = io_reason("its directory `journal`", &error);
             StoreError::Open { path: path.to_owned(), reason }
@@ -263,12 +262,12 @@ fn broken_wal(path: &Path, broken: OpenError) -> StoreError {
 ///
 /// sled writes its file `conf` in two steps and never syncs it. Without the second step it never opens the store again.
 /// So the files are created in another directory, which is renamed when they are complete and synced.
-fn create_sled(locked: &StoreDir, options: &DiskOptions) -> Result<(), String> {
+fn create_sled(dir: &StoreDir, options: &DiskOptions) -> Result<(), String> {
     let cannot = |error: std::io::Error| io_reason("cannot make its directory `log`", &error);
-    let making = locked.staging_dir().map_err(cannot)?;
-    let db = open_sled(&making, options.cache_bytes).map_err(|error| sled_reason(&error))?;
-    close_sled(db, &making).map_err(cannot)?;
-    locked.install(&making).map_err(cannot)
+    let staging = dir.staging_dir().map_err(cannot)?;
+    let db = open_sled(&staging, options.cache_bytes).map_err(|error| sled_reason(&error))?;
+    close_sled(db, &staging).map_err(cannot)?;
+    dir.install(&staging).map_err(cannot)
 }
 
 fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
@@ -300,8 +299,8 @@ fn check_damage(log: &Path, path: &Path) -> Result<WalScan, StoreError> {
         let reason = format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced");
         return Err(damaged(path, reason));
     }
-    if let Some(broken) = sled_file::check(log, watermark.end).map_err(unread)? {
-        return Err(damaged(path, broken));
+    if let Some(damage) = sled_file::check(log, watermark.end).map_err(unread)? {
+        return Err(damaged(path, damage));
     }
     let mut flushed = 0;
     if length > 0 {
@@ -312,7 +311,7 @@ fn check_damage(log: &Path, path: &Path) -> Result<WalScan, StoreError> {
         }
         flushed = flushed_through(&tables).map_err(unread)?;
     }
-    WalFiles::check(&path.join(WAL), flushed, watermark.record).map_err(|broken| broken_wal(path, broken))
+    WalFiles::check(&path.join(WAL), flushed, watermark.record).map_err(|damage| broken_wal(path, damage))
 }
 
 fn db_bytes(log: &Path) -> u64 {

@@ -376,9 +376,9 @@ impl Committer {
         if released >= flushed {
             // All blocks are released, so they need not be read.
             self.shared.engine.keys(Table::Log, &from, &mut |key| {
-                let ours = is_log_key_of(key, user.as_str());
-                released_keys.extend(ours.then(|| key.to_vec()));
-                ours
+                let is_own = is_log_key_of(key, user.as_str());
+                released_keys.extend(is_own.then(|| key.to_vec()));
+                is_own
             })?;
         } else {
             self.shared.engine.scan(Table::Log, &from, &mut |key, value| {

@@ -245,11 +245,11 @@ impl Committer {
         loop {
             let mut blocks = Vec::new();
             self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
-                let ours = is_log_key_of(key, user.as_str());
-                if ours {
+                let is_own = is_log_key_of(key, user.as_str());
+                if is_own {
                     blocks.push((key.to_vec(), value));
                 }
-                ours && blocks.len() < PURGE_BLOCKS_MAX
+                is_own && blocks.len() < PURGE_BLOCKS_MAX
             })?;
             let Some((last, _)) = blocks.last() else { break };
             from.clone_from(last);

@@ -82,9 +82,9 @@ impl Inspection {
         let marked = SyncWatermark::read(path);
         let watermark = marked.unwrap_or_default();
         let SyncWatermark { length, end, .. } = watermark;
-        let cut = watermark.was_longer_than(file_bytes) || end > reader.end();
+        let has_lost_data = watermark.was_longer_than(file_bytes) || end > reader.end();
         let detected_end = reader.end();
-        if cut && reader.has_data_past_end() {
+        if has_lost_data && reader.has_data_past_end() {
             // Synced data is missing, so the log has data after the detected end.
             reader = OfflineReader::open(path, true).map_err(failed)?;
         }
@@ -199,9 +199,9 @@ impl Inspection {
     }
 
     fn report_file_damage(&mut self) {
-        let broken: Vec<_> = self.reader.broken().to_vec();
-        for broken in broken {
-            self.report("log/db", format!("bytes {} to {}", broken.from, broken.to), broken.what);
+        let ranges: Vec<_> = self.reader.damaged().to_vec();
+        for range in ranges {
+            self.report("log/db", format!("bytes {} to {}", range.from, range.to), range.what);
         }
         let gaps = self.reader.gaps();
         for LostKeys { table, from, to } in gaps {
@@ -257,19 +257,19 @@ impl Inspection {
             is_contiguous
         });
         // An incomplete commit was never answered, unless synced records are missing.
-        let there = records.last().map_or(flushed, |(number, _)| *number);
+        let last_present = records.last().map_or(flushed, |(number, _)| *number);
         let mut rolled_back = u64::MAX;
-        while synced <= there
+        while synced <= last_present
             && let Some((number, _)) = records.last().filter(|(_, value)| is_continued(value) == Some(true))
         {
             rolled_back = *number;
             records.pop();
         }
         let synced = synced.min(rolled_back - 1);
-        let (mut next, mut first, mut count, mut whole) = (flushed + 1, None, 0, true);
+        let (mut next, mut first, mut count, mut is_complete) = (flushed + 1, None, 0, true);
         for (number, value) in &records {
             if *number != next {
-                whole = false;
+                is_complete = false;
                 self.report("journal", records_between(next, number - 1), "missing");
             }
             first = first.or(Some(*number));
@@ -278,10 +278,10 @@ impl Inspection {
             self.read_record(*number, value);
         }
         if synced >= next {
-            whole = false;
+            is_complete = false;
             self.report("journal", records_between(next, synced), "missing, although synced");
         }
-        if !whole {
+        if !is_complete {
             for part in self.reader.unreadable().to_vec() {
                 let key = format!("{}, bytes {} to {}", part.file, part.from, part.to);
                 self.report("journal", key, "nothing in this range can be read");

@@ -55,7 +55,7 @@ pub struct Assembly {
     pending: Vec<(Seq, u32, u32)>,
     expired: u64,
     /// Ranges of entries that were found.
-    had: Vec<(Seq, Seq)>,
+    found: Vec<(Seq, Seq)>,
     last: Seq,
     keys: BTreeMap<String, Seq>,
     /// Number of lossy restarts that the row includes, if there is a row.
@@ -83,7 +83,7 @@ impl Assembly {
             entries: BTreeMap::new(),
             pending: Vec::new(),
             expired: 0,
-            had: Vec::new(),
+            found: Vec::new(),
             last: 0,
             keys,
             restarts_in_row,
@@ -212,13 +212,13 @@ impl Assembly {
             merged.entry(seq).or_insert(entry);
         }
         let cursors = self.acknowledged();
-        let mut kept = Vec::new();
+        let mut pending = Vec::new();
         for (seq, (expires_s, payload)) in merged {
             if seq <= self.last {
                 continue;
             }
             self.last = seq;
-            self.have(seq);
+            self.add_found(seq);
             let acknowledged = cursors.iter().all(|cursor| cursor.contains(seq));
             if acknowledged || self.gaps.iter().any(|gap| (gap.from..=gap.to).contains(&seq)) {
                 continue;
@@ -229,15 +229,15 @@ impl Assembly {
             }
             // A payload has at most 64 KiB.
             self.pending.push((seq, payload.len() as u32, expires_s));
-            kept.push((seq, expires_s, payload));
+            pending.push((seq, expires_s, payload));
         }
-        kept
+        pending
     }
 
-    fn have(&mut self, seq: Seq) {
-        match self.had.last_mut() {
+    fn add_found(&mut self, seq: Seq) {
+        match self.found.last_mut() {
             Some((_, to)) if *to + 1 == seq => *to = seq,
-            _ => self.had.push((seq, seq)),
+            _ => self.found.push((seq, seq)),
         }
     }
 
@@ -246,7 +246,7 @@ impl Assembly {
         let cursors = self.acknowledged();
         let common = common(&cursors);
         self.gaps.sort_by_key(|gap| (gap.from, gap.to));
-        let missing = missing(self.log.head, &self.had, &common, &self.gaps);
+        let missing = missing(self.log.head, &self.found, &common, &self.gaps);
         let names = self.log.shared.iter().map(|cursor| (String::new(), cursor));
         let names = names.chain(self.log.devices.iter().map(|(name, cursor)| (name.clone(), cursor)));
         let cursors =
@@ -300,9 +300,9 @@ fn common(cursors: &[AckSet]) -> Vec<(Seq, Seq)> {
 }
 
 /// Returns the parts of `1..=head` that are in none of the ranges.
-fn missing(head: Seq, had: &[(Seq, Seq)], acknowledged: &[(Seq, Seq)], gaps: &[Gap]) -> Vec<(Seq, Seq)> {
+fn missing(head: Seq, found: &[(Seq, Seq)], acknowledged: &[(Seq, Seq)], gaps: &[Gap]) -> Vec<(Seq, Seq)> {
     let gaps = gaps.iter().map(|gap| (gap.from, gap.to));
-    let mut ranges: Vec<_> = had.iter().chain(acknowledged).copied().chain(gaps).collect();
+    let mut ranges: Vec<_> = found.iter().chain(acknowledged).copied().chain(gaps).collect();
     ranges.sort_unstable();
     let (mut missing, mut next) = (Vec::new(), 1);
     for (from, to) in ranges {

@@ -149,15 +149,15 @@ impl UserWalk<'_> {
                 continue;
             }
             if let Some(entries) = self.block_entries(assembly.user(), flushed, &key, &value) {
-                let kept = assembly.take_pending(Some(entries), self.now_s);
-                if wanted && !kept.is_empty() {
-                    sink.entries(user, &kept).map_err(VisitError::Sink)?;
+                let pending = assembly.take_pending(Some(entries), self.now_s);
+                if wanted && !pending.is_empty() {
+                    sink.entries(user, &pending).map_err(VisitError::Sink)?;
                 }
             }
         }
-        let kept = assembly.take_pending(None, self.now_s);
-        if wanted && !kept.is_empty() {
-            sink.entries(user, &kept).map_err(VisitError::Sink)?;
+        let pending = assembly.take_pending(None, self.now_s);
+        if wanted && !pending.is_empty() {
+            sink.entries(user, &pending).map_err(VisitError::Sink)?;
         }
         let facts = assembly.finish();
         if self.damaged {
@@ -215,10 +215,10 @@ impl UserWalk<'_> {
                 return None;
             }
         };
-        let ours = |(entry, _): &(crate::store::Entry, u32)| {
+        let is_own = |(entry, _): &(crate::store::Entry, u32)| {
             entry.owner == user.as_bytes() && entry.namespace == self.namespace
         };
-        if !entries.iter().all(ours) {
+        if !entries.iter().all(is_own) {
             self.damage_found.push(damage(user, "inbox", place(), "it belongs to another user"));
             return None;
         }

@@ -70,7 +70,7 @@ pub struct SledLog {
     pub pages: HashMap<u64, Page>,
     /// The page with the names of trees.
     pub names: Option<MessageLocation>,
-    pub broken: Vec<DamagedRange>,
+    pub damaged: Vec<DamagedRange>,
     /// There is data after the end that sled detects.
     pub has_data_past_end: bool,
     /// The end that sled detects.
@@ -100,7 +100,7 @@ pub struct Segments {
     headless: BTreeMap<u64, Segment>,
     /// Everything up to this position was written before the last segment was begun.
     stable: u64,
-    broken: Vec<DamagedRange>,
+    damaged: Vec<DamagedRange>,
 }
 
 impl Segments {
@@ -115,7 +115,7 @@ impl Segments {
         // Segments before a snapshot may have been reused.
         let stable = snapshot(directory);
         let mut segments =
-            Self { file, size, known: BTreeMap::new(), headless: BTreeMap::new(), stable, broken: Vec::new() };
+            Self { file, size, known: BTreeMap::new(), headless: BTreeMap::new(), stable, damaged: Vec::new() };
         let mut unknown = Vec::new();
         for at in (0..length).step_by(size) {
             let mut bytes = [0; HEADER_BYTES];
@@ -127,7 +127,7 @@ impl Segments {
             };
             if segments.known.insert(lsn, Segment { at, header: true }).is_some() {
                 let what = "another segment states the same log position";
-                segments.broken.push(DamagedRange { from: at, to: at + size as u64, what });
+                segments.damaged.push(DamagedRange { from: at, to: at + size as u64, what });
             }
             segments.stable = segments.stable.max(u64::try_from(stable).unwrap_or(0));
         }
@@ -149,7 +149,7 @@ impl Segments {
             Some(lsn) if !self.known.contains_key(&lsn) && lsn < self.last().unwrap_or(0) => {
                 self.known.insert(lsn, Segment { at, header: false });
                 let what = "the header of this segment is damaged";
-                self.broken.push(DamagedRange { from: at, to: at + HEADER_BYTES as u64, what });
+                self.damaged.push(DamagedRange { from: at, to: at + HEADER_BYTES as u64, what });
             }
             // Begun at the time of a crash and never used, or its header is lost.
             Some(lsn) if !self.known.contains_key(&lsn) => {
@@ -158,7 +158,7 @@ impl Segments {
             Some(_) => {}
             None if bytes[..from].iter().any(|byte| *byte != 0) => {
                 let what = "nothing in this segment can be read";
-                self.broken.push(DamagedRange { from: at, to: at + bytes.len() as u64, what });
+                self.damaged.push(DamagedRange { from: at, to: at + bytes.len() as u64, what });
             }
             None => {}
         }
@@ -166,7 +166,7 @@ impl Segments {
     }
 
     /// Returns the file offset of the segment at a log position.
-    pub fn place(&self, lsn: u64) -> Option<u64> {
+    pub fn offset_of(&self, lsn: u64) -> Option<u64> {
         self.known.get(&lsn).map(|segment| segment.at)
     }
 
@@ -218,7 +218,7 @@ impl SledLog {
         let mut log = Self {
             pages: HashMap::new(),
             names: None,
-            broken: std::mem::take(&mut segments.broken),
+            damaged: std::mem::take(&mut segments.damaged),
             has_data_past_end: false,
             end,
             without_image: HashSet::new(),
@@ -227,7 +227,7 @@ impl SledLog {
             file: segments.file.try_clone()?,
         };
         // If a part of the file has no known position, any missing segment may be the lost one.
-        let (unplaced, mut expected) = (!log.broken.is_empty(), 0);
+        let (unplaced, mut expected) = (!log.damaged.is_empty(), 0);
         for (lsn, segment) in segments.known.iter().chain(segments.headless.range(end..)) {
             log.breaks += usize::from(unplaced && *lsn != expected || *lsn >= end);
             log.reused += usize::from(*lsn != expected);
@@ -255,7 +255,7 @@ impl SledLog {
                 {
                     let to = next.unwrap_or(bytes.len().max(torn));
                     let what = "its content is not what was written";
-                    log.broken.push(DamagedRange { from: segment.at + torn as u64, to: segment.at + to as u64, what });
+                    log.damaged.push(DamagedRange { from: segment.at + torn as u64, to: segment.at + to as u64, what });
                     log.breaks += 1;
                 }
                 match next {
@@ -270,17 +270,17 @@ impl SledLog {
 
     fn take(&mut self, message: &Message<'_>, lsn: u64, segment: u64) {
         let at = segment + (message.end - message.body.len()) as u64;
-        let place = MessageLocation { lsn, at, length: message.body.len() };
+        let location = MessageLocation { lsn, at, length: message.body.len() };
         match message.kind {
             Kind::Node => {
                 let (breaks, reused) = (self.breaks, self.reused);
-                let page = Page { base: place, links: Vec::new(), certain: 0, contiguous: 0, breaks, reused };
+                let page = Page { base: location, links: Vec::new(), certain: 0, contiguous: 0, breaks, reused };
                 self.pages.insert(message.page, page);
                 self.without_image.remove(&message.page);
             }
             Kind::Link => match self.pages.get_mut(&message.page) {
                 Some(page) => {
-                    page.links.push(place);
+                    page.links.push(location);
                     page.certain += usize::from(page.breaks == self.breaks);
                     page.contiguous += usize::from((page.breaks, page.reused) == (self.breaks, self.reused));
                 }
@@ -292,15 +292,15 @@ impl SledLog {
                 self.pages.remove(&message.page);
                 self.without_image.remove(&message.page);
             }
-            Kind::Names => self.names = Some(place),
+            Kind::Names => self.names = Some(location),
             Kind::Canceled | Kind::Cap | Kind::Batch | Kind::Counter | Kind::Blob => {}
         }
     }
 
     /// Reads the body of a message.
-    pub fn body(&self, place: MessageLocation) -> io::Result<bytes::Bytes> {
-        let mut bytes = vec![0; place.length];
-        self.file.read_exact_at(&mut bytes, place.at)?;
+    pub fn body(&self, location: MessageLocation) -> io::Result<bytes::Bytes> {
+        let mut bytes = vec![0; location.length];
+        self.file.read_exact_at(&mut bytes, location.at)?;
         Ok(bytes.into())
     }
 }
@@ -322,14 +322,14 @@ pub fn check(directory: &Path, synced: u64) -> io::Result<Option<DamagedRange>> 
     let first = snapshot(directory) / size * size;
     let (end, full) = segments.end()?;
     if segments.known.is_empty()
-        && let Some(broken) = segments.broken.first()
+        && let Some(damaged) = segments.damaged.first()
     {
-        return Ok(Some(broken.clone()));
+        return Ok(Some(damaged.clone()));
     }
     for (lsn, segment) in segments.known.range(first..end.max(first)) {
         let bytes = segments.read(segment.at)?;
         if !segment.header {
-            return Ok(segments.broken.into_iter().find(|broken| broken.from == segment.at));
+            return Ok(segments.damaged.into_iter().find(|damaged| damaged.from == segment.at));
         }
         let torn = segment::visit(&bytes, segments.size, HEADER_BYTES, lsn / size, |_| {});
         if let End::At(torn) = torn
@@ -342,7 +342,7 @@ pub fn check(directory: &Path, synced: u64) -> io::Result<Option<DamagedRange>> 
         }
     }
     if end < synced {
-        let from = segments.place(end / size * size).map_or(length, |segment| segment + end % size);
+        let from = segments.offset_of(end / size * size).map_or(length, |segment| segment + end % size);
         let what = "synced data is missing or damaged";
         return Ok(Some(DamagedRange { from, to: length.max(from), what }));
     }

@@ -28,7 +28,7 @@ impl Tail {
         let (end, full) = segments.end()?;
         let (size, bytes) = (segments.size, segments.size as u64);
         let base = end / bytes * bytes;
-        let segment = segments.place(base).filter(|_| !full);
+        let segment = segments.offset_of(base).filter(|_| !full);
         Ok(Self { size, base, segment, at: HEADER_BYTES.max((end - base) as usize) })
     }
 

@@ -94,48 +94,48 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn raw_tables_equal_what_sled_reads() {
     for seed in 1..=6 {
-        let (place, copied) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        fill(place.path(), seed);
-        assert!(check(place.path(), 0).unwrap().is_none(), "seed {seed}");
-        let (tables, mine) = raw(place.path(), false);
-        assert!(tables.gaps.is_empty() && tables.broken().is_empty() && !tables.has_data_past_end(), "seed {seed}");
-        copy(place.path(), copied.path());
-        let theirs = by_sled(copied.path());
-        assert_eq!(mine, theirs, "seed {seed}");
-        assert!(mine.iter().all(|pairs| !pairs.is_empty()));
-        let (from, _) = &mine[0][mine[0].len() / 2];
+        let (home, copied) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fill(home.path(), seed);
+        assert!(check(home.path(), 0).unwrap().is_none(), "seed {seed}");
+        let (tables, read) = raw(home.path(), false);
+        assert!(tables.gaps.is_empty() && tables.damaged().is_empty() && !tables.has_data_past_end(), "seed {seed}");
+        copy(home.path(), copied.path());
+        let read_by_sled = by_sled(copied.path());
+        assert_eq!(read, read_by_sled, "seed {seed}");
+        assert!(read.iter().all(|pairs| !pairs.is_empty()));
+        let (from, _) = &read[0][read[0].len() / 2];
         let tail: Pairs = tables.pairs(Table::Log, from).map(Result::unwrap).collect();
-        assert_eq!(tail, mine[0][mine[0].len() / 2..]);
+        assert_eq!(tail, read[0][read[0].len() / 2..]);
     }
 }
 
 #[test]
 fn flipped_bit_is_reported_and_later_data_is_found() {
-    let place = tempfile::tempdir().unwrap();
-    fill(place.path(), 7);
+    let home = tempfile::tempdir().unwrap();
+    fill(home.path(), 7);
     // Without a snapshot, sled reads everything again, and treats what it cannot read as never written.
-    for file in fs::read_dir(place.path()).unwrap() {
+    for file in fs::read_dir(home.path()).unwrap() {
         let path = file.unwrap().path();
         if path.file_name().unwrap().to_string_lossy().starts_with("snap.") {
             fs::remove_file(path).unwrap();
         }
     }
-    let whole: BTreeMap<Bytes, Bytes> = raw(place.path(), false).1.swap_remove(1).into_iter().collect();
-    let bytes = fs::read(place.path().join("db")).unwrap();
+    let whole: BTreeMap<Bytes, Bytes> = raw(home.path(), false).1.swap_remove(1).into_iter().collect();
+    let bytes = fs::read(home.path().join("db")).unwrap();
     let (mut reported, mut tried) = (0, 0);
     for at in (0..bytes.len() - 2 * SEGMENT).step_by(7919) {
         let mut damaged = bytes.clone();
         damaged[at] ^= 0x10;
-        fs::write(place.path().join("db"), &damaged).unwrap();
+        fs::write(home.path().join("db"), &damaged).unwrap();
         tried += 1;
-        let found = check(place.path(), 0).unwrap();
+        let found = check(home.path(), 0).unwrap();
         reported += usize::from(found.is_some());
         if found.is_some() {
-            let (tables, pairs) = raw(place.path(), false);
-            assert!(!tables.broken().is_empty() || tables.has_data_past_end(), "the damage at {at} is reported");
+            let (tables, pairs) = raw(home.path(), false);
+            assert!(!tables.damaged().is_empty() || tables.has_data_past_end(), "the damage at {at} is reported");
             let found: BTreeMap<Bytes, Bytes> = pairs[1].iter().cloned().collect();
-            let kept = whole.iter().filter(|(key, value)| found.get(*key) == Some(value)).count();
-            assert!(kept * 10 >= whole.len() * 7, "{kept} of {} after a flip at {at}", whole.len());
+            let found_again = whole.iter().filter(|(key, value)| found.get(*key) == Some(value)).count();
+            assert!(found_again * 10 >= whole.len() * 7, "{found_again} of {} after a flip at {at}", whole.len());
         }
     }
     // Some bits are in unused bytes at the end of a segment.
@@ -144,7 +144,7 @@ fn flipped_bit_is_reported_and_later_data_is_found() {
 
 #[test]
 fn garbage_reads_as_empty() {
-    let place = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir().unwrap();
     for bytes in [
         vec![],
         vec![0; 1 << 20],
@@ -152,27 +152,27 @@ fn garbage_reads_as_empty() {
         b"garbage".to_vec(),
         (0..=255).cycle().take(1 << 20).collect(),
     ] {
-        fs::write(place.path().join("db"), &bytes).unwrap();
-        let (_, pairs) = raw(place.path(), true);
+        fs::write(home.path().join("db"), &bytes).unwrap();
+        let (_, pairs) = raw(home.path(), true);
         assert!(pairs.iter().all(Vec::is_empty));
         let anything = bytes.iter().any(|byte| *byte != 0);
-        assert_eq!(check(place.path(), 0).unwrap().is_some(), anything, "sled would start anew and overwrite it");
+        assert_eq!(check(home.path(), 0).unwrap().is_some(), anything, "sled would start anew and overwrite it");
     }
 }
 
 /// Copies sled's files as a kill during opening leaves them: sled has cleared the segments that it no longer needs.
 #[test]
 fn segment_cleared_by_sled_while_opening_is_not_missing() {
-    let (place, mut emptied) = (tempfile::tempdir().unwrap(), 0);
-    fs::create_dir_all(place.path()).unwrap();
+    let (home, mut emptied) = (tempfile::tempdir().unwrap(), 0);
+    fs::create_dir_all(home.path()).unwrap();
     for n in 0..200_u64 {
-        let db = open(place.path());
+        let db = open(home.path());
         db.flush().unwrap();
         let killed = tempfile::tempdir().unwrap();
-        copy(place.path(), killed.path());
-        let file = fs::File::open(place.path().join("db")).unwrap();
-        let end = Tail::find(place.path()).unwrap().advance(&file).unwrap();
-        let bytes = fs::read(place.path().join("db")).unwrap();
+        copy(home.path(), killed.path());
+        let file = fs::File::open(home.path().join("db")).unwrap();
+        let end = Tail::find(home.path()).unwrap().advance(&file).unwrap();
+        let bytes = fs::read(home.path().join("db")).unwrap();
         emptied += usize::from(bytes.chunks(SEGMENT).any(|segment| segment.iter().all(|byte| *byte == 0)));
         assert_eq!(check(killed.path(), end).unwrap(), None, "round {n}, which ends at {end}");
         let journal = db.open_tree("journal").unwrap();
@@ -193,17 +193,17 @@ fn snapshots(path: &Path) -> Vec<std::path::PathBuf> {
 /// snapshot refers to a segment that sled has cleared.
 #[test]
 fn segment_of_older_snapshot_only_is_not_missing() {
-    let (place, mut misleading) = (tempfile::tempdir().unwrap(), 0);
+    let (home, mut misleading) = (tempfile::tempdir().unwrap(), 0);
     let mut older: Option<(std::path::PathBuf, Vec<u8>)> = None;
     for n in 0..150_u64 {
-        let db = open(place.path());
+        let db = open(home.path());
         let tree = db.open_tree("users").unwrap();
         db.flush().unwrap();
-        let end = Tail::find(place.path()).unwrap();
-        let end = { end }.advance(&fs::File::open(place.path().join("db")).unwrap()).unwrap();
+        let end = Tail::find(home.path()).unwrap();
+        let end = { end }.advance(&fs::File::open(home.path().join("db")).unwrap()).unwrap();
         if let Some((name, bytes)) = &older {
             let cut = tempfile::tempdir().unwrap();
-            copy(place.path(), cut.path());
+            copy(home.path(), cut.path());
             snapshots(cut.path()).iter().for_each(|snapshot| fs::remove_file(snapshot).unwrap());
             fs::write(cut.path().join(name.file_name().unwrap()), bytes).unwrap();
             let segments = Segments::find(cut.path()).unwrap();
@@ -211,12 +211,12 @@ fn segment_of_older_snapshot_only_is_not_missing() {
             // sled could not handle these files: they are read without it, and rebuilt.
             misleading += usize::from(segments.snapshot_misleads());
             let (tables, found) = raw(cut.path(), false);
-            assert!(tables.broken().is_empty() && tables.gaps.is_empty(), "round {n}");
+            assert!(tables.damaged().is_empty() && tables.gaps.is_empty(), "round {n}");
             let wanted: Pairs =
                 (0..12).map(|key: u64| (key.to_be_bytes().to_vec().into(), vec![n as u8 - 1; 900].into())).collect();
             assert_eq!(found[1], wanted, "round {n}");
         }
-        older = snapshots(place.path()).into_iter().max().map(|path| (path.clone(), fs::read(&path).unwrap()));
+        older = snapshots(home.path()).into_iter().max().map(|path| (path.clone(), fs::read(&path).unwrap()));
         for key in 0..12_u64 {
             tree.insert(key.to_be_bytes(), vec![n as u8; 900]).unwrap();
         }
@@ -227,13 +227,13 @@ fn segment_of_older_snapshot_only_is_not_missing() {
 
 #[test]
 fn tail_follows_log_while_it_is_written() {
-    let place = tempfile::tempdir().unwrap();
-    fill(place.path(), 3);
-    let db = open(place.path());
+    let home = tempfile::tempdir().unwrap();
+    fill(home.path(), 3);
+    let db = open(home.path());
     db.flush().unwrap();
     let tree = db.open_tree("journal").unwrap();
-    let file = fs::File::open(place.path().join("db")).unwrap();
-    let mut tail = Tail::find(place.path()).unwrap();
+    let file = fs::File::open(home.path().join("db")).unwrap();
+    let mut tail = Tail::find(home.path()).unwrap();
     let mut last = tail.advance(&file).unwrap();
     for n in 0..2_000_u64 {
         tree.insert(n.to_be_bytes(), vec![n as u8; (n * 7 % 900) as usize]).unwrap();
@@ -242,18 +242,18 @@ fn tail_follows_log_while_it_is_written() {
         assert!(end > last, "{end} after {last}");
         last = end;
     }
-    assert_eq!(Tail::find(place.path()).unwrap().advance(&file).unwrap(), last, "a new tail finds the same end");
-    assert!(check(place.path(), last).unwrap().is_none());
-    assert!(check(place.path(), last + 1).unwrap().is_some(), "missing synced data is detected");
+    assert_eq!(Tail::find(home.path()).unwrap().advance(&file).unwrap(), last, "a new tail finds the same end");
+    assert!(check(home.path(), last).unwrap().is_none());
+    assert!(check(home.path(), last + 1).unwrap().is_some(), "missing synced data is detected");
 }
 
 #[test]
 fn log_after_repeated_kills_is_not_damaged() {
-    let mut place = tempfile::tempdir().unwrap();
+    let mut home = tempfile::tempdir().unwrap();
     for round in 0..60_u64 {
-        let db = open(place.path());
-        let (tree, file) = (db.open_tree("journal").unwrap(), fs::File::open(place.path().join("db")).unwrap());
-        let mut tail = Tail::find(place.path()).unwrap();
+        let db = open(home.path());
+        let (tree, file) = (db.open_tree("journal").unwrap(), fs::File::open(home.path().join("db")).unwrap());
+        let mut tail = Tail::find(home.path()).unwrap();
         // The same few keys repeatedly, so that segments are soon free and reused.
         for n in 0..(20 + round * 37 % 400) {
             tree.insert((n % 7).to_be_bytes(), vec![n as u8; 1_500]).unwrap();
@@ -263,26 +263,26 @@ fn log_after_repeated_kills_is_not_damaged() {
         let end = tail.advance(&file).unwrap();
         // A kill leaves the files as they are.
         let killed = tempfile::tempdir().unwrap();
-        copy(place.path(), killed.path());
+        copy(home.path(), killed.path());
         drop(db);
         assert_eq!(check(killed.path(), end).unwrap(), None, "round {round}");
-        place = killed;
+        home = killed;
     }
 }
 
 #[test]
 fn segments_before_a_snapshot_may_be_missing() {
-    let place = tempfile::tempdir().unwrap();
-    fill(place.path(), 1);
+    let home = tempfile::tempdir().unwrap();
+    fill(home.path(), 1);
     // Opened once more, so that a snapshot covers everything.
-    drop(open(place.path()));
-    let end = Tail::find(place.path()).unwrap().advance(&fs::File::open(place.path().join("db")).unwrap()).unwrap();
+    drop(open(home.path()));
+    let end = Tail::find(home.path()).unwrap().advance(&fs::File::open(home.path().join("db")).unwrap()).unwrap();
     let before = end / SEGMENT as u64 * SEGMENT as u64 - SEGMENT as u64;
-    let at = Segments::find(place.path()).unwrap().place(before).expect("the last but one") as usize;
-    let mut bytes = fs::read(place.path().join("db")).unwrap();
+    let at = Segments::find(home.path()).unwrap().offset_of(before).expect("the last but one") as usize;
+    let mut bytes = fs::read(home.path().join("db")).unwrap();
     bytes[at..at + SEGMENT].fill(0);
-    fs::write(place.path().join("db"), bytes).unwrap();
-    assert_eq!(check(place.path(), end).unwrap(), None);
+    fs::write(home.path().join("db"), bytes).unwrap();
+    assert_eq!(check(home.path(), end).unwrap(), None);
 }
 
 fn remove_snapshots(path: &Path) {
@@ -296,10 +296,10 @@ const BLOCK: usize = 4 << 10;
 // covers: G6
 #[test]
 fn log_with_misplaced_block_reads_as_if_that_block_were_zero() {
-    let (place, mut copies) = (tempfile::tempdir().unwrap(), 0);
-    fill(place.path(), 5);
-    remove_snapshots(place.path());
-    let bytes = fs::read(place.path().join("db")).unwrap();
+    let (home, mut copies) = (tempfile::tempdir().unwrap(), 0);
+    fill(home.path(), 5);
+    remove_snapshots(home.path());
+    let bytes = fs::read(home.path().join("db")).unwrap();
     for (n, segment) in (0..bytes.len() - SEGMENT).step_by(SEGMENT).enumerate() {
         for step in [1, 3, 7] {
             let (one, other) = (segment + n % 8 * BLOCK, segment + (n % 8 + step) * BLOCK);
@@ -307,8 +307,8 @@ fn log_with_misplaced_block_reads_as_if_that_block_were_zero() {
                 let read = |change: &dyn Fn(&mut Vec<u8>)| {
                     let mut damaged = bytes.clone();
                     change(&mut damaged);
-                    fs::write(place.path().join("db"), &damaged).unwrap();
-                    raw(place.path(), true).1
+                    fs::write(home.path().join("db"), &damaged).unwrap();
+                    raw(home.path(), true).1
                 };
                 let zeroed = read(&|bytes| bytes[to..to + BLOCK].fill(0));
                 let copied = read(&|bytes| bytes.copy_within(from..from + BLOCK, to));
@@ -324,20 +324,20 @@ fn log_with_misplaced_block_reads_as_if_that_block_were_zero() {
 // covers: G6
 #[test]
 fn log_whose_last_segment_lost_its_header_is_read_behind_its_end() {
-    let place = tempfile::tempdir().unwrap();
-    let db = open(place.path());
+    let home = tempfile::tempdir().unwrap();
+    let db = open(home.path());
     let users = db.open_tree("users").unwrap();
     (0..99_u64).for_each(|n| _ = users.insert(n.to_be_bytes(), vec![n as u8; 99]).unwrap());
     db.flush().unwrap();
     drop(db);
-    remove_snapshots(place.path());
-    let whole = raw(place.path(), false).1;
+    remove_snapshots(home.path());
+    let whole = raw(home.path(), false).1;
     assert_eq!(whole[1].len(), 99);
-    let mut bytes = fs::read(place.path().join("db")).unwrap();
+    let mut bytes = fs::read(home.path().join("db")).unwrap();
     bytes[7] ^= 1;
-    fs::write(place.path().join("db"), &bytes).unwrap();
-    assert!(RawTables::open(place.path(), false).unwrap().has_data_past_end());
-    let (tables, found) = raw(place.path(), true);
+    fs::write(home.path().join("db"), &bytes).unwrap();
+    assert!(RawTables::open(home.path(), false).unwrap().has_data_past_end());
+    let (tables, found) = raw(home.path(), true);
     assert_eq!(found, whole);
     assert!(tables.gaps.is_empty());
 }
@@ -347,9 +347,9 @@ fn log_whose_last_segment_lost_its_header_is_read_behind_its_end() {
 // covers: G6
 #[test]
 fn log_that_lost_a_split_or_merged_page_has_only_pairs_that_were_written() {
-    let place = tempfile::tempdir().unwrap();
+    let home = tempfile::tempdir().unwrap();
     let mut written = BTreeSet::new();
-    let db = open(place.path());
+    let db = open(home.path());
     for (round, step) in [(0_u64, 1_u64), (1, 4), (2, 1)] {
         let tree = db.open_tree("users").unwrap();
         for n in 0..900_u64 {
@@ -366,8 +366,8 @@ fn log_that_lost_a_split_or_merged_page_has_only_pairs_that_were_written() {
         db.flush().unwrap();
     }
     drop(db);
-    remove_snapshots(place.path());
-    let bytes = fs::read(place.path().join("db")).unwrap();
+    remove_snapshots(home.path());
+    let bytes = fs::read(home.path().join("db")).unwrap();
     // Every message: its log position, its end in the file, its kind and page, and the page's bounds if it is an image.
     let (mut segments, mut messages) = (BTreeMap::new(), Vec::new());
     for at in (0..bytes.len()).step_by(SEGMENT) {
@@ -396,9 +396,9 @@ fn log_that_lost_a_split_or_merged_page_has_only_pairs_that_were_written() {
         for (_, at) in segments.range(lsn..) {
             damaged[*at..bytes.len().min(at + SEGMENT)].fill(0);
         }
-        fs::write(place.path().join("db"), &damaged).unwrap();
-        let (tables, found) = raw(place.path(), true);
-        assert!(!tables.broken().is_empty() || tables.has_data_past_end());
+        fs::write(home.path().join("db"), &damaged).unwrap();
+        let (tables, found) = raw(home.path(), true);
+        assert!(!tables.damaged().is_empty() || tables.has_data_past_end());
         let pairs = found.into_iter().flatten().chain(tables.lost().flat_map(Result::unwrap));
         invented.extend(pairs.filter(|pair| !written.contains(pair)));
         cases += 1;

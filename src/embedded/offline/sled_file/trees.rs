@@ -60,7 +60,7 @@ impl RawTables {
     pub fn open(directory: &Path, past_end: bool) -> io::Result<Self> {
         let log = SledLog::read(directory, past_end)?;
         let roots = match log.names {
-            Some(place) => names(log.body(place)?).unwrap_or_default(),
+            Some(location) => names(log.body(location)?).unwrap_or_default(),
             None => Vec::new(),
         };
         let mut tables =
@@ -87,8 +87,8 @@ impl RawTables {
     }
 
     /// Returns the damaged parts of the file.
-    pub fn broken(&self) -> &[DamagedRange] {
-        &self.log.broken
+    pub fn damaged(&self) -> &[DamagedRange] {
+        &self.log.damaged
     }
 
     /// Returns whether there is data after the end that sled detects.
