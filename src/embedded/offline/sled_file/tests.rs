@@ -175,9 +175,9 @@ fn segment_cleared_by_sled_while_opening_is_not_missing() {
         let bytes = fs::read(home.path().join("db")).unwrap();
         emptied += usize::from(bytes.chunks(SEGMENT).any(|segment| segment.iter().all(|byte| *byte == 0)));
         assert_eq!(check(killed.path(), end).unwrap(), None, "round {n}, which ends at {end}");
-        let journal = db.open_tree("journal").unwrap();
+        let tree = db.open_tree("other").unwrap();
         for key in 0..12_u64 {
-            journal.insert(key.to_be_bytes(), vec![n as u8; 900]).unwrap();
+            tree.insert(key.to_be_bytes(), vec![n as u8; 900]).unwrap();
         }
         db.flush().unwrap();
     }
@@ -231,7 +231,7 @@ fn tail_follows_log_while_it_is_written() {
     fill(home.path(), 3);
     let db = open(home.path());
     db.flush().unwrap();
-    let tree = db.open_tree("journal").unwrap();
+    let tree = db.open_tree("other").unwrap();
     let file = fs::File::open(home.path().join("db")).unwrap();
     let mut tail = Tail::find(home.path()).unwrap();
     let mut last = tail.advance(&file).unwrap();
@@ -252,7 +252,7 @@ fn log_after_repeated_kills_is_not_damaged() {
     let mut home = tempfile::tempdir().unwrap();
     for round in 0..60_u64 {
         let db = open(home.path());
-        let (tree, file) = (db.open_tree("journal").unwrap(), fs::File::open(home.path().join("db")).unwrap());
+        let (tree, file) = (db.open_tree("other").unwrap(), fs::File::open(home.path().join("db")).unwrap());
         let mut tail = Tail::find(home.path()).unwrap();
         // The same few keys repeatedly, so that segments are soon free and reused.
         for n in 0..(20 + round * 37 % 400) {
