@@ -23,7 +23,10 @@ use super::{
     error::ClientError,
     event::{Delivery, Event, Options},
 };
-use crate::message::Seq;
+use crate::{
+    message::Seq,
+    util::{backoff::Backoff, sleep::sleep_until_optional},
+};
 
 /// Maximum delay of an acknowledgement by op 3. Each is a frame, and servers limit the frames per second.
 const ACK_DELAY: Duration = Duration::from_millis(50);
@@ -56,7 +59,6 @@ pub(super) struct Task {
     url: String,
     /// Delay before reconnecting, in place of the server's interval.
     interval: Option<Duration>,
-    reconnect_delay_max: Duration,
     // Fields are dropped in this order, so that sending fails once the last event was read.
     sends: mpsc::Receiver<String>,
     controls: mpsc::Receiver<Control>,
@@ -78,8 +80,8 @@ pub(super) struct Task {
     ack: Option<(Seq, Instant)>,
     /// The server has reported the state of the log on this connection.
     resumed: bool,
-    /// Attempts since the last successful authentication.
-    attempts: u32,
+    /// Delays before attempts to reconnect. The last successful authentication resets it.
+    backoff: Backoff,
 }
 
 impl Task {
@@ -93,7 +95,6 @@ impl Task {
         Self {
             url,
             interval,
-            reconnect_delay_max,
             events,
             sends,
             controls,
@@ -106,7 +107,7 @@ impl Task {
             unacknowledged: VecDeque::new(),
             ack: None,
             resumed: false,
-            attempts: 0,
+            backoff: Backoff::new(Duration::ZERO, reconnect_delay_max),
         }
     }
 
@@ -148,13 +149,13 @@ impl Task {
 
     /// Reconnects, with retries; `None` if the program has dropped the client, or an error is permanent.
     async fn reconnect(&mut self, interval: Duration) -> Option<Connection> {
+        self.backoff.set_min(interval);
         loop {
-            let backoff = backoff(interval, self.attempts, self.reconnect_delay_max);
-            self.attempts = self.attempts.saturating_add(1);
-            tracing::debug!(url = self.url, ?backoff, "reconnecting");
+            let delay = self.backoff.next();
+            tracing::debug!(url = self.url, ?delay, "reconnecting");
             let url = self.url.clone();
             let attempt = async {
-                tokio::time::sleep(backoff).await;
+                tokio::time::sleep(delay).await;
                 Connection::connect(&url).await
             };
             tokio::pin!(attempt);
@@ -204,7 +205,7 @@ impl Task {
         if self.credentials.is_some() {
             self.authenticate(connection).await?;
         } else {
-            self.attempts = 0;
+            self.backoff.reset();
         }
         let mut permit = None;
         loop {
@@ -223,7 +224,7 @@ impl Task {
                     None => return Ok(ServeEnd::ByProgram(None)),
                 },
                 () = self.progress.done_changed.notified() => {}
-                () = until(ack_at) => self.acknowledge(connection).await?,
+                () = sleep_until_optional(ack_at) => self.acknowledge(connection).await?,
                 text = self.sends.recv(), if !connection.is_sending() => match text {
                     Some(text) => self.send(connection, text).await?,
                     // The program has dropped the client and all senders.
@@ -351,7 +352,7 @@ impl Task {
         };
         match authenticated {
             Ok(user) => {
-                self.attempts = 0;
+                self.backoff.reset();
                 if options.after.is_some() {
                     // The option applies once: later messages are wanted.
                     options.should_sync = true;
@@ -393,24 +394,6 @@ impl Task {
     }
 }
 
-async fn until(when: Option<Instant>) {
-    match when {
-        Some(when) => tokio::time::sleep_until(when).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Returns the delay before the next attempt: half to one and a half times the interval, doubled for each attempt.
-fn backoff(interval: Duration, attempts: u32, delay_max: Duration) -> Duration {
-    let longest = delay_max.max(interval);
-    let base = interval.saturating_mul(1 << attempts.min(16)).min(longest);
-    let mut bytes = [0_u8; 4];
-    // Without randomness all clients wait equally long.
-    let share =
-        getrandom::fill(&mut bytes).map_or(0.5, |()| f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX));
-    base.mul_f64(0.5 + share)
-}
-
 /// Makes the data of an authentication anew for each connection.
 pub(super) type Credentials = Box<dyn Fn() -> BoxFuture<'static, Map<String, Value>> + Send + Sync>;
 
@@ -423,22 +406,4 @@ pub(super) struct Progress {
     pub done_changed: Notify,
     /// Bytes of queued messages.
     pub unsent_bytes: AtomicUsize,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_doubles_up_to_bound_with_jitter() {
-        let (second, cap) = (Duration::from_secs(1), Duration::from_secs(30));
-        for (attempts, base) in [(0, 1), (1, 2), (2, 4), (4, 16), (5, 30), (1_000_000, 30)] {
-            let delays: Vec<Duration> = (0..64).map(|_| backoff(second, attempts, cap)).collect();
-            let (low, high) = (second * base / 2, second * base * 3 / 2);
-            assert!(delays.iter().all(|backoff| (low..=high).contains(backoff)), "{attempts}: {delays:?}");
-            assert!(delays.iter().any(|backoff| *backoff != delays[0]), "{attempts}");
-        }
-        // The server's interval is not shortened.
-        assert!(backoff(Duration::from_secs(60), 3, cap) >= Duration::from_secs(30));
-    }
 }

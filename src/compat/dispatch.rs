@@ -9,16 +9,12 @@ use serde::{Deserialize, Deserializer, de::Visitor};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::message::JsonString;
+use crate::message::{self, JsonString};
 #[cfg(feature = "redis")]
 use crate::{
     logging::json_error,
     message::{Payload, surrogates},
 };
-
-/// Opcode of internal events. [`DISCONNECT_CLIENT`] is the only type.
-pub const INTERNAL_EVENT: u64 = 5;
-pub const DISCONNECT_CLIENT: &str = "DISCONNECT_CLIENT";
 
 #[derive(Deserialize)]
 pub struct Envelope<'a> {
@@ -46,6 +42,13 @@ pub struct Options {
     pub sync: Option<bool>,
     pub ttl: Option<std::num::NonZeroU32>,
     pub collapse: Option<String>,
+}
+
+impl Options {
+    /// Returns the options of the message, with defaults for missing ones.
+    pub fn to_options(&self) -> message::Options {
+        message::Options { sync: self.sync.unwrap_or(true), ttl: self.ttl, collapse: self.collapse.clone() }
+    }
 }
 
 /// A user id. Node services may send numbers; here ids are strings.

@@ -21,7 +21,6 @@
 //! Many dispatches are fastest over a stream ([`Dispatcher::dispatch_all`], [`Dispatcher::stream`]): they share group commits,
 //! and do not wait for each other.
 
-mod backoff;
 mod backup;
 mod error;
 mod ndjson;
@@ -39,11 +38,10 @@ use tokio::time::Instant;
 use crate::{
     client::without_userinfo,
     logging::{json_error, network_error},
-    message::{DispatchId, Message, Recipients, Seq, UserId},
-    protocol::opcode,
+    message::{DispatchId, INTERNAL_EVENT, Message, Recipients, Seq, UserId},
+    util::backoff::Backoff,
 };
 
-pub(crate) use backoff::jitter;
 pub use error::DispatchError;
 pub use ndjson::{DispatchWriter, ResultReader};
 pub use response::{Cleared, Device, DispatchResult, Messages, PendingMessage, Refusal, Rejected, User, Users};
@@ -232,7 +230,7 @@ impl Dispatcher {
 
     /// Makes an id for a dispatch that may be retried. Internal events need none: they are idempotent.
     fn generated_id(&self, message: &Message) -> Result<Option<DispatchId>, DispatchError> {
-        let wanted = self.retry.is_some() && message.op != opcode::INTERNAL;
+        let wanted = self.retry.is_some() && message.op != INTERNAL_EVENT;
         wanted.then(retry::random_id).transpose()
     }
 
@@ -408,10 +406,10 @@ impl Dispatcher {
 
     /// Starts the attempts of one call.
     fn attempts(&self) -> Attempts {
+        let retry = self.retry.unwrap_or_default();
         Attempts {
-            retry: self.retry,
             end: self.retry.map(|retry| Instant::now() + retry.timeout),
-            delay: self.retry.map_or(Duration::ZERO, |retry| retry.delay),
+            backoff: Backoff::new(retry.delay, retry.delay_max),
         }
     }
 }

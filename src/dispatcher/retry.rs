@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{DispatchError, backoff::jitter};
-use crate::message::DispatchId;
+use super::DispatchError;
+use crate::{message::DispatchId, util::backoff::Backoff};
 
 /// Configures how a [`Dispatcher`](super::Dispatcher) retries temporary failures: no connection, no response, a broken connection,
 /// or status 503 (stopping or busy), 507 (full) or 429 (too many requests).
@@ -31,28 +31,27 @@ impl Default for Retry {
 
 /// Tracks the attempts of one call.
 pub(super) struct Attempts {
-    pub(super) retry: Option<Retry>,
+    /// Time after which no attempt begins. `None`: there is one attempt.
     pub(super) end: Option<Instant>,
-    pub(super) delay: Duration,
+    pub(super) backoff: Backoff,
 }
 
 impl Attempts {
     /// Waits for the next attempt after an error; returns the error if no attempt remains.
     pub(super) async fn wait_after(&mut self, error: DispatchError) -> Result<(), DispatchError> {
-        let (Some(retry), Some(end)) = (self.retry, self.end) else { return Err(error) };
-        let delay = jitter(self.delay);
+        let Some(end) = self.end else { return Err(error) };
+        let delay = self.backoff.next();
         if !error.is_transient() || Instant::now() + delay > end {
             return Err(error);
         }
         tracing::debug!(%error, ?delay, "retrying");
         tokio::time::sleep(delay).await;
-        self.delay = (self.delay * 2).min(retry.delay_max);
         Ok(())
     }
 
     /// Resets the delay after some progress.
     pub(super) fn reset_delay(&mut self) {
-        self.delay = self.retry.map_or(Duration::ZERO, |retry| retry.delay);
+        self.backoff.reset();
     }
 }
 

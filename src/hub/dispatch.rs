@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use super::{Hub, mailbox::Mailbox};
 use crate::{
     cluster::Broadcast,
-    message::{CollapseKey, DispatchId, Payload, Recipients, UserId},
+    message::{CollapseKey, DispatchId, NameError, Options, Payload, Recipients, UserId},
     middleware::SentTo,
     store::{Append, AppendResult, DispatchSummary, Idempotency, Rejected, StoreError},
 };
@@ -49,11 +49,46 @@ impl Dispatch {
         }
     }
 
+    /// Applies the options of a message.
+    ///
+    /// # Errors
+    /// Fails if the message is not stored and has options of stored messages, or if its collapse key is invalid.
+    pub fn with_options(self, options: &Options) -> Result<Self, OptionsError> {
+        let is_stored = options.sync && self.recipients != Recipients::Everyone;
+        if !is_stored && (options.ttl.is_some() || options.collapse.is_some()) {
+            // Ignoring them would look as if they had taken effect.
+            return Err(OptionsError::NotStored);
+        }
+        Ok(Self {
+            sync: options.sync,
+            ttl: options.ttl.map(|seconds| Duration::from_secs(seconds.get().into())),
+            collapse: options.collapse.as_deref().map(CollapseKey::new).transpose()?,
+            ..self
+        })
+    }
+
     /// Reports options that only a stored message can follow. With sync off such a dispatch is rejected.
     #[must_use]
     pub fn requires_storage(&self) -> bool {
         self.ttl.is_some() || self.collapse.is_some()
     }
+}
+
+/// Says why a message cannot have its options.
+#[derive(Debug, thiserror::Error)]
+pub enum OptionsError {
+    /// Options of stored messages, on a message that is not stored.
+    #[error("{}", Self::NOT_STORED)]
+    NotStored,
+    /// The collapse key is invalid.
+    #[error(transparent)]
+    Collapse(#[from] NameError),
+}
+
+impl OptionsError {
+    /// The sentence of [`Self::NotStored`].
+    pub const NOT_STORED: &str =
+        "o.ttl and o.collapse are for stored messages: omit them with sync: false, and for `*`";
 }
 
 /// Result of a dispatch.

@@ -37,7 +37,7 @@ use tokio::sync::{Semaphore, watch};
 
 pub use self::{
     connection::ConnectionHandle,
-    dispatch::{CommittedBatch, Dispatch, Outcome, PreparedDispatch},
+    dispatch::{CommittedBatch, Dispatch, OptionsError, Outcome, PreparedDispatch},
     events::{ConnectionId, Event, InboundMessage, Listener},
     mailbox::{CloseReason, MailboxBounds, Signals},
     queries::{DeviceReport, UserReport},

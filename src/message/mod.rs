@@ -1,7 +1,7 @@
 //! Messages, their recipients, ids and bounds: the types that all other modules use.
 //!
 //! The module handles JSON, because a message is a JSON text. It knows no socket and no store, and imports no other module of
-//! the crate. Files: `ids` (device, idempotency id, collapse key), `json_string` and `surrogates` (JSON strings that are not
+//! the crate. Files: `ids` (device, idempotency id, collapse key), `internal_event`, `json_string` and `surrogates` (JSON strings that are not
 //! valid Unicode).
 
 use std::{borrow::Borrow, fmt, sync::Arc};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 mod ids;
+mod internal_event;
 pub(crate) mod json_string;
 pub(crate) mod surrogates;
 
@@ -18,6 +19,7 @@ pub use ids::{
     COLLAPSE_KEY_CHARACTERS_MAX, CollapseKey, DEVICE_CHARACTERS_MAX, DISPATCH_ID_CHARACTERS_MAX, DeviceId, DispatchId,
     NameError,
 };
+pub(crate) use internal_event::{DISCONNECT_CLIENT, INTERNAL_EVENT, check_internal_event};
 pub use json_string::JsonString;
 
 /// Sequence: the position of an entry in its user's log. The first is 1; 0 means "before the first".

@@ -11,8 +11,9 @@ use super::{
     sse::{Parser, SseEvent},
 };
 use crate::{
-    dispatcher::{DispatchError, Dispatcher, jitter},
+    dispatcher::{DispatchError, Dispatcher},
     logging::sentence,
+    util::backoff::Backoff,
 };
 
 /// Silence after which the connection counts as broken: a server sends at least a comment every 15 s.
@@ -42,14 +43,14 @@ pub(super) struct Reader {
     all: bool,
     /// Id of the last event that was forwarded, or that began the stream.
     last: Option<String>,
-    delay: Duration,
     reconnect_delay_max: Duration,
-    attempts: u32,
+    backoff: Backoff,
 }
 
 impl Reader {
     pub(super) fn new(dispatcher: Dispatcher, all: bool, last: Option<String>, reconnect_delay_max: Duration) -> Self {
-        Self { dispatcher, all, last, delay: RECONNECT_DELAY, reconnect_delay_max, attempts: 0 }
+        let backoff = Backoff::new(RECONNECT_DELAY, reconnect_delay_max);
+        Self { dispatcher, all, last, reconnect_delay_max, backoff }
     }
 
     /// Opens a stream of events, after the last one.
@@ -85,10 +86,7 @@ impl Reader {
 
     async fn reconnect(&mut self) -> Result<Response, DispatchError> {
         loop {
-            let base =
-                self.delay.saturating_mul(1 << self.attempts.min(16)).min(self.reconnect_delay_max.max(self.delay));
-            self.attempts = self.attempts.saturating_add(1);
-            tokio::time::sleep(jitter(base)).await;
+            tokio::time::sleep(self.backoff.next()).await;
             match self.open().await {
                 Ok(response) => return Ok(response),
                 Err(error) if error.is_transient() => tracing::debug!(%error, "reconnect failed; retrying"),
@@ -107,7 +105,7 @@ impl Reader {
                 Ok(Err(error)) => return Some(error.to_string()),
                 Err(_) => return Some("the server is silent".into()),
             };
-            self.attempts = 0;
+            self.backoff.reset();
             if parser.push(&chunk, &mut parsed).is_err() {
                 return Some("the response is not a stream of events".into());
             }
@@ -123,7 +121,8 @@ impl Reader {
     /// Applies an event's id and retry delay, and converts it to one for the program if it has data.
     fn convert(&mut self, sse: SseEvent) -> Option<(Event, Option<String>)> {
         if let Some(retry) = sse.retry {
-            self.delay = Duration::from_millis(retry).clamp(Duration::from_millis(10), self.reconnect_delay_max);
+            let delay = Duration::from_millis(retry).clamp(Duration::from_millis(10), self.reconnect_delay_max);
+            self.backoff.set_min(delay);
         }
         if sse.id.is_some() {
             self.last.clone_from(&sse.id);

@@ -9,8 +9,6 @@ pub const HEARTBEAT: u64 = 1;
 pub const AUTHENTICATION: u64 = 2;
 /// Client to server, from clients that resume: acknowledges all entries up to a sequence.
 pub const ACK: u64 = 3;
-/// Backend to server: an internal event. Never sent to a client.
-pub const INTERNAL: u64 = 5;
 /// Server to client: the first frame of every connection.
 pub const HELLO: u64 = 10;
 /// Client to server: the answer to [`HEARTBEAT`], in order.

@@ -14,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
@@ -28,6 +28,7 @@ use super::{
 use crate::{
     auth::Proof,
     health::{LogLimit, info_seldom},
+    util::sleep::sleep_until_optional,
 };
 
 /// Limits log lines: an unauthenticated peer can violate the protocol on every connection.
@@ -231,7 +232,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                     }
                     continue;
                 }
-                () = until(deadline) => {}
+                () = sleep_until_optional(deadline) => {}
             }
             return self.reject_timeout().await;
         }
@@ -358,13 +359,6 @@ impl<S> Connection<S> {
 impl<S> Drop for Connection<S> {
     fn drop(&mut self) {
         self.unsubscribe_from_all();
-    }
-}
-
-async fn until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -1,15 +1,13 @@
 //! Controls a running server from the program that embeds it.
 
-use std::{fmt, sync::Weak, time::Duration};
+use std::{fmt, sync::Weak};
 
 use crate::{
-    hub::{CloseReason, Dispatch, Hub, Outcome, StoreError, UserReport},
-    message::{CollapseKey, DispatchId, Message, MessageError, NameError, Payload, Recipients, UserId},
-    protocol::opcode,
+    hub::{CloseReason, Dispatch, Hub, OptionsError, Outcome, StoreError, UserReport},
+    message::{
+        DispatchId, INTERNAL_EVENT, Message, MessageError, NameError, Payload, Recipients, UserId, check_internal_event,
+    },
 };
-
-/// Type of the only internal event.
-const DISCONNECT_CLIENT: &str = "DISCONNECT_CLIENT";
 
 /// Why a message was not sent. No recipient received anything.
 #[derive(Debug, thiserror::Error)]
@@ -106,31 +104,17 @@ impl Handle {
             return Err(SendError::Recipients { given, max: self.recipients_max });
         }
         let options = &message.o;
-        if message.op == opcode::INTERNAL {
-            if message.t.as_deref() != Some(DISCONNECT_CLIENT) {
-                return Err(SendError::Senseless(
-                    "opcode 5 is for internal events, of which there is DISCONNECT_CLIENT",
-                ));
-            }
-            if id.is_some() || options.ttl.is_some() || options.collapse.is_some() {
-                return Err(SendError::Senseless("id, ttl and collapse are for messages, not for DISCONNECT_CLIENT"));
-            }
+        if message.op == INTERNAL_EVENT {
+            let has_id_or_options = id.is_some() || options.ttl.is_some() || options.collapse.is_some();
+            check_internal_event(message.t.as_deref(), has_id_or_options).map_err(SendError::Senseless)?;
             return Ok(hub.disconnect(&recipients, excluding).await);
         }
-        let keeps = options.sync && recipients != Recipients::Everyone;
-        if !keeps && (options.ttl.is_some() || options.collapse.is_some()) {
-            return Err(SendError::Senseless(
-                "ttl and collapse are for messages that are kept: sync, and not for everyone",
-            ));
-        }
-        let dispatch = Dispatch {
-            sync: options.sync,
-            excluding: excluding.to_vec(),
-            ttl: options.ttl.map(|seconds| Duration::from_secs(seconds.get().into())),
-            collapse: options.collapse.as_deref().map(CollapseKey::new).transpose()?,
-            id,
-            ..Dispatch::new(message.payload()?, recipients)
-        };
+        let dispatch =
+            Dispatch::new(message.payload()?, recipients).with_options(options).map_err(|error| match error {
+                OptionsError::NotStored => SendError::Senseless(OptionsError::NOT_STORED),
+                OptionsError::Collapse(error) => error.into(),
+            })?;
+        let dispatch = Dispatch { excluding: excluding.to_vec(), id, ..dispatch };
         if !hub.is_sync_enabled() && dispatch.requires_storage() {
             return Err(SendError::SyncOff);
         }

@@ -34,6 +34,7 @@ use crate::{
     health::{LogLimit, supervise},
     http::{Caller, Http, refusal},
     metrics::Metrics,
+    util::backoff::Backoff,
 };
 
 /// First delay after a failed accept (most often no descriptor is free), doubled up to 1 s.
@@ -198,12 +199,12 @@ static ACCEPT_FAILED: LogLimit = LogLimit::new();
 /// A listener that continues after errors of a single connection.
 pub(super) struct Acceptor {
     listener: TcpListener,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 impl Acceptor {
     pub(super) fn new(listener: TcpListener) -> Self {
-        Self { listener, pause: ACCEPT_RETRY_DELAY_MIN }
+        Self { listener, backoff: Backoff::new(ACCEPT_RETRY_DELAY_MIN, ACCEPT_RETRY_DELAY_MAX) }
     }
 
     /// Accepts the next connection and sets its TCP options. After an error of the system the caller has to
@@ -212,7 +213,7 @@ impl Acceptor {
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    self.pause = ACCEPT_RETRY_DELAY_MIN;
+                    self.backoff.reset();
                     prepare(&stream);
                     return Ok((stream, peer));
                 }
@@ -224,12 +225,11 @@ impl Acceptor {
 
     /// Delays the next accept after an error of the system, longer each time, up to 1 s.
     pub(super) async fn pause(&mut self, error: &io::Error) {
-        let pause = self.pause;
+        let delay = self.backoff.next();
         if let Some(suppressed) = ACCEPT_FAILED.due("accept") {
-            tracing::error!(%error, suppressed, "accepting connections failed; next attempt in {pause:?}");
+            tracing::error!(%error, suppressed, "accepting connections failed; next attempt in {delay:?}");
         }
-        tokio::time::sleep(pause).await;
-        self.pause = (pause * 2).min(ACCEPT_RETRY_DELAY_MAX);
+        tokio::time::sleep(delay).await;
     }
 }
 

@@ -5,11 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{backoff::Backoff, on_disk_thread, payload};
+use tokio::task::spawn_blocking;
+
+use super::payload;
 use crate::{
     http_client::{HttpClient, HttpError, HttpResponse, signing},
     hub::{Outbox, QueuedEvent},
     metrics::Metrics,
+    util::backoff::Backoff,
 };
 
 /// Events that the receiver may have accepted and the disk still has. After a crash at most these and one batch are sent
@@ -71,10 +74,11 @@ impl Delivery {
     async fn read(&self, after: u64) -> Vec<QueuedEvent> {
         loop {
             let (outbox, events, bytes) = (self.outbox.clone(), self.max_events, self.max_bytes);
-            match on_disk_thread(move || outbox.read(after, events, bytes)).await {
-                Some(Ok(events)) => return events,
-                Some(Err(error)) => tracing::error!(%error, "events cannot be read from the outbox of the webhook"),
-                None => {}
+            match spawn_blocking(move || outbox.read(after, events, bytes)).await {
+                Ok(Ok(events)) => return events,
+                Ok(Err(error)) => tracing::error!(%error, "events cannot be read from the outbox of the webhook"),
+                // The read panicked, or the runtime stops.
+                Err(_) => {}
             }
             tokio::time::sleep(LOG_INTERVAL).await;
         }
@@ -104,7 +108,7 @@ impl Delivery {
                 continue;
             }
             let requested = response.ok().and_then(|response| response.retry_after);
-            tokio::time::sleep(self.backoff.next(requested)).await;
+            tokio::time::sleep(self.backoff.next().max(requested.unwrap_or_default())).await;
         }
     }
 }

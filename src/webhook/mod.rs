@@ -8,12 +8,9 @@
 //! - `undelivered`: puts messages that were not acknowledged in time into the outbox
 //! - `delivery`: sends events from the outbox
 //! - `payload`: encodes the body of a request
-//! - `backoff`: retry delays
 //!
 //! The store itself puts in `delivered`, `expired` and `dropped`; see `embedded/outbox`.
 
-mod backoff;
-mod blocking;
 mod delivery;
 mod payload;
 mod recorder;
@@ -23,15 +20,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{task::JoinSet, time::Instant};
 
-use self::blocking::on_disk_thread;
 use crate::{
     config,
     health::{Health, supervise},
     http_client::{HttpClient, UrlError},
     hub::{EventKind, Hub, Outbox, OutboxOptions, Store},
     metrics::Metrics,
+    util::backoff::Backoff,
 };
-use backoff::Backoff;
 use delivery::Delivery;
 use recorder::EventRecorder;
 use undelivered::UndeliveredMonitor;

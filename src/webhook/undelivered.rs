@@ -12,8 +12,8 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tokio::task::spawn_blocking;
 
-use super::on_disk_thread;
 use crate::{
     hub::{Entry, Outbox, OutboxEvent, ReadLimit, Store, StoreError},
     logging::excerpt,
@@ -116,12 +116,12 @@ impl UndeliveredMonitor {
         let mut rounds = Rounds::default();
         loop {
             let monitor = self.clone();
-            let round = on_disk_thread(move || {
+            let round = spawn_blocking(move || {
                 monitor.round(&mut rounds);
                 rounds
             });
             // The round panicked, or the runtime stops.
-            let Some(next) = round.await else { return };
+            let Ok(next) = round.await else { return };
             rounds = next;
             tokio::time::sleep(ROUND_INTERVAL).await;
         }

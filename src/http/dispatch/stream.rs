@@ -25,7 +25,7 @@ use futures_util::{future::BoxFuture, stream};
 use http_body_util::BodyExt as _;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, timeout},
 };
 
 use super::{
@@ -33,7 +33,10 @@ use super::{
     ndjson::{Line, LineSplitter},
     request,
 };
-use crate::http::{Api, BODY_TIMEOUT, error::ApiError};
+use crate::{
+    http::{Api, BODY_TIMEOUT, error::ApiError},
+    util::sleep::sleep_until_optional,
+};
 
 /// Time limit for the rest of a line that has begun; then the line gets `too_slow` and the stream ends. Between lines
 /// a stream may be idle without limit.
@@ -149,7 +152,7 @@ where
                 }
                 chunk = chunk(&mut self.body), if reads => self.accept(chunk),
                 () = stopped(&mut self.stopping), if self.end.is_none() => self.end = Some(StreamEnd::ByServer),
-                () = until(line_by), if reads => {
+                () = sleep_until_optional(line_by), if reads => {
                     self.add(0, Task::Reject(ApiError::TooSlow));
                     self.end = Some(StreamEnd::ByServer);
                 }
@@ -254,11 +257,4 @@ where
 /// Resolves when the server shuts down.
 async fn stopped(stopping: &mut watch::Receiver<bool>) {
     _ = stopping.wait_for(|stopping| *stopping).await;
-}
-
-async fn until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
-        None => pending().await,
-    }
 }

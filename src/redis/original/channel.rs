@@ -9,11 +9,11 @@ use serde_json::value::RawValue;
 use crate::{
     cluster::OriginalPresence,
     compat::{
-        dispatch::{DISCONNECT_CLIENT, INTERNAL_EVENT, OutgoingDispatch, PublishedDispatch, SENDER, parse_recipient},
+        dispatch::{OutgoingDispatch, PublishedDispatch, SENDER, parse_recipient},
         keyspace::Name,
     },
     logging::json_error,
-    message::{DispatchId, EVERYONE, JsonString, Payload, Recipients, UserId},
+    message::{DISCONNECT_CLIENT, DispatchId, EVERYONE, INTERNAL_EVENT, JsonString, Payload, Recipients, UserId},
     redis::{RedisError, ServerLink, broadcast::users, connection::Script},
 };
 

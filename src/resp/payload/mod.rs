@@ -2,7 +2,7 @@
 //!
 //! Unknown fields are ignored, as in the original.
 
-use std::{fmt, time::Duration};
+use std::fmt;
 
 use serde::{
     Deserialize, Deserializer,
@@ -11,10 +11,10 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
-    compat::dispatch::{DISCONNECT_CLIENT, Envelope, INTERNAL_EVENT, Message, Options, PortalAnnouncement},
+    compat::dispatch::{Envelope, Message, Options, PortalAnnouncement},
     hub::{Dispatch, Reason, Rejected},
     logging::{json_error, utf8_error},
-    message::{CollapseKey, EVERYONE, JsonString, NameError, Payload, Recipients, UserId, surrogates},
+    message::{EVERYONE, INTERNAL_EVENT, JsonString, Payload, Recipients, UserId, check_internal_event, surrogates},
 };
 
 /// Distinguishes what was published to the channel of dispatches.
@@ -46,9 +46,8 @@ pub(super) fn parse_publish(text: &[u8], recipients_max: usize) -> Result<Publis
         }
     }
     if message.op == INTERNAL_EVENT {
-        if message.t.as_ref().and_then(JsonString::text) != Some(DISCONNECT_CLIENT) {
-            return Err(format!("opcode 5 is for internal events, and t must be {DISCONNECT_CLIENT}"));
-        }
+        // The original ignores the options of an internal event.
+        check_internal_event(message.t.as_ref().and_then(JsonString::text), false)?;
         return Ok(Published::Disconnect(if everyone { Recipients::Everyone } else { Recipients::Users(users) }));
     }
     let mut dispatches = Vec::with_capacity(1);
@@ -98,19 +97,8 @@ pub(super) fn parse_hset_value(text: &[u8], user: UserId) -> Result<Dispatch, St
 fn dispatch(message: &Message<'_>, recipients: Recipients) -> Result<Dispatch, String> {
     let Message { op, d, t, o } = message;
     let payload = Payload::with_type(*op, d.map(RawValue::get), t.as_ref()).map_err(|error| error.to_string())?;
-    let Some(Options { sync, ttl, collapse }) = o else { return Ok(Dispatch::new(payload, recipients)) };
-    let sync = sync.unwrap_or(true);
-    if (ttl.is_some() || collapse.is_some()) && (!sync || recipients == Recipients::Everyone) {
-        // Ignoring them would look as if they had taken effect.
-        return Err("o.ttl and o.collapse are for stored messages: omit them with sync: false, and for `*`".into());
-    }
-    let collapse = collapse.as_deref().map(CollapseKey::new).transpose();
-    Ok(Dispatch {
-        sync,
-        ttl: ttl.map(|seconds| Duration::from_secs(seconds.get().into())),
-        collapse: collapse.map_err(|error: NameError| error.to_string())?,
-        ..Dispatch::new(payload, recipients)
-    })
+    let options = o.as_ref().map(Options::to_options).unwrap_or_default();
+    Dispatch::new(payload, recipients).with_options(&options).map_err(|error| error.to_string())
 }
 
 /// Parses what a portal publishes to the pool's channel: its id, and whether it is ready.

@@ -1,4 +1,7 @@
+use std::time::Duration;
+
 use super::*;
+use crate::message::CollapseKey;
 
 fn ids(text: &str) -> Vec<UserId> {
     text.split_whitespace().map(|id| UserId::new(id).unwrap()).collect()

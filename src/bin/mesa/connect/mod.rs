@@ -7,6 +7,7 @@ use std::{io::BufRead, time::Duration};
 use mesa::{
     client::{self, ClientError, Connection, ConnectionEvent, Gap, close_code},
     message::{DeviceId, Seq},
+    util::backoff::jitter,
 };
 use serde::Serialize;
 use serde_json::{
@@ -264,12 +265,6 @@ impl InputLines {
     }
 }
 
-/// Changes a delay by up to 20 % at random, so that clients do not reconnect all at once.
-fn jitter(interval: Duration) -> Duration {
-    let random = getrandom::u32().unwrap_or(u32::MAX / 2);
-    interval.mul_f64(0.8 + 0.4 * f64::from(random) / f64::from(u32::MAX))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -295,13 +290,6 @@ mod tests {
         assert_eq!(describe_resume(1, 57, None), "* messages #1 to #57 pending");
         assert_eq!(describe_resume(41, 57, Some(&missed)), "* messages #41 to #57 pending; gap: #12 to #40 (quota)");
         assert_eq!(describe_resume(58, 57, None), "* no messages pending; the last one was #57");
-    }
-
-    #[test]
-    fn jitter_varies_a_delay_by_a_fifth() {
-        let pauses: Vec<_> = (0..100).map(|_| jitter(RECONNECT_INTERVAL)).collect();
-        assert!(pauses.iter().all(|pause| (4.0..=6.0).contains(&pause.as_secs_f64())), "{pauses:?}");
-        assert!(pauses.iter().any(|pause| pause != &pauses[0]));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Parses a dispatch from JSON. Borrows from the text where it can, and never parses a message's data.
 
-use std::{borrow::Cow, fmt, marker::PhantomData, time::Duration};
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
 use serde::{
     Deserialize, Deserializer,
@@ -12,12 +12,11 @@ use super::super::error::ApiError;
 use crate::{
     hub::{Dispatch, Hub, Outcome, Rejected},
     logging::{json_error, utf8_error},
-    message::{CollapseKey, DispatchId, EVERYONE, JsonString, Options, Payload, Recipients, UserId, surrogates},
+    message::{
+        DispatchId, EVERYONE, INTERNAL_EVENT, JsonString, Options, Payload, Recipients, UserId, check_internal_event,
+        surrogates,
+    },
 };
-
-/// Opcode of internal events; [`DISCONNECT_CLIENT`] is the only one.
-const INTERNAL_EVENT: u64 = 5;
-const DISCONNECT_CLIENT: &str = "DISCONNECT_CLIENT";
 
 /// Mirrors the JSON of a dispatch. `d` stays byte for byte as it was sent.
 #[derive(Deserialize)]
@@ -132,38 +131,19 @@ pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<DispatchRequest
     let Object(MessageBody { op, d, t, o }) = body.message;
     let options = o.map_or_else(Options::default, |o| o.0);
     if op == INTERNAL_EVENT {
-        return check_internal_event(t.as_ref().and_then(JsonString::text), body.id.is_some(), &options)
-            .map(|()| DispatchRequest::Disconnect(Disconnect { recipients, excluding, rejected }));
-    }
-    let is_stored = options.sync && recipients != Recipients::Everyone;
-    if !is_stored && (options.ttl.is_some() || options.collapse.is_some()) {
-        // Ignoring them would look as if they had taken effect.
-        return shape_error("o.ttl and o.collapse are for stored messages: omit them with sync: false, and for `*`");
+        let has_id_or_options = body.id.is_some() || options.ttl.is_some() || options.collapse.is_some();
+        check_internal_event(t.as_ref().and_then(JsonString::text), has_id_or_options).or_else(shape_error)?;
+        return Ok(DispatchRequest::Disconnect(Disconnect { recipients, excluding, rejected }));
     }
     let payload = Payload::with_type(op, d.map(RawValue::get), t.as_ref())?;
-    let name = |error: crate::message::NameError| ApiError::Shape(error.to_string());
+    let dispatch = Dispatch::new(payload, recipients).with_options(&options);
+    let id = body.id.as_deref().map(DispatchId::new).transpose();
     Ok(DispatchRequest::Dispatch(Dispatch {
-        payload,
-        sync: options.sync,
-        recipients,
         excluding,
-        ttl: options.ttl.map(|seconds| Duration::from_secs(seconds.get().into())),
-        collapse: options.collapse.as_deref().map(CollapseKey::new).transpose().map_err(name)?,
-        id: body.id.as_deref().map(DispatchId::new).transpose().map_err(name)?,
+        id: id.map_err(|error| ApiError::Shape(error.to_string()))?,
         rejected,
+        ..dispatch.map_err(|error| ApiError::Shape(error.to_string()))?
     }))
-}
-
-/// Checks that an internal event is a known one.
-fn check_internal_event(kind: Option<&str>, has_id: bool, options: &Options) -> Result<(), ApiError> {
-    if kind != Some(DISCONNECT_CLIENT) {
-        let why = format!("opcode 5 is for internal events, and t must be {DISCONNECT_CLIENT}");
-        return Err(ApiError::Shape(why));
-    }
-    if has_id || options.ttl.is_some() || options.collapse.is_some() {
-        return shape_error("id, o.ttl and o.collapse are for messages: omit them; disconnecting twice does no harm");
-    }
-    Ok(())
 }
 
 fn shape_error<T>(why: &str) -> Result<T, ApiError> {

@@ -1,5 +1,8 @@
+use std::time::Duration;
+
 use super::*;
 use crate::hub::Reason;
+use crate::message::CollapseKey;
 
 fn error(body: &str) -> String {
     read(body.as_bytes(), 3).expect_err(body).to_string()
