@@ -376,8 +376,8 @@ impl Replay {
                     let device = device_of(device).map_err(|error| damaged(&error))?;
                     self.log(user, number)?.cursors.remove(device.as_ref());
                 }
-                Item::Gap { user, from, to, loss } => {
-                    let reason = GapReason::from_stored(loss).ok_or_else(|| damaged(&"an unknown gap reason"))?;
+                Item::Gap { user, from, to, reason } => {
+                    let reason = GapReason::from_stored(reason).ok_or_else(|| damaged(&"an unknown gap reason"))?;
                     let log = self.log(user, number)?;
                     match reason {
                         // The event was reported. The entry's own expiry shows that it has expired.

@@ -37,7 +37,7 @@ fn record() -> Vec<u8> {
         Item::Seen { user: "bob", at_ms: 1_700_000_000_001 },
         Item::Cursor { user: "alice", device: "phone", cursor },
         Item::CursorRemoved { user: "alice", device: "" },
-        Item::Gap { user: "alice", from: 1, to: 1, loss: 3 },
+        Item::Gap { user: "alice", from: 1, to: 1, reason: 3 },
         Item::Rejected { user: "bob", reason: 1 },
         Item::Summary { id: "order-7", recipients: 2, online: 1, offline: 0, stored: 1 },
         Item::More,

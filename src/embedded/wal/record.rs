@@ -45,9 +45,9 @@ pub enum Item<'a> {
     Cursor { user: &'a str, device: &'a str, cursor: StoredCursor },
     /// This cursor was removed.
     CursorRemoved { user: &'a str, device: &'a str },
-    /// These entries were dropped before all devices acknowledged them; `loss` is a [`GapReason`](crate::store::GapReason). For
+    /// These entries were dropped before all devices acknowledged them; `reason` is a [`GapReason`](crate::store::GapReason). For
     /// expired entries it records that the outbox has the event.
-    Gap { user: &'a str, from: Seq, to: Seq, loss: u8 },
+    Gap { user: &'a str, from: Seq, to: Seq, reason: u8 },
     /// The append that the next [`Item::Summary`] names was rejected for this user; `reason` is a
     /// [`Reason`](crate::store::Reason).
     Rejected { user: &'a str, reason: u8 },

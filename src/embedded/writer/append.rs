@@ -129,8 +129,8 @@ impl Committer {
         message.at = Some(at);
         let recipient_at = commit.push(&self.shared, &Item::To { user: user.as_str(), seq });
         if let Some(from) = replaced {
-            let loss = GapReason::Collapsed as u8;
-            commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to: from, loss });
+            let reason = GapReason::Collapsed as u8;
+            commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to: from, reason });
         }
         let record = commit.number;
         // A payload has at most 64 KiB.
@@ -190,7 +190,7 @@ impl Committer {
         }
         let Some((from, to, entries)) = self.evict_oldest(user, bytes)? else { return Ok(0) };
         self.shared.record_dropped(user, from, to, entries);
-        commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, loss: GapReason::Quota as u8 });
+        commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, reason: GapReason::Quota as u8 });
         Ok(entries)
     }
 
@@ -254,7 +254,7 @@ impl Committer {
         }
         if let Some((from, to)) = range {
             commit.ensure_capacity(RECIPIENT_BYTES_MAX);
-            commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, loss: GapReason::Cleared as u8 });
+            commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, reason: GapReason::Cleared as u8 });
         }
         self.add_report(commit, user)?;
         Ok(cleared)
@@ -309,7 +309,7 @@ impl Committer {
         push_all(changes.recreated, Vec::new());
         for (from, to) in expired {
             commit.ensure_capacity(RECIPIENT_BYTES_MAX);
-            commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, loss: GapReason::Expired as u8 });
+            commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, reason: GapReason::Expired as u8 });
         }
         if at_ms > 0 {
             commit.ensure_capacity(CURSOR_BYTES_MAX);

@@ -74,7 +74,7 @@ impl Assembly {
         if log.shared.is_none() && log.devices.is_empty() {
             log.shared = Some(StoredCursor::default());
         }
-        let gaps = log.gaps.iter().map(|&(from, to, loss)| gap(from, to, loss)).collect();
+        let gaps = log.gaps.iter().map(|&(from, to, reason)| gap(from, to, reason)).collect();
         let keys = log.keys.iter().map(|(key, seq, ..)| (key.clone(), *seq)).collect();
         Self {
             user,
@@ -139,7 +139,7 @@ impl Assembly {
                     self.stale = Some(device);
                 }
             }
-            WalEntry::Gap { from, to, loss } => self.gaps.push(gap(from, to, loss)),
+            WalEntry::Gap { from, to, reason } => self.gaps.push(gap(from, to, reason)),
         }
     }
 
@@ -326,8 +326,8 @@ fn acknowledge(cursor: &mut StoredCursor, through: Seq, ranges: &[(Seq, Seq)]) {
     cursor.ranges = acknowledged.ranges().to_vec();
 }
 
-fn gap(from: Seq, to: Seq, loss: u8) -> Gap {
-    Gap { from, to, reason: GapReason::from_stored(loss).unwrap_or(GapReason::Expired) }
+fn gap(from: Seq, to: Seq, reason: u8) -> Gap {
+    Gap { from, to, reason: GapReason::from_stored(reason).unwrap_or(GapReason::Expired) }
 }
 
 /// Makes a damage report of this user.

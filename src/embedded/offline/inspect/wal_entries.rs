@@ -19,7 +19,7 @@ pub enum WalEntry {
     Seen(u64),
     Cursor { device: String, cursor: StoredCursor },
     CursorRemoved { device: String },
-    Gap { from: Seq, to: Seq, loss: u8 },
+    Gap { from: Seq, to: Seq, reason: u8 },
 }
 
 /// Holds the decoded entries of all records.
@@ -71,7 +71,7 @@ impl WalEntries {
                 Item::Seen { user, at_ms } => (user, WalEntry::Seen(at_ms)),
                 Item::Cursor { user, device, cursor } => (user, WalEntry::Cursor { device: device.to_owned(), cursor }),
                 Item::CursorRemoved { user, device } => (user, WalEntry::CursorRemoved { device: device.to_owned() }),
-                Item::Gap { user, from, to, loss } => (user, WalEntry::Gap { from, to, loss }),
+                Item::Gap { user, from, to, reason } => (user, WalEntry::Gap { from, to, reason }),
                 Item::Rejected { user, reason } => {
                     self.rejected.push((user.to_owned(), reason));
                     continue;
