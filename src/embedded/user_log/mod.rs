@@ -83,7 +83,7 @@ pub struct UserLog {
     pub trimming: bool,
     /// Usage of the value log, without gaps and without entries up to `counted`.
     pub block_usage: Usage,
-    /// Entries up to this sequence are released and no longer part of `block_usage`.
+    /// Entries up to this sequence are no longer part of `block_usage`: they are released or evicted.
     pub counted: Seq,
     /// Expiry of the first entry in the value log that expires, in seconds of the Unix epoch; 0 = none expires.
     pub blocks_expire_s: u32,
@@ -148,7 +148,7 @@ impl UserLog {
         log
     }
 
-    /// Encodes the row. `lossy_restarts` is their current number.
+    /// Returns the row to store. `lossy_restarts` is their current number.
     pub fn row(&self, lossy_restarts: u32) -> StoredLog {
         let (head, lossy_restarts) = self.before_skip.unwrap_or((self.head, lossy_restarts));
         let mut stored = StoredLog {
