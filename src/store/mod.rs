@@ -49,7 +49,7 @@ pub fn fingerprint(namespace: &str) -> u32 {
 /// Holds a message in one user's log, with the namespace and owner it was stored under.
 ///
 /// Both are read from disk, not copied from the request. A session compares them with its own before it writes the entry to a
-/// socket, so that an error in any layer below cannot deliver it to another user (guarantee G3).
+/// socket. So an error in a lower layer cannot deliver the entry to another user (guarantee G3).
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Fingerprint of the namespace it was stored under; compare with [`Store::namespace`].

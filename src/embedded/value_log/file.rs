@@ -2,9 +2,8 @@
 //!
 //! A file is a sequence of frames, one for each block: its key and its bytes. Blocks are appended and never changed;
 //! a replaced or removed block is dead. A file without live blocks is removed at the next checkpoint. If too much of
-//! all files is dead, the live blocks of the emptiest are copied ([`compaction`](super::compaction)), so that the
-//! files are at most about twice the live bytes. If the disk is short of space, a file is compacted once an eighth of
-//! it is dead.
+//! all files is dead, [`compaction`](super::compaction) copies the live blocks of the emptiest file. So the files are at
+//! most about twice the live bytes. If the disk is short of space, a file is compacted once an eighth of it is dead.
 //!
 //! A process appends only to files that it began itself. The torn end that a crash leaves in another file is never
 //! continued, and nothing refers to it.
