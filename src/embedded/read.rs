@@ -8,6 +8,7 @@ use super::{
         contract::{EngineError, Table},
         schema::wal_key,
     },
+    unreadable::damaged,
     user_log::{UserLog, WalSlot, is_expired},
     wal::record::entry_at,
 };
@@ -111,7 +112,7 @@ impl StoreState {
                 return Ok(found);
             }
         }
-        Err(StoreError::Damaged(format!("WAL records of user {user:?} above {after} are missing. Look at the store with `mesa inspect`, or restore a backup").into()))
+        Err(damaged(format!("WAL records of user {user:?} above {after} are missing")))
     }
 
     /// Reads the planned entries. Returns `None` if some were flushed meanwhile.
@@ -227,7 +228,7 @@ impl StoreState {
         };
         entry.filter(whose).ok_or_else(|| {
             let place = format!("WAL record {} at offset {}", slot.record, slot.recipient_at);
-            StoreError::Damaged(format!("{place} is not entry {} of user {user:?}", slot.seq).into())
+            damaged(format!("{place} is not entry {} of user {user:?}", slot.seq))
         })
     }
 

@@ -15,6 +15,7 @@ use super::{
         contract::{Engine, EngineError, Table},
         schema::{Ids as IdBlock, StoredCursor, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number},
     },
+    unreadable,
     user_log::{
         UserLog, WalSlot,
         cache::LogCache,
@@ -202,7 +203,7 @@ fn read_ids(
         }
     });
     read.map_err(StoreError::from)?;
-    damage.map_or(Ok(blocks), |damage| Err(StoreError::Damaged(damage.into())))
+    damage.map_or(Ok(blocks), |damage| Err(unreadable::damaged(damage)))
 }
 
 /// Returns the bytes in the value log by the rows of all users. A row that cannot be read is reported when its user
@@ -335,10 +336,8 @@ impl Replay {
     /// Replays a record; returns its number.
     fn record(&mut self, key: &[u8], value: &[u8]) -> Result<u64, StoreError> {
         let number = wal_number(key);
-        let number =
-            number.ok_or_else(|| StoreError::Damaged(format!("{key:?} is not the key of a WAL record").into()))?;
-        let damaged =
-            |error: &dyn std::fmt::Display| StoreError::Damaged(format!("WAL record {number}: {error}").into());
+        let number = number.ok_or_else(|| unreadable::damaged(format!("{key:?} is not the key of a WAL record")))?;
+        let damaged = |error: &dyn std::fmt::Display| unreadable::damaged(format!("WAL record {number}: {error}"));
         if self.records.back().is_some_and(|last| last.number + 1 != number) {
             return Err(damaged(&"the record before it is missing"));
         }
@@ -407,15 +406,14 @@ impl Replay {
     fn replayed(&mut self, user: &str, record: u64) -> Result<&mut Replayed, StoreError> {
         if !self.logs.contains_key(user) {
             let damaged = |error: &dyn std::fmt::Display| {
-                StoreError::Damaged(format!("WAL record {record}, user {user:?}: {error}").into())
+                unreadable::damaged(format!("WAL record {record}, user {user:?}: {error}"))
             };
             let id = UserId::new(user).map_err(|error| damaged(&error))?;
             let row = self.engine.get(Table::Users, user.as_bytes()).map_err(StoreError::from)?;
             let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
             self.logs.insert(id, Replayed { log: UserLog::as_stored(row), first: None, appended: 0 });
         }
-        let replayed =
-            self.logs.get_mut(user).ok_or_else(|| StoreError::Damaged("a replayed log is missing".into()))?;
+        let replayed = self.logs.get_mut(user).ok_or_else(|| unreadable::damaged("a replayed log is missing"))?;
         replayed.log.last_record = record;
         Ok(replayed)
     }

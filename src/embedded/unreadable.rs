@@ -5,6 +5,8 @@ use std::fmt;
 use bincode::error::DecodeError;
 use bytes::Bytes;
 
+use crate::store::StoreError;
+
 /// First byte of a placeholder. No stored value begins with it.
 const PLACEHOLDER: u8 = 0xFF;
 
@@ -32,6 +34,11 @@ impl Unreadable {
             _ => None,
         }
     }
+}
+
+/// Makes the error of damaged data. `what` is a clause without a full stop; what to do follows.
+pub fn damaged(what: impl fmt::Display) -> StoreError {
+    StoreError::Damaged(format!("{what}. Save what is left with `mesa inspect --salvage`, or restore a backup").into())
 }
 
 impl fmt::Display for Unreadable {

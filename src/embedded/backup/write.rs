@@ -17,6 +17,7 @@ use crate::{
             meta::NAMESPACE_KEY,
             schema::{Ids, StoredCursor, StoredId, StoredLog},
         },
+        unreadable::damaged,
         user_log::{UserLog, WalSlot},
         wal::record::{Header, Item, RecordReader},
         writer::dedup,
@@ -108,7 +109,7 @@ impl StoreState {
         }
         let row = self.engine.get(Table::Users, user.as_str().as_bytes());
         let row = row.map_err(StoreError::from)?.map(|bytes| StoredLog::decode(&bytes)).transpose();
-        let row = row.map_err(|error| StoreError::Damaged(format!("the row of user {user:?}: {error}").into()))?;
+        let row = row.map_err(|error| damaged(format!("the row of user {user:?}: {error}")))?;
         Ok(UserLog::from_row(row, lossy_restarts).row(lossy_restarts.count))
     }
 
@@ -133,7 +134,7 @@ impl StoreState {
                 return Ok((entries, through));
             }
         }
-        Err(StoreError::Damaged(format!("the WAL has lost records of user {user:?} above {after}").into()))
+        Err(damaged(format!("WAL records of user {user:?} above {after} are missing")))
     }
 
     /// Reads entries from the WAL. Returns `None` if some were flushed meanwhile.

@@ -28,6 +28,7 @@ use tokio::sync::watch;
 
 use super::{
     tables::contract::{Engine, EngineError, Table},
+    unreadable,
     writer::queue::Queue,
 };
 use crate::{
@@ -315,7 +316,7 @@ fn failed(error: EngineError) -> StoreError {
 }
 
 fn damaged(what: impl fmt::Display) -> StoreError {
-    StoreError::Damaged(format!("the outbox: {what}").into())
+    unreadable::damaged(format!("the outbox: {what}"))
 }
 
 impl fmt::Debug for Outbox {

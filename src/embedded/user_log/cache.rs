@@ -20,6 +20,7 @@ use crate::{
             contract::{Engine, Table},
             schema::StoredLog,
         },
+        unreadable::damaged,
         writer::cost::Cost,
     },
     message::UserId,
@@ -45,13 +46,6 @@ pub struct LogCache {
     /// on any thread.
     reserved: AtomicU64,
     unflushed: AtomicU64,
-}
-
-fn damaged(user: &UserId, why: &str) -> String {
-    format!(
-        "the row of user {user:?} cannot be read ({why}). Save what is left with `mesa inspect --salvage`, or restore a \
-         backup"
-    )
 }
 
 impl LogCache {
@@ -134,7 +128,7 @@ impl LogCache {
     fn load(&self, user: &UserId) -> Result<UserLog, StoreError> {
         let row = self.engine.get(Table::Users, user.as_str().as_bytes()).map_err(StoreError::from)?;
         let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose();
-        let row = row.map_err(|error| StoreError::Damaged(damaged(user, &error.to_string()).into()))?;
+        let row = row.map_err(|error| damaged(format!("the row of user {user:?} cannot be read ({error})")))?;
         let mut log = UserLog::from_row(row, self.lossy_restarts);
         log.touched = self.now();
         Ok(log)
