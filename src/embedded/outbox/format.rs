@@ -66,7 +66,7 @@ enum Reported {
 
 fn encode(value: &impl Encode) -> Vec<u8> {
     // As in `RecordWriter::encode`.
-    bincode::encode_to_vec(value, format()).expect("a Vec takes everything")
+    bincode::encode_to_vec(value, format()).expect("writing to a Vec succeeds")
 }
 
 impl Batch {

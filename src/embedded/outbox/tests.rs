@@ -114,7 +114,7 @@ async fn power_cut_at_any_write_keeps_readable_events() {
         writes += 1;
         assert!(writes < 200, "the store writes fewer than 200 times");
     }
-    assert!(writes > 20, "only {writes} writes were cut");
+    assert!(writes > 20, "more than 20 writes are cut, not {writes}");
 }
 
 /// Tables in memory that record the calls.

@@ -106,7 +106,7 @@ mod tests {
         let log = directory.path().join(LOG);
         fs::create_dir(&log).unwrap();
         assert!(check_foreign_files(directory.path()).is_ok());
-        drop(open(DiskOptions::new(directory.path())).expect("a store is made in its place"));
+        drop(open(DiskOptions::new(directory.path())).expect("a store is created in it"));
         let directory = tempfile::tempdir().unwrap();
         let log = directory.path().join(LOG);
         fs::create_dir(&log).unwrap();
@@ -129,7 +129,7 @@ mod tests {
         for text in ["", "12345", "123  "] {
             let directory = tempfile::tempdir().unwrap();
             fs::write(directory.path().join(LOCK), text).unwrap();
-            drop(open(DiskOptions::new(directory.path())).expect("a store is made where a server has left its lock"));
+            drop(open(DiskOptions::new(directory.path())).expect("a store is created next to the lock of a server"));
         }
     }
 

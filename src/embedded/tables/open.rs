@@ -173,7 +173,10 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
             // A truncated snapshot. The log itself is usually intact.
             let moved =
                 dir.set_snapshots_aside(true).map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?;
-            tracing::warn!(snapshots = moved.len(), "the store did not open: its snapshots were set aside, once");
+            tracing::warn!(
+                snapshots = moved.len(),
+                "the store did not open: its snapshots are set aside, and it is opened once more"
+            );
             open_sled(&log, options.cache_bytes)
         }
         opened => opened,
@@ -190,7 +193,7 @@ fn set_up(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptions) 
     // First: the newest snapshot must be durable before anything that sled did because of it.
     dir.sync_names().map_err(|error| cannot_open(io_reason("cannot sync it", &error)))?;
     let tree = |table| {
-        let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every table of sled's has a name");
+        let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every sled table has a name");
         db.open_tree(name).map_err(|error| cannot_open(sled_reason(&error)))
     };
     let trees = Trees {
@@ -209,7 +212,7 @@ fn set_up(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptions) 
     let mut runway = Runway::default();
     let ballast = file.metadata().and_then(|file| Ballast::of(path).make(file.len()));
     if let Err(error) = ballast {
-        tracing::warn!(%error, "cannot make the ballast: this store may not open on a full disk");
+        tracing::warn!(%error, "cannot create the ballast: this store may not open on a full disk");
     }
     runway.extend(&file).map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
     let flushed = trees.meta.get(FLUSHED_KEY).map_err(|error| cannot_open(sled_reason(&error)))?;
@@ -263,7 +266,7 @@ fn broken_wal(path: &Path, damage: OpenError) -> StoreError {
 /// sled writes its file `conf` in two steps and never syncs it. Without the second step it never opens the store again.
 /// So the files are created in another directory, which is renamed when they are complete and synced.
 fn create_sled(dir: &StoreDir, options: &DiskOptions) -> Result<(), String> {
-    let cannot = |error: std::io::Error| io_reason("cannot make its directory `log`", &error);
+    let cannot = |error: std::io::Error| io_reason("cannot create its directory `log`", &error);
     let staging = dir.staging_dir().map_err(cannot)?;
     let db = open_sled(&staging, options.cache_bytes).map_err(|error| sled_reason(&error))?;
     close_sled(db, &staging).map_err(cannot)?;

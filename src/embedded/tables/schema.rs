@@ -88,7 +88,7 @@ pub struct StoredId {
 impl Ids {
     pub fn encode(&self) -> Vec<u8> {
         // As in `RecordWriter::encode`.
-        bincode::encode_to_vec(self, format()).expect("a Vec takes everything")
+        bincode::encode_to_vec(self, format()).expect("writing to a Vec succeeds")
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
@@ -106,7 +106,7 @@ enum Row {
 impl StoredLog {
     pub fn encode(self) -> Vec<u8> {
         // As in `RecordWriter::encode`.
-        bincode::encode_to_vec(Row::V1(self), format()).expect("a Vec takes everything")
+        bincode::encode_to_vec(Row::V1(self), format()).expect("writing to a Vec succeeds")
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {

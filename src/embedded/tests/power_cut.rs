@@ -282,7 +282,7 @@ async fn power_cut_at_any_write_keeps_answered_messages() {
     while cut_after(cuts).await {
         cuts += 1;
     }
-    assert!(cuts > 60, "only {cuts} writes were cut: the flush was not under way");
+    assert!(cuts > 60, "more than 60 writes are cut, not {cuts}");
 }
 
 /// Appends messages that fill several records, in one commit, each with an idempotency id.
@@ -331,7 +331,7 @@ async fn power_cut_keeps_commit_of_several_records_and_its_ids_atomically() {
     while batch_cut_after(cuts).await {
         cuts += 1;
     }
-    assert!(cuts > 20, "only {cuts} writes were cut");
+    assert!(cuts > 20, "more than 20 writes are cut, not {cuts}");
 }
 
 /// The power fails within a commit with a collapse and an append that evicts entries.

@@ -226,7 +226,7 @@ async fn work_on_full_disk_is_done_when_there_is_space() {
             rejections += run_with_full_disk(writes_left, failures, false).await;
         }
     }
-    assert!(rejections > 0, "the disk was never full");
+    assert!(rejections > 0, "the disk was full at least once");
 }
 
 #[tokio::test]
@@ -237,7 +237,7 @@ async fn commit_on_full_disk_is_written_when_there_is_space() {
             rejections += run_with_full_disk(writes_left, failures, true).await;
         }
     }
-    assert!(rejections > 0, "the disk was never full");
+    assert!(rejections > 0, "the disk was full at least once");
 }
 
 /// Disk bytes are reserved until a message is flushed or acknowledged, also after a restart.

@@ -39,7 +39,7 @@ impl<'a> Block<'a> {
 
     pub fn encode(&self) -> Vec<u8> {
         // As in `RecordWriter::encode`.
-        bincode::encode_to_vec(self, format()).expect("a Vec takes everything")
+        bincode::encode_to_vec(self, format()).expect("writing to a Vec succeeds")
     }
 }
 

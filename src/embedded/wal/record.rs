@@ -91,7 +91,7 @@ impl RecordWriter {
     fn encode(&mut self, value: &impl Encode) {
         let written: Result<usize, EncodeError> = bincode::encode_into_std_write(value, &mut self.bytes, format());
         // Writing to a Vec cannot fail, and nothing here has a length that is not known.
-        written.expect("a Vec takes everything");
+        written.expect("writing to a Vec succeeds");
     }
 }
 

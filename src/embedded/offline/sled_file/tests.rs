@@ -278,7 +278,7 @@ fn segments_before_a_snapshot_may_be_missing() {
     drop(open(home.path()));
     let end = Tail::find(home.path()).unwrap().advance(&fs::File::open(home.path().join("db")).unwrap()).unwrap();
     let before = end / SEGMENT as u64 * SEGMENT as u64 - SEGMENT as u64;
-    let at = Segments::find(home.path()).unwrap().offset_of(before).expect("the last but one") as usize;
+    let at = Segments::find(home.path()).unwrap().offset_of(before).expect("the segment before the last one") as usize;
     let mut bytes = fs::read(home.path().join("db")).unwrap();
     bytes[at..at + SEGMENT].fill(0);
     fs::write(home.path().join("db"), bytes).unwrap();
