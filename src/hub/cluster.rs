@@ -22,6 +22,9 @@ use crate::{
 /// A store remembers little longer which entries it has (`Append::per_recipient_id`); a later attempt could store them twice.
 const STORE_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// A user at the quota rejects every further message, so this warning is rate-limited for each reason.
+static REJECTED: LogLimit = LogLimit::new();
+
 /// A lasting cause fails every message from the original's servers, so this warning is rate-limited.
 static NOT_STORED: LogLimit = LogLimit::new();
 
@@ -86,11 +89,14 @@ impl Hub {
         match self.store.append_all(messages.iter().map(append).collect()).await {
             Ok(appended) => {
                 for (message, appended) in messages.iter().zip(appended) {
-                    let rejected = message.users.iter().zip(&appended.seqs).filter(|(_, seq)| seq.is_err());
                     // No caller receives a result, so the log is the only place to report it.
-                    rejected.for_each(|(user, _)| {
-                        tracing::warn!(user = %excerpt(user), "a message from the original's servers is not stored: the user's quota is reached");
-                    });
+                    for (user, seq) in message.users.iter().zip(&appended.seqs) {
+                        if let Err(reason) = seq
+                            && let Some(suppressed) = REJECTED.due(reason.as_str())
+                        {
+                            tracing::warn!(user = %excerpt(user), reason = reason.as_str(), suppressed, "a message from the original's servers is not stored");
+                        }
+                    }
                 }
             }
             // The append may have been committed. Sent unsynced the message could arrive twice, and offline users would miss it.

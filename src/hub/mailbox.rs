@@ -91,10 +91,16 @@ impl Mailbox {
         self.signal(LOG);
     }
 
-    /// Requests the connection to close. The first reason stands.
-    pub(super) fn close(&self, why: CloseReason) {
-        self.state.lock().close.get_or_insert(why);
+    /// Requests the connection to close. The first reason stands; returns false for any later one.
+    pub(super) fn close(&self, why: CloseReason) -> bool {
+        let is_first = {
+            let mut state = self.state.lock();
+            let is_first = state.close.is_none();
+            state.close.get_or_insert(why);
+            is_first
+        };
         self.signal(CLOSE);
+        is_first
     }
 
     /// Puts in an unsynced message; returns the number of older messages dropped for it.
@@ -183,8 +189,8 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(mailbox.poll_signals(&mut cx).is_pending());
         mailbox.log_has_more();
-        mailbox.close(CloseReason::Shutdown);
-        mailbox.close(CloseReason::Requested);
+        assert!(mailbox.close(CloseReason::Shutdown));
+        assert!(!mailbox.close(CloseReason::Requested), "it is closing already");
         let all = Signals { log: true, unsynced: false, close: Some(CloseReason::Shutdown) };
         assert_eq!(mailbox.poll_signals(&mut cx), Poll::Ready(all));
         assert!(mailbox.poll_signals(&mut cx).is_pending());

@@ -197,12 +197,9 @@ impl Hub {
         true
     }
 
-    /// Requests one connection to close; false if it is gone.
+    /// Requests one connection to close; false if it is gone, or closing already.
     pub fn close_connection(&self, connection: ConnectionId, why: CloseReason) -> bool {
-        self.registry.mailbox(connection).is_some_and(|mailbox| {
-            mailbox.close(why);
-            true
-        })
+        self.registry.mailbox(connection).is_some_and(|mailbox| mailbox.close(why))
     }
 
     /// Adds a listener for client events, for the lifetime of the hub.
@@ -248,7 +245,7 @@ impl Hub {
 
     /// Requests every connection to close.
     pub fn close_all(&self, why: CloseReason) {
-        self.registry.for_each_connection(|_, mailbox| mailbox.close(why));
+        self.registry.for_each_connection(|_, mailbox| _ = mailbox.close(why));
     }
 
     /// Records a user's number of local sessions. Called under the registry's lock, so that the later count holds.

@@ -152,7 +152,7 @@ impl Registry {
     pub(super) fn close_user(&self, user: &UserId, why: CloseReason) -> usize {
         let shard = self.users_of(user).lock();
         let Some(sessions) = shard.get(user) else { return 0 };
-        sessions.iter().for_each(|session| session.mailbox.close(why));
+        sessions.iter().for_each(|session| _ = session.mailbox.close(why));
         sessions.len()
     }
 

@@ -68,23 +68,26 @@ async fn publish_broadcasts(link: Weak<ServerLink>, presence: Arc<Presence>, que
         let resolved = async |broadcast: Broadcast| {
             let (Broadcast::Message { recipients, excluding, .. } | Broadcast::Disconnect { recipients, excluding }) =
                 &broadcast;
-            let resolved =
-                if has_original { Some(resolve_exclusions(&link, recipients, excluding).await?) } else { None };
-            Ok::<_, RedisError>((broadcast, resolved))
+            let resolved = match has_original {
+                true => Some(resolve_exclusions(&link, recipients, excluding).await),
+                false => None,
+            };
+            (broadcast, resolved)
         };
         let resolved = futures_util::future::join_all(batch.drain(..).map(resolved)).await;
-        let publish = async |resolved: Result<(Broadcast, Option<Recipients>), RedisError>| {
-            let (broadcast, resolved) = resolved?;
+        let publish = async |(broadcast, resolved): (Broadcast, Option<Result<Recipients, RedisError>>)| {
             let mut command = redis::cmd("PUBLISH");
             command.arg(&channel).arg(broadcast::encode(link.server_name(), &broadcast));
             let ours = link.client().query::<redis::Value>(&command);
-            let Some(resolved) = resolved else { return ours.await };
+            let Some(resolved) = resolved else { return ours.await.map(drop) };
             let message = match &broadcast {
                 Broadcast::Message { payload, .. } => &payload.as_bytes()[..],
                 Broadcast::Disconnect { .. } => DISCONNECT,
             };
-            channel::publish(&link, message, &resolved).await?;
-            ours.await
+            // A failed publish to the original is no reason to withhold the broadcast from our servers.
+            let original = async { channel::publish(&link, message, &resolved?).await };
+            let (original, ours) = tokio::join!(original, ours);
+            original.and(ours.map(drop))
         };
         // They share a connection, which keeps their order.
         let published = futures_util::future::join_all(resolved.into_iter().map(publish)).await;

@@ -217,11 +217,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         if id.is_empty() || id.len() > ID_BYTES_MAX {
             return Err("ERR the id of a portal has 1 to 256 bytes");
         }
-        Ok(if joins {
-            portals.announce(id, self.subscriber.number, self.subscriber.address)
+        if joins {
+            let announced = portals.announce(id, self.subscriber.number, self.subscriber.address);
+            announced.ok_or("ERR too many portals are connected (256); close one first")
         } else {
-            portals.leave(id)
-        })
+            Ok(portals.leave(id))
+        }
     }
 
     /// Replies with the pending messages of a user, or with whether there are any.

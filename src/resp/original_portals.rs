@@ -69,8 +69,8 @@ impl OriginalPortals {
         ids
     }
 
-    /// Adds a portal. True if it was unknown.
-    pub(super) fn announce(&self, id: &str, number: ConnectionNumber, address: IpAddr) -> bool {
+    /// Adds a portal, and returns whether it was unknown. `None`: there are too many.
+    pub(super) fn announce(&self, id: &str, number: ConnectionNumber, address: IpAddr) -> Option<bool> {
         self.change(|registry| registry.announce(id, number, address, Instant::now()))
     }
 

@@ -198,7 +198,8 @@ impl Peer {
         Ok(self.0.handle.send_to_connection(self.0.connection, &message.payload()?))
     }
 
-    /// Closes the connection with this code: 1000 to 1003, 1007 to 1013, or 3000 to 4999; false if it is gone.
+    /// Closes the connection with this code: 1000 to 1003, 1007 to 1013, or 3000 to 4999; false if it is gone, or
+    /// closing already.
     ///
     /// The user's pending messages stay.
     ///

@@ -219,6 +219,20 @@ async fn list_stored_by_original_just_after_connect_is_delivered_on_that_connect
     assert_eq!(redis_cli(&group, &["HLEN", "undelivered_messages_shop"]), "0");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn broadcast_that_cannot_be_resolved_for_the_original_reaches_other_servers() {
+    let group = ServerGroup::start_with(2, SETTINGS);
+    let _subscriber = Subscriber::start(&group, &[]).await;
+    let mut bob = group.client(1, "bob").await;
+    wait_until_seen(&group, "bob").await;
+    // With an exclusion the server reads the original's list of connected users, which Redis now forbids.
+    redis_cli(&group, &["ACL", "SETUSER", "default", "resetkeys", "~mesa:*"]);
+    let (status, answer) = group.call(0, "POST", "/v1/dispatch", &unsynced(1, &["*"], &["carol"])).await;
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(next_data(&mut bob).await, 1);
+    redis_cli(&group, &["ACL", "SETUSER", "default", "allkeys"]);
+}
+
 // covers: G4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retry_with_same_id_after_failed_publish_publishes_to_the_original_once() {

@@ -16,7 +16,7 @@ use std::{
 
 use crate::hub::portals::ConsumerId;
 
-/// Ids in total. Above it, the oldest announced id without a connection is removed.
+/// Ids in total. One more replaces the oldest id without a connection; if all have one, it is rejected.
 const IDS_MAX: usize = 256;
 
 /// Ids that one subscription may be bound to.
@@ -85,28 +85,37 @@ impl PortalRegistry {
         self.ids.iter().map(|id| &id.announced)
     }
 
-    /// Adds an announced portal. True if it was unknown.
-    pub(super) fn announce(&mut self, id: &str, number: ConnectionNumber, address: IpAddr, now: Instant) -> bool {
+    /// Adds an announced portal, and returns whether it was unknown. `None`: [`IDS_MAX`] others are connected.
+    pub(super) fn announce(
+        &mut self,
+        id: &str,
+        number: ConnectionNumber,
+        address: IpAddr,
+        now: Instant,
+    ) -> Option<bool> {
         let known = self.ids.iter_mut().find(|known| known.announced.id == id);
         let new = known.is_none();
         match known {
             Some(known) => {
-                known.by.push(number);
-                known.by.dedup();
+                if !known.by.contains(&number) {
+                    known.by.push(number);
+                }
                 known.first = if known.by.len() == 1 { number } else { known.first.min(number) };
                 known.announced.address = address;
             }
             None => {
                 if self.ids.len() >= IDS_MAX {
-                    let oldest = self.ids.iter().position(|id| id.by.is_empty()).unwrap_or(0);
-                    self.ids.remove(oldest);
+                    let absent = self.ids.iter().position(|id| id.absent_since.is_some());
+                    // Its subscription may still be open, and is then bound to another id.
+                    let replaced = absent.or_else(|| self.ids.iter().position(|id| id.by.is_empty()))?;
+                    self.ids.remove(replaced);
                 }
                 let announced = AnnouncedPortal { id: id.to_owned(), address };
                 self.ids.push(Id { announced, by: vec![number], first: number, absent_since: None });
             }
         }
         self.bind(now);
-        new
+        Some(new)
     }
 
     /// Removes a portal. True if it was known.

@@ -111,3 +111,28 @@ fn ids_are_bounded_in_total_and_per_subscription() {
     registry.sweep(now + ANNOUNCE_TIMEOUT);
     assert_eq!(registry.subscriptions[0].ids.len(), IDS_PER_SUBSCRIPTION_MAX);
 }
+
+#[test]
+fn portal_above_limit_replaces_an_absent_one_and_is_rejected_if_all_are_connected() {
+    let now = Instant::now();
+    let mut registry = PortalRegistry::default();
+    for n in 0..IDS_MAX as u64 {
+        assert_eq!(registry.announce(&n.to_string(), n, LOCAL, now), Some(true));
+    }
+    assert_eq!(registry.announce("more", 1000, LOCAL, now), None);
+    assert_eq!(registry.announce("7", 7, LOCAL, now), Some(false), "a known portal is not one more");
+    registry.close(7, now);
+    assert_eq!(registry.announce("more", 1000, LOCAL, now), Some(true));
+    let ids: Vec<_> = registry.ids().map(|announced| announced.id.as_str()).collect();
+    assert!(ids.len() == IDS_MAX && ids.contains(&"0") && ids.contains(&"more") && !ids.contains(&"7"), "{ids:?}");
+}
+
+#[test]
+fn connection_that_announces_again_is_counted_once() {
+    let now = Instant::now();
+    let mut registry = PortalRegistry::default();
+    for number in [1, 2, 1] {
+        registry.announce("one", number, LOCAL, now);
+    }
+    assert_eq!(registry.ids[0].by, [1, 2]);
+}
