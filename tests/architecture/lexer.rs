@@ -17,6 +17,21 @@ pub fn blank(text: &str) -> String {
     out
 }
 
+/// Returns all comments that begin with `//`, each with its line, counted from 1.
+pub fn line_comments(text: &str) -> Vec<(usize, String)> {
+    let chars: Vec<char> = text.chars().collect();
+    let (mut comments, mut at, mut line) = (Vec::new(), 0, 1);
+    while at < chars.len() {
+        let end = literal_end(&chars, at).unwrap_or(at + 1);
+        if chars[at..end].starts_with(&['/', '/']) {
+            comments.push((line, chars[at..end].iter().collect()));
+        }
+        line += chars[at..end].iter().filter(|each| **each == '\n').count();
+        at = end;
+    }
+    comments
+}
+
 /// Returns the end of the comment or literal that begins at `at`; `None` for code.
 fn literal_end(chars: &[char], at: usize) -> Option<usize> {
     let next = |ahead: usize| chars.get(at + ahead).copied();
@@ -241,6 +256,13 @@ mod tests {
         let code = blank("a // b\n/* c /* d */ e */ f \"g \\\" h\" r#\"i \" j\"# b\"k\" 'l' '\\'' m");
         assert_eq!(code.split_whitespace().collect::<Vec<_>>(), ["a", "f", "b", "m"]);
         assert_eq!(code.matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn line_comments_returns_comments_outside_literals() {
+        let text = "a // b\n/* c\n// d */ \"e\n// f\" //g\n'/' '\"' /// h";
+        let expected = [(1, "// b"), (4, "//g"), (5, "/// h")];
+        assert_eq!(line_comments(text), expected.map(|(line, comment)| (line, comment.to_owned())));
     }
 
     #[test]

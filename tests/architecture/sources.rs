@@ -12,6 +12,7 @@ use crate::lexer;
 pub struct Source {
     /// Path from the project's root, with slashes.
     pub path: String,
+    pub text: String,
     /// Number of lines.
     pub lines: usize,
     /// Code with comments and literals blanked out. Line numbers are those of the file.
@@ -25,7 +26,7 @@ impl Source {
     pub fn new(path: &str, text: &str) -> Self {
         let code = lexer::blank(text);
         let shipped = lexer::without_tests(&code);
-        Self { path: path.to_owned(), lines: text.lines().count(), code, shipped }
+        Self { path: path.to_owned(), text: text.to_owned(), lines: text.lines().count(), code, shipped }
     }
 
     /// Returns the module path from the crate's root. Empty for the root and for files of a binary.
@@ -44,10 +45,10 @@ impl Source {
     }
 }
 
-/// Reads all Rust files under `root/directory`, sorted by path. A missing directory has none.
-pub fn read(root: &Path, directory: &str) -> Vec<Source> {
+/// Reads all files under `root/directory` whose names end with `extension`, sorted by path. A missing directory has none.
+pub fn read(root: &Path, directory: &str, extension: &str) -> Vec<Source> {
     let mut files = Vec::new();
-    collect(&root.join(directory), &mut files);
+    collect(&root.join(directory), extension, &mut files);
     files.sort();
     let source = |file: &PathBuf| {
         let path = file.strip_prefix(root).expect("a file of the project").to_string_lossy().replace('\\', "/");
@@ -56,13 +57,13 @@ pub fn read(root: &Path, directory: &str) -> Vec<Source> {
     files.iter().map(source).collect()
 }
 
-fn collect(directory: &Path, files: &mut Vec<PathBuf>) {
+fn collect(directory: &Path, extension: &str, files: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries {
         let path = entry.expect("a readable directory").path();
         if path.is_dir() && !path.ends_with("node_modules") {
-            collect(&path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            collect(&path, extension, files);
+        } else if path.extension().is_some_and(|own| own == extension) {
             files.push(path);
         }
     }
