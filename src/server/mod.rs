@@ -46,6 +46,8 @@ mod settings;
 mod shutdown;
 mod socket;
 mod stop;
+#[cfg(test)]
+mod tests;
 mod unreadable;
 mod ws_upgrade;
 
