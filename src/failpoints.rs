@@ -3,9 +3,21 @@
 //! They exist only with the cargo feature `failpoints`, which no release has. Without it every function here is a constant,
 //! which the compiler removes.
 
-/// Failpoints. The variable `MESA_FAILPOINT` turns one on by the name of its variant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Failpoint {
+macro_rules! failpoints {
+    ($($(#[doc = $help:literal])+ $name:ident,)+) => {
+        /// Failpoints. The variable `MESA_FAILPOINT` turns one on by the name of its variant.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Failpoint {
+            $($(#[doc = $help])+ $name,)+
+        }
+
+        /// All failpoints.
+        #[cfg(feature = "failpoints")]
+        const ALL: &[Failpoint] = &[$(Failpoint::$name,)+];
+    };
+}
+
+failpoints! {
     /// A sync is skipped.
     NoSync,
     /// An append is answered before its record is written.
@@ -56,12 +68,41 @@ pub(crate) const fn one_in(_: Failpoint, _: u64) -> bool {
     false
 }
 
-/// Reports whether a failpoint is on. `MESA_FAILPOINT` is read once.
+/// Checks the name in `MESA_FAILPOINT`. Without the cargo feature the variable has no effect.
+#[cfg(not(feature = "failpoints"))]
+#[allow(clippy::unnecessary_wraps, reason = "the signature is the same with the feature")]
+pub(crate) const fn check() -> Result<(), String> {
+    Ok(())
+}
+
+/// The failpoint that `MESA_FAILPOINT` turns on, or why it is unknown. The variable is read once.
+#[cfg(feature = "failpoints")]
+static CHOSEN: std::sync::LazyLock<Result<Option<Failpoint>, String>> =
+    std::sync::LazyLock::new(|| parse(&std::env::var("MESA_FAILPOINT").unwrap_or_default()));
+
+/// Parses the value of `MESA_FAILPOINT`. An empty one counts as not set.
+#[cfg(feature = "failpoints")]
+fn parse(name: &str) -> Result<Option<Failpoint>, String> {
+    let found = ALL.iter().find(|failpoint| format!("{failpoint:?}") == name);
+    if found.is_some() || name.is_empty() {
+        return Ok(found.copied());
+    }
+    Err(format!("MESA_FAILPOINT: unknown failpoint {name:?}; the failpoints are {ALL:?}"))
+}
+
+/// Checks the name in `MESA_FAILPOINT`.
+///
+/// # Errors
+/// If there is no such failpoint. A test whose failpoint was renamed would pass without testing anything.
+#[cfg(feature = "failpoints")]
+pub(crate) fn check() -> Result<(), String> {
+    CHOSEN.as_ref().map(|_| ()).map_err(String::clone)
+}
+
+/// Reports whether a failpoint is on.
 #[cfg(feature = "failpoints")]
 pub(crate) fn enabled(failpoint: Failpoint) -> bool {
-    static NAMED: std::sync::LazyLock<Option<String>> =
-        std::sync::LazyLock::new(|| std::env::var("MESA_FAILPOINT").ok());
-    NAMED.as_ref().is_some_and(|name| *name == format!("{failpoint:?}"))
+    matches!(*CHOSEN, Ok(Some(chosen)) if chosen == failpoint)
 }
 
 /// Returns true once in `times` calls, if the failpoint is on. All failpoints share the count of calls.
@@ -91,6 +132,25 @@ pub(crate) async fn until_panic<F: Future + Unpin>(place: &str, mut task: F) -> 
         match tokio::time::timeout(std::time::Duration::from_millis(100), &mut task).await {
             Ok(output) => return output,
             Err(_) => panic_at(place),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "failpoints"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_name_is_its_failpoint_and_unknown_one_is_an_error_that_lists_all() {
+        assert_eq!(parse(""), Ok(None));
+        assert_eq!(parse("NoSync"), Ok(Some(Failpoint::NoSync)));
+        assert_eq!(parse("EarlyFlush"), Ok(Some(Failpoint::EarlyFlush)));
+        for name in ["Nosync", "NoSync ", "NoSync,LostAck"] {
+            let error = parse(name).unwrap_err();
+            assert!(error.contains(&format!("{name:?}")), "{error}");
+            for failpoint in ALL {
+                assert!(error.contains(&format!("{failpoint:?}")), "{error}");
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     auth::{self, AuthError, Authenticator, Identity},
     config::Config,
+    failpoints,
     hub::Store,
     middleware::Middleware,
 };
@@ -241,6 +242,7 @@ impl Builder {
     }
 
     async fn assemble(mut self) -> Result<Runtime, ServerError> {
+        failpoints::check().map_err(ServerError::Failpoint)?;
         let mut checked = self.config.clone();
         if self.authenticator.is_some() {
             // The configured token settings have no effect, so validation must not require any.

@@ -20,6 +20,10 @@ pub enum ServerError {
     /// The webhook cannot be set up.
     #[error("portal.webhook: its address {0}")]
     Webhook(#[from] UrlError),
+    /// `MESA_FAILPOINT` has an unknown name. Only builds with the cargo feature `failpoints` read it.
+    #[doc(hidden)]
+    #[error("{0}")]
+    Failpoint(String),
     /// The listener has failed.
     #[error("cannot listen: {0}")]
     Listen(#[from] io::Error),

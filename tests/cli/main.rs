@@ -8,6 +8,8 @@ mod store;
 mod support;
 
 mod environment;
+#[cfg(feature = "failpoints")]
+mod failpoints;
 mod guess_limit;
 mod log_limits;
 mod log_output;

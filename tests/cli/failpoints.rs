@@ -1,0 +1,15 @@
+//! Tests the variable `MESA_FAILPOINT`. Needs `--features failpoints`.
+
+use crate::support::server::Home;
+
+#[test]
+fn server_with_unknown_failpoint_exits_and_names_the_known_ones() {
+    let mut home = Home::new();
+    home.set_variable("MESA_FAILPOINT", "NoSink");
+    let error = home.ready(home.spawn(&[])).expect_err("the server does not start");
+    assert!(error.contains("exit status: 1") && error.contains("unknown failpoint \"NoSink\""), "{error}");
+    assert!(error.contains("NoSync") && error.contains("EarlyFlush"), "{error}");
+    assert!(!home.store().exists(), "expected no store to be created");
+    home.set_variable("MESA_FAILPOINT", "NoSync");
+    home.start();
+}
