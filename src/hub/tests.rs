@@ -165,6 +165,7 @@ async fn expired_entry_after_the_last_one_is_reported_as_a_gap() {
     assert_eq!(sent_to_resuming(&mut session, now), ["1..2", "1", "1..2 2-2 expired"]);
 }
 
+// covers: G2
 #[tokio::test]
 async fn entry_acknowledged_by_one_device_is_still_sent_to_another() {
     let (hub, now) = (hub(Duration::ZERO), Instant::now());

@@ -218,6 +218,7 @@ async fn pending_bytes_exclude_acknowledged_entries() {
     }
 }
 
+// covers: G1
 #[tokio::test]
 async fn closed_store_rejects_appends_and_has_every_answered_one() {
     for location in Location::all() {

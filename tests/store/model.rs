@@ -427,11 +427,13 @@ fn random_operations_in_memory_match_the_model() {
     check(|| Location::Memory(Memory::default()), 400);
 }
 
+// covers: G2, G4, G5
 #[test]
 fn random_operations_on_disk_match_the_model() {
     check(Location::disk, 40);
 }
 
+// covers: G2, G4, G5
 #[cfg(feature = "redis")]
 #[test]
 fn random_operations_on_redis_match_the_model() {

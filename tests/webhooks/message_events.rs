@@ -83,6 +83,7 @@ async fn undelivered_message_over_kills_is_reported_once() {
     assert_eq!((undelivered(&receiver, "bob"), undelivered(&receiver, "carol")), (vec![1, 2, 3], vec![1]));
 }
 
+// covers: G4
 #[tokio::test(flavor = "multi_thread")]
 async fn undelivered_messages_above_the_outbox_bound_are_reported_later() {
     let (mut receiver, home) = start_receiver("undeliveredAfter: 200, outboxEvents: 10, events: ['undelivered'],");

@@ -160,6 +160,7 @@ async fn readable_event_was_synced_before() {
     }
 }
 
+// covers: G4
 #[tokio::test]
 async fn events_over_bound_are_counted_by_kind_and_reported_when_an_eighth_is_free() {
     let tables = Memory::default();
@@ -183,6 +184,7 @@ async fn events_over_bound_are_counted_by_kind_and_reported_when_an_eighth_is_fr
     assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 2).await);
 }
 
+// covers: G4
 #[tokio::test]
 async fn dropped_events_are_reported_once_by_the_next_start() {
     let tables = Memory::default();

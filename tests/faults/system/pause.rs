@@ -22,6 +22,7 @@ use crate::{
     support::{http::Http, seeded_rng::Random, server::Home},
 };
 
+// covers: G2
 #[test]
 fn server_resumed_after_sigstop_keeps_connections_and_messages() {
     let mut random = Random::announced("pause");
