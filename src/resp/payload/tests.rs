@@ -119,14 +119,14 @@ fn invalid_publish_is_rejected_with_reason() {
         (r#"{"message":{},"recipients":"a"}"#, "not a dispatch"),
         (
             r#"{"message":{},"recipients":[null]}"#,
-            "expected a user id, which is a string or a whole number, but found null",
+            "expected a user id, which is a string or an integer, but found null",
         ),
         (r#"{"message":{},"recipients":[-1]}"#, "expected a user id"),
         (r#"{"message":{},"recipients":[1,2,3,4,5]}"#, "at most 4"),
         (r#"{"message":{"o":{"ttl":1,"sync":false}},"recipients":["a"]}"#, "for stored messages"),
         (r#"{"message":{"o":{"collapse":"k"}},"recipients":["*"]}"#, "for stored messages"),
-        (r#"{"message":{"o":{"collapse":""}},"recipients":["a"]}"#, "a collapse key has"),
-        (&deep, "deep"),
+        (r#"{"message":{"o":{"collapse":""}},"recipients":["a"]}"#, "a collapse key must have"),
+        (&deep, "nesting levels"),
     ] {
         let error = parse_publish(text.as_bytes(), 4).unwrap_err();
         assert!(error.contains(expected), "{text}: expected {expected:?} in {error:?}");
