@@ -19,8 +19,8 @@ use tokio_tungstenite::{
 use super::{connection::EARLY_MESSAGES_MAX, dial::Target, *};
 use crate::message::DeviceId;
 
-/// Long for a machine, short for a person.
-const SOON: Duration = Duration::from_secs(5);
+/// Longest wait for an event. A busy machine may need seconds for what takes milliseconds.
+const SOON: Duration = Duration::from_secs(120);
 /// How long nothing has to happen to be called silence.
 const A_MOMENT: Duration = Duration::from_millis(100);
 

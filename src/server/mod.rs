@@ -180,11 +180,11 @@ async fn open_store(config: &Config) -> Result<Opened, StoreError> {
 #[cfg(feature = "redis")]
 async fn open_redis(config: &Config, redis: config::Redis) -> Result<Opened, StoreError> {
     use crate::{
-        cluster::redis::{Link, Servers},
+        cluster::redis::{Link, LinkOptions, Servers},
         store::redis::{RedisOptions, open},
     };
     let (namespace, addresses) = (config.namespace.clone(), redis.addresses());
-    let joining = move || Link::open(&redis, namespace.as_deref(), Arc::default());
+    let joining = move || Link::open(&redis, namespace.as_deref(), LinkOptions::default());
     let link = tokio::task::spawn_blocking(joining).await;
     let link = link.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))?;
     let link =

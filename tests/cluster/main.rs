@@ -36,7 +36,7 @@ use support::{
 };
 
 /// Longer than a lease, and than anything else that is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Some servers on one Redis.
 struct Stage {

@@ -133,7 +133,7 @@ fn move_slots(cluster: &Cluster) -> (usize, Duration) {
 /// Whether a dispatch was refused because the slots moved, or Redis answered, too slowly.
 fn is_late(status: u16, answer: &Value) -> bool {
     let text = answer["error"]["message"].as_str().unwrap_or_default();
-    status == 503 && ["timed out", "TRYAGAIN", "MOVED"].iter().any(|reason| text.contains(reason))
+    status == 503 && ["timed out", "TRYAGAIN", "MOVED", "ASK"].iter().any(|reason| text.contains(reason))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -22,7 +22,7 @@ const GUESSES: usize = 60;
 const COMPARED_MAX: usize = 20;
 
 /// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Runs `guess` for each number, all at once. Returns what came of each, and for how long it went on.
 fn all_at_once<T: Send + 'static>(guess: impl Fn(usize) -> T + Clone + Send + 'static) -> (Vec<T>, Duration) {

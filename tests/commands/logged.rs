@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::support::server::Home;
 
 /// Longer than any answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[tokio::test]
 async fn frame_of_a_stranger_is_logged_as_a_short_line() {

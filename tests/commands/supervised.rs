@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 /// Longer than any answer may take, and than the longest pause before a task starts again.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A home whose servers have tasks that panic for as long as a file is there, which is not there yet.
 fn home(settings: &str, parts: &[&str]) -> (Home, PathBuf) {

@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 /// Longer than any answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A server whose log goes into a pipe, or into a file of the system's.
 fn serving(home: &Home, log: impl Into<Stdio>) -> Server {

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a terminal would obey: CSI as one character, a change of direction, an invisible space, DEL, and a tag.
 const STEERING: &str = "a\u{9b}31m\u{202e}\u{200b}\u{7f}\u{e0041}z";

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 /// Longer than anything here takes.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running server.
 pub struct Served {

@@ -240,7 +240,7 @@ async fn who_is_let_in_when_the_others_have_gone_already_is_told_to_go_too() {
             // 1001, from a server to a client.
             let closed = |heard: &[u8]| heard.windows(4).any(|at| at[0] == 0x88 && at[2..] == [0x03, 0xe9]);
             while !closed(&heard) {
-                let read = timeout(Duration::from_secs(20), late.read_buf(&mut heard)).await;
+                let read = timeout(Duration::from_secs(120), late.read_buf(&mut heard)).await;
                 match read.expect("it is told to go") {
                     Ok(read) if read > 0 => {}
                     _ => break,

@@ -23,7 +23,7 @@ use tokio::{
 pub const KEY: &str = "0123456789abcdef";
 
 /// Longer than anything here takes, on a loaded machine too.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A server with a store in a temporary directory.
 pub struct Served {

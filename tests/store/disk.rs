@@ -196,7 +196,7 @@ async fn after_a_failed_sync_nothing_is_promised_any_more() {
         assert!(answer.as_ref().is_err_and(|error| error.to_string().contains("the disk is gone")), "{answer:?}");
     }
     assert_eq!(read(&*store, "a", 0).len(), promised, "what is not durable is not shown");
-    let failure = tokio::time::timeout(Duration::from_secs(5), store.failure()).await.unwrap();
+    let failure = tokio::time::timeout(Duration::from_secs(120), store.failure()).await.unwrap();
     assert!(matches!(failure, StoreError::Failed(_)));
     assert!(store.clear(&user("a")).await.is_err());
 }

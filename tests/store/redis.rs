@@ -10,7 +10,7 @@ use std::{
 };
 
 use mesa::{
-    cluster::redis::Link,
+    cluster::redis::{Link, LinkOptions},
     config,
     message::{DeviceId, DispatchId},
     store::{
@@ -78,9 +78,9 @@ impl Somewhere {
             Where::Spread(cluster) => config::Redis::Cluster(cluster.urls()),
         };
         // A start gives up after some seconds without an answer. An operator starts it again, and so does this.
-        let end = Instant::now() + REPLY_TIMEOUT;
+        let (end, options) = (Instant::now() + REPLY_TIMEOUT, LinkOptions { ahead_ms, reply_timeout: REPLY_TIMEOUT });
         let link = loop {
-            match Link::open(&redis, namespace.as_deref(), ahead_ms.clone()) {
+            match Link::open(&redis, namespace.as_deref(), options.clone()) {
                 Err(error) => assert!(Instant::now() < end, "{error}"),
                 Ok(link) => break link,
             }
@@ -420,7 +420,7 @@ async fn what_a_server_does_not_say_again_after_a_failover_holds_nothing_any_mor
     ask(&place, &["EVAL", "redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0')", "1", &era]).await;
     let mut n = 1;
     let mut fills = async |most: u64| {
-        let (mut taken, until_then) = (0, std::time::Instant::now() + Duration::from_secs(20));
+        let (mut taken, until_then) = (0, std::time::Instant::now() + Duration::from_secs(120));
         while taken < most && std::time::Instant::now() < until_then {
             n += 1;
             let made = store.append(Append::new(message(n), vec![user("a")])).await.unwrap();

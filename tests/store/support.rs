@@ -151,7 +151,7 @@ pub fn read(store: &dyn Store, id: &str, after: Seq) -> Vec<(Seq, u64)> {
 
 /// Waits until `done`, or fails after ten seconds.
 pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let waited = tokio::time::timeout(Duration::from_secs(10), async {
+    let waited = tokio::time::timeout(Duration::from_secs(120), async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -161,7 +161,7 @@ pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
 
 /// Appends until the message is taken.
 pub async fn until_taken(store: &dyn Store, payload: &Payload, id: &str) {
-    let end = std::time::Instant::now() + Duration::from_secs(30);
+    let end = std::time::Instant::now() + Duration::from_secs(120);
     while let Err(error) = store.append(Append::new(payload.clone(), vec![user(id)])).await {
         assert!(std::time::Instant::now() < end, "it is never taken: {error}");
         tokio::time::sleep(Duration::from_millis(5)).await;

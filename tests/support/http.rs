@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::server::KEY;
 
 /// Longer than any answer may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A request as it goes over the wire.
 pub fn request(method: &str, path: &str, body: &str) -> String {

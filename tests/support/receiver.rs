@@ -21,7 +21,7 @@ use tokio::{
 };
 
 /// How long anything may take that a test waits for.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How a request is answered.
 #[derive(Clone, Debug)]

@@ -17,7 +17,7 @@ use std::{
 use tempfile::TempDir;
 
 /// How long it may take to listen: it reads its files first.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A running Redis. Dropping it ends it.
 pub struct Redis {

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::redis_server::{directory, free_port};
 
 /// How long anything may take that is waited for here.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What all of these ask for.
 pub const PASSWORD: &str = "mesa-secret";

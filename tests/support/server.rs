@@ -14,10 +14,10 @@ use std::{
 pub const KEY: &str = "test-key-0123456789";
 
 /// How long a server may take to listen: opening a store may replay a long log, on a loaded machine.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+const START_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long a line may take to be in the log.
-const LOG_PATIENCE: Duration = Duration::from_secs(30);
+const LOG_PATIENCE: Duration = Duration::from_secs(120);
 
 /// Where a server lives: its configuration, its store, its log.
 #[derive(Debug)]

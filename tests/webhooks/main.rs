@@ -23,7 +23,7 @@ use support::{
 const SECRET: &str = "a secret of the tests of webhooks";
 
 /// How long anything may take that a test waits for.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A receiver, and a home for servers that tell it what happens: with further `settings` of the webhook, each with a comma
 /// behind it.

@@ -37,12 +37,12 @@ fn open(args: &MoveArgs, work: Option<mesa::store::disk::unfinished::Work>) -> R
     use std::time::Duration;
 
     use mesa::{
-        cluster::redis::Link,
+        cluster::redis::{Link, LinkOptions},
         config::parse_redis,
         store::{Limits, disk},
     };
     let redis = parse_redis(&serde_json::Value::String(args.redis.clone())).map_err(Failure::usage)?;
-    let link = Link::open(&redis, args.namespace.as_deref(), std::sync::Arc::default()).map_err(Failure::because)?;
+    let link = Link::open(&redis, args.namespace.as_deref(), LinkOptions::default()).map_err(Failure::because)?;
     // What waits there waits whatever a server would take.
     let limits = Limits {
         messages: u64::MAX,

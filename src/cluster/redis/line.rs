@@ -26,8 +26,8 @@ use super::{
 };
 use crate::{config, health::LogLimit, logging::network_error};
 
-/// A reply that has not come by then does not come: the line is made anew.
-pub(super) const REPLY_PATIENCE: Duration = Duration::from_secs(3);
+/// Time limit for a reply of Redis; then the connection is replaced. Default of [`LinkOptions`](super::LinkOptions).
+pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long making a connection may take.
 pub(super) const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
@@ -117,6 +117,7 @@ struct State {
 #[derive(Clone)]
 pub struct Lines {
     target: Arc<Target>,
+    reply_timeout: Duration,
     state: Arc<Mutex<State>>,
     /// One at a time connects.
     connecting: Arc<tokio::sync::Mutex<()>>,
@@ -127,13 +128,13 @@ pub struct Lines {
 }
 
 impl Lines {
-    pub(super) fn new(redis: &config::Redis) -> Result<Self, LinkError> {
+    pub(super) fn new(redis: &config::Redis, reply_timeout: Duration) -> Result<Self, LinkError> {
         let wrong = |error: RedisError| {
             LinkError::Refused(format!("its address cannot be used: {}", network_error(&error)).into())
         };
         let target = match redis {
             config::Redis::One(url) => Target::One(Box::new(Client::open(url.as_str()).map_err(wrong)?)),
-            config::Redis::Cluster(urls) => Target::Cluster(Box::new(Nodes::new(urls).map_err(wrong)?)),
+            config::Redis::Cluster(urls) => Target::Cluster(Box::new(Nodes::new(urls, reply_timeout).map_err(wrong)?)),
             config::Redis::Sentinel {
                 sentinels,
                 name,
@@ -168,7 +169,7 @@ impl Lines {
         };
         let made = Arc::new(watch::Sender::new(0));
         let (state, connecting, broke) = Default::default();
-        Ok(Self { target: Arc::new(target), state, connecting, made, broke })
+        Ok(Self { target: Arc::new(target), reply_timeout, state, connecting, made, broke })
     }
 
     /// Whether keys are spread over slots, so that a step can touch one user's only.
@@ -215,7 +216,7 @@ impl Lines {
                 Target::Sentinel(client) => client.lock().await.async_get_client().await?.get_async_pubsub().await,
             }
         };
-        match tokio::time::timeout(CONNECT_PATIENCE + REPLY_PATIENCE, connecting).await {
+        match tokio::time::timeout(CONNECT_PATIENCE + self.reply_timeout, connecting).await {
             Ok(listener) => listener.map_err(|error| meaning(&error).error),
             Err(_) => Err(LinkError::Lost("connecting took too long".into())),
         }
@@ -398,7 +399,7 @@ impl Lines {
                 _ => {}
             }
         }
-        let connected = match tokio::time::timeout(CONNECT_PATIENCE + REPLY_PATIENCE, self.connect()).await {
+        let connected = match tokio::time::timeout(CONNECT_PATIENCE + self.reply_timeout, self.connect()).await {
             Ok(connected) => connected.map_err(|error| meaning(&error).error),
             Err(_) => Err(LinkError::Lost("connecting took too long".into())),
         };
@@ -425,7 +426,7 @@ impl Lines {
     async fn connect(&self) -> Result<Line, RedisError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_PATIENCE))
-            .set_response_timeout(Some(REPLY_PATIENCE));
+            .set_response_timeout(Some(self.reply_timeout));
         match &*self.target {
             Target::One(client) => usable(client.get_multiplexed_async_connection_with_config(&config).await?).await,
             Target::Cluster(nodes) => nodes.connect().await.map(Line::Spread),

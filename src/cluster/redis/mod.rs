@@ -60,7 +60,10 @@ pub use self::{
     servers::Servers,
     stock::StockMessage,
 };
-use self::{line::Lines, names::Names};
+use self::{
+    line::{Lines, REPLY_TIMEOUT},
+    names::Names,
+};
 use crate::{
     config,
     health::{Health, supervise},
@@ -115,6 +118,21 @@ pub struct Link {
     runtime: Option<Runtime>,
 }
 
+/// Options of a [`Link`] that a server leaves at their defaults.
+#[derive(Clone, Debug)]
+pub struct LinkOptions {
+    /// Milliseconds by which the clock is ahead; the caller may raise it at any time.
+    pub ahead_ms: Arc<AtomicU64>,
+    /// Time limit for a reply of Redis; then the connection is replaced and the request fails.
+    pub reply_timeout: Duration,
+}
+
+impl Default for LinkOptions {
+    fn default() -> Self {
+        Self { ahead_ms: Arc::default(), reply_timeout: REPLY_TIMEOUT }
+    }
+}
+
 impl Link {
     /// Connects, and joins the servers that are there. Blocks for five seconds at most.
     ///
@@ -123,7 +141,7 @@ impl Link {
     pub fn open(
         redis: &config::Redis,
         namespace: Option<&str>,
-        ahead_ms: Arc<AtomicU64>,
+        LinkOptions { ahead_ms, reply_timeout }: LinkOptions,
     ) -> Result<Arc<Self>, LinkError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -131,7 +149,7 @@ impl Link {
             .enable_all()
             .build()
             .map_err(|error| LinkError::Refused(format!("a thread cannot be started: {error}").into()))?;
-        let (lines, names) = (Lines::new(redis)?, Names::new(namespace));
+        let (lines, names) = (Lines::new(redis, reply_timeout)?, Names::new(namespace));
         let (done, opened) = mpsc::channel();
         let until = Instant::now() + OPEN_PATIENCE;
         let joining = {

@@ -16,10 +16,7 @@ use redis::{
     cluster_routing::{RoutingInfo, SingleNodeRoutingInfo},
 };
 
-use super::{
-    line::{CONNECT_PATIENCE, REPLY_PATIENCE},
-    outage::Outage,
-};
+use super::{line::CONNECT_PATIENCE, outage::Outage};
 
 /// How long one command is sent again while slots move. For slots without a node all wait together (`outage`).
 const MOVING_PATIENCE: Duration = Duration::from_secs(3);
@@ -36,6 +33,7 @@ type Address = (String, u16);
 /// The nodes that the configuration names, and those that were heard of since.
 pub(super) struct Nodes {
     named: Vec<ConnectionInfo>,
+    reply_timeout: Duration,
     heard: Mutex<Vec<Address>>,
     /// Counts attempts to listen, so that each goes to the next.
     turn: std::sync::atomic::AtomicUsize,
@@ -43,12 +41,12 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    pub(super) fn new(urls: &[String]) -> RedisResult<Self> {
+    pub(super) fn new(urls: &[String], reply_timeout: Duration) -> RedisResult<Self> {
         let named = urls.iter().map(|url| url.as_str().into_connection_info()).collect::<RedisResult<Vec<_>>>()?;
         // Or a mistake in the addresses would be told with the first attempt only.
         ClusterClient::builder(named.clone()).build()?;
         let turn = std::sync::atomic::AtomicUsize::new(0);
-        Ok(Self { named, heard: Mutex::default(), turn, outage: Outage::default() })
+        Ok(Self { named, reply_timeout, heard: Mutex::default(), turn, outage: Outage::default() })
     }
 
     /// All of them, those that are named first. Whoever was heard of is spoken to as the first, with its password.
@@ -73,7 +71,7 @@ impl Nodes {
     pub(super) async fn connect(&self) -> RedisResult<ClusterConnection> {
         let client = ClusterClient::builder(self.all())
             .connection_timeout(CONNECT_PATIENCE)
-            .response_timeout(REPLY_PATIENCE)
+            .response_timeout(self.reply_timeout)
             .retries(0)
             .build()?;
         let mut line = client.get_async_connection().await?;

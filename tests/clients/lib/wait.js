@@ -2,7 +2,7 @@
 // Waiting for things to be so, always with a bound.
 
 /** How long a test waits for what should take milliseconds; on a loaded machine that may be seconds. */
-const PATIENCE = 15_000;
+const PATIENCE = 60_000;
 
 /** Wakes those who wait for a condition whenever something has changed. */
 class Changes {

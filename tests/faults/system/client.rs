@@ -41,7 +41,7 @@ impl Client {
     /// When the server does not take it.
     pub async fn connect(address: SocketAddr, user: &str) -> Result<Self, String> {
         let connecting = Self::connect_in_time(address, user);
-        timeout(Duration::from_secs(20), connecting).await.map_err(|_| "no connection within 20 s")?
+        timeout(Duration::from_secs(120), connecting).await.map_err(|_| "no connection within 120 s")?
     }
 
     async fn connect_in_time(address: SocketAddr, user: &str) -> Result<Self, String> {

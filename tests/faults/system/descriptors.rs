@@ -96,7 +96,7 @@ fn wait_without_any(home: &Home, server: &Server) {
     // Only the number itself counts: the system gives the lowest that is free.
     prlimit(Some(pid), Resource::Nofile, limit(1)).expect("a limit can be lowered");
     let crowd: Vec<TcpStream> = (0..20).map(|_| TcpStream::connect(server.address).expect("a connection")).collect();
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(120);
     while !fs::read_to_string(home.path("log")).expect("a log").contains("the system gives no more connections") {
         assert!(Instant::now() < end, "a server without descriptors does not say so:\n{}", home.log());
         thread::sleep(Duration::from_millis(10));
@@ -220,7 +220,7 @@ fn set_limit(pid: i32, files: u64) -> u64 {
 
 fn until_flushed(home: &Home, bytes: u64) {
     let inboxes = home.store().join("inbox");
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(120);
     while inbox_bytes(&inboxes) < bytes {
         assert!(Instant::now() < end, "nothing is flushed:\n{}", home.log());
         thread::sleep(Duration::from_millis(20));

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Longest wait for what happens within milliseconds on a machine that is not busy.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A home with further settings, whose store is on a disk of its own; `None`, said aloud, where that is not allowed.
 pub fn home(bytes: u64, settings: &str) -> Option<(Home, Disk)> {

@@ -152,7 +152,7 @@ fn names() -> impl Iterator<Item = String> {
 fn wait_until_settled(store: &Arc<dyn Store>) {
     let user = UserId::new("user-1").expect("a user id");
     let limit = ReadLimit { entries: 1, bytes: 1 << 20 };
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(120);
     while store.recent(&user, 0, limit).is_some() {
         assert!(Instant::now() < end, "the journal is never settled");
         std::thread::sleep(Duration::from_millis(5));

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How long a server under `strace` may take to listen or to end. A hang is longer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What is to happen at a system call.
 #[derive(Clone, Debug, PartialEq, Eq)]

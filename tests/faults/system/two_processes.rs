@@ -116,7 +116,7 @@ impl<'a> Contender<'a> {
     }
 
     fn address(&self) -> std::net::SocketAddr {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(120);
         loop {
             if let Ok(text) = fs::read_to_string(self.home.path(&self.name("ready"))) {
                 let ready: serde_json::Value = serde_json::from_str(&text).expect("JSON, and whole");

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// How long a server may take to end in order.
-const STOP_PATIENCE: Duration = Duration::from_secs(30);
+const STOP_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long one is stopped by SIGSTOP, in milliseconds.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=2_000;

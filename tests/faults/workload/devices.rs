@@ -175,4 +175,4 @@ pub async fn drain(world: &World, here: Here, user: &str, device: &str, head: u6
 }
 
 /// How long nothing may come while something is to come.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(120);

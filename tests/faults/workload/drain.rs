@@ -25,7 +25,7 @@ const QUIETS: u32 = 50;
 const QUIETS_OF_DEVICE: u32 = 8;
 
 /// How long a user may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Entries asked for at once.
 const PAGE: usize = 1000;
