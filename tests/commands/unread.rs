@@ -20,6 +20,9 @@ use crate::support::{
 /// Longer than any answer may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Capacity of a pipe on Linux.
+const PIPE_BYTES: u64 = 64 << 10;
+
 /// A server whose log goes into a pipe, or into a file of the system's.
 fn serving(home: &Home, log: impl Into<Stdio>) -> Server {
     let mut command = home.command(&[]);
@@ -31,7 +34,7 @@ fn pipe() -> (std::io::PipeReader, PipeWriter) {
     std::io::pipe().expect("a pipe")
 }
 
-/// Clients that send nonsense: each is a line of the log.
+/// Connects clients that each send an invalid frame. The server logs the first; the others are at debug.
 async fn nonsense(server: &Server, clients: usize) {
     for _ in 0..clients {
         let stream = TcpStream::connect(server.address).await.expect("a connection");
@@ -113,11 +116,13 @@ async fn server_whose_log_is_as_large_as_a_file_may_be_serves_and_stops_in_order
 
 #[tokio::test]
 async fn server_whose_log_reader_stalls_serves_and_stops_in_order() {
-    let home = Home::new();
+    // At debug no line is suppressed, and the frames of 433 clients fill a pipe.
+    let home = Home::with("log: { level: 'mesa=debug' },");
     let (reader, writer) = pipe();
     let server = serving(&home, writer);
-    // Twice what a pipe holds.
     nonsense(&server, 1000).await;
+    let bytes = rustix::io::ioctl_fionread(&reader).expect("a pipe");
+    assert!(bytes > PIPE_BYTES - 4096, "{bytes} bytes do not fill the pipe");
     serves(&server);
     stops_in_order(server);
     drop(reader);
