@@ -20,7 +20,7 @@ use super::{connect::Target, connection::EARLY_FRAMES_MAX, *};
 use crate::message::DeviceId;
 
 /// Longest duration of a step.
-const STEP_TIMEOUT: Duration = Duration::from_secs(5);
+const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time without a frame that counts as silence.
 const SILENCE_DELAY: Duration = Duration::from_millis(100);
 

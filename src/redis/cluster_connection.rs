@@ -39,6 +39,7 @@ type Address = (String, u16);
 /// The configured nodes, and those discovered since.
 pub(super) struct Nodes {
     named: Vec<ConnectionInfo>,
+    reply_timeout: Duration,
     discovered: Mutex<Vec<Address>>,
     /// Counts attempts to subscribe, so that each starts at the next node.
     turn: std::sync::atomic::AtomicUsize,
@@ -46,12 +47,12 @@ pub(super) struct Nodes {
 }
 
 impl Nodes {
-    pub(super) fn new(urls: &[String]) -> RedisResult<Self> {
+    pub(super) fn new(urls: &[String], reply_timeout: Duration) -> RedisResult<Self> {
         let named = urls.iter().map(|url| url.as_str().into_connection_info()).collect::<RedisResult<Vec<_>>>()?;
         // Reports a mistake in the addresses now, and not with the first attempt.
         ClusterClient::builder(named.clone()).build()?;
         let turn = std::sync::atomic::AtomicUsize::new(0);
-        Ok(Self { named, discovered: Mutex::default(), turn, outage: Outage::default() })
+        Ok(Self { named, reply_timeout, discovered: Mutex::default(), turn, outage: Outage::default() })
     }
 
     /// Returns all nodes, configured ones first. Discovered nodes use the credentials of the first configured one.
@@ -76,7 +77,7 @@ impl Nodes {
     pub(super) async fn connect(&self) -> RedisResult<ClusterConnection> {
         let client = ClusterClient::builder(self.all())
             .connection_timeout(CONNECT_TIMEOUT)
-            .response_timeout(REPLY_TIMEOUT)
+            .response_timeout(self.reply_timeout)
             .retries(0)
             .build()?;
         let mut line = client.get_async_connection().await?;

@@ -20,7 +20,7 @@ use redis::{
 use tokio::sync::{Notify, watch};
 
 use super::{
-    cluster_connection::{CONNECT_TIMEOUT, Nodes, REPLY_TIMEOUT},
+    cluster_connection::{CONNECT_TIMEOUT, Nodes},
     refusal::{Meaning, RedisError, Refusals, Retry, meaning},
 };
 use crate::{config, health::LogLimit, logging::network_error};
@@ -91,6 +91,7 @@ struct State {
 #[derive(Clone)]
 pub struct RedisClient {
     target: Arc<Target>,
+    reply_timeout: Duration,
     state: Arc<Mutex<State>>,
     /// Serializes attempts to connect.
     connect_lock: Arc<tokio::sync::Mutex<()>>,
@@ -101,13 +102,13 @@ pub struct RedisClient {
 }
 
 impl RedisClient {
-    pub(super) fn new(redis: &config::Redis) -> Result<Self, RedisError> {
+    pub(super) fn new(redis: &config::Redis, reply_timeout: Duration) -> Result<Self, RedisError> {
         let wrong = |error: redis::RedisError| {
             RedisError::Refused(format!("invalid address: {}", network_error(&error)).into())
         };
         let target = match redis {
             config::Redis::One(url) => Target::Single(Box::new(Client::open(url.as_str()).map_err(wrong)?)),
-            config::Redis::Cluster(urls) => Target::Cluster(Box::new(Nodes::new(urls).map_err(wrong)?)),
+            config::Redis::Cluster(urls) => Target::Cluster(Box::new(Nodes::new(urls, reply_timeout).map_err(wrong)?)),
             config::Redis::Sentinel {
                 sentinels,
                 name,
@@ -142,7 +143,7 @@ impl RedisClient {
         };
         let current = Arc::new(watch::Sender::new(0));
         let (state, connect_lock, lost) = Default::default();
-        Ok(Self { target: Arc::new(target), state, connect_lock, current, lost })
+        Ok(Self { target: Arc::new(target), reply_timeout, state, connect_lock, current, lost })
     }
 
     /// Tells whether keys are spread over slots, so that a step can touch the keys of one user only.
@@ -189,7 +190,7 @@ impl RedisClient {
                 Target::Sentinel(client) => client.lock().await.async_get_client().await?.get_async_pubsub().await,
             }
         };
-        match tokio::time::timeout(CONNECT_TIMEOUT + REPLY_TIMEOUT, connecting).await {
+        match tokio::time::timeout(CONNECT_TIMEOUT + self.reply_timeout, connecting).await {
             Ok(listener) => listener.map_err(|error| meaning(&error).error),
             Err(_) => Err(RedisError::Unavailable("connecting took too long".into())),
         }
@@ -378,7 +379,7 @@ impl RedisClient {
                 _ => {}
             }
         }
-        let connected = match tokio::time::timeout(CONNECT_TIMEOUT + REPLY_TIMEOUT, self.connect()).await {
+        let connected = match tokio::time::timeout(CONNECT_TIMEOUT + self.reply_timeout, self.connect()).await {
             Ok(connected) => connected.map_err(|error| meaning(&error).error),
             Err(_) => Err(RedisError::Unavailable("connecting took too long".into())),
         };
@@ -405,7 +406,7 @@ impl RedisClient {
     async fn connect(&self) -> Result<Connection, redis::RedisError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(REPLY_TIMEOUT));
+            .set_response_timeout(Some(self.reply_timeout));
         match &*self.target {
             Target::Single(client) => {
                 check_usable(client.get_multiplexed_async_connection_with_config(&config).await?).await

@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -15,11 +15,26 @@ use tokio::{
     task::AbortHandle,
 };
 
-use super::{connection::RedisClient, keys::Keys};
+use super::{cluster_connection::REPLY_TIMEOUT, connection::RedisClient, keys::Keys};
 use crate::{health::Health, message::UserId};
 
 /// Handles notifications. Called on threads of the Redis runtime, so it must not block.
 pub type Listener = Arc<dyn Fn(&Notification) + Send + Sync>;
+
+/// Options of a [`ServerLink`] that a server leaves at their defaults.
+#[derive(Clone, Debug)]
+pub struct LinkOptions {
+    /// Milliseconds by which the clock is ahead. The caller may raise it at any time.
+    pub ahead_ms: Arc<AtomicU64>,
+    /// Time limit for a reply of Redis. Then the connection is replaced, and the request fails.
+    pub reply_timeout: Duration,
+}
+
+impl Default for LinkOptions {
+    fn default() -> Self {
+        Self { ahead_ms: Arc::default(), reply_timeout: REPLY_TIMEOUT }
+    }
+}
 
 /// One server's place in a cluster on Redis.
 pub struct ServerLink {

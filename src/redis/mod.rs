@@ -50,7 +50,7 @@ use tokio::{sync::watch, task::JoinSet};
 pub use self::{
     backplane::RedisBackplane,
     connection::Script,
-    link::{Listener, Membership, Notification, ServerLink},
+    link::{LinkOptions, Listener, Membership, Notification, ServerLink},
     refusal::RedisError,
 };
 use self::{connection::RedisClient, keys::Keys};
@@ -76,7 +76,7 @@ impl ServerLink {
     pub fn open(
         redis: &config::Redis,
         namespace: Option<&str>,
-        ahead_ms: Arc<AtomicU64>,
+        LinkOptions { ahead_ms, reply_timeout }: LinkOptions,
     ) -> Result<Arc<Self>, RedisError> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -84,7 +84,7 @@ impl ServerLink {
             .enable_all()
             .build()
             .map_err(|error| RedisError::Refused(format!("starting a thread failed: {error}").into()))?;
-        let (client, keys) = (RedisClient::new(redis)?, Keys::new(namespace));
+        let (client, keys) = (RedisClient::new(redis, reply_timeout)?, Keys::new(namespace));
         let (done, opened) = mpsc::channel();
         let until = Instant::now() + OPEN_TIMEOUT;
         let joining = {

@@ -38,11 +38,11 @@ pub(super) async fn open_store(config: &Config) -> Result<Opened, StoreError> {
 #[cfg(feature = "redis")]
 pub(super) async fn open_redis(config: &Config, redis: config::Redis) -> Result<Opened, StoreError> {
     use crate::redis::{
-        RedisBackplane, ServerLink,
+        LinkOptions, RedisBackplane, ServerLink,
         store::{RedisOptions, open},
     };
     let (namespace, addresses) = (config.namespace.clone(), redis.addresses());
-    let joining = move || ServerLink::open(&redis, namespace.as_deref(), Arc::default());
+    let joining = move || ServerLink::open(&redis, namespace.as_deref(), LinkOptions::default());
     let link = tokio::task::spawn_blocking(joining).await;
     let link = link.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))?;
     let link =

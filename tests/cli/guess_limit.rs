@@ -22,7 +22,7 @@ const GUESSES: usize = 60;
 const COMPARED_MAX: usize = 20;
 
 /// Bound on each wait, far above what a step takes.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs `guess` for each number, on concurrent threads. Returns the results, and the time that all took.
 fn run_concurrently<T: Send + 'static>(guess: impl Fn(usize) -> T + Clone + Send + 'static) -> (Vec<T>, Duration) {

@@ -10,7 +10,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::support::server::Home;
 
 /// Bound on each wait, far above what a step takes.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[tokio::test]
 async fn malformed_frame_of_unauthenticated_client_is_logged_as_a_short_line() {

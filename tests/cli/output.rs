@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Bound on each wait, far above what a step takes.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Text that would control a terminal: one-character CSI, direction override, zero-width space, DEL, and a tag character.
 const CONTROL_TEXT: &str = "a\u{9b}31m\u{202e}\u{200b}\u{7f}\u{e0041}z";

@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 /// Bound on each wait: longer than any answer, and than the longest delay before a task restarts.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(40);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Returns a home whose servers have tasks that panic while a file exists, and the path of that file.
 fn home_with_panics(settings: &str, tasks: &[&str]) -> (Home, PathBuf) {

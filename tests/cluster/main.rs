@@ -36,7 +36,7 @@ use support::{
 };
 
 /// Maximum time for anything that a test waits for. It exceeds a lease.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs several mesa servers on one Redis.
 struct ServerGroup {

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 /// Longest time that a test waits for one step.
-pub const TIMEOUT: Duration = Duration::from_secs(20);
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A running server.
 pub struct TestServer {

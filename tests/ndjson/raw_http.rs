@@ -23,7 +23,7 @@ use tokio::{
 const KEY: &str = "0123456789abcdef";
 
 /// Longest time that a test waits for one step, sufficient on a loaded machine.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A server with a store in a temporary directory.
 pub struct TestServer {

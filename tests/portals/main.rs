@@ -250,7 +250,7 @@ async fn client_accepted_after_the_last_one_left_a_stopping_server_is_closed_wit
             // An unmasked close frame with code 1001.
             let is_closed = |bytes: &[u8]| bytes.windows(4).any(|part| part[0] == 0x88 && part[2..] == [0x03, 0xe9]);
             while !is_closed(&received) {
-                let read = timeout(Duration::from_secs(20), late.read_buf(&mut received)).await;
+                let read = timeout(Duration::from_secs(120), late.read_buf(&mut received)).await;
                 match read.expect("a close frame in time") {
                     Ok(read) if read > 0 => {}
                     _ => break,

@@ -203,7 +203,7 @@ async fn store_after_a_failed_sync_rejects_every_operation() {
         assert!(result.as_ref().is_err_and(|error| error.to_string().contains("the disk is gone")), "{result:?}");
     }
     assert_eq!(read(&*store, "a", 0).len(), accepted, "an entry that is not durable is hidden");
-    let failure = tokio::time::timeout(Duration::from_secs(5), store.failure()).await.unwrap();
+    let failure = tokio::time::timeout(Duration::from_secs(120), store.failure()).await.unwrap();
     assert!(matches!(failure, StoreError::Failed(_)));
     assert!(store.clear(&user("a")).await.is_err());
 }

@@ -13,7 +13,7 @@ use mesa::{
     config,
     message::{DeviceId, DispatchId},
     redis::{
-        ServerLink,
+        LinkOptions, ServerLink,
         store::{RedisOptions, open},
     },
     store::{Append, Idempotency, Limits, Reason, SessionReport, Store, StoreError},
@@ -78,9 +78,9 @@ impl RedisNamespace {
             Target::Cluster(cluster) => config::Redis::Cluster(cluster.urls()),
         };
         // An open fails after some seconds without a reply. Like an operator, this opens it again, for at most 30 s.
-        let end = Instant::now() + REPLY_TIMEOUT;
+        let (end, options) = (Instant::now() + REPLY_TIMEOUT, LinkOptions { ahead_ms, reply_timeout: REPLY_TIMEOUT });
         let link = loop {
-            match ServerLink::open(&redis, namespace.as_deref(), ahead_ms.clone()) {
+            match ServerLink::open(&redis, namespace.as_deref(), options.clone()) {
                 Err(error) => assert!(Instant::now() < end, "{error}"),
                 Ok(link) => break link,
             }
@@ -435,7 +435,7 @@ async fn session_report_that_is_not_repeated_after_a_failover_holds_nothing() {
     .await;
     let mut n = 1;
     let mut append_up_to = async |max: u64| {
-        let (mut accepted, end) = (0, std::time::Instant::now() + Duration::from_secs(20));
+        let (mut accepted, end) = (0, std::time::Instant::now() + Duration::from_secs(120));
         while accepted < max && std::time::Instant::now() < end {
             n += 1;
             let result = store.append(Append::new(message(n), vec![user("a")])).await.unwrap();

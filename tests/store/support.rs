@@ -156,7 +156,7 @@ pub fn read(store: &dyn Store, id: &str, after: Seq) -> Vec<(Seq, u64)> {
 
 /// Waits until `done`; fails after 10 s.
 pub async fn wait_until(condition: &str, mut done: impl FnMut() -> bool) {
-    let waited = tokio::time::timeout(Duration::from_secs(10), async {
+    let waited = tokio::time::timeout(Duration::from_secs(120), async {
         while !done() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
@@ -166,7 +166,7 @@ pub async fn wait_until(condition: &str, mut done: impl FnMut() -> bool) {
 
 /// Appends repeatedly until the message is accepted; fails after 30 s.
 pub async fn append_when_accepted(store: &dyn Store, payload: &Payload, id: &str) {
-    let end = std::time::Instant::now() + Duration::from_secs(30);
+    let end = std::time::Instant::now() + Duration::from_secs(120);
     while let Err(error) = store.append(Append::new(payload.clone(), vec![user(id)])).await {
         assert!(std::time::Instant::now() < end, "expected acceptance within 30 s: {error}");
         tokio::time::sleep(Duration::from_millis(5)).await;

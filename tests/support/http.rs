@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::server::KEY;
 
 /// Longest time without progress; above it the call fails.
-const IO_TIMEOUT: Duration = Duration::from_secs(20);
+const IO_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Encodes a request with the API key and a JSON body.
 pub fn request(method: &str, path: &str, body: &str) -> String {

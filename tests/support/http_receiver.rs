@@ -21,7 +21,7 @@ use tokio::{
 };
 
 /// Longest time that a test waits for a condition.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(20);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A scripted response to a request.
 #[derive(Clone, Debug)]

@@ -9,7 +9,7 @@ use std::{
 use super::server::KEY;
 
 /// Longest time without progress; above it the call fails.
-const IO_TIMEOUT: Duration = Duration::from_secs(20);
+const IO_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A streamed request and its response.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use std::{
 use tempfile::TempDir;
 
 /// Maximum time until a started Redis answers `PING`. It reads its files first.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs one Redis process. Dropping it kills the process.
 pub struct Redis {

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use super::redis_server::{free_port, temporary_directory};
 
 /// Maximum time until a condition of [`block_until`] holds.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Password of every node.
 pub const PASSWORD: &str = "mesa-secret";

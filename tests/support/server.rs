@@ -14,10 +14,10 @@ use std::{
 pub const KEY: &str = "test-key-0123456789";
 
 /// Longest time until a server listens. Opening a store may replay a long write-ahead log on a loaded machine.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Longest time until a line is in the log file.
-const LOG_TIMEOUT: Duration = Duration::from_secs(30);
+const LOG_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Directory of a server, with its configuration, store and log file.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
 /// Longest time until an expected frame arrives.
-const FRAME_TIMEOUT: Duration = Duration::from_secs(20);
+const FRAME_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A received message.
 #[derive(Clone, Debug, PartialEq)]

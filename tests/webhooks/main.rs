@@ -28,7 +28,7 @@ use support::{
 const SECRET: &str = "a secret of the tests of webhooks";
 
 /// Longest time that a test waits for one step.
-const TIMEOUT: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Starts a receiver, and creates a directory for servers that send events to it.
 ///

@@ -39,10 +39,13 @@ type Ends = (std::sync::Arc<dyn mesa::store::Store>, std::sync::Arc<mesa::redis:
 fn open(args: &MoveArgs, operation: Option<mesa::embedded::tables::unfinished::Operation>) -> Result<Ends, Failure> {
     use std::time::Duration;
 
-    use mesa::{config::parse_redis, redis::ServerLink, store::Limits};
+    use mesa::{
+        config::parse_redis,
+        redis::{LinkOptions, ServerLink},
+        store::Limits,
+    };
     let redis = parse_redis(&serde_json::Value::String(args.redis.clone())).map_err(Failure::usage)?;
-    let link =
-        ServerLink::open(&redis, args.namespace.as_deref(), std::sync::Arc::default()).map_err(Failure::because)?;
+    let link = ServerLink::open(&redis, args.namespace.as_deref(), LinkOptions::default()).map_err(Failure::because)?;
     // Quotas and expiry of a server do not apply to messages that are pending already.
     let limits = Limits {
         messages: u64::MAX,

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Time within which a server must start, and must stop.
-const SERVER_TIMEOUT: Duration = Duration::from_secs(30);
+const SERVER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How a server handles a damaged store. None of these is a violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Longest time from SIGTERM to the exit. Then the run fails.
-const STOP_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Time from SIGSTOP to SIGCONT, in milliseconds.
 const PAUSE_MS: std::ops::RangeInclusive<u64> = 100..=2_000;

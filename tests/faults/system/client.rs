@@ -9,7 +9,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
 /// Time within which a connection must be authenticated, and the next message must arrive.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(20);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Event of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,13 +38,13 @@ struct Frame {
 pub struct Client(WebSocketStream<TcpStream>);
 
 impl Client {
-    /// Connects and authenticates as `user`, within 20 s.
+    /// Connects and authenticates as `user`, within 120 s.
     ///
     /// # Errors
     /// If the server does not accept the connection in time.
     pub async fn connect(address: SocketAddr, user: &str) -> Result<Self, String> {
         let connecting = Self::connect_untimed(address, user);
-        timeout(CLIENT_TIMEOUT, connecting).await.map_err(|_| "no connection within 20 s")?
+        timeout(CLIENT_TIMEOUT, connecting).await.map_err(|_| "no connection within 120 s")?
     }
 
     async fn connect_untimed(address: SocketAddr, user: &str) -> Result<Self, String> {
@@ -105,7 +105,7 @@ impl Client {
     /// Reads until message `last` has been received. Returns the numbers of the messages.
     ///
     /// # Errors
-    /// If the connection ends before that, or nothing is received for 20 s.
+    /// If the connection ends before that, or nothing is received for 120 s.
     pub async fn read_until_message(&mut self, last: u64) -> Result<Vec<u64>, String> {
         let mut numbers = Vec::new();
         while numbers.last() != Some(&last) {

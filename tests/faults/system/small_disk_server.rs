@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Time within which a condition must hold. On an idle machine it holds within milliseconds.
-pub const CONDITION_TIMEOUT: Duration = Duration::from_secs(30);
+pub const CONDITION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Creates a home with further settings, whose store is on a small disk. `None`: the test may not mount, and this is printed.
 pub fn create_home(bytes: u64, settings: &str) -> Option<(Home, SmallDisk)> {

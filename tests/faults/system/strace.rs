@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Time within which a server under `strace` must listen or exit.
-const START_TIMEOUT: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A fault injected into system calls.
 #[derive(Clone, Debug, PartialEq, Eq)]

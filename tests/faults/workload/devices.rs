@@ -20,7 +20,7 @@ use crate::{
 const ACK_DELAY: Duration = Duration::from_millis(20);
 
 /// Longest time without a frame during a drain. Then the drain fails.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Returns all devices as (user, device). Some of these users also have clients without a device.
 pub fn all(params: &Params) -> Vec<(String, &'static str)> {

@@ -25,7 +25,7 @@ const POLLS_MAX: u32 = 50;
 const DEVICE_POLLS_MAX: u32 = 8;
 
 /// Longest time to drain one user. Then the checker reports the messages that are still pending.
-const USER_TIMEOUT: Duration = Duration::from_secs(30);
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Entries per page of a log.
 const PAGE_LIMIT: usize = 1000;

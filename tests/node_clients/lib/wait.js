@@ -2,7 +2,7 @@
 // Waiting for conditions, always with a timeout.
 
 /** Milliseconds that a test waits for an event. Most take a few; on a loaded machine some take seconds. */
-const WAIT_TIMEOUT = 15_000;
+const WAIT_TIMEOUT = 60_000;
 
 /** Re-evaluates conditions whenever `notify()` reports a change. */
 class ChangeNotifier {
