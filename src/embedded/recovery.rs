@@ -30,7 +30,7 @@ use super::{
 use crate::{
     embedded::tables::meta::{
         CLOCK_KEY, FLUSHED_KEY, FORMAT, FORMAT_KEY, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTART_RECORD_KEY,
-        LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS, OPEN_KEY, OPEN_LOSSY, check_format,
+        LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS, OPEN_KEY, OPEN_LOSSY, check_format, check_namespace,
     },
     failpoints::{self, Failpoint},
     message::{CollapseKey, DeviceId, Seq, UserId},
@@ -62,7 +62,7 @@ pub(super) struct RecoveredWal {
 pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Options) -> Result<Recovered, StoreError> {
     let failed = StoreError::from;
     ensure_format(&*engine)?;
-    check_namespace(&*engine, namespace).map_err(failed)??;
+    ensure_namespace(&*engine, namespace)?;
     let flushed = engine.get(Table::Meta, FLUSHED_KEY).map_err(failed)?.and_then(|bytes| wal_number(&bytes));
     let flushed = flushed.unwrap_or(0);
     remove_flushed_records(&*engine, flushed).map_err(failed)?;
@@ -240,22 +240,13 @@ fn ensure_format(engine: &dyn Engine) -> Result<(), StoreError> {
     check_format(found.as_deref())
 }
 
-fn check_namespace(engine: &dyn Engine, namespace: &str) -> Result<Result<(), StoreError>, EngineError> {
-    match engine.get(Table::Meta, NAMESPACE_KEY)? {
-        Some(found) if found == namespace.as_bytes() => Ok(Ok(())),
-        Some(found) => {
-            let found = String::from_utf8_lossy(&found);
-            let message = format!(
-                "the store belongs to namespace {found:?}, and the configuration says {namespace:?}. Set the namespace \
-                 it belongs to, or give this one its own store.path"
-            );
-            Ok(Err(StoreError::Incompatible(message)))
-        }
-        None => {
-            engine.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes())?;
-            Ok(Ok(()))
-        }
+/// Rejects a store of another namespace, and writes the namespace into a new store.
+fn ensure_namespace(engine: &dyn Engine, namespace: &str) -> Result<(), StoreError> {
+    let found = engine.get(Table::Meta, NAMESPACE_KEY)?;
+    if found.is_none() {
+        engine.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes())?;
     }
+    check_namespace(found.as_deref(), namespace)
 }
 
 /// Counts a lossy restart if the store was not closed, and marks the store as open. Durable on return.

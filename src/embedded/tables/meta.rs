@@ -31,6 +31,16 @@ pub(in crate::embedded) fn check_format(found: Option<&[u8]>) -> Result<(), Stor
     )))
 }
 
+/// Rejects a store of another namespace. A new store has none yet.
+pub(in crate::embedded) fn check_namespace(found: Option<&[u8]>, namespace: &str) -> Result<(), StoreError> {
+    let Some(found) = found.filter(|found| *found != namespace.as_bytes()) else { return Ok(()) };
+    let found = String::from_utf8_lossy(found);
+    Err(StoreError::Incompatible(format!(
+        "the store belongs to namespace {found:?}, and the configuration says {namespace:?}. Set the namespace it belongs \
+         to, or give this one its own store.path"
+    )))
+}
+
 #[cfg(test)]
 mod tests {
     use crate::{

@@ -36,7 +36,7 @@ use crate::{
         shared::Options,
         tables::{
             contract::Table,
-            meta::{FLUSHED_KEY, FORMAT_KEY, check_format},
+            meta::{FLUSHED_KEY, FORMAT_KEY, NAMESPACE_KEY, check_format, check_namespace},
             schema::wal_number,
         },
         value_log::file::{BlockLocation, ValueLog},
@@ -141,15 +141,16 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     let cannot_open = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let dir = StoreDir::new(&options.path)?;
     unfinished::check(&options.path, options.operation)?;
-    if let Some(operation) = options.operation {
-        unfinished::begin(&options.path, operation)
-            .map_err(|error| cannot_open(io_reason("cannot mark it", &error)))?;
-    }
     let log = dir.log();
     let unreadable = |error: std::io::Error| cannot_open(io_reason("its file `log/db` cannot be read", &error));
     dir.finish_replacement().map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?;
     dir.read_through().map_err(unreadable)?;
-    let scanned = check_damage(&log, &options.path)?;
+    let scanned = check_store(&log, &options.path, options.namespace.as_deref().unwrap_or_default())?;
+    if let Some(operation) = options.operation {
+        // Not before the checks: a rejected store must stay usable for its server.
+        unfinished::begin(&options.path, operation)
+            .map_err(|error| cannot_open(io_reason("cannot mark it", &error)))?;
+    }
     if rebuild::is_due(&log).map_err(unreadable)? {
         rebuild::rebuild(&dir, &options.path, |staging| open_sled(staging, options.cache_bytes))
             .map_err(cannot_open)?;
@@ -282,10 +283,10 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
     StoreError::Damaged(reason.into())
 }
 
-/// Rejects a damaged store, and one of another format. Returns the scan of the WAL.
+/// Rejects a damaged store, and one of another format or namespace. Returns the scan of the WAL.
 ///
 /// All files are checked before sled opens them, because sled skips what it cannot read and overwrites what follows.
-fn check_damage(log: &Path, path: &Path) -> Result<WalScan, StoreError> {
+fn check_store(log: &Path, path: &Path, namespace: &str) -> Result<WalScan, StoreError> {
     if SyncWatermark::is_foreign(path) {
         return Err(damaged(path, "its file `mark` was not written by mesa"));
     }
@@ -309,6 +310,7 @@ fn check_damage(log: &Path, path: &Path) -> Result<WalScan, StoreError> {
     if length > 0 {
         let tables = RawTables::open(log, false).map_err(unread)?;
         check_format(tables.get(Table::Meta, FORMAT_KEY).map_err(unread)?.as_deref())?;
+        check_namespace(tables.get(Table::Meta, NAMESPACE_KEY).map_err(unread)?.as_deref(), namespace)?;
         if let Some(missing) = MissingPart::other_part(path, &tables).map_err(unread)? {
             return Err(damaged(path, missing));
         }

@@ -1,6 +1,6 @@
 //! Marks a store's directory while a restore, a salvage or an import writes it.
 //!
-//! The marker is a small file. It is written and synced before anything else, and removed after everything else is synced.
+//! The marker is a small file. It is written and synced before any data, and removed after everything else is synced.
 //! While it exists the store does not open, because it would show a part of its messages as if they were all of them.
 //! Tables that are rebuilt need no marker: they are replaced in one step, so an interruption leaves the old ones.
 
@@ -136,7 +136,13 @@ mod tests {
     use super::*;
     use crate::embedded::{
         offline::inspect::Inspection,
-        tables::{DiskOptions, open},
+        tables::{
+            DiskOptions,
+            contract::{Engine, Table},
+            files::WATERMARK,
+            meta::{FORMAT, FORMAT_KEY},
+            open,
+        },
     };
 
     #[tokio::test]
@@ -178,5 +184,36 @@ mod tests {
         end(&path).unwrap();
         drop(store);
         open(DiskOptions::new(&path)).unwrap().close().await.unwrap();
+    }
+
+    /// Sets the format that the store states.
+    fn set_format(path: &Path, format: &[u8]) {
+        let engine = open::create(path, Operation::Import).unwrap();
+        engine.put(Table::Meta, FORMAT_KEY, format).unwrap();
+        engine.checkpoint().unwrap();
+        drop(engine);
+        end(path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn rejected_import_leaves_store_without_marker() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("store");
+        open(DiskOptions::new(&path)).unwrap().close().await.unwrap();
+        let import = |namespace: Option<&str>| {
+            let (operation, namespace) = (Some(Operation::Import), namespace.map(str::to_owned));
+            let rejected = open(DiskOptions { operation, namespace, ..DiskOptions::new(&path) }).err();
+            assert_eq!(reason(&path).unwrap(), None, "expected no marker after {rejected:?}");
+            rejected.expect("a rejection")
+        };
+        assert!(matches!(import(Some("other")), StoreError::Incompatible(_)));
+        open(DiskOptions::new(&path)).unwrap().close().await.unwrap();
+        let aside = home.path().join("aside");
+        fs::rename(path.join(WATERMARK), &aside).unwrap();
+        assert!(matches!(import(None), StoreError::Damaged(_)));
+        fs::rename(&aside, path.join(WATERMARK)).unwrap();
+        open(DiskOptions::new(&path)).unwrap().close().await.unwrap();
+        set_format(&path, &[FORMAT, b"0"].concat());
+        assert!(matches!(import(None), StoreError::Incompatible(_)));
     }
 }

@@ -31,7 +31,7 @@ const REJECTION_BYTES_MAX: usize = REJECTED_BYTES_MAX + 16;
 const SUMMARY_BYTES_MAX: usize = 600;
 
 /// Capacity that a record needs for one cursor with the maximum number of ranges.
-const CURSOR_BYTES_MAX: usize = USER_ID_BYTES_MAX + 700;
+pub(super) const CURSOR_BYTES_MAX: usize = USER_ID_BYTES_MAX + 700;
 
 /// An append that is being added to the commit.
 struct OpenAppend<'a> {

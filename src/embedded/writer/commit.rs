@@ -45,7 +45,7 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 const INLINE_NOTIFY_MAX: usize = 4;
 
 /// Upper bound of the bytes that a file adds to a record.
-const FRAME_BYTES: u64 = 64;
+pub(super) const FRAME_BYTES: u64 = 64;
 
 impl Committer {
     pub(in crate::embedded) fn new(shared: Arc<StoreState>, recovered: RecoveredWal, options: &Options) -> Self {

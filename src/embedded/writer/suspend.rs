@@ -10,8 +10,9 @@
 use std::time::{Duration, Instant};
 
 use super::{
+    append::CURSOR_BYTES_MAX,
     queue::Batch,
-    state::{Commit, Committer, DiskState, Suspended},
+    state::{Commit, Committer, DiskState, REPORTS_RESERVE_BYTES, Suspended},
 };
 use crate::{
     embedded::tables::{
@@ -35,8 +36,12 @@ const MARGIN_BYTES: u64 = 4 << 20;
 /// copied at a time.
 const EAGER_BYTES: u64 = 32 << 20;
 
-/// Bytes reserved for one user's acknowledgements and presence: 16 devices (the default limit) with the maximum of ranges.
-const REPORT_BYTES_MAX: u64 = 20 << 10;
+/// Returns the bytes reserved for one user's report: a cursor of each device and one without a device, with the maximum of
+/// ranges, and presence. It is at most the reserve for all reports.
+fn report_bytes_max(devices_max: usize) -> u64 {
+    let items = (devices_max as u64).saturating_add(2);
+    items.saturating_mul(CURSOR_BYTES_MAX as u64).min(REPORTS_RESERVE_BYTES)
+}
 
 impl Committer {
     /// Returns whether any work is suspended.
@@ -242,7 +247,8 @@ impl Committer {
             self.suspend(EngineError::no_space("the disk is full: it has no space for the tables"))?;
             return Ok(false);
         }
-        match self.shared.engine.reserve(self.next_record, commit.all_bytes() + REPORT_BYTES_MAX) {
+        let bytes = commit.all_bytes() + report_bytes_max(self.limits.devices);
+        match self.shared.engine.reserve(self.next_record, bytes) {
             Ok(()) => Ok(true),
             Err(error) => self.suspend(error).map(|()| false),
         }
@@ -327,5 +333,51 @@ impl Committer {
             );
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        embedded::{
+            tables::schema::StoredCursor,
+            wal::record::{Item, RECORD_BYTES, RecordWriter},
+            writer::commit::FRAME_BYTES,
+        },
+        message::{DEVICE_CHARACTERS_MAX, Seq, USER_ID_BYTES_MAX},
+        store::AckSet,
+    };
+
+    /// Bytes of the largest possible report: of `devices` devices, and of clients without one.
+    fn largest_report(devices: usize) -> u64 {
+        let (user, device) = ("u".repeat(USER_ID_BYTES_MAX), "\u{1F4F1}".repeat(DEVICE_CHARACTERS_MAX));
+        let mut acknowledged = AckSet::default();
+        // More ranges than a set remembers.
+        (1..100).for_each(|at| _ = acknowledged.insert(Seq::MAX - 4 * at, Seq::MAX - 4 * at));
+        let ranges = acknowledged.ranges().to_vec();
+        let cursor = StoredCursor { through: Seq::MAX, ranges, seen_ms: u64::MAX };
+        let item = Item::Cursor { user: &user, device: &device, cursor };
+        let mut items = vec![item; devices + 1];
+        items.push(Item::Seen { user: &user, at_ms: u64::MAX });
+        let new = || RecordWriter::new(u32::MAX, u64::MAX);
+        let (mut writer, mut bytes) = (new(), 0);
+        for item in items {
+            if writer.bytes() + CURSOR_BYTES_MAX > RECORD_BYTES {
+                writer.push(&Item::More);
+                bytes += std::mem::replace(&mut writer, new()).finish().len() as u64 + FRAME_BYTES;
+            }
+            writer.push(&item);
+        }
+        bytes + writer.finish().len() as u64 + FRAME_BYTES
+    }
+
+    #[test]
+    fn reserve_for_a_report_holds_the_largest_one_of_the_configured_devices() {
+        for devices in [1, 16, 128] {
+            let (largest, reserved) = (largest_report(devices), report_bytes_max(devices));
+            assert!(largest <= reserved, "{devices} devices: {largest} bytes, of which {reserved} are reserved");
+        }
+        assert_eq!(report_bytes_max(usize::MAX), REPORTS_RESERVE_BYTES);
     }
 }
