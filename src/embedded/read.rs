@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     message::{DeviceId, Seq, UserId},
-    store::{Entry, Gap, GapReason, KnownUser, ReadLimit, ReadResult, StoreError, gaps::GapList},
+    store::{Entry, Gap, KnownUser, ReadLimit, ReadResult, StoreError, gaps::GapList},
 };
 
 /// Attempts of a read whose entries were flushed meanwhile. Each time the log has moved by at least a record, so more
@@ -291,19 +291,7 @@ impl StoreState {
     ) -> Result<Vec<Gap>, StoreError> {
         self.logs.with(user, |log| {
             let acknowledged = log.cursors.get(device).map(|cursor| cursor.acknowledged.through()).unwrap_or_default();
-            let mut gaps = Vec::new();
-            for (from, to, reason) in log.gaps.explain(from, to) {
-                match reason {
-                    Some(reason) => gaps.push(Gap { from, to, reason }),
-                    None => {
-                        let had = acknowledged.max(log.released()).min(to);
-                        gaps.extend((from <= had).then_some(Gap { from, to: had, reason: GapReason::Acknowledged }));
-                        let rest = from.max(had + 1);
-                        gaps.extend((rest <= to).then_some(Gap { from: rest, to, reason: GapReason::Expired }));
-                    }
-                }
-            }
-            gaps
+            log.gaps.explain_missing(from, to, acknowledged.max(log.released()))
         })
     }
 }

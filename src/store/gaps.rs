@@ -136,6 +136,20 @@ impl GapList {
         parts
     }
 
+    /// Returns the gaps of a client that misses `from..=to`.
+    ///
+    /// Without a known reason, sequences up to `acknowledged` were acknowledged, and later ones have expired.
+    pub fn explain_missing(&self, from: Seq, to: Seq, acknowledged: Seq) -> Vec<Gap> {
+        let mut gaps = Vec::new();
+        for (from, to, reason) in self.explain(from, to) {
+            let had = if reason.is_some() { 0 } else { acknowledged.min(to) };
+            gaps.extend((from <= had).then_some(Gap { from, to: had, reason: GapReason::Acknowledged }));
+            let (from, reason) = (from.max(had + 1), reason.unwrap_or(GapReason::Expired));
+            gaps.extend((from <= to).then_some(Gap { from, to, reason }));
+        }
+        gaps
+    }
+
     pub fn stored(&self) -> Vec<(Seq, Seq, u8)> {
         self.0.iter().map(|range| (range.from, range.to, range.reason as u8)).collect()
     }
@@ -168,6 +182,19 @@ mod tests {
         assert_eq!(parts, [(1, 3, quota), (4, 4, GapReason::Cleared), (5, 5, quota), (6, 8, GapReason::Cleared)]);
         assert!(gaps.hides(3) && !gaps.hides(4) && !gaps.hides(9));
         assert_eq!(gaps.explain(8, 9), [(8, 8, Some(GapReason::Cleared)), (9, 9, None)]);
+    }
+
+    #[test]
+    fn missing_sequences_without_reason_were_acknowledged_or_have_expired() {
+        let mut gaps = GapList::default();
+        gaps.insert(3, 5, GapReason::Quota);
+        let explained = |acknowledged| -> Vec<_> {
+            let gaps = gaps.explain_missing(2, 9, acknowledged).into_iter();
+            gaps.map(|Gap { from, to, reason }| (from, to, reason.as_str())).collect()
+        };
+        assert_eq!(explained(0), [(2, 2, "expired"), (3, 5, "quota"), (6, 9, "expired")]);
+        assert_eq!(explained(7), [(2, 2, "received"), (3, 5, "quota"), (6, 7, "received"), (8, 9, "expired")]);
+        assert_eq!(explained(20), [(2, 2, "received"), (3, 5, "quota"), (6, 9, "received")]);
     }
 
     proptest! {

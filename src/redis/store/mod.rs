@@ -13,7 +13,7 @@
 //!
 //! - *Durability* is that of Redis (`appendfsync`, replicas). `store.durability` has no effect.
 //! - *Sequences* rise by more than one where Redis may have lost some (a failover, a restart, an emptied Redis). The gap has
-//!   the reason [`GapReason::Lost`]. Every step checks the failover epoch (`lua/check_epoch.lua`); `redis/membership.rs` states
+//!   the reason [`Lost`](crate::store::GapReason::Lost). Every step checks the failover epoch (`lua/check_epoch.lua`); `redis/membership.rs` states
 //!   the invariant.
 //! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] entries. Larger ones are several
 //!   steps, and in a Redis Cluster each entry is its own, because users are in different slots. After a crash or a lost
@@ -65,8 +65,8 @@ use crate::{
     message::{DeviceId, Seq, UserId},
     redis::{Notification, RedisError, ServerLink},
     store::{
-        Append, AppendResult, Attached, BackupError, CommitListener, Contents, Gap, GapReason, KnownUser, Limits,
-        ReadLimit, ReadResult, SessionReport, Store, StoreError, UserState, fingerprint, gaps::GapList,
+        Append, AppendResult, Attached, BackupError, CommitListener, Contents, Gap, KnownUser, Limits, ReadLimit,
+        ReadResult, SessionReport, Store, StoreError, UserState, fingerprint, gaps::GapList,
     },
 };
 
@@ -268,19 +268,7 @@ impl Store for RedisStore {
             shared.flush_user(&user).await?;
             shared.script_client.gaps(&user, device.as_ref()).await
         })?;
-        let mut gaps = Vec::new();
-        for (from, to, reason) in GapList::from_stored(&stored_gaps).explain(from, to) {
-            match reason {
-                Some(reason) => gaps.push(Gap { from, to, reason }),
-                None => {
-                    let had = acknowledged.min(to);
-                    gaps.extend((from <= had).then_some(Gap { from, to: had, reason: GapReason::Acknowledged }));
-                    let rest = from.max(had + 1);
-                    gaps.extend((rest <= to).then_some(Gap { from: rest, to, reason: GapReason::Expired }));
-                }
-            }
-        }
-        Ok(gaps)
+        Ok(GapList::from_stored(&stored_gaps).explain_missing(from, to, acknowledged))
     }
 
     fn unreceived_by(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
