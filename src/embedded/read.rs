@@ -4,10 +4,7 @@ use bytes::Bytes;
 
 use super::{
     shared::{StoreState, state},
-    tables::{
-        contract::{EngineError, Table},
-        schema::wal_key,
-    },
+    tables::{contract::Table, schema::wal_key},
     unreadable::damaged,
     user_log::{UserLog, WalSlot, is_expired},
     wal::record::entry_at,
@@ -68,10 +65,6 @@ fn plan(log: &mut UserLog, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -
         (Vec::new(), GapList::default())
     };
     ReadPlan { from, flushed, slots, hidden, gaps, now_s, through }
-}
-
-fn failed(error: EngineError) -> StoreError {
-    StoreError::from(error)
 }
 
 /// Returns the numbers of the records of these slots, ascending.
@@ -166,7 +159,7 @@ impl StoreState {
                 }
                 true
             });
-            read.map_err(failed)?;
+            read?;
         }
         if let Some(wrong) = wrong {
             return Err(wrong);
@@ -210,7 +203,7 @@ impl StoreState {
     pub(super) fn record(&self, number: u64) -> Result<Option<Bytes>, StoreError> {
         match self.record_cache.get(number) {
             Some(record) => Ok(Some(record)),
-            None => self.engine.get(Table::Wal, &wal_key(number)).map_err(failed),
+            None => Ok(self.engine.get(Table::Wal, &wal_key(number))?),
         }
     }
 
@@ -271,7 +264,7 @@ impl StoreState {
             users.len() < limit
         };
         if limit > 0 {
-            self.engine.scan(Table::Users, &from, visit).map_err(failed)?;
+            self.engine.scan(Table::Users, &from, visit)?;
         }
         let now_s = self.clock.now_s();
         let known = |user: UserId| match self.logs.peek(&user, |log| state(log, now_s)) {

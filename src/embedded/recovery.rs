@@ -60,17 +60,16 @@ pub(super) struct RecoveredWal {
 }
 
 pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Options) -> Result<Recovered, StoreError> {
-    let failed = StoreError::from;
     ensure_format(&*engine)?;
     ensure_namespace(&*engine, namespace)?;
-    let flushed = engine.get(Table::Meta, FLUSHED_KEY).map_err(failed)?.and_then(|bytes| wal_number(&bytes));
+    let flushed = engine.get(Table::Meta, FLUSHED_KEY)?.and_then(|bytes| wal_number(&bytes));
     let flushed = flushed.unwrap_or(0);
-    remove_flushed_records(&*engine, flushed).map_err(failed)?;
+    remove_flushed_records(&*engine, flushed)?;
     // Before anything is synced: a synced record is never rolled back.
     remove_unfinished_commit(&*engine)?;
-    let last_before = last_record(&*engine).map_err(failed)?.unwrap_or(0).max(flushed);
-    let (lossy_restarts, lossy_restart_record) = begin(&*engine, options.durability, last_before).map_err(failed)?;
-    let clock_ms = engine.get(Table::Meta, CLOCK_KEY).map_err(failed)?;
+    let last_before = last_record(&*engine)?.unwrap_or(0).max(flushed);
+    let (lossy_restarts, lossy_restart_record) = begin(&*engine, options.durability, last_before)?;
+    let clock_ms = engine.get(Table::Meta, CLOCK_KEY)?;
     let mut replay = Replay {
         engine: engine.clone(),
         namespace: fingerprint(namespace),
@@ -83,18 +82,16 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         last_ms: clock_ms.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0),
     };
     let (mut damage, record_cache) = (None, RecordCache::new(options.record_cache_bytes));
-    engine
-        .scan(Table::Wal, &[], &mut |key, value| match replay.record(key, &value) {
-            Ok(number) => {
-                record_cache.push(number, value);
-                true
-            }
-            Err(error) => {
-                damage = Some(error);
-                false
-            }
-        })
-        .map_err(failed)?;
+    engine.scan(Table::Wal, &[], &mut |key, value| match replay.record(key, &value) {
+        Ok(number) => {
+            record_cache.push(number, value);
+            true
+        }
+        Err(error) => {
+            damage = Some(error);
+            false
+        }
+    })?;
     if let Some(damage) = damage {
         return Err(damage);
     }
@@ -120,7 +117,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     for (user, replayed) in replay.logs {
         let known = replayed.restarts_in_row(lossy_restarts);
         let Replayed { mut log, appended, .. } = replayed;
-        remove_unflushed_blocks(&*engine, user.as_str(), log.flushed).map_err(failed)?;
+        remove_unflushed_blocks(&*engine, user.as_str(), log.flushed)?;
         if appended <= lossy_restart_record {
             log.skip_lossy_restarts(lossy_restarts, known);
         }
@@ -128,7 +125,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
             // The crash came before the row was written. Without a row, no list of users would show this user.
             let row = log.row(lossy_restarts.count);
             log.row_lossy_restarts = Some(row.lossy_restarts);
-            engine.put(Table::Users, user.as_str().as_bytes(), &row.encode()).map_err(failed)?;
+            engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())?;
         }
         log.trimming = log.release() && log.counted < log.released();
         if failpoints::enabled(Failpoint::SequenceReuse) && log.last_slot().is_none() {
@@ -138,7 +135,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         trim.extend(log.trimming.then(|| user.clone()));
         logs.insert(user, log);
     }
-    let value_log_bytes = value_log_bytes(&*engine).map_err(failed)?;
+    let value_log_bytes = value_log_bytes(&*engine)?;
     let wal = RecoveredWal { records: replay.records, next_record: last + 1, dedup, id_blocks, value_log_bytes };
     Ok(Recovered { logs, clock, wal, record_cache, trim })
 }
@@ -161,8 +158,7 @@ fn remove_flushed_records(engine: &dyn Engine, flushed: u64) -> Result<(), Engin
 /// Removes the last records if their commit is incomplete. Such a commit was never answered, and is kept as a whole
 /// or not at all. Removal starts at the highest record, so that another crash leaves a state that is found again.
 fn remove_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
-    let failed = StoreError::from;
-    while let Some((key, value)) = engine.last_at_or_before(Table::Wal, &[0xFF; 9]).map_err(failed)? {
+    while let Some((key, value)) = engine.last_at_or_before(Table::Wal, &[0xFF; 9])? {
         let Ok(mut reader) = RecordReader::new(&value) else { return Ok(()) };
         let mut is_continued = false;
         while let Some(item) = reader.next_item() {
@@ -174,7 +170,7 @@ fn remove_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
             return Ok(());
         }
         let Some(number) = wal_number(&key) else { return Ok(()) };
-        engine.rollback_last(number).map_err(failed)?;
+        engine.rollback_last(number)?;
     }
     Ok(())
 }
@@ -202,7 +198,7 @@ fn read_ids(
             false
         }
     });
-    read.map_err(StoreError::from)?;
+    read?;
     damage.map_or(Ok(blocks), |damage| Err(unreadable::damaged(damage)))
 }
 
@@ -400,7 +396,7 @@ impl Replay {
                 unreadable::damaged(format!("WAL record {record}, user {user:?}: {error}"))
             };
             let id = UserId::new(user).map_err(|error| damaged(&error))?;
-            let row = self.engine.get(Table::Users, user.as_bytes()).map_err(StoreError::from)?;
+            let row = self.engine.get(Table::Users, user.as_bytes())?;
             let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
             self.logs.insert(id, Replayed { log: UserLog::as_stored(row), first: None, appended: 0 });
         }

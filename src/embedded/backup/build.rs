@@ -12,7 +12,7 @@ use crate::{
     embedded::{
         offline::inspect::{InspectSink, LogFacts},
         tables::{
-            contract::{Engine, EngineError, Table},
+            contract::{Engine, Table},
             meta::{CLOCK_KEY, CLOSED, FLUSHED_KEY, FORMAT, FORMAT_KEY, LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_KEY},
             schema::{StoredId, StoredLog, log_key, wal_key},
             sled::Disk,
@@ -42,10 +42,6 @@ pub(in crate::embedded) struct StoreBuilder {
     contents: Contents,
 }
 
-pub(super) fn failed(error: EngineError) -> StoreError {
-    StoreError::from(error)
-}
-
 impl StoreBuilder {
     pub(in crate::embedded) fn begin(out: &Path, namespace: &str, operation: Operation) -> Result<Self, StoreError> {
         let cannot_open = |reason: String| StoreError::Open { path: out.to_owned(), reason };
@@ -64,8 +60,8 @@ impl StoreBuilder {
             return Err(cannot_open(reason));
         }
         let engine = crate::embedded::tables::open::create(&partial, operation)?;
-        engine.put(Table::Meta, FORMAT_KEY, FORMAT).map_err(failed)?;
-        engine.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes()).map_err(failed)?;
+        engine.put(Table::Meta, FORMAT_KEY, FORMAT)?;
+        engine.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes())?;
         Ok(Self {
             out: out.to_owned(),
             partial,
@@ -78,8 +74,7 @@ impl StoreBuilder {
     }
 
     fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), StoreError> {
-        self.engine.put(table, key, value).map_err(failed)?;
-        Ok(())
+        Ok(self.engine.put(table, key, value)?)
     }
 
     pub(in crate::embedded) fn ids(&mut self, ids: Vec<StoredId>) -> Result<(), StoreError> {
@@ -116,7 +111,7 @@ impl StoreBuilder {
         // The keys of ids are WAL record numbers, so the WAL continues after them.
         self.put(Table::Meta, FLUSHED_KEY, &wal_key(self.ids))?;
         self.put(Table::Meta, OPEN_KEY, CLOSED)?;
-        self.engine.checkpoint().map_err(failed)?;
+        self.engine.checkpoint()?;
         let failed_io = |error: std::io::Error| StoreError::Open { path: self.out.clone(), reason: error.to_string() };
         unfinished::end(&self.partial).map_err(failed_io)?;
         drop(self.engine);

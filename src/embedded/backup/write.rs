@@ -82,7 +82,7 @@ impl StoreState {
             users.extend(std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok()));
             users.len() < PAGE_USERS
         });
-        scanned.map_err(StoreError::from)?;
+        scanned?;
         Ok(users)
     }
 
@@ -108,7 +108,7 @@ impl StoreState {
             return Ok(row);
         }
         let row = self.engine.get(Table::Users, user.as_str().as_bytes());
-        let row = row.map_err(StoreError::from)?.map(|bytes| StoredLog::decode(&bytes)).transpose();
+        let row = row?.map(|bytes| StoredLog::decode(&bytes)).transpose();
         let row = row.map_err(|error| damaged(format!("the row of user {user:?}: {error}")))?;
         Ok(UserLog::from_row(row, lossy_restarts).row(lossy_restarts.count))
     }

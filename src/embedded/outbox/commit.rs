@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{
     BatchInfo, DropCounters, Outbox, OutboxEvent, OutboxOptions, OutboxState, WAITING_BYTES_MAX, WAITING_EVENTS_MAX,
-    damaged, failed,
+    damaged,
     format::{self, Batch, Pieces, StoredLost},
 };
 use crate::{
@@ -98,11 +98,11 @@ impl Outbox {
         let mut state = OutboxState { next: 1, ..OutboxState::default() };
         let unfinished = read_all(&*engine, &mut state)?;
         // An incomplete batch of a write that a crash interrupted.
-        unfinished.iter().try_for_each(|key| engine.remove(Table::Outbox, key)).map_err(failed)?;
+        unfinished.iter().try_for_each(|key| engine.remove(Table::Outbox, key))?;
         state.removed = state.batches.front().map_or(state.next, |batch| batch.first) - 1;
         state.remove = state.removed;
         (state.written, state.written_bytes) = (state.events, state.bytes);
-        if let Some(stored) = engine.get(Table::Outbox, format::LOST_KEY).map_err(failed)? {
+        if let Some(stored) = engine.get(Table::Outbox, format::LOST_KEY)? {
             let StoredLost::V1 { since_ms, lost } = StoredLost::decode(&stored).map_err(damaged)?;
             state.lost = DropCounters { since_ms, at_least: true, stored: true, ..DropCounters::default() };
             for (kind, count) in lost {
@@ -404,7 +404,7 @@ fn read_all(engine: &dyn Engine, state: &mut OutboxState) -> Result<Vec<Vec<u8>>
             }
         }
     });
-    scanned.map_err(failed)?;
+    scanned?;
     match wrong {
         Some(wrong) => Err(damaged(wrong)),
         None => {

@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    tables::contract::{Engine, EngineError, Table},
+    tables::contract::{Engine, Table},
     unreadable,
     writer::queue::Queue,
 };
@@ -188,7 +188,7 @@ impl crate::store::Outbox for Outbox {
         if let Some(reported) = self.state.lock().reported.get(user) {
             return Ok(reported.unwrap_or(0));
         }
-        let stored = self.engine.get(Table::Outbox, &format::reported_key(user.as_str())).map_err(failed)?;
+        let stored = self.engine.get(Table::Outbox, &format::reported_key(user.as_str()))?;
         stored.map_or(Ok(0), |stored| format::decode_reported(&stored).map_err(damaged))
     }
 
@@ -198,13 +198,13 @@ impl crate::store::Outbox for Outbox {
             from.push(0);
         }
         let mut all = Vec::new();
-        let scanned = self.engine.scan(Table::Outbox, &from, &mut |key, value| {
+        self.engine.scan(Table::Outbox, &from, &mut |key, value| {
             let Some(user) = format::reported_user(key) else { return false };
             // `reported` returns the error of a value that cannot be read.
             all.extend(format::decode_reported(&value).ok().map(|seq| (user, seq)));
             all.len() < limit
-        });
-        scanned.map_err(failed).map(|()| all)
+        })?;
+        Ok(all)
     }
 
     fn remove_reported(&self, user: &UserId) {
@@ -262,7 +262,7 @@ impl Outbox {
     fn read_batch(&self, batch: BatchInfo) -> Result<Batch, StoreError> {
         let mut pieces = Pieces::default();
         for piece in 0..batch.pieces {
-            let value = self.engine.get(Table::Outbox, &format::event_key(batch.first, piece)).map_err(failed)?;
+            let value = self.engine.get(Table::Outbox, &format::event_key(batch.first, piece))?;
             let value = value.ok_or_else(|| damaged(format!("event {} is missing", batch.first)))?;
             if let Some(batch) = pieces.push(&value).map_err(damaged)? {
                 return Ok(batch);
@@ -309,10 +309,6 @@ impl OutboxState {
         self.waiting_bytes += bytes;
         self.waiting.push((at_ms, event));
     }
-}
-
-fn failed(error: EngineError) -> StoreError {
-    StoreError::from(error)
 }
 
 fn damaged(what: impl fmt::Display) -> StoreError {

@@ -7,7 +7,10 @@ use crate::{
     embedded::{
         self,
         shared::Options,
-        tables::memory::{self, Memory},
+        tables::{
+            contract::EngineError,
+            memory::{self, Memory},
+        },
         tests::{intercept::Intercept, power_cut::Cut},
     },
     store::{SessionReport, Store},

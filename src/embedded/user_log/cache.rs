@@ -126,7 +126,7 @@ impl LogCache {
     }
 
     fn load(&self, user: &UserId) -> Result<UserLog, StoreError> {
-        let row = self.engine.get(Table::Users, user.as_str().as_bytes()).map_err(StoreError::from)?;
+        let row = self.engine.get(Table::Users, user.as_str().as_bytes())?;
         let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose();
         let row = row.map_err(|error| damaged(format!("the row of user {user:?} cannot be read ({error})")))?;
         let mut log = UserLog::from_row(row, self.lossy_restarts);

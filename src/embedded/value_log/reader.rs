@@ -61,11 +61,10 @@ impl StoreState {
         to: Seq,
         visit: &mut dyn FnMut(StoredEntry<'_>) -> bool,
     ) -> Result<bool, StoreError> {
-        let failed = StoreError::from;
         let id = user.as_str();
         // The block that begins at or before the first wanted entry may have it.
         let wanted = log_key(id, after + 1);
-        let floor = self.engine.last_key_at_or_before(Table::Log, &wanted).map_err(failed)?;
+        let floor = self.engine.last_key_at_or_before(Table::Log, &wanted)?;
         let from = floor.filter(|key| is_log_key_of(key, id)).map_or(wanted, |key| key.to_vec());
         let (mut last, mut all, mut damage) = (after, true, None);
         let scanned = self.engine.scan(Table::Log, &from, &mut |key, value| {
@@ -98,7 +97,7 @@ impl StoreState {
             }
             last < to
         });
-        scanned.map_err(failed)?;
+        scanned?;
         let Some(damage) = damage else { return Ok(all) };
         // Lists of users show the user as damaged from now on, until the damaged blocks are cleared.
         self.logs.with_loaded(user, |log| log.damaged = true);
