@@ -15,7 +15,10 @@ use super::{
     copies::Copies,
     segment::{self, End, HEADER_BYTES, Header, Kind, Message},
 };
-use crate::embedded::tables::files::{CONF, DB, SEGMENT_BYTES};
+use crate::embedded::{
+    tables::files::{CONF, DB, SEGMENT_BYTES},
+    value_log::framing::fill,
+};
 
 /// Plausible segment sizes, in bytes.
 const SIZES: std::ops::RangeInclusive<usize> = 4096..=(64 << 20);
@@ -119,7 +122,7 @@ impl Segments {
         let mut unknown = Vec::new();
         for at in (0..length).step_by(size) {
             let mut bytes = [0; HEADER_BYTES];
-            let read = read_at(&segments.file, &mut bytes, at)?;
+            let read = fill(&segments.file, at, &mut bytes)?;
             let header = Header::read(&bytes[..read]).filter(|header| header.lsn.is_multiple_of(size as u64));
             let Some(Header { lsn, stable }) = header else {
                 unknown.push(at);
@@ -176,7 +179,7 @@ impl Segments {
 
     fn read(&self, at: u64) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; self.size];
-        let length = read_at(&self.file, &mut bytes, at)?;
+        let length = fill(&self.file, at, &mut bytes)?;
         bytes.truncate(length);
         Ok(bytes)
     }
@@ -376,18 +379,4 @@ fn segment_bytes(directory: &Path) -> usize {
     let conf = String::from_utf8_lossy(&conf);
     let size = conf.lines().find_map(|line| line.strip_prefix("segment_size: ")?.trim().parse().ok());
     size.filter(|size| SIZES.contains(size)).unwrap_or(SEGMENT_BYTES)
-}
-
-/// Fills `bytes` from the file, up to its end. Returns the number of bytes read.
-pub fn read_at(file: &File, bytes: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut done = 0;
-    while done < bytes.len() {
-        match file.read_at(&mut bytes[done..], at + done as u64) {
-            Ok(0) => break,
-            Ok(read) => done += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(done)
 }

@@ -4,8 +4,9 @@ use std::{fs::File, io, path::Path};
 
 use super::{
     segment::{self, HEADER_BYTES, Header, Kind, RED_ZONE_BYTES},
-    segment_log::{Segments, read_at},
+    segment_log::Segments,
 };
+use crate::embedded::value_log::framing::fill;
 
 /// Upper bound of a message header, in bytes.
 const HEAD_BYTES: usize = 64;
@@ -49,11 +50,11 @@ impl Tail {
             }
             let number = self.base / self.size as u64;
             bytes.resize(HEAD_BYTES, 0);
-            let read = read_at(file, &mut bytes, segment + self.at as u64)?;
+            let read = fill(file, segment + self.at as u64, &mut bytes)?;
             let length = segment::length(&bytes[..read]).filter(|length| self.at + length <= self.size);
             let Some(length) = length else { return Ok(self.base + self.at as u64) };
             bytes.resize(length, 0);
-            read_at(file, &mut bytes, segment + self.at as u64)?;
+            fill(file, segment + self.at as u64, &mut bytes)?;
             match segment::message(&bytes, 0, number) {
                 Some(message) if message.kind == Kind::Cap => self.next_segment(),
                 Some(_) => self.at += length,
@@ -77,7 +78,7 @@ impl Tail {
     fn find_segment(&self, file: &File) -> io::Result<Option<u64>> {
         for at in (0..file.metadata()?.len()).step_by(self.size) {
             let mut bytes = [0; HEADER_BYTES];
-            let read = read_at(file, &mut bytes, at)?;
+            let read = fill(file, at, &mut bytes)?;
             if Header::read(&bytes[..read]).is_some_and(|header| header.lsn == self.base) {
                 return Ok(Some(at));
             }
