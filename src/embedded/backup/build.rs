@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::format::{Contents, parts};
+use super::format::Contents;
 use crate::{
     embedded::{
         offline::inspect::{InspectSink, LogFacts},
@@ -18,7 +18,7 @@ use crate::{
             sled::Disk,
             unfinished::{self, Operation},
         },
-        value_log::block::Block,
+        value_log::block::{Block, split_entries},
     },
     message::Seq,
     store::{StoreError, fingerprint, gaps::GapList},
@@ -126,7 +126,7 @@ impl StoreBuilder {
 
 impl InspectSink for StoreBuilder {
     fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
-        for part in parts(entries) {
+        for part in split_entries(entries, |(.., payload)| payload.len()) {
             let first = part[0].0;
             let entries = part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, &payload[..])).collect();
             let block = Block::V1 { namespace: self.namespace, user, entries }.encode();

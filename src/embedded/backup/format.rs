@@ -89,7 +89,7 @@ impl<W: Write> Writer<W> {
     }
 
     pub fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> io::Result<()> {
-        for part in parts(entries) {
+        for part in block::split_entries(entries, |(.., payload)| payload.len()) {
             self.contents.entries += part.len() as u64;
             self.contents.bytes += part.iter().map(|(.., payload)| payload.len() as u64).sum::<u64>();
             let entries = part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, payload.to_vec())).collect();
@@ -119,22 +119,6 @@ impl<W: Write> Writer<W> {
         self.put(&Block::Failed(why))?;
         self.out.flush()
     }
-}
-
-/// Splits entries into parts that fit into a block of the value log, or hold one large entry.
-pub(in crate::embedded) fn parts(entries: &[(Seq, u32, Bytes)]) -> impl Iterator<Item = &[(Seq, u32, Bytes)]> {
-    let mut rest = entries;
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fits = |(.., payload): &&(Seq, u32, Bytes)| {
-            bytes += payload.len() + 16;
-            bytes <= block::BLOCK_BYTES_MAX
-        };
-        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
-        let (part, after) = rest.split_at(count);
-        rest = after;
-        (!part.is_empty()).then_some(part)
-    })
 }
 
 /// Reads a file, and verifies each block.

@@ -10,7 +10,10 @@ use crate::{
 };
 
 /// Size at which a block is closed.
-pub const BLOCK_BYTES_MAX: usize = 48 << 10;
+const BLOCK_BYTES_MAX: usize = 48 << 10;
+
+/// Bytes that an entry takes in a block beside its payload, on average.
+const ENTRY_BYTES: usize = 16;
 
 /// Sequence, expiry in seconds of the Unix epoch (0 = never), and payload.
 pub type BlockEntry<'a> = (Seq, u32, &'a [u8]);
@@ -43,6 +46,22 @@ impl<'a> Block<'a> {
     }
 }
 
+/// Splits entries into parts that fit into a block, or hold one large entry. `bytes` returns the payload's size.
+pub fn split_entries<T>(entries: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
+    let mut rest = entries;
+    std::iter::from_fn(move || {
+        let mut block = 0;
+        let fits = |entry: &&T| {
+            block += bytes(entry) + ENTRY_BYTES;
+            block <= BLOCK_BYTES_MAX
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (part, after) = rest.split_at(count);
+        rest = after;
+        (!part.is_empty()).then_some(part)
+    })
+}
+
 /// Decodes the entries of a block, with their expiry.
 pub fn block_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, Unreadable> {
     let Block::V1 { namespace, user, entries } = Block::decode(bytes)?;
@@ -52,4 +71,17 @@ pub fn block_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, Unreadable> {
         (Entry { namespace, owner: owner.clone(), seq, payload }, expires_s)
     };
     Ok(entries.into_iter().map(entry).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn split_entries_hold_all_entries_in_order_and_fit_into_blocks() {
+        let sizes = [10_000, 30_000, 20_000, 60_000, 0, 48_000, 1];
+        let split: Vec<_> = split_entries(&sizes, |bytes| *bytes).collect();
+        assert_eq!(split, [&[10_000, 30_000][..], &[20_000], &[60_000], &[0, 48_000, 1]]);
+        assert_eq!(split_entries(&[0; 0], |bytes| *bytes).count(), 0);
+    }
 }

@@ -20,7 +20,7 @@ use crate::{
             schema::{StoredId, is_log_key_of, log_key, wal_key},
         },
         user_log::{Usage, earlier, is_expired},
-        value_log::block::{BLOCK_BYTES_MAX, Block, block_entries},
+        value_log::block::{Block, block_entries, split_entries},
         wal::record::{Header, Item, RecordReader},
     },
     logging::excerpt,
@@ -40,7 +40,7 @@ const HURRIED_STEP_TIMEOUT: Duration = Duration::from_millis(50);
 /// Multiple of the WAL's bound above which steps are longer.
 const HURRY_FACTOR: usize = 3;
 
-/// Blocks of ids that one step stores, each of at most [`BLOCK_BYTES_MAX`]. Table space is checked before each step.
+/// Blocks of ids that one step stores, each of at most 48 KiB. Table space is checked before each step.
 const STEP_ID_BLOCKS_MAX: usize = 16;
 
 impl Committer {
@@ -321,20 +321,12 @@ impl Committer {
 
     /// Writes entries as blocks. `done` is the last sequence that is in a block.
     fn put_blocks(&self, user: &UserId, entries: &[&Pending], done: &mut Seq) -> Result<(), EngineError> {
-        let mut rest = entries;
-        while let Some(first) = rest.first() {
-            let mut bytes = 0;
-            let fits = |entry: &&&Pending| {
-                bytes += entry.payload.len() + 16;
-                bytes <= BLOCK_BYTES_MAX
-            };
-            let count = rest.iter().take_while(fits).count().max(1);
-            let (part, after) = rest.split_at(count);
+        for part in split_entries(entries, |entry| entry.payload.len()) {
             let entries = part.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
             let value = Block::V1 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
             self.blocks_unsynced.set(true);
-            self.shared.engine.put(Table::Log, &log_key(user.as_str(), first.seq), &value)?;
-            *done = part[count - 1].seq;
+            self.shared.engine.put(Table::Log, &log_key(user.as_str(), part[0].seq), &value)?;
+            *done = part[part.len() - 1].seq;
             // From now on readers use the value log, which has these entries.
             self.with_log(user, |log| {
                 for entry in part {
@@ -343,7 +335,6 @@ impl Committer {
                 }
                 log.set_flushed(*done);
             })?;
-            rest = after;
         }
         Ok(())
     }
