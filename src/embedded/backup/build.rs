@@ -87,8 +87,7 @@ impl StoreBuilder {
 
     /// Writes a user's row, after all entries of that user.
     pub(super) fn stored(&mut self, user: &str, mut log: StoredLog) -> Result<(), StoreError> {
-        let cursors = log.shared.iter().chain(log.devices.iter().map(|(_, cursor)| cursor));
-        let through = cursors.map(|cursor| cursor.through).min().unwrap_or(0);
+        let through = log.through();
         let open = std::mem::take(&mut self.open);
         let gaps = GapList::from_stored(&log.gaps);
         let pending = || open.iter().filter(|(seq, ..)| *seq > through && !gaps.hides(*seq));

@@ -89,7 +89,7 @@ impl StoreState {
     fn back_up_user(&self, user: &UserId, writer: &mut Writer<&mut dyn Write>) -> Result<(), BackupError> {
         let to_backup_error = |error: StoreError| failed(&error);
         let first = self.stored_log(user).map_err(to_backup_error)?;
-        let (head, mut after) = (first.head, acknowledged_by_all(&first));
+        let (head, mut after) = (first.head, first.through());
         while after < head {
             let (entries, through) = self.backup_page(user, after, head).map_err(to_backup_error)?;
             writer.entries(user.as_str(), &entries)?;
@@ -215,11 +215,6 @@ fn ids_in(record: &Bytes, rejected: &mut Vec<Rejected>) -> Result<Vec<StoredId>,
 
 fn failed(error: &StoreError) -> BackupError {
     BackupError::Failed(error.to_string())
-}
-
-fn acknowledged_by_all(log: &StoredLog) -> Seq {
-    let cursors = log.shared.iter().chain(log.devices.iter().map(|(_, cursor)| cursor));
-    cursors.map(|cursor| cursor.through).min().unwrap_or(0)
 }
 
 /// Removes everything above `head`.

@@ -104,6 +104,16 @@ enum Row {
 }
 
 impl StoredLog {
+    /// Returns the cursor of clients without a device, if there is one, and those of all devices.
+    pub fn cursors(&self) -> impl Iterator<Item = &StoredCursor> {
+        self.shared.iter().chain(self.devices.iter().map(|(_, cursor)| cursor))
+    }
+
+    /// Returns the sequence up to which every cursor has acknowledged everything.
+    pub fn through(&self) -> Seq {
+        self.cursors().map(|cursor| cursor.through).min().unwrap_or(0)
+    }
+
     pub fn encode(self) -> Vec<u8> {
         // As in `RecordWriter::encode`.
         bincode::encode_to_vec(Row::V1(self), format()).expect("writing to a Vec succeeds")

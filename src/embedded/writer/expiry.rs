@@ -79,10 +79,8 @@ impl Committer {
 
     fn is_due(&self, stored: &StoredLog) -> bool {
         let before = self.refresh_before_ms();
-        let mut cursors = stored.shared.iter().chain(stored.devices.iter().map(|(_, cursor)| cursor));
         is_expired(stored.expires_s, self.shared.clock.now_s())
-            || stored.devices.len() + usize::from(stored.shared.is_some()) > 1
-                && cursors.any(|cursor| cursor.seen_ms < before)
+            || stored.cursors().nth(1).is_some() && stored.cursors().any(|cursor| cursor.seen_ms < before)
     }
 
     /// Returns whether the user's only cursor is a device whose stored time is old. Such a device is never removed, so only the
