@@ -252,26 +252,30 @@ impl StoreState {
 
     /// See [`Store::users`](crate::store::Store::users).
     pub(super) fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<KnownUser>, StoreError> {
-        let mut from = after.map_or_else(Vec::new, |after| after.as_str().as_bytes().to_vec());
-        if after.is_some() {
-            // The lowest key above `after`.
-            from.push(0);
-        }
-        let mut users = Vec::new();
-        let visit = &mut |key: &[u8], _| {
-            let user = std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok());
-            users.extend(user);
-            users.len() < limit
-        };
-        if limit > 0 {
-            self.engine.scan(Table::Users, &from, visit)?;
-        }
         let now_s = self.clock.now_s();
         let known = |user: UserId| match self.logs.peek(&user, |log| state(log, now_s)) {
             Err(error) if !matches!(error, StoreError::Damaged(_)) => Err(error),
             state => Ok((user, state)),
         };
-        users.into_iter().map(known).collect()
+        self.user_ids(after, limit)?.into_iter().map(known).collect()
+    }
+
+    /// Lists users above `after`, at most `limit`, in the order of their ids.
+    pub(super) fn user_ids(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserId>, StoreError> {
+        let mut users = Vec::new();
+        if limit == 0 {
+            return Ok(users);
+        }
+        let mut from = after.map_or_else(Vec::new, |after| after.as_str().as_bytes().to_vec());
+        if after.is_some() {
+            // The lowest key above `after`.
+            from.push(0);
+        }
+        self.engine.keys(Table::Users, &from, &mut |key| {
+            users.extend(std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok()));
+            users.len() < limit
+        })?;
+        Ok(users)
     }
 
     /// See [`Store::explain_gaps`](crate::store::Store::explain_gaps).

@@ -60,7 +60,7 @@ impl StoreState {
         self.back_up_ids(writer)?;
         let mut after: Option<UserId> = None;
         loop {
-            let users = self.user_page(after.as_ref()).map_err(|error| failed(&error))?;
+            let users = self.user_ids(after.as_ref(), PAGE_USERS).map_err(|error| failed(&error))?;
             for user in &users {
                 self.back_up_user(user, writer)?;
             }
@@ -69,21 +69,6 @@ impl StoreState {
                 _ => return Ok(()),
             }
         }
-    }
-
-    fn user_page(&self, after: Option<&UserId>) -> Result<Vec<UserId>, StoreError> {
-        let mut from = after.map_or_else(Vec::new, |after| after.as_str().as_bytes().to_vec());
-        if after.is_some() {
-            // The lowest key above `after`.
-            from.push(0);
-        }
-        let mut users = Vec::new();
-        let scanned = self.engine.scan(Table::Users, &from, &mut |key, _| {
-            users.extend(std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok()));
-            users.len() < PAGE_USERS
-        });
-        scanned?;
-        Ok(users)
     }
 
     fn back_up_user(&self, user: &UserId, writer: &mut Writer<&mut dyn Write>) -> Result<(), BackupError> {
