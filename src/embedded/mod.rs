@@ -117,10 +117,13 @@ impl Store for EmbeddedStore {
 
     fn report(&self, user: &UserId, report: SessionReport) {
         let recorded = self.shared.logs.with(user, |log| {
-            let ReportEffect { dirty, trim, new } = apply_report(log, &report, self.shared.logs.now());
+            let ReportEffect { changed, new } = apply_report(log, &report, self.shared.logs.now());
             // Before the commit thread sees the acknowledgement.
             self.shared.record_delivered(user, report.device.as_ref(), new);
-            self.shared.announce(user, dirty, trim);
+            if changed {
+                self.shared.mark_dirty(user, log);
+            }
+            self.shared.release(user, log);
         });
         // An acknowledgement that is lost causes a resend later. A reader of this log gets the error.
         if let Err(error) = recorded {
@@ -133,11 +136,9 @@ impl Store for EmbeddedStore {
         self.shared.logs.with(user, |log| {
             log.touched = now;
             let acknowledged = log.cursors.attach(device, self.shared.devices_max, now_ms)?;
-            let dirty = !std::mem::replace(&mut log.dirty, true);
+            self.shared.mark_dirty(user, log);
             // The device that was removed for this one may have been the last to need some entries.
-            let trim = log.release();
-            log.trimming |= trim;
-            self.shared.announce(user, dirty, trim);
+            self.shared.release(user, log);
             Ok(Attached { acknowledged, head: log.head })
         })?
     }
@@ -147,7 +148,7 @@ impl Store for EmbeddedStore {
         // The log could be read at attach. If it cannot be now, only the time of this detach is lost.
         _ = self.shared.logs.with(user, |log| {
             log.cursors.detach(device, now_ms);
-            self.shared.announce(user, !std::mem::replace(&mut log.dirty, true), false);
+            self.shared.mark_dirty(user, log);
         });
     }
 
@@ -301,8 +302,8 @@ impl Drop for EmbeddedStore {
 
 /// Effect of a session's report on a log.
 struct ReportEffect {
-    dirty: bool,
-    trim: bool,
+    /// Acknowledgements or presence have changed.
+    changed: bool,
     /// Range of sequences that are new on this device, from the first new one.
     new: Option<(Seq, Seq)>,
 }
@@ -325,9 +326,5 @@ fn apply_report(log: &mut UserLog, report: &SessionReport, now: u32) -> ReportEf
         changed = true;
     }
     log.hold = report.hold;
-    let trim = log.release();
-    log.trimming |= trim;
-    let dirty = changed && !log.dirty;
-    log.dirty |= changed;
-    ReportEffect { dirty, trim, new }
+    ReportEffect { changed, new }
 }

@@ -117,15 +117,23 @@ pub(super) struct StoreState {
 }
 
 impl StoreState {
-    /// Queues a log that was just marked `dirty` or to be trimmed for the commit thread.
+    /// Marks a log whose acknowledgements or presence have changed, and queues it for the commit thread.
     ///
     /// Call this while the log is locked. A caller that finds the log marked does not queue it again. If the log were not
     /// queued at that time, a later dispatch could be committed without that caller's change.
-    pub fn announce(&self, user: &UserId, dirty: bool, trim: bool) {
-        if dirty {
+    pub fn mark_dirty(&self, user: &UserId, log: &mut UserLog) {
+        if !std::mem::replace(&mut log.dirty, true) {
             self.queue.push_dirty(user.clone());
         }
-        if trim {
+    }
+
+    /// Releases acknowledged entries of a log, and queues its blocks for a trim if necessary.
+    ///
+    /// Call this while the log is locked, and after [`mark_dirty`](Self::mark_dirty): the acknowledgements are written
+    /// before the blocks are removed.
+    pub fn release(&self, user: &UserId, log: &mut UserLog) {
+        if log.release() {
+            log.trimming = true;
             self.queue.push_trim(user.clone());
         }
     }

@@ -61,7 +61,7 @@ impl Committer {
         self.shared.record_expired(user, &expired);
         self.with_log(user, |log| {
             log.reported_expired.extend(runs(&expired));
-            self.shared.announce(user, !std::mem::replace(&mut log.dirty, true), false);
+            self.shared.mark_dirty(user, log);
         })?;
         Ok(())
     }

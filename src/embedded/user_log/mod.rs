@@ -194,10 +194,9 @@ impl UserLog {
         self.has_blocks && !self.trimming && released > 0
     }
 
-    /// Releases acknowledged entries up to `to` even if a session holds them, to make capacity. Returns as [`UserLog::release`].
-    pub fn release_held(&mut self, to: Seq) -> bool {
+    /// Lets [`UserLog::release`] release acknowledged entries up to `to` even if a session holds them, to make capacity.
+    pub fn release_held(&mut self, to: Seq) {
         self.released = self.released.max(to.min(self.cursors.through()));
-        self.release()
     }
 
     fn pop_slots(&mut self, through: Seq) {

@@ -136,21 +136,16 @@ impl Committer {
         // A payload has at most 64 KiB.
         let bytes = bytes as u32;
         let slot = WalSlot { seq, record, message_at: at, recipient_at, bytes, expires_s: message.expires_s };
-        let trim = self.with_log(user, |log| {
-            let trim = replaced.is_some_and(|replaced| {
+        self.with_log(user, |log| {
+            if let Some(replaced) = replaced {
                 log.collapse(replaced);
-                log.release()
-            });
-            log.trimming |= trim;
+                self.shared.release(user, log);
+            }
             log.push(slot, message.append.collapse.clone());
             if log.gaps.is_full() {
                 commit.purge.push(user.clone());
             }
-            trim
         })?;
-        if trim {
-            self.shared.queue.push_trim(user.clone());
-        }
         commit.entries.push((user.clone(), seq, record));
         Ok(Ok(seq))
     }
@@ -236,7 +231,7 @@ impl Committer {
 
     pub(super) fn add_clear(&self, commit: &mut Commit, user: &UserId) -> Result<u64, EngineError> {
         let now_s = self.shared.clock.now_s();
-        let (cleared, range, trim) = self.with_log(user, |log| {
+        let (cleared, range) = self.with_log(user, |log| {
             // Includes entries of this commit, which precede the clear.
             let cleared = log.pending(log.assigned, now_s).1.entries;
             let from = log.cursors.through() + 1;
@@ -245,13 +240,9 @@ impl Committer {
                 log.cursors.acknowledge_all(1, to);
                 log.gaps.insert(from, to, GapReason::Cleared);
             }
-            let trim = log.release();
-            log.trimming |= trim;
-            (cleared, range, trim)
+            self.shared.release(user, log);
+            (cleared, range)
         })?;
-        if trim {
-            self.shared.queue.push_trim(user.clone());
-        }
         if let Some((from, to)) = range {
             commit.ensure_capacity(RECIPIENT_BYTES_MAX);
             commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to, reason: GapReason::Cleared as u8 });

@@ -96,12 +96,12 @@ impl Committer {
             (self.inactive_before_ms(), self.refresh_before_ms(), self.shared.clock.now_ms());
         self.with_log(user, |log| {
             let removed = log.cursors.any_inactive(inactive_ms) && log.cursors.remove_inactive(inactive_ms);
-            let changed = log.cursors.refresh_attached(refresh_ms, now_ms) || removed;
-            let trim = removed && log.release();
-            log.trimming |= trim;
-            let dirty = changed && !log.dirty;
-            log.dirty |= changed;
-            self.shared.announce(user, dirty, trim);
+            if log.cursors.refresh_attached(refresh_ms, now_ms) || removed {
+                self.shared.mark_dirty(user, log);
+            }
+            if removed {
+                self.shared.release(user, log);
+            }
         })?;
         // The removal of blocks must not survive a power cut that takes the records that justify it.
         self.sync_if_unsynced()?;

@@ -189,15 +189,7 @@ impl Committer {
     /// Writes a user's row, and queues a trim if necessary.
     fn flush_row(&self, user: &UserId) -> Result<(), EngineError> {
         self.put_row(user)?;
-        let trim = self.with_log(user, |log| {
-            let trim = log.release();
-            log.trimming |= trim;
-            trim
-        })?;
-        if trim {
-            self.shared.queue.push_trim(user.clone());
-        }
-        Ok(())
+        self.with_log(user, |log| self.shared.release(user, log))
     }
 
     /// Writes the row of a user without items in the WAL. The flush writes the rows of all others.

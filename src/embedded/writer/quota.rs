@@ -330,18 +330,15 @@ impl Committer {
                 log.drop_range(first, last, GapReason::Quota);
             }
             // Acknowledged entries up to the end of the range are released too, even if a session holds them.
-            let mut trim = log.release_held(last);
+            log.release_held(last);
+            self.shared.release(user, log);
             while !log.fits(bytes, limits) {
                 let Some(oldest) = log.oldest_slot() else { break };
                 dropped += u64::from(!log.cursors.is_acknowledged(oldest));
                 // An acknowledged entry may still be there because a session holds it.
                 log.drop_range(oldest.min(log.cursors.through() + 1), oldest, GapReason::Quota);
                 last = oldest;
-                trim |= log.release();
-            }
-            log.trimming |= trim;
-            if trim {
-                self.shared.queue.push_trim(user.clone());
+                self.shared.release(user, log);
             }
         })?;
         Ok((last >= first).then_some((first, last, dropped)))
