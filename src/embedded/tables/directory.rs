@@ -62,22 +62,11 @@ impl StoreDir {
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path);
         let mut lock = open.map_err(failed)?;
         let since = Instant::now();
-        loop {
-            match lock.try_lock() {
-                Ok(()) => break,
-                Err(TryLockError::Error(error)) => return Err(failed(error)),
-                Err(TryLockError::WouldBlock) => {
-                    let mut holder = String::new();
-                    // The content only helps the user who reads the error.
-                    _ = lock.rewind().and_then(|()| lock.read_to_string(&mut holder));
-                    let holder = holder.trim();
-                    if is_running(holder) || since.elapsed() > LOCK_TIMEOUT {
-                        let holder = if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
-                        return Err(StoreError::InUse { path: path.to_owned(), holder });
-                    }
-                    thread::sleep(Duration::from_millis(50));
-                }
+        while let Some(holder) = try_lock(&lock).map_err(failed)? {
+            if is_running(&holder) || since.elapsed() > LOCK_TIMEOUT {
+                return Err(in_use(path, &holder));
             }
+            thread::sleep(Duration::from_millis(50));
         }
         // Overwrites the old content, which has its blocks, and truncates then, so that a full disk does not matter.
         let pid = std::process::id().to_string();
@@ -211,6 +200,26 @@ fn make(path: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn make(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).create(path)
+}
+
+/// Takes the lock of a store. Returns the process that the file names if another one holds it.
+pub(in crate::embedded) fn try_lock(mut lock: &File) -> io::Result<Option<String>> {
+    match lock.try_lock() {
+        Ok(()) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            // The content only helps the user who reads the error.
+            _ = lock.rewind().and_then(|()| lock.read_to_string(&mut holder));
+            Ok(Some(holder.trim().to_owned()))
+        }
+    }
+}
+
+/// Makes the error of a store that a process, "" if it is unknown, has open.
+pub(in crate::embedded) fn in_use(path: &Path, holder: &str) -> StoreError {
+    let holder = if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
+    StoreError::InUse { path: path.to_owned(), holder }
 }
 
 /// Returns whether the process named in a lock is running, or true if that is unknown.

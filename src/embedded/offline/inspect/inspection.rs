@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
@@ -18,8 +18,12 @@ use crate::{
         offline::{reader::OfflineReader, sled_file::LostKeys},
         tables::{
             contract::Table,
+            directory::{in_use, try_lock},
             files::{CONF, DB, LOCK, LOG, REBUILT, UNFINISHED, WATERMARK},
-            meta::{CLOSED, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTARTS_KEY, OPEN_KEY, check_format},
+            meta::{
+                CLOSED, FORMAT_KEY, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS, OPEN_KEY,
+                OPEN_LOSSY, check_format,
+            },
             missing::MissingPart,
             schema::{Ids, StoredLog, wal_key},
             unfinished,
@@ -220,25 +224,25 @@ impl Inspection {
     fn read_meta(&mut self) -> std::io::Result<()> {
         let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).ok();
         let get = |key: &[u8]| self.reader.get(Table::Meta, key);
-        let format = get(b"format")?.as_ref().and_then(text);
-        let namespace = get(b"namespace")?.as_ref().and_then(text);
+        let format = get(FORMAT_KEY)?.as_ref().and_then(text);
+        let namespace = get(NAMESPACE_KEY)?.as_ref().and_then(text);
         let lossy_restarts = get(LOSSY_RESTARTS_KEY)?;
         let open = get(OPEN_KEY)?;
         self.facts.ending = match open.as_deref() {
             Some(CLOSED) => Ending::Clean,
-            Some(b"always") => Ending::Unclean,
-            Some(b"lossy") => Ending::UncleanLossy,
+            Some(OPEN_ALWAYS) => Ending::Unclean,
+            Some(OPEN_LOSSY) => Ending::UncleanLossy,
             _ => Ending::Unknown,
         };
         if let Some(lossy_restarts) = lossy_restarts {
             match lossy_restarts[..].try_into() {
                 Ok(lossy_restarts) => self.facts.lossy_restarts = u32::from_be_bytes(lossy_restarts),
-                Err(_) => self.report("meta", "lapses".into(), "it is not a number"),
+                Err(_) => self.report("meta", key_name(LOSSY_RESTARTS_KEY), "it is not a number"),
             }
         }
-        for (name, found) in [("format", format.is_some()), ("namespace", namespace.is_some())] {
+        for (key, found) in [(FORMAT_KEY, format.is_some()), (NAMESPACE_KEY, namespace.is_some())] {
             if !found {
-                self.report("meta", name.into(), "it is missing");
+                self.report("meta", key_name(key), "it is missing");
             }
         }
         (self.facts.format, self.facts.namespace) = (format, namespace);
@@ -444,6 +448,11 @@ fn record(key: &[u8]) -> String {
     format!("record {}", u64::from_be_bytes(whole))
 }
 
+/// Returns the name of a key of the table `meta`.
+fn key_name(key: &[u8]) -> String {
+    String::from_utf8_lossy(key).into_owned()
+}
+
 fn owner(key: &[u8]) -> String {
     let id = key.split(|byte| *byte == 0).next().unwrap_or(key);
     format!("user {:?}", String::from_utf8_lossy(id))
@@ -463,13 +472,9 @@ fn lock(path: &Path) -> Result<Option<File>, StoreError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(open_error(path, cannot_lock(&error))),
     };
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::Error(error)) => Err(open_error(path, cannot_lock(&error))),
-        Err(TryLockError::WouldBlock) => {
-            let holder = fs::read_to_string(path.join(LOCK)).unwrap_or_default();
-            let holder = if holder.trim().is_empty() { String::new() } else { format!(" (process {})", holder.trim()) };
-            Err(StoreError::InUse { path: path.to_owned(), holder })
-        }
+    match try_lock(&file) {
+        Ok(None) => Ok(Some(file)),
+        Ok(Some(holder)) => Err(in_use(path, &holder)),
+        Err(error) => Err(open_error(path, cannot_lock(&error))),
     }
 }
