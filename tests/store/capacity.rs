@@ -8,9 +8,9 @@ use mesa::{
     store::{Append, Limits, Reason, Store, StoreError},
 };
 
-use crate::{
-    limits::{FLUSH_AT_LIMIT, HOUR, advance_clock, append_one, open_options, reopen, sized, wait_until_flushed},
-    support::{ALL, FLUSH_AT_ONCE, Location, acknowledge, append, append_when_accepted, message, user, wait_until},
+use crate::support::{
+    ALL, FLUSH_AT_LIMIT, FLUSH_AT_ONCE, HOUR, Location, acknowledge, advance_clock, append, append_one,
+    append_when_accepted, message, open_options, reopen, sized, user, wait_until, wait_until_flushed,
 };
 
 /// Appends messages to three users in turn until the store is full; returns the error.

@@ -9,11 +9,9 @@ use mesa::{
     store::{Append, Limits, Overflow, Reason, Store, StoreError},
 };
 
-use crate::support::{ALL, FLUSH_AT_ONCE, Location, OpenOptions, acknowledge, append, message, read, user, wait_until};
-
-async fn wait_until_flushed(store: &dyn Store, id: &str) {
-    wait_until("the entries are flushed", || store.read_cached(&user(id), 0, ALL).is_none()).await;
-}
+use crate::support::{
+    ALL, FLUSH_AT_ONCE, Location, OpenOptions, acknowledge, append, message, read, user, wait_until, wait_until_flushed,
+};
 
 /// Checks that entries of another user are appended, flushed, read and trimmed.
 async fn assert_other_user_is_served(store: &dyn Store, tables: &Memory, n: u64) {

@@ -21,7 +21,9 @@ use mesa::{
     store::{Append, Durability, StoreError},
 };
 
-use crate::support::{FLUSH_AT_ONCE, FLUSH_NEVER, Location, acknowledge, append, read, user, wait_until};
+use crate::support::{
+    FLUSH_AT_ONCE, FLUSH_NEVER, Location, acknowledge, append, read, user, wait_until, wait_until_flushed,
+};
 
 /// Copies the directory of a store, as a crash would leave it.
 pub fn copy(from: &Path, to: &Path) {
@@ -62,7 +64,7 @@ async fn flushed_entries_are_read_from_the_value_log_until_acknowledged() {
     }
     let all: Vec<_> = (1..=500).map(|n| (n, n)).collect();
     assert_eq!(read(&*store, "a", 0), all);
-    wait_until("the entries are flushed", || store.read_cached(&user("a"), 0, crate::support::ALL).is_none()).await;
+    wait_until_flushed(&*store, "a").await;
     assert_eq!(read(&*store, "a", 0), all);
     assert_eq!(read(&*store, "a", 250), all[250..]);
     acknowledge(&*store, "a", 1, 490);

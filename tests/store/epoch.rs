@@ -8,7 +8,7 @@ use mesa::{
 };
 
 use crate::{
-    redis::RedisNamespace,
+    redis::{RedisNamespace, read_after},
     redis_server::Redis,
     support::{ALL, acknowledge, append, read, user, wait_until},
 };
@@ -29,22 +29,6 @@ fn copy(namespace: &RedisNamespace, id: &str, action: &str) {
     script.arg(action).invoke::<()>(&mut *namespace.connection()).unwrap();
 }
 
-/// Changes the epoch, as another Redis that takes over does.
-fn failover(namespace: &RedisNamespace) {
-    let another = "redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0')";
-    redis::Script::new(another).key(namespace.epoch_key()).invoke::<()>(&mut *namespace.connection()).unwrap();
-}
-
-/// Returns the numbers of the messages after `after`, and the last sequence.
-fn read_after(store: &dyn Store, after: Seq) -> (Vec<u64>, Seq) {
-    let entries = read(store, "a", after);
-    assert!(
-        entries.is_sorted_by(|one, other| one.0 < other.0) && entries.iter().all(|(seq, _)| *seq > after),
-        "{entries:?}"
-    );
-    (entries.iter().map(|(_, n)| *n).collect(), entries.last().map_or(after, |(seq, _)| *seq))
-}
-
 /// Opens two servers; a session at the first has acknowledged one message.
 async fn two_servers(namespace: &RedisNamespace) -> [Arc<dyn Store>; 2] {
     let servers = [namespace.server(), namespace.server()];
@@ -62,7 +46,7 @@ async fn append_in_an_older_epoch_reaches_sessions_of_a_newer_one() {
     let namespace = RedisNamespace::on(Redis::start());
     let [one, other] = two_servers(&namespace).await;
     copy(&namespace, "a", "keep");
-    failover(&namespace);
+    namespace.change_epoch();
     append(&*one, 2, &["a"]).await.unwrap();
     let (numbers, seen) = read_after(&*one, 1);
     assert_eq!(numbers, [2]);
@@ -120,7 +104,7 @@ async fn pending_entries_with_new_sequences_keep_order_and_acknowledgements() {
     })
     .await;
     copy(&namespace, "a", "keep");
-    failover(&namespace);
+    namespace.change_epoch();
     append(&*one, 1000, &["a"]).await.unwrap();
     let seen = read_after(&*one, 700).1;
     copy(&namespace, "a", "back");
@@ -151,7 +135,7 @@ async fn only_the_newest_of_many_pending_entries_get_new_sequences() {
         other.append_all((0..10).map(|_| Append::new(large(), vec![user("a")])).collect()).await.unwrap();
     }
     copy(&namespace, "a", "keep");
-    failover(&namespace);
+    namespace.change_epoch();
     let seen = append(&*one, 1000, &["a"]).await.unwrap()[0];
     assert_eq!(one.read(&user("a"), seen, ALL).unwrap().entries.len(), 0);
     copy(&namespace, "a", "back");

@@ -5,9 +5,9 @@ use mesa::{
     store::{Append, Limits, Overflow, SessionReport},
 };
 
-use crate::{
-    limits::{HOUR, advance_clock, open_options, reopen, sized, wait_until_flushed},
-    support::{FLUSH_AT_ONCE, FLUSH_NEVER, Location, append, read, user},
+use crate::support::{
+    FLUSH_AT_ONCE, FLUSH_NEVER, HOUR, Location, advance_clock, append, open_options, read, reopen, sized, user,
+    wait_until_flushed,
 };
 
 #[tokio::test]

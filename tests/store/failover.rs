@@ -17,11 +17,7 @@ async fn log_lost_in_a_failover_reuses_no_sequence() {
     for key in ["state", "log"] {
         run_command(&namespace, &["DEL", &namespace.key(key, "a")]).await;
     }
-    run_command(
-        &namespace,
-        &["EVAL", "redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0')", "1", &namespace.epoch_key()],
-    )
-    .await;
+    namespace.change_epoch();
     let seqs = append(&*store, 6, &["a"]).await.unwrap();
     assert!(seqs[0] > 5, "{seqs:?}");
     acknowledge(&*store, "a", 1, 5);
@@ -39,11 +35,7 @@ async fn log_lost_in_a_failover_that_a_server_has_not_detected_reuses_no_sequenc
     for key in ["state", "log"] {
         run_command(&namespace, &["DEL", &namespace.key(key, "a")]).await;
     }
-    run_command(
-        &namespace,
-        &["EVAL", "redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0')", "1", &namespace.epoch_key()],
-    )
-    .await;
+    namespace.change_epoch();
     // This server detects the failover and stores the new epoch. The other one checks every 2 s.
     append(&*one, 6, &["b"]).await.unwrap();
     let seqs = append(&*other, 7, &["a"]).await.unwrap();
@@ -60,13 +52,12 @@ async fn log_reverted_by_a_second_failover_reuses_no_sequence() {
     let copies = [&state, &log].map(|key| format!("{key} kept"));
     run_command(&namespace, &["COPY", &state, &copies[0]]).await;
     run_command(&namespace, &["COPY", &log, &copies[1]]).await;
-    let another = "redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0')";
-    run_command(&namespace, &["EVAL", another, "1", &namespace.epoch_key()]).await;
+    namespace.change_epoch();
     let assigned = append(&*store, 2, &["a"]).await.unwrap();
     // The Redis that takes over now lacks every entry since the first failover.
     run_command(&namespace, &["RENAME", &copies[0], &state]).await;
     run_command(&namespace, &["RENAME", &copies[1], &log]).await;
-    run_command(&namespace, &["EVAL", another, "1", &namespace.epoch_key()]).await;
+    namespace.change_epoch();
     let seqs = append(&*store, 3, &["a"]).await.unwrap();
     assert!(seqs[0] > assigned[0], "{seqs:?} after {assigned:?}");
 }

@@ -8,9 +8,9 @@ use mesa::{
     store::{Append, Idempotency, Limits, Reason, Rejected},
 };
 
-use crate::{
-    limits::{HOUR, advance_clock, append_one, open_options, reopen, wait_until_flushed},
-    support::{FLUSH_AT_ONCE, FLUSH_NEVER, Location, acknowledge, append, message, read, user},
+use crate::support::{
+    FLUSH_AT_ONCE, FLUSH_NEVER, HOUR, Location, acknowledge, advance_clock, append, append_one, message, open_options,
+    read, reopen, user, wait_until_flushed,
 };
 
 fn with_id(n: u64, users: &[&str]) -> Append {

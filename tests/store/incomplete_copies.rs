@@ -7,12 +7,12 @@ use mesa::{
         offline::inspect::Inspection,
         tables::{DiskOptions, open},
     },
-    store::{ReadLimit, StoreError},
+    store::StoreError,
 };
 
 use crate::{
     disk::{DiscardingSink, copy},
-    support::{ALL, FLUSH_AT_ONCE, FLUSH_NEVER, Location, acknowledge, append, user, wait_until},
+    support::{ALL, FLUSH_AT_ONCE, FLUSH_NEVER, Location, acknowledge, append, user, wait_until_flushed},
 };
 
 /// Parts that a copy of a store needs.
@@ -30,10 +30,7 @@ async fn stores() -> [Location; 2] {
     for n in 1..=MESSAGES / 2 {
         append(&*store, n, &["a", "b"]).await.unwrap();
     }
-    wait_until("the entries are flushed", || {
-        store.read_cached(&user("b"), 0, ReadLimit { entries: 1, bytes: 1 }).is_none()
-    })
-    .await;
+    wait_until_flushed(&*store, "b").await;
     store.close().await.unwrap();
     drop(store);
     let store = closed.open(FLUSH_NEVER);

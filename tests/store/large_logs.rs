@@ -3,20 +3,14 @@
 use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use mesa::{
-    message::{DeviceId, Payload, Seq},
+    message::{Payload, Seq},
     store::{Append, GapReason, Limits, Overflow, ReadLimit, SessionReport, Store},
 };
 
-use crate::support::{ALL, FLUSH_AT_ONCE, Location, OpenOptions, user};
-
-const HOUR: Duration = Duration::from_secs(3600);
+use crate::support::{ALL, FLUSH_AT_ONCE, HOUR, Location, OpenOptions, device, user};
 
 /// Enough for several blocks of any kind that a store groups entries in.
 const MESSAGES: u64 = 3_000;
-
-fn device(name: &str) -> DeviceId {
-    DeviceId::new(name).unwrap()
-}
 
 /// Creates a small message, or for each 700th number one larger than its small neighbors together.
 fn sized(n: u64) -> Payload {

@@ -1,58 +1,17 @@
 //! Tests limits: age, TTL, quotas and devices. Tests advance the clock by hours instead of waiting.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use mesa::{
     embedded::Tuning,
-    message::{CollapseKey, DeviceId, Payload, Seq},
-    store::{Append, AppendResult, Gap, GapReason, Limits, Overflow, Reason, SessionReport, Store},
+    message::{CollapseKey, Seq},
+    store::{Append, GapReason, Limits, Overflow, Reason, SessionReport, Store},
 };
 
 use crate::support::{
-    ALL, FLUSH_AT_ONCE, FLUSH_NEVER, Location, OpenOptions, acknowledge, append, message, read, user, wait_until,
+    FLUSH_AT_ONCE, FLUSH_NEVER, HOUR, Location, acknowledge, advance_clock, append, append_one, device, gaps, message,
+    open_options, read, reopen, sized, user, wait_until, wait_until_flushed,
 };
-
-pub const HOUR: Duration = Duration::from_secs(3600);
-
-/// Flushes only what exceeds the size limit of the write-ahead log.
-pub const FLUSH_AT_LIMIT: Tuning = Tuning { wal_bytes_max: 64 << 20, ..FLUSH_NEVER };
-
-/// Creates options with these limits and no reserve of free disk space.
-pub fn open_options(limits: Limits) -> OpenOptions {
-    // The disk of the test machine may have less free space than the default requires.
-    OpenOptions { limits: Limits { free_bytes: 0, ..limits }, ..OpenOptions::default() }
-}
-
-pub fn advance_clock(options: &OpenOptions, hours: u32) {
-    options.ahead_ms.fetch_add((HOUR * hours).as_millis() as u64, Ordering::Relaxed);
-}
-
-/// Closes a store and opens it again. Its clock goes on from the time it had.
-pub async fn reopen(
-    store: Arc<dyn Store>,
-    location: &Location,
-    tuning: Tuning,
-    options: &OpenOptions,
-) -> Arc<dyn Store> {
-    store.close().await.unwrap();
-    drop(store);
-    options.ahead_ms.store(0, Ordering::Relaxed);
-    location.open_with(tuning, options)
-}
-
-/// Waits until all entries of a user are flushed.
-pub async fn wait_until_flushed(store: &dyn Store, id: &str) {
-    wait_until("the entries are flushed", || store.read_cached(&user(id), 0, ALL).is_none()).await;
-    // On Redis, session reports are written before the next query. That must happen before the test advances the clock.
-    store.state(&user(id)).unwrap();
-}
-
-fn device(name: &str) -> DeviceId {
-    DeviceId::new(name).unwrap()
-}
 
 fn acknowledge_as(store: &dyn Store, id: &str, name: &str, to: Seq) {
     let acknowledged = Some((1, to));
@@ -64,29 +23,12 @@ fn devices(store: &dyn Store, id: &str) -> Vec<String> {
     devices.into_iter().map(|device| device.device.as_str().to_owned()).collect()
 }
 
-/// Creates a message of exactly `bytes` bytes.
-pub fn sized(n: u64, bytes: usize) -> Payload {
-    let encode = |padding: usize| Payload::encode(0, Some(&n.to_string()), Some(&"x".repeat(padding))).unwrap();
-    let payload = encode(bytes - encode(0).as_bytes().len());
-    assert_eq!(payload.as_bytes().len(), bytes);
-    payload
-}
-
-pub async fn append_one(store: &dyn Store, append: Append) -> AppendResult {
-    store.append(append).await.unwrap()
-}
-
 fn with_ttl(n: u64, ttl: Duration, id: &str) -> Append {
     Append { ttl: Some(ttl), ..Append::new(message(n), vec![user(id)]) }
 }
 
 fn with_key(n: u64, key: &str, id: &str) -> Append {
     Append { collapse: Some(CollapseKey::new(key).unwrap()), ..Append::new(message(n), vec![user(id)]) }
-}
-
-fn gaps(store: &dyn Store, id: &str, from: Seq, to: Seq) -> Vec<(Seq, Seq, GapReason)> {
-    let gaps = store.explain_gaps(&user(id), None, from, to).unwrap();
-    gaps.into_iter().map(|Gap { from, to, reason }| (from, to, reason)).collect()
 }
 
 #[tokio::test]

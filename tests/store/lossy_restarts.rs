@@ -13,12 +13,12 @@ use mesa::{
         Tuning,
         tables::{DiskOptions, open},
     },
-    store::{Durability, Gap, GapReason, Store},
+    store::{Durability, GapReason, Store},
 };
 
 use crate::{
     disk::copy,
-    support::{FLUSH_AT_ONCE, FLUSH_NEVER, append, read, user},
+    support::{FLUSH_AT_ONCE, FLUSH_NEVER, append, gaps, read, user},
 };
 
 /// Number of sequences that a log skips once after lossy restarts.
@@ -26,11 +26,6 @@ const SEQUENCE_RESERVE: u64 = 65_536;
 
 fn open_lossy(path: &Path, tuning: Tuning) -> Arc<dyn Store> {
     open(DiskOptions { durability: Durability::Never, tuning, ..DiskOptions::new(path) }).unwrap()
-}
-
-fn gaps(store: &dyn Store, from: u64, to: u64) -> Vec<(u64, u64, GapReason)> {
-    let gaps = store.explain_gaps(&user("a"), None, from, to).unwrap();
-    gaps.into_iter().map(|Gap { from, to, reason }| (from, to, reason)).collect()
 }
 
 /// Copies what a crash leaves of a store to a new directory.
@@ -54,7 +49,7 @@ async fn consecutive_lossy_restarts_leave_one_gap_with_reason_restart() {
             let store = open_lossy(location.path(), tuning);
             let state = store.state(&user("a")).unwrap();
             assert_eq!((state.head, state.pending), (1 + SEQUENCE_RESERVE, 1), "in run {run}");
-            assert_eq!(gaps(&*store, 2, 1 + SEQUENCE_RESERVE), [(2, 1 + SEQUENCE_RESERVE, GapReason::Restart)]);
+            assert_eq!(gaps(&*store, "a", 2, 1 + SEQUENCE_RESERVE), [(2, 1 + SEQUENCE_RESERVE, GapReason::Restart)]);
             assert_eq!(read(&*store, "a", 0), [(1, 1)]);
             // User `a` connects and disconnects, and user `b` receives a message in each run.
             store.attach(&user("a"), None).unwrap();
@@ -67,7 +62,7 @@ async fn consecutive_lossy_restarts_leave_one_gap_with_reason_restart() {
         let store = open_lossy(location.path(), tuning);
         assert_eq!(append(&*store, 6, &["a", "new"]).await.unwrap(), [2 + SEQUENCE_RESERVE, 1]);
         assert_eq!(read(&*store, "a", 0), [(1, 1), (2 + SEQUENCE_RESERVE, 6)]);
-        assert_eq!(gaps(&*store, 2, 1 + SEQUENCE_RESERVE), [(2, 1 + SEQUENCE_RESERVE, GapReason::Restart)]);
+        assert_eq!(gaps(&*store, "a", 2, 1 + SEQUENCE_RESERVE), [(2, 1 + SEQUENCE_RESERVE, GapReason::Restart)]);
         store.close().await.unwrap();
         drop(store);
         let store = open_lossy(location.path(), tuning);

@@ -8,7 +8,7 @@ use mesa::{
 };
 
 use crate::{
-    redis::{RedisNamespace, run_command},
+    redis::{RedisNamespace, read_after, run_command},
     redis_server::Redis,
     support::{acknowledge, append, message, read, user, wait_until},
 };
@@ -84,16 +84,6 @@ async fn ten_messages(namespace: &RedisNamespace) -> [Arc<dyn Store>; 2] {
     one.report(&user("a"), SessionReport { acknowledged: Some((3, 8)), hold: Some(8), ..SessionReport::default() });
     wait_until("the entries are acknowledged", || other.state(&user("a")).unwrap().pending == 2).await;
     servers
-}
-
-/// Returns the numbers of the messages after `after`, and the last sequence.
-fn read_after(store: &dyn Store, after: Seq) -> (Vec<u64>, Seq) {
-    let entries = read(store, "a", after);
-    assert!(
-        entries.is_sorted_by(|one, other| one.0 < other.0) && entries.iter().all(|(seq, _)| *seq > after),
-        "{entries:?}"
-    );
-    (entries.iter().map(|(_, n)| *n).collect(), entries.last().map_or(after, |(seq, _)| *seq))
 }
 
 /// Checks that the entries after `after` end with 11 to `last`, and that none stays pending once acknowledged.

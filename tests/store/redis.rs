@@ -11,7 +11,7 @@ use std::{
 
 use mesa::{
     config,
-    message::{DeviceId, DispatchId},
+    message::{DeviceId, DispatchId, Seq},
     redis::{
         LinkOptions, ServerLink,
         store::{RedisOptions, open},
@@ -114,6 +114,22 @@ impl RedisNamespace {
     pub fn epoch_key(&self) -> String {
         format!("mesa:{{here}}:era_{}", self.name)
     }
+
+    /// Changes the failover epoch, as another Redis that takes over does.
+    pub fn change_epoch(&self) {
+        let script = redis::Script::new("redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0')");
+        script.key(self.epoch_key()).invoke::<()>(&mut *self.connection()).unwrap();
+    }
+}
+
+/// Returns the numbers of the messages after `after`, and the last sequence.
+pub fn read_after(store: &dyn Store, after: Seq) -> (Vec<u64>, Seq) {
+    let entries = read(store, "a", after);
+    assert!(
+        entries.is_sorted_by(|one, other| one.0 < other.0) && entries.iter().all(|(seq, _)| *seq > after),
+        "{entries:?}"
+    );
+    (entries.iter().map(|(_, n)| *n).collect(), entries.last().map_or(after, |(seq, _)| *seq))
 }
 
 /// Records the users of each commit that the store announces.
@@ -427,12 +443,7 @@ async fn session_report_that_is_not_repeated_after_a_failover_holds_nothing() {
         eval_on_state(&namespace, "a", "return S.views['1-gone'] and 1 or 0") > 0
     })
     .await;
-    let epoch_key = format!("mesa:{{here}}:era_{}", namespace.name);
-    run_command(
-        &namespace,
-        &["EVAL", "redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0')", "1", &epoch_key],
-    )
-    .await;
+    namespace.change_epoch();
     let mut n = 1;
     let mut append_up_to = async |max: u64| {
         let (mut accepted, end) = (0, std::time::Instant::now() + Duration::from_secs(120));

@@ -2,7 +2,10 @@
 
 use std::{
     path::Path,
-    sync::{Arc, atomic::AtomicU64},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,13 +17,15 @@ use mesa::{
             memory::{self, Memory},
         },
     },
-    message::{Payload, Seq, UserId},
-    store::{Append, Entry, Limits, ReadLimit, SessionReport, Store, StoreError},
+    message::{DeviceId, Payload, Seq, UserId},
+    store::{Append, AppendResult, Entry, Gap, GapReason, Limits, ReadLimit, SessionReport, Store, StoreError},
 };
 use tempfile::TempDir;
 
 /// Limit that bounds no read.
 pub const ALL: ReadLimit = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
+
+pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// Flushes each entry as soon as it is committed.
 pub const FLUSH_AT_ONCE: Tuning =
@@ -29,6 +34,9 @@ pub const FLUSH_AT_ONCE: Tuning =
 /// Flushes nothing for the duration of a test.
 pub const FLUSH_NEVER: Tuning =
     Tuning { flush_delay: Duration::from_secs(3600), wal_bytes_max: usize::MAX, idle_seconds: 3600, ..FLUSH_AT_ONCE };
+
+/// Flushes only what exceeds the size limit of the write-ahead log.
+pub const FLUSH_AT_LIMIT: Tuning = Tuning { wal_bytes_max: 64 << 20, ..FLUSH_NEVER };
 
 /// Options of a store. Clones share the clock.
 #[derive(Clone, Default)]
@@ -171,4 +179,56 @@ pub async fn append_when_accepted(store: &dyn Store, payload: &Payload, id: &str
         assert!(std::time::Instant::now() < end, "expected acceptance within 30 s: {error}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Creates options with these limits and no reserve of free disk space.
+pub fn open_options(limits: Limits) -> OpenOptions {
+    // The disk of the test machine may have less free space than the default requires.
+    OpenOptions { limits: Limits { free_bytes: 0, ..limits }, ..OpenOptions::default() }
+}
+
+pub fn advance_clock(options: &OpenOptions, hours: u32) {
+    options.ahead_ms.fetch_add((HOUR * hours).as_millis() as u64, Ordering::Relaxed);
+}
+
+/// Closes a store and opens it again. Its clock goes on from the time it had.
+pub async fn reopen(
+    store: Arc<dyn Store>,
+    location: &Location,
+    tuning: Tuning,
+    options: &OpenOptions,
+) -> Arc<dyn Store> {
+    store.close().await.unwrap();
+    drop(store);
+    options.ahead_ms.store(0, Ordering::Relaxed);
+    location.open_with(tuning, options)
+}
+
+/// Waits until all entries of a user are flushed.
+pub async fn wait_until_flushed(store: &dyn Store, id: &str) {
+    wait_until("the entries are flushed", || store.read_cached(&user(id), 0, ALL).is_none()).await;
+    // On Redis, session reports are written before the next query. That must happen before the test advances the clock.
+    store.state(&user(id)).unwrap();
+}
+
+pub fn device(name: &str) -> DeviceId {
+    DeviceId::new(name).unwrap()
+}
+
+/// Creates a message of exactly `bytes` bytes.
+pub fn sized(n: u64, bytes: usize) -> Payload {
+    let encode = |padding: usize| Payload::encode(0, Some(&n.to_string()), Some(&"x".repeat(padding))).unwrap();
+    let payload = encode(bytes - encode(0).as_bytes().len());
+    assert_eq!(payload.as_bytes().len(), bytes);
+    payload
+}
+
+pub async fn append_one(store: &dyn Store, append: Append) -> AppendResult {
+    store.append(append).await.unwrap()
+}
+
+/// Returns the gaps of a client without a device that misses `from..=to`.
+pub fn gaps(store: &dyn Store, id: &str, from: Seq, to: Seq) -> Vec<(Seq, Seq, GapReason)> {
+    let gaps = store.explain_gaps(&user(id), None, from, to).unwrap();
+    gaps.into_iter().map(|Gap { from, to, reason }| (from, to, reason)).collect()
 }
