@@ -23,9 +23,9 @@ use super::{
     },
     wal::{
         cache::RecordCache,
-        record::{Header, Item, RecordReader},
+        events::{Event, Message, RecordDecoder, is_continued},
     },
-    writer::dedup::{DedupTable, stored_from_wal, summary},
+    writer::dedup::{DedupTable, summary},
 };
 use crate::{
     embedded::tables::meta::{
@@ -34,7 +34,7 @@ use crate::{
     },
     failpoints::{self, Failpoint},
     message::{CollapseKey, DeviceId, Seq, UserId},
-    store::{Durability, GapReason, Reason, Rejected, StoreError, clock::Clock, fingerprint},
+    store::{Durability, GapReason, StoreError, clock::Clock, fingerprint},
 };
 
 /// Result of opening a store.
@@ -77,7 +77,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         records: VecDeque::new(),
         written_ms: Vec::new(),
         now: Instant::now(),
-        rejected: Vec::new(),
+        decoder: RecordDecoder::default(),
         results: Vec::new(),
         last_ms: clock_ms.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0),
     };
@@ -159,14 +159,8 @@ fn remove_flushed_records(engine: &dyn Engine, flushed: u64) -> Result<(), Engin
 /// or not at all. Removal starts at the highest record, so that another crash leaves a state that is found again.
 fn remove_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
     while let Some((key, value)) = engine.last_at_or_before(Table::Wal, &[0xFF; 9])? {
-        let Ok(mut reader) = RecordReader::new(&value) else { return Ok(()) };
-        let mut is_continued = false;
-        while let Some(item) = reader.next_item() {
-            // A record that cannot be read is reported by the replay.
-            let Ok((_, item)) = item else { return Ok(()) };
-            is_continued = matches!(item, Item::More);
-        }
-        if !is_continued {
+        // A record that cannot be read is reported by the replay.
+        if is_continued(&value) != Some(true) {
             return Ok(());
         }
         let Some(number) = wal_number(&key) else { return Ok(()) };
@@ -286,8 +280,8 @@ struct Replay {
     /// Time of each record, in milliseconds of the Unix epoch.
     written_ms: Vec<u64>,
     now: Instant,
-    /// Recipients rejected so far under the next id, and the ids replayed so far.
-    rejected: Vec<Rejected>,
+    decoder: RecordDecoder,
+    /// Results of the idempotency ids in the WAL.
     results: Vec<StoredId>,
     /// Latest time in the store, in milliseconds of the Unix epoch.
     last_ms: u64,
@@ -311,14 +305,6 @@ impl Replayed {
     }
 }
 
-/// A message, for the recipients that follow in the record.
-struct ReplayedMessage<'a> {
-    at: u32,
-    bytes: u32,
-    expires_s: u32,
-    collapse: &'a str,
-}
-
 impl Replay {
     /// Replays a record; returns its number.
     fn record(&mut self, key: &[u8], value: &[u8]) -> Result<u64, StoreError> {
@@ -328,62 +314,48 @@ impl Replay {
         if self.records.back().is_some_and(|last| last.number + 1 != number) {
             return Err(damaged(&"the record before it is missing"));
         }
-        let mut reader = RecordReader::new(value).map_err(|error| damaged(&error))?;
-        let Header::V1 { namespace, at_ms } = reader.header;
-        if namespace != self.namespace {
+        let mut decoder = std::mem::take(&mut self.decoder);
+        let mut events = decoder.events(value).map_err(|error| damaged(&error))?;
+        let at_ms = events.at_ms;
+        if events.namespace != self.namespace {
             return Err(damaged(&"it belongs to another namespace"));
         }
         self.last_ms = self.last_ms.max(at_ms);
-        let (mut message, mut is_continued) = (None, false);
-        while let Some(item) = reader.next_item() {
-            let (at, item) = item.map_err(|error| damaged(&error))?;
-            match item {
-                // A payload has at most 64 KiB.
-                Item::Message { payload, expires_s, collapse } => {
-                    message = Some(ReplayedMessage { at, bytes: payload.len() as u32, expires_s, collapse });
-                }
-                Item::To { user, seq } => {
-                    let message = message.as_ref().ok_or_else(|| damaged(&"a recipient without a message"))?;
-                    let ReplayedMessage { at: message_at, bytes, expires_s, collapse } = *message;
-                    let slot = WalSlot { seq, record: number, message_at, recipient_at: at, bytes, expires_s };
-                    // An invalid key was never written by this server: no later entry replaces this one.
-                    let key = if collapse.is_empty() { None } else { CollapseKey::new(collapse).ok() };
-                    let replayed = self.replayed(user, number)?;
-                    replayed.first.get_or_insert(seq);
-                    replayed.appended = number;
-                    replayed.log.replay(slot, key);
-                }
-                Item::Seen { user, at_ms } => self.log(user, number)?.seen_ms = at_ms,
-                Item::Cursor { user, device, cursor } => {
-                    let device = device_of(device).map_err(|error| damaged(&error))?;
-                    self.log(user, number)?.replay_cursor(device, &cursor);
-                }
-                Item::CursorRemoved { user, device } => {
-                    let device = device_of(device).map_err(|error| damaged(&error))?;
-                    self.log(user, number)?.cursors.remove(device.as_ref());
-                }
-                Item::Gap { user, from, to, reason } => {
-                    let reason = GapReason::from_stored(reason).ok_or_else(|| damaged(&"an unknown gap reason"))?;
-                    let log = self.log(user, number)?;
-                    match reason {
-                        // The event was reported. The entry's own expiry shows that it has expired.
-                        GapReason::Expired => log.remove_slots(from, to),
-                        reason => log.drop_range(from, to, reason),
-                    }
-                }
-                Item::Rejected { user, reason } => {
-                    let reason = Reason::from_stored(reason).ok_or_else(|| damaged(&"an unknown reason"))?;
-                    self.rejected.push(Rejected { user: user.into(), reason });
-                }
-                Item::Summary { .. } => {
-                    self.results.extend(stored_from_wal(&item, at_ms, &std::mem::take(&mut self.rejected)));
-                }
-                Item::More => is_continued = true,
-            }
+        for event in events.by_ref() {
+            self.event(number, event.map_err(|error| damaged(&error))?)?;
         }
+        let is_continued = events.is_continued();
+        self.decoder = decoder;
         self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now, is_continued });
         self.written_ms.push(at_ms);
         Ok(number)
+    }
+
+    fn event(&mut self, record: u64, event: Event<'_>) -> Result<(), StoreError> {
+        match event {
+            Event::Entry { user, seq, recipient_at, message } => {
+                let Message { at: message_at, payload, expires_s, collapse } = message;
+                // A payload has at most 64 KiB.
+                let bytes = payload.len() as u32;
+                let replayed = self.replayed(user, record)?;
+                replayed.first.get_or_insert(seq);
+                replayed.appended = record;
+                replayed.log.replay(WalSlot { seq, record, message_at, recipient_at, bytes, expires_s }, collapse);
+            }
+            Event::Seen { user, at_ms } => self.log(user, record)?.seen_ms = at_ms,
+            Event::Cursor { user, device, cursor } => self.log(user, record)?.replay_cursor(device, &cursor),
+            Event::CursorRemoved { user, device } => self.log(user, record)?.cursors.remove(device.as_ref()),
+            Event::Gap { user, from, to, reason } => {
+                let log = self.log(user, record)?;
+                match reason {
+                    // The event was reported. The entry's own expiry shows that it has expired.
+                    GapReason::Expired => log.remove_slots(from, to),
+                    reason => log.drop_range(from, to, reason),
+                }
+            }
+            Event::Summary(id) => self.results.push(id),
+        }
+        Ok(())
     }
 
     fn log(&mut self, user: &str, record: u64) -> Result<&mut UserLog, StoreError> {
@@ -404,10 +376,6 @@ impl Replay {
         replayed.log.last_record = record;
         Ok(replayed)
     }
-}
-
-fn device_of(name: &str) -> Result<Option<DeviceId>, crate::message::NameError> {
-    if name.is_empty() { Ok(None) } else { DeviceId::new(name).map(Some) }
 }
 
 impl UserLog {

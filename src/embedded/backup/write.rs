@@ -19,11 +19,11 @@ use crate::{
         },
         unreadable::damaged,
         user_log::{UserLog, WalSlot},
-        wal::record::{Header, Item, RecordReader},
+        wal::events::{Event, RecordDecoder, RecordError},
         writer::dedup,
     },
     message::{Seq, UserId},
-    store::{AckSet, Reason, Rejected, StoreError},
+    store::{AckSet, StoreError},
 };
 
 /// Users that are listed at once.
@@ -148,10 +148,9 @@ impl StoreState {
 
     /// Writes idempotency ids. Those in the WAL come first, so that ids flushed meanwhile are found in the table.
     fn back_up_ids(&self, writer: &mut Writer<&mut dyn Write>) -> Result<(), BackupError> {
-        let (mut rejected, mut ended) = (Vec::new(), Ok(()));
+        let (mut decoder, mut ended) = (RecordDecoder::default(), Ok(()));
         let scanned = self.engine.scan(Table::Wal, &[], &mut |_, value| {
-            let found = ids_in(&value, &mut rejected);
-            ended = found.and_then(|ids| self.write_ids(ids, writer));
+            ended = ids_in(&mut decoder, &value).and_then(|ids| self.write_ids(ids, writer));
             ended.is_ok()
         });
         scanned.map_err(|error| failed(&StoreError::from(error)))?;
@@ -177,22 +176,13 @@ impl StoreState {
     }
 }
 
-/// Decodes the idempotency ids of a WAL record. Their rejected recipients may be in the previous record.
-fn ids_in(record: &Bytes, rejected: &mut Vec<Rejected>) -> Result<Vec<StoredId>, BackupError> {
-    let unreadable = |error: &dyn std::fmt::Display| BackupError::Failed(format!("a WAL record: {error}"));
-    let mut reader = RecordReader::new(record).map_err(|error| unreadable(&error))?;
-    let Header::V1 { at_ms, .. } = reader.header;
+/// Returns the idempotency ids of a WAL record.
+fn ids_in(decoder: &mut RecordDecoder, record: &[u8]) -> Result<Vec<StoredId>, BackupError> {
+    let unreadable = |error: RecordError| BackupError::Failed(format!("a WAL record: {error}"));
     let mut found = Vec::new();
-    while let Some(item) = reader.next_item() {
-        match item.map_err(|error| unreadable(&error))?.1 {
-            Item::Rejected { user, reason } => {
-                let reason = Reason::from_stored(reason).unwrap_or(Reason::Invalid);
-                rejected.push(Rejected { user: user.into(), reason });
-            }
-            item @ Item::Summary { .. } => {
-                found.extend(dedup::stored_from_wal(&item, at_ms, &std::mem::take(rejected)));
-            }
-            _ => {}
+    for event in decoder.events(record).map_err(unreadable)? {
+        if let Event::Summary(id) = event.map_err(unreadable)? {
+            found.push(id);
         }
     }
     Ok(found)

@@ -1,11 +1,12 @@
 //! Write-ahead log.
 //!
-//! - `record`: encoding of records · `layout`: positions of records in files
+//! - `record`: encoding of records · `events`: their content · `layout`: positions of records in files
 //! - `segment`, `prepared`: its files, and the next one prepared ahead
 //! - `replay`: reads the files when a store opens
 //! - `reader`, `cache`: reads from files, and from memory
 
 pub(super) mod cache;
+pub(super) mod events;
 pub(super) mod layout;
 pub(super) mod prepared;
 pub(super) mod reader;

@@ -10,7 +10,6 @@ use std::{
 
 use crate::{
     embedded::tables::schema::{Ids as IdBlock, StoredId},
-    embedded::wal::record::Item,
     failpoints::{self, Failpoint},
     message::DispatchId,
     store::{DispatchSummary, Limits, Reason, Rejected},
@@ -178,18 +177,15 @@ impl StoredId {
     }
 }
 
-/// Encodes an id that was found in the WAL.
-pub(in crate::embedded) fn stored_from_wal(item: &Item<'_>, at_ms: u64, rejected: &[Rejected]) -> Option<StoredId> {
-    let Item::Summary { id, recipients, online, offline, stored } = *item else { return None };
-    let rejected = rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect();
-    Some(StoredId { id: id.to_owned(), at_ms, recipients, online, offline, stored, rejected, more: false })
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::embedded::wal::{
+        events::{Event, RecordDecoder},
+        record::{Item, RecordWriter},
+    };
 
     fn table(max: usize) -> DedupTable {
         DedupTable::new(&Limits { ids: max, ids_window: Duration::from_millis(100), ..Limits::default() })
@@ -217,7 +213,15 @@ mod tests {
 
     fn stored(id: &str, summary: &DispatchSummary) -> StoredId {
         let DispatchSummary { recipients, online, offline, stored, ref rejected } = *summary;
-        stored_from_wal(&Item::Summary { id, recipients, online, offline, stored }, 1, rejected).unwrap()
+        let mut writer = RecordWriter::new(7, 1);
+        for Rejected { user, reason } in rejected {
+            writer.push(&Item::Rejected { user, reason: *reason as u8 });
+        }
+        writer.push(&Item::Summary { id, recipients, online, offline, stored });
+        let record = writer.finish();
+        let event = RecordDecoder::default().events(&record).unwrap().next();
+        let Some(Ok(Event::Summary(stored))) = event else { panic!("expected a summary, not {event:?}") };
+        stored
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::{
-    dedup::{self, stored_from_wal},
+    dedup,
     state::{Committer, Flush, Pending, StoredIds},
 };
 use crate::{
@@ -21,11 +21,11 @@ use crate::{
         },
         user_log::{Usage, earlier, is_expired},
         value_log::block::{Block, block_entries, split_entries},
-        wal::record::{Header, Item, RecordReader},
+        wal::events::Event,
     },
     logging::excerpt,
     message::{Seq, UserId},
-    store::{Durability, Reason, Rejected},
+    store::Durability,
 };
 
 /// Bytes of records in one flush, one record at least. They stay in memory until the flush ends.
@@ -263,31 +263,19 @@ impl Committer {
 
     fn collect_record(&self, number: u64, value: &Bytes, flush: &mut Flush) -> Result<(), EngineError> {
         let damaged = |error: &dyn std::fmt::Display| EngineError::new(format!("WAL record {number}: {error}"));
-        let mut reader = RecordReader::new(value).map_err(|error| damaged(&error))?;
-        let Header::V1 { at_ms, .. } = reader.header;
-        let mut message: &[u8] = &[];
-        while let Some(item) = reader.next_item() {
-            let (_, item) = item.map_err(|error| damaged(&error))?;
-            let user = match item {
-                Item::Message { payload, .. } => {
-                    message = payload;
+        let mut decoder = std::mem::take(&mut flush.decoder);
+        for event in decoder.events(value).map_err(|error| damaged(&error))? {
+            let event = event.map_err(|error| damaged(&error))?;
+            let user = match event {
+                Event::Entry { user, .. }
+                | Event::Seen { user, .. }
+                | Event::Cursor { user, .. }
+                | Event::CursorRemoved { user, .. }
+                | Event::Gap { user, .. } => user,
+                Event::Summary(id) => {
+                    flush.ids.push(id);
                     continue;
                 }
-                Item::Rejected { user, reason } => {
-                    let reason = Reason::from_stored(reason).unwrap_or(Reason::Invalid);
-                    flush.rejected.push(Rejected { user: user.into(), reason });
-                    continue;
-                }
-                Item::Summary { .. } => {
-                    flush.ids.extend(stored_from_wal(&item, at_ms, &std::mem::take(&mut flush.rejected)));
-                    continue;
-                }
-                Item::More => continue,
-                Item::To { user, .. }
-                | Item::Seen { user, .. }
-                | Item::Cursor { user, .. }
-                | Item::CursorRemoved { user, .. }
-                | Item::Gap { user, .. } => user,
             };
             let user = match flush.users.get(user) {
                 Some(user) => user.clone(),
@@ -297,17 +285,17 @@ impl Committer {
                     user
                 }
             };
-            if let Item::To { seq, .. } = item {
-                let expires_s = self.with_log(&user, |log| {
-                    let slot = log.slot(seq).filter(|slot| slot.record == number && seq > log.flushed);
-                    slot.map(|slot| slot.expires_s)
+            if let Event::Entry { seq, message, .. } = event {
+                let is_pending = self.with_log(&user, |log| {
+                    log.slot(seq).is_some_and(|slot| slot.record == number && seq > log.flushed)
                 })?;
-                if let Some(expires_s) = expires_s {
-                    let payload = value.slice_ref(message);
+                if is_pending {
+                    let (expires_s, payload) = (message.expires_s, value.slice_ref(message.payload));
                     flush.pending.entry(user).or_default().push(Pending { seq, expires_s, payload });
                 }
             }
         }
+        flush.decoder = decoder;
         Ok(())
     }
 

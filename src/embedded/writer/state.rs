@@ -18,10 +18,10 @@ use crate::{
             contract::{EngineError, TableSpace},
             schema::{self, StoredId},
         },
-        wal::record::RecordWriter,
+        wal::{events::RecordDecoder, record::RecordWriter},
     },
     message::{Seq, UserId},
-    store::{Durability, Limits, Rejected},
+    store::{Durability, Limits},
 };
 
 /// Runs the commit thread, and owns everything that only this thread uses.
@@ -102,7 +102,7 @@ pub(in crate::embedded) struct Flush {
     pub(super) ids: Vec<StoredId>,
     /// Blocks of ids that are not stored yet, the last first. `None` until all rows are written.
     pub(super) id_blocks: Option<Vec<(Vec<u8>, StoredIds)>>,
-    pub(super) rejected: Vec<Rejected>,
+    pub(super) decoder: RecordDecoder,
 }
 
 /// An entry that is being moved into the value log.

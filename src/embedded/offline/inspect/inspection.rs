@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::{
     Damage, DedupEntry, Ending, Facts, InspectSink, now_s, open_error,
     users::{UserWalk, VisitError, invalid_keys},
-    wal_entries::{WalEntries, is_continued},
+    wal_entries::WalEntries,
 };
 use crate::{
     embedded::{
@@ -31,6 +31,7 @@ use crate::{
         },
         user_log::lossy_restarts::LossyRestarts,
         value_log::block::block_entries,
+        wal::events::is_continued,
     },
     logging::system_error,
     message::{Seq, UserId},
@@ -296,14 +297,11 @@ impl Inspection {
 
     fn read_record(&mut self, number: u64, value: &Bytes) {
         let key = format!("record {number}");
-        let read = match self.wal_entries.take(value) {
-            Ok(read) => Some(read),
-            Err((read, what)) => {
-                self.report("journal", key.clone(), what);
-                read
-            }
-        };
-        if self.facts.namespace.is_some() && read.is_some_and(|read| read.namespace != self.namespace()) {
+        let (namespace, decoded) = self.wal_entries.take(value);
+        if let Err(what) = decoded {
+            self.report("journal", key.clone(), what);
+        }
+        if self.facts.namespace.is_some() && namespace.is_some_and(|namespace| namespace != self.namespace()) {
             self.report("journal", key, "it belongs to another namespace");
         }
     }

@@ -110,12 +110,13 @@ impl Assembly {
                 if seq > self.log.flushed || all {
                     self.entries.insert(seq, (expires_s, payload));
                 }
-                if !collapse.is_empty() {
-                    self.keys.insert(collapse, seq);
+                if let Some(key) = collapse {
+                    self.keys.insert(key.as_str().to_owned(), seq);
                 }
             }
             WalEntry::Seen(at_ms) => self.log.seen_ms = self.log.seen_ms.max(at_ms),
             WalEntry::Cursor { device, cursor } => {
+                let device = device.map_or_else(String::new, |device| device.as_str().to_owned());
                 let begins_anew = self.stale.take_if(|stale| *stale == device).is_some();
                 let known = self.cursor(device);
                 if begins_anew {
@@ -124,14 +125,15 @@ impl Assembly {
                 acknowledge(known, cursor.through, &cursor.ranges);
                 known.seen_ms = known.seen_ms.max(cursor.seen_ms);
             }
-            WalEntry::CursorRemoved { device } if device.is_empty() => {
+            WalEntry::CursorRemoved { device: None } => {
                 if self.log.devices.is_empty() {
-                    self.stale = Some(device);
+                    self.stale = Some(String::new());
                 } else {
                     self.log.shared = None;
                 }
             }
-            WalEntry::CursorRemoved { device } => {
+            WalEntry::CursorRemoved { device: Some(device) } => {
+                let device = device.as_str().to_owned();
                 // The last cursor stays: without any cursor, no entry of the log would be pending.
                 if self.log.shared.is_some() || self.log.devices.len() > 1 {
                     self.log.devices.retain(|(name, _)| *name != device);
@@ -139,7 +141,7 @@ impl Assembly {
                     self.stale = Some(device);
                 }
             }
-            WalEntry::Gap { from, to, reason } => self.gaps.push(gap(from, to, reason)),
+            WalEntry::Gap(gap) => self.gaps.push(gap),
         }
     }
 

@@ -7,19 +7,20 @@ use bytes::Bytes;
 use crate::{
     embedded::{
         tables::schema::{StoredCursor, StoredId},
-        wal::record::{Header, Item, RecordReader},
+        wal::events::{Event, Message, RecordDecoder, RecordError},
     },
-    message::Seq,
+    message::{CollapseKey, DeviceId, Seq},
+    store::Gap,
 };
 
 /// Holds one entry of a WAL record that concerns a user.
 #[derive(Clone, Debug)]
 pub enum WalEntry {
-    Entry { seq: Seq, expires_s: u32, payload: Bytes, collapse: String },
+    Entry { seq: Seq, expires_s: u32, payload: Bytes, collapse: Option<CollapseKey> },
     Seen(u64),
-    Cursor { device: String, cursor: StoredCursor },
-    CursorRemoved { device: String },
-    Gap { from: Seq, to: Seq, reason: u8 },
+    Cursor { device: Option<DeviceId>, cursor: StoredCursor },
+    CursorRemoved { device: Option<DeviceId> },
+    Gap(Gap),
 }
 
 /// Holds the decoded entries of all records.
@@ -29,74 +30,42 @@ pub struct WalEntries {
     pub users: BTreeMap<String, Vec<WalEntry>>,
     /// Idempotency ids and their results.
     pub ids: Vec<StoredId>,
-    rejected: Vec<(String, u8)>,
-}
-
-/// Describes a decoded record.
-#[derive(Clone, Copy, Debug)]
-pub struct RecordFacts {
-    pub namespace: u32,
-}
-
-/// Returns whether the commit of a record continues in the next. Returns `None` if the record cannot be decoded.
-pub fn is_continued(value: &Bytes) -> Option<bool> {
-    let mut reader = RecordReader::new(value).ok()?;
-    let mut last = false;
-    while let Some(item) = reader.next_item() {
-        last = matches!(item.ok()?.1, Item::More);
-    }
-    Some(last)
+    decoder: RecordDecoder,
 }
 
 impl WalEntries {
-    /// Decodes a record as far as possible. Returns a description of what cannot be decoded.
-    pub fn take(&mut self, value: &Bytes) -> Result<RecordFacts, (Option<RecordFacts>, String)> {
-        let mut reader = RecordReader::new(value).map_err(|error| (None, error.to_string()))?;
-        let Header::V1 { namespace, at_ms } = reader.header;
-        let read = RecordFacts { namespace };
-        let mut message: Option<(Bytes, u32, String)> = None;
-        while let Some(item) = reader.next_item() {
-            let (at, item) = item.map_err(|error| (Some(read), format!("what follows is unreadable: {error}")))?;
-            let (user, entry) = match item {
-                Item::Message { payload, expires_s, collapse } => {
-                    message = Some((value.slice_ref(payload), expires_s, collapse.to_owned()));
+    /// Decodes a record as far as possible. Returns the fingerprint of its namespace, if it can be read, and a description
+    /// of what cannot be decoded.
+    pub fn take(&mut self, value: &Bytes) -> (Option<u32>, Result<(), String>) {
+        let events = match self.decoder.events(value) {
+            Ok(events) => events,
+            Err(error) => return (None, Err(error.to_string())),
+        };
+        let namespace = Some(events.namespace);
+        for event in events {
+            let (user, entry) = match event {
+                Ok(Event::Entry { user, seq, message, .. }) => {
+                    let Message { payload, expires_s, collapse, .. } = message;
+                    (user, WalEntry::Entry { seq, expires_s, payload: value.slice_ref(payload), collapse })
+                }
+                Ok(Event::Seen { user, at_ms }) => (user, WalEntry::Seen(at_ms)),
+                Ok(Event::Cursor { user, device, cursor }) => (user, WalEntry::Cursor { device, cursor }),
+                Ok(Event::CursorRemoved { user, device }) => (user, WalEntry::CursorRemoved { device }),
+                Ok(Event::Gap { user, from, to, reason }) => (user, WalEntry::Gap(Gap { from, to, reason })),
+                Ok(Event::Summary(id)) => {
+                    self.ids.push(id);
                     continue;
                 }
-                Item::To { user, seq } => {
-                    let (payload, expires_s, collapse) = message
-                        .clone()
-                        .ok_or_else(|| (Some(read), format!("a recipient without a message at {at}")))?;
-                    (user, WalEntry::Entry { seq, expires_s, payload, collapse })
+                Err(RecordError::Unreadable(error)) => {
+                    return (namespace, Err(format!("what follows is unreadable: {error}")));
                 }
-                Item::Seen { user, at_ms } => (user, WalEntry::Seen(at_ms)),
-                Item::Cursor { user, device, cursor } => (user, WalEntry::Cursor { device: device.to_owned(), cursor }),
-                Item::CursorRemoved { user, device } => (user, WalEntry::CursorRemoved { device: device.to_owned() }),
-                Item::Gap { user, from, to, reason } => (user, WalEntry::Gap { from, to, reason }),
-                Item::Rejected { user, reason } => {
-                    self.rejected.push((user.to_owned(), reason));
-                    continue;
-                }
-                Item::Summary { id, recipients, online, offline, stored } => {
-                    let rejected = std::mem::take(&mut self.rejected);
-                    self.ids.push(StoredId {
-                        id: id.to_owned(),
-                        at_ms,
-                        recipients,
-                        online,
-                        offline,
-                        stored,
-                        rejected,
-                        more: false,
-                    });
-                    continue;
-                }
-                Item::More => continue,
+                Err(error) => return (namespace, Err(error.to_string())),
             };
             match self.users.get_mut(user) {
                 Some(known) => known.push(entry),
                 None => _ = self.users.insert(user.to_owned(), vec![entry]),
             }
         }
-        Ok(read)
+        (namespace, Ok(()))
     }
 }
