@@ -19,7 +19,7 @@ use super::{
     user_log::{
         UserLog, WalSlot,
         cache::LogCache,
-        lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
+        lossy_restarts::{LossyRestarts, has_skipped},
     },
     wal::{
         cache::RecordCache,
@@ -115,8 +115,8 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     let logs = LogCache::new(engine.clone(), lossy_restarts);
     let mut trim = Vec::new();
     for (user, replayed) in replay.logs {
-        let known = replayed.restarts_in_row(lossy_restarts);
-        let Replayed { mut log, appended, .. } = replayed;
+        let Replayed { mut log, first, appended } = replayed;
+        let known = lossy_restarts.known(log.row_lossy_restarts, first);
         remove_unflushed_blocks(&*engine, user.as_str(), log.flushed)?;
         if appended <= lossy_restart_record {
             log.skip_lossy_restarts(lossy_restarts, known);
@@ -296,15 +296,6 @@ struct Replayed {
     appended: u64,
 }
 
-impl Replayed {
-    /// Returns the number of lossy restarts that its row includes, if it has a row.
-    fn restarts_in_row(&self, lossy_restarts: LossyRestarts) -> Option<u32> {
-        // A log that was appended to after the restarts that count one by one has skipped them, even if its row is lost.
-        let skipped_all = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lossy_restarts.full));
-        self.log.row_lossy_restarts.or(skipped_all.then_some(lossy_restarts.full))
-    }
-}
-
 impl Replay {
     /// Replays a record; returns its number.
     fn record(&mut self, key: &[u8], value: &[u8]) -> Result<u64, StoreError> {
@@ -343,7 +334,7 @@ impl Replay {
                 replayed.log.replay(WalSlot { seq, record, message_at, recipient_at, bytes, expires_s }, collapse);
             }
             Event::Seen { user, at_ms } => self.log(user, record)?.seen_ms = at_ms,
-            Event::Cursor { user, device, cursor } => self.log(user, record)?.replay_cursor(device, &cursor),
+            Event::Cursor { user, device, cursor } => self.log(user, record)?.cursors.replay(device, &cursor),
             Event::CursorRemoved { user, device } => self.log(user, record)?.cursors.remove(device.as_ref()),
             Event::Gap { user, from, to, reason } => {
                 let log = self.log(user, record)?;
@@ -382,9 +373,7 @@ impl UserLog {
     /// Replays an entry. The row may include it already: rows are written before the records they replace are
     /// removed.
     fn replay(&mut self, slot: WalSlot, key: Option<CollapseKey>) {
-        // Sequences rise by one, except after a lossy restart, which the row may not include.
-        let skipped = slot.seq.saturating_sub(self.head + 1);
-        if skipped > 0 && skipped.is_multiple_of(SEQUENCE_RESERVE) {
+        if has_skipped(self.head, slot.seq) {
             self.skip_to(slot.seq - 1);
         }
         self.head = self.head.max(slot.seq);
@@ -392,20 +381,6 @@ impl UserLog {
         let last = self.last_slot().map_or(self.flushed, |last| last.seq);
         if slot.seq > last {
             self.push(slot, key);
-        }
-    }
-
-    /// Replays a cursor. The row may include more acknowledgements.
-    fn replay_cursor(&mut self, device: Option<DeviceId>, cursor: &StoredCursor) {
-        match self.cursors.get(device.as_ref()) {
-            Some(known) if !known.stale => {
-                self.cursors.acknowledge(device.as_ref(), 1, cursor.through);
-                for &(from, to) in &cursor.ranges {
-                    self.cursors.acknowledge(device.as_ref(), from, to);
-                }
-                self.cursors.update_seen(device.as_ref(), cursor.seen_ms);
-            }
-            _ => self.cursors.restore(device, cursor),
         }
     }
 }

@@ -54,15 +54,17 @@ impl AckSet {
     /// Returns the sequences that are in both sets. Above [`ACK_RANGES_MAX`] ranges, the lowest are omitted.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
-        let ranges =
-            |set: &Self| std::iter::once((1, set.through)).chain(set.ranges.iter().copied()).collect::<Vec<_>>();
         let mut common = Self::default();
-        for (low, high) in ranges(self) {
-            for (from, to) in ranges(other) {
-                common.insert(low.max(from), high.min(to));
-            }
+        for (from, to) in common_ranges(&self.all_ranges(), &other.all_ranges()) {
+            common.insert(from, to);
         }
         common
+    }
+
+    /// Returns all acknowledged ranges, with the prefix: sorted, both ends included.
+    pub(crate) fn all_ranges(&self) -> Vec<(Seq, Seq)> {
+        let prefix = (self.through > 0).then_some((1, self.through));
+        prefix.into_iter().chain(self.ranges.iter().copied()).collect()
     }
 
     /// Adds `from..=to`; an empty range adds nothing. True if anything was new.
@@ -95,6 +97,13 @@ impl AckSet {
         }
         true
     }
+}
+
+/// Returns the parts of ranges that are in both lists: sorted if both lists are.
+pub(crate) fn common_ranges(one: &[(Seq, Seq)], other: &[(Seq, Seq)]) -> Vec<(Seq, Seq)> {
+    let pairs = one.iter().flat_map(|one| other.iter().map(move |other| (one, other)));
+    let common = pairs.map(|(one, other)| (one.0.max(other.0), one.1.min(other.1)));
+    common.filter(|(from, to)| from <= to).collect()
 }
 
 #[cfg(test)]
@@ -146,6 +155,7 @@ mod tests {
             for seq in 1..50 {
                 prop_assert_eq!(both.contains(seq), one.contains(seq) && other.contains(seq), "{}", seq);
             }
+            prop_assert_eq!(common_ranges(&one.all_ranges(), &other.all_ranges()), both.all_ranges());
         }
 
         #[test]

@@ -34,6 +34,7 @@ mod rejected;
 mod user_state;
 
 pub use ack_set::AckSet;
+pub(crate) use ack_set::common_ranges;
 pub use backup::{BackupError, Contents};
 pub use error::StoreError;
 pub use gaps::{Gap, GapReason};

@@ -47,8 +47,14 @@ pub struct Changes {
 }
 
 impl Cursors {
+    /// Returns all cursors with their devices; `None` for clients without one.
+    pub fn iter(&self) -> impl Iterator<Item = (Option<&DeviceId>, &Cursor)> {
+        let shared = self.shared.iter().map(|cursor| (None, cursor));
+        shared.chain(self.devices.iter().map(|(device, cursor)| (Some(device), cursor)))
+    }
+
     fn all(&self) -> impl Iterator<Item = &Cursor> {
-        self.shared.iter().chain(self.devices.iter().map(|(_, cursor)| cursor))
+        self.iter().map(|(_, cursor)| cursor)
     }
 
     fn all_mut(&mut self) -> impl Iterator<Item = &mut Cursor> {
@@ -74,10 +80,8 @@ impl Cursors {
 
     /// Returns the cursors that have not acknowledged `seq`: devices, and `None` for clients without one.
     pub fn unreceived_by(&self, seq: Seq) -> Vec<Option<DeviceId>> {
-        let shared = self.shared.iter().map(|cursor| (None, cursor));
-        let devices = self.devices.iter().map(|(device, cursor)| (Some(device.clone()), cursor));
-        let lack = shared.chain(devices).filter(|(_, cursor)| !cursor.acknowledged.contains(seq));
-        lack.map(|(device, _)| device).collect()
+        let lack = self.iter().filter(|(_, cursor)| !cursor.acknowledged.contains(seq));
+        lack.map(|(device, _)| device.cloned()).collect()
     }
 
     pub fn devices(&self) -> &[(DeviceId, Cursor)] {
@@ -226,15 +230,21 @@ impl Cursors {
         Changes { cursors, removed, recreated }
     }
 
-    /// Sets the time of a cursor to `seen_ms`, if that is later.
-    pub fn update_seen(&mut self, device: Option<&DeviceId>, seen_ms: u64) {
-        if let Some(cursor) = self.get_mut(device) {
-            cursor.seen_ms = cursor.seen_ms.max(seen_ms);
+    /// Replays the state of a cursor in the WAL. The row may include more acknowledgements.
+    pub fn replay(&mut self, device: Option<DeviceId>, stored: &StoredCursor) {
+        match self.get_mut(device.as_ref()) {
+            Some(cursor) if !cursor.stale => {
+                for (from, to) in AckSet::from_parts(stored.through, &stored.ranges).all_ranges() {
+                    cursor.dirty |= cursor.acknowledged.insert(from, to);
+                }
+                cursor.seen_ms = cursor.seen_ms.max(stored.seen_ms);
+            }
+            _ => self.restore(device, stored),
         }
     }
 
     /// Sets a cursor to its stored state.
-    pub fn restore(&mut self, device: Option<DeviceId>, stored: &StoredCursor) {
+    fn restore(&mut self, device: Option<DeviceId>, stored: &StoredCursor) {
         let cursor = Cursor::from(stored);
         match device {
             None => self.shared = Some(cursor),
@@ -336,6 +346,24 @@ mod tests {
         cursors.detach(Some(&device("b")), 10);
         cursors.attach(Some(&device("c")), 2, 30).unwrap();
         assert!(cursors.get(Some(&device("b"))).is_none() && cursors.get(Some(&device("a"))).is_some());
+    }
+
+    #[test]
+    fn replayed_cursor_adds_acknowledgements_and_starts_anew_after_its_removal() {
+        let stored =
+            |through, ranges: &[(Seq, Seq)], seen_ms| StoredCursor { through, ranges: ranges.to_vec(), seen_ms };
+        let mut cursors = Cursors::default();
+        cursors.remove(None);
+        cursors.replay(Some(device("phone")), &stored(5, &[(8, 9)], 20));
+        cursors.replay(Some(device("phone")), &stored(3, &[(6, 6)], 10));
+        let phone = |cursors: &Cursors| cursors.get(Some(&device("phone"))).unwrap().stored();
+        assert_eq!(phone(&cursors), stored(6, &[(8, 9)], 20));
+        cursors.remove(None);
+        cursors.remove(Some(&device("phone")));
+        assert_eq!(phone(&cursors), stored(6, &[(8, 9)], 20), "the last cursor stays");
+        cursors.replay(Some(device("phone")), &stored(2, &[], 5));
+        assert_eq!(phone(&cursors), stored(2, &[], 5));
+        assert_eq!(cursors.iter().count(), 1);
     }
 
     #[test]

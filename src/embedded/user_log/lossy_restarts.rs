@@ -23,7 +23,23 @@ pub struct LossyRestarts {
     pub full: u32,
 }
 
+/// Returns whether a log with this head skipped sequences before `seq`, the next entry in the WAL.
+///
+/// Sequences rise by one, except after a lossy restart, which the row may not include.
+pub fn has_skipped(head: Seq, seq: Seq) -> bool {
+    let skipped = seq.saturating_sub(head + 1);
+    skipped > 0 && skipped.is_multiple_of(SEQUENCE_RESERVE)
+}
+
 impl LossyRestarts {
+    /// Returns the number of lossy restarts that a log includes, if it is known from the row (`in_row`) or the log's first
+    /// entry in the WAL.
+    pub fn known(self, in_row: Option<u32>, first: Option<Seq>) -> Option<u32> {
+        // A log that was appended to after the restarts that count one by one has skipped them, even if its row is lost.
+        let skipped_all = first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(self.full));
+        in_row.or(skipped_all.then_some(self.full))
+    }
+
     /// Returns how many times a log must skip [`SEQUENCE_RESERVE`] sequences. `known` is the number that its row includes.
     pub fn due(self, known: Option<u32>, head: Seq) -> u32 {
         match known {
@@ -99,6 +115,17 @@ mod tests {
             9 + 16 * SEQUENCE_RESERVE,
             "later ones count once"
         );
+    }
+
+    #[test]
+    fn lossy_restarts_of_a_log_without_row_are_known_from_its_first_entry() {
+        let restarts = RESTARTS(5, 2);
+        assert_eq!(restarts.known(Some(4), Some(1)), Some(4));
+        assert_eq!(restarts.known(None, Some(2 * SEQUENCE_RESERVE + 1)), Some(2));
+        assert_eq!((restarts.known(None, Some(2 * SEQUENCE_RESERVE)), restarts.known(None, None)), (None, None));
+        let skipped =
+            [1, 2, SEQUENCE_RESERVE, SEQUENCE_RESERVE + 1, 3 * SEQUENCE_RESERVE + 1].map(|seq| has_skipped(0, seq));
+        assert_eq!(skipped, [false, false, false, true, true]);
     }
 
     #[test]

@@ -7,11 +7,14 @@ use bytes::Bytes;
 use super::{Damage, StoredUser, wal_entries::WalEntry};
 use crate::{
     embedded::{
-        tables::schema::{StoredCursor, StoredLog},
-        user_log::lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
+        tables::schema::StoredLog,
+        user_log::{
+            cursors::{Cursor, Cursors},
+            lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE, has_skipped},
+        },
     },
-    message::Seq,
-    store::{AckSet, Gap, GapReason},
+    message::{DeviceId, Seq},
+    store::{AckSet, Gap, GapReason, common_ranges},
 };
 
 /// Describes a user's log.
@@ -49,6 +52,7 @@ impl LogFacts {
 pub struct Assembly {
     user: String,
     log: StoredLog,
+    cursors: Cursors,
     gaps: Vec<Gap>,
     /// Entries that are not, or may not be, in the value log.
     entries: BTreeMap<Seq, (u32, Bytes)>,
@@ -62,23 +66,25 @@ pub struct Assembly {
     restarts_in_row: Option<u32>,
     /// The first entry in the WAL.
     first: Option<Seq>,
-    /// A removed device whose cursor stays because it is the last one. The next entry of that device replaces it.
-    stale: Option<String>,
 }
 
 impl Assembly {
     /// Starts from the row, if there is one.
     pub fn new(user: String, row: Option<StoredLog>) -> Self {
         let restarts_in_row = row.as_ref().map(|row| row.lossy_restarts);
-        let mut log = row.unwrap_or_default();
-        if log.shared.is_none() && log.devices.is_empty() {
-            log.shared = Some(StoredCursor::default());
-        }
-        let gaps = log.gaps.iter().map(|&(from, to, reason)| gap(from, to, reason)).collect();
+        let log = row.unwrap_or_default();
+        let cursors = Cursors::from_stored(&log);
+        let gap = |&(from, to, reason): &(Seq, Seq, u8)| Gap {
+            from,
+            to,
+            reason: GapReason::from_stored(reason).unwrap_or(GapReason::Expired),
+        };
+        let gaps = log.gaps.iter().map(gap).collect();
         let keys = log.keys.iter().map(|(key, seq, ..)| (key.clone(), *seq)).collect();
         Self {
             user,
             log,
+            cursors,
             gaps,
             entries: BTreeMap::new(),
             pending: Vec::new(),
@@ -88,7 +94,6 @@ impl Assembly {
             keys,
             restarts_in_row,
             first: None,
-            stale: None,
         }
     }
 
@@ -101,9 +106,7 @@ impl Assembly {
         match entry {
             WalEntry::Entry { seq, expires_s, payload, collapse } => {
                 self.first.get_or_insert(seq);
-                // Sequences rise by one, except after a lossy restart, which the row may not include.
-                let skipped = seq.saturating_sub(self.log.head + 1);
-                if skipped > 0 && skipped.is_multiple_of(SEQUENCE_RESERVE) {
+                if has_skipped(self.log.head, seq) {
                     self.skip_to(seq - 1);
                 }
                 self.log.head = self.log.head.max(seq);
@@ -115,48 +118,10 @@ impl Assembly {
                 }
             }
             WalEntry::Seen(at_ms) => self.log.seen_ms = self.log.seen_ms.max(at_ms),
-            WalEntry::Cursor { device, cursor } => {
-                let device = device.map_or_else(String::new, |device| device.as_str().to_owned());
-                let begins_anew = self.stale.take_if(|stale| *stale == device).is_some();
-                let known = self.cursor(device);
-                if begins_anew {
-                    *known = StoredCursor::default();
-                }
-                acknowledge(known, cursor.through, &cursor.ranges);
-                known.seen_ms = known.seen_ms.max(cursor.seen_ms);
-            }
-            WalEntry::CursorRemoved { device: None } => {
-                if self.log.devices.is_empty() {
-                    self.stale = Some(String::new());
-                } else {
-                    self.log.shared = None;
-                }
-            }
-            WalEntry::CursorRemoved { device: Some(device) } => {
-                let device = device.as_str().to_owned();
-                // The last cursor stays: without any cursor, no entry of the log would be pending.
-                if self.log.shared.is_some() || self.log.devices.len() > 1 {
-                    self.log.devices.retain(|(name, _)| *name != device);
-                } else {
-                    self.stale = Some(device);
-                }
-            }
+            WalEntry::Cursor { device, cursor } => self.cursors.replay(device, &cursor),
+            WalEntry::CursorRemoved { device } => self.cursors.remove(device.as_ref()),
             WalEntry::Gap(gap) => self.gaps.push(gap),
         }
-    }
-
-    fn cursor(&mut self, device: String) -> &mut StoredCursor {
-        if device.is_empty() {
-            return self.log.shared.get_or_insert_default();
-        }
-        let at = match self.log.devices.iter().position(|(name, _)| *name == device) {
-            Some(at) => at,
-            None => {
-                self.log.devices.push((device, StoredCursor::default()));
-                self.log.devices.len() - 1
-            }
-        };
-        &mut self.log.devices[at].1
     }
 
     /// Adds an entry of a block without a location. Returns false if it differs from a known one.
@@ -171,9 +136,7 @@ impl Assembly {
 
     /// Skips the sequences of lossy restarts that the row does not include. Call it after all WAL entries.
     pub fn skip_lossy_restarts(&mut self, lossy_restarts: LossyRestarts) {
-        let skipped_all = self.first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(lossy_restarts.full));
-        let due =
-            lossy_restarts.due(self.restarts_in_row.or(skipped_all.then_some(lossy_restarts.full)), self.log.head);
+        let due = lossy_restarts.due(lossy_restarts.known(self.restarts_in_row, self.first), self.log.head);
         if due > 0 {
             self.skip_to(self.log.head + u64::from(due) * SEQUENCE_RESERVE);
         }
@@ -181,19 +144,12 @@ impl Assembly {
     }
 
     fn skip_to(&mut self, to: Seq) {
-        let range = (self.log.head + 1, to);
+        let skipped = Gap { from: self.log.head + 1, to, reason: GapReason::Restart };
         self.log.head = to;
-        let skipped = gap(range.0, range.1, GapReason::Restart as u8);
         if !self.gaps.contains(&skipped) {
             self.gaps.push(skipped);
         }
-        let cursors = self.log.shared.iter_mut().chain(self.log.devices.iter_mut().map(|(_, cursor)| cursor));
-        cursors.for_each(|cursor| acknowledge(cursor, 0, &[range]));
-    }
-
-    fn acknowledged(&self) -> Vec<AckSet> {
-        let cursors = self.log.shared.iter().chain(self.log.devices.iter().map(|(_, cursor)| cursor));
-        cursors.map(|cursor| AckSet::from_parts(cursor.through, &cursor.ranges)).collect()
+        self.cursors.acknowledge_all(skipped.from, to);
     }
 
     /// Adds the entries of a block, in order, or the remaining ones after the last block (`None`).
@@ -213,7 +169,6 @@ impl Assembly {
         for (seq, entry) in std::mem::replace(&mut self.entries, later) {
             merged.entry(seq).or_insert(entry);
         }
-        let cursors = self.acknowledged();
         let mut pending = Vec::new();
         for (seq, (expires_s, payload)) in merged {
             if seq <= self.last {
@@ -221,8 +176,7 @@ impl Assembly {
             }
             self.last = seq;
             self.add_found(seq);
-            let acknowledged = cursors.iter().all(|cursor| cursor.contains(seq));
-            if acknowledged || self.gaps.iter().any(|gap| (gap.from..=gap.to).contains(&seq)) {
+            if self.cursors.is_acknowledged(seq) || self.gaps.iter().any(|gap| (gap.from..=gap.to).contains(&seq)) {
                 continue;
             }
             if expires_s > 0 && expires_s <= now_s {
@@ -245,14 +199,17 @@ impl Assembly {
 
     /// Finishes the log.
     pub fn finish(mut self) -> LogFacts {
-        let cursors = self.acknowledged();
-        let common = common(&cursors);
         self.gaps.sort_by_key(|gap| (gap.from, gap.to));
-        let missing = missing(self.log.head, &self.found, &common, &self.gaps);
-        let names = self.log.shared.iter().map(|cursor| (String::new(), cursor));
-        let names = names.chain(self.log.devices.iter().map(|(name, cursor)| (name.clone(), cursor)));
-        let cursors =
-            names.zip(cursors).map(|((name, cursor), acknowledged)| (name, acknowledged, cursor.seen_ms)).collect();
+        let acknowledged = self.cursors.iter().map(|(_, cursor)| cursor.acknowledged.all_ranges());
+        // Exact, unlike an `AckSet`: a range that it omits would be reported as missing.
+        let acknowledged = acknowledged.reduce(|one, other| common_ranges(&one, &other)).unwrap_or_default();
+        let missing = missing(self.log.head, &self.found, &acknowledged, &self.gaps);
+        let cursor = |(device, cursor): (Option<&DeviceId>, &Cursor)| {
+            let device = device.map_or_else(String::new, |device| device.as_str().to_owned());
+            (device, cursor.acknowledged.clone(), cursor.seen_ms)
+        };
+        let cursors = self.cursors.iter().map(cursor).collect();
+        self.cursors.store_in(&mut self.log);
         self.log.gaps = self.gaps.iter().map(|gap| (gap.from, gap.to, gap.reason as u8)).collect();
         let bytes_of = |seq: Seq| {
             let at = self.pending.binary_search_by_key(&seq, |(seq, ..)| *seq).ok()?;
@@ -280,27 +237,6 @@ impl Assembly {
     }
 }
 
-/// Returns the ranges that every cursor has acknowledged.
-fn common(cursors: &[AckSet]) -> Vec<(Seq, Seq)> {
-    let ranges = |acknowledged: &AckSet| -> Vec<(Seq, Seq)> {
-        let first = (acknowledged.through() > 0).then_some((1, acknowledged.through()));
-        first.into_iter().chain(acknowledged.ranges().iter().copied()).collect()
-    };
-    let mut all: Option<Vec<(Seq, Seq)>> = None;
-    for cursor in cursors {
-        let own = ranges(cursor);
-        all = Some(match all {
-            None => own,
-            Some(all) => {
-                let pairs = all.iter().flat_map(|one| own.iter().map(move |other| (one, other)));
-                let cut = pairs.map(|(one, other)| (one.0.max(other.0), one.1.min(other.1)));
-                cut.filter(|(from, to)| from <= to).collect()
-            }
-        });
-    }
-    all.unwrap_or_default()
-}
-
 /// Returns the parts of `1..=head` that are in none of the ranges.
 fn missing(head: Seq, found: &[(Seq, Seq)], acknowledged: &[(Seq, Seq)], gaps: &[Gap]) -> Vec<(Seq, Seq)> {
     let gaps = gaps.iter().map(|gap| (gap.from, gap.to));
@@ -318,18 +254,6 @@ fn missing(head: Seq, found: &[(Seq, Seq)], acknowledged: &[(Seq, Seq)], gaps: &
     }
     missing.retain(|(from, to)| from <= to && *from <= head);
     missing
-}
-
-fn acknowledge(cursor: &mut StoredCursor, through: Seq, ranges: &[(Seq, Seq)]) {
-    let mut acknowledged = AckSet::from_parts(cursor.through, &cursor.ranges);
-    acknowledged.insert(1, through);
-    ranges.iter().for_each(|&(from, to)| _ = acknowledged.insert(from, to));
-    cursor.through = acknowledged.through();
-    cursor.ranges = acknowledged.ranges().to_vec();
-}
-
-fn gap(from: Seq, to: Seq, reason: u8) -> Gap {
-    Gap { from, to, reason: GapReason::from_stored(reason).unwrap_or(GapReason::Expired) }
 }
 
 /// Makes a damage report of this user.
