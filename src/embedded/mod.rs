@@ -1,5 +1,6 @@
 //! Embedded store: user logs in sled tables, a write-ahead log and a value log.
 //!
+//! - `engine`: what a store is stored in, a WAL and tables
 //! - `writer`: the commit thread · `wal`: the write-ahead log
 //! - `user_log`: one user's log in memory · `value_log`: files with entry bodies
 //! - [`tables`]: ordered tables, on disk ([`tables::sled`]) or in memory ([`tables::memory`])
@@ -22,6 +23,7 @@
 
 pub mod backup;
 mod encoding;
+mod engine;
 pub mod offline;
 mod outbox;
 mod read;
@@ -51,9 +53,9 @@ use tokio::sync::{oneshot, watch};
 
 pub use self::shared::{Options, Tuning};
 use self::{
+    engine::Engine,
     outbox::Outbox,
     shared::{StoreState, state},
-    tables::contract::Engine,
     user_log::UserLog,
     writer::{
         cost::Cost,
@@ -72,13 +74,13 @@ use crate::{
     },
 };
 
-/// Implements [`Store`] on an engine's tables.
+/// Implements [`Store`] on an engine.
 struct EmbeddedStore {
     shared: Arc<StoreState>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Opens a store on tables that are open already.
+/// Opens a store on an engine that is open already.
 ///
 /// # Errors
 /// When the tables belong to another namespace or version, or are damaged.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::{
     shared::{StoreState, state},
-    tables::{contract::Table, schema::wal_key},
+    tables::contract::Table,
     unreadable::damaged,
     user_log::{UserLog, WalSlot, is_expired},
     wal::record::entry_at,
@@ -203,7 +203,7 @@ impl StoreState {
     pub(super) fn record(&self, number: u64) -> Result<Option<Bytes>, StoreError> {
         match self.record_cache.get(number) {
             Some(record) => Ok(Some(record)),
-            None => Ok(self.engine.get(Table::Wal, &wal_key(number))?),
+            None => Ok(self.engine.record(number)?),
         }
     }
 

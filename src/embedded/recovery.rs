@@ -10,10 +10,11 @@ use std::{
 };
 
 use super::{
+    engine::Engine,
     shared::Options,
     tables::{
-        contract::{Engine, EngineError, Table},
-        schema::{Ids as IdBlock, StoredCursor, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number},
+        contract::{EngineError, Table, Tables},
+        schema::{Ids as IdBlock, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number},
     },
     unreadable,
     user_log::{
@@ -23,6 +24,7 @@ use super::{
     },
     wal::{
         cache::RecordCache,
+        contract::Wal,
         events::{Event, Message, RecordDecoder, is_continued},
     },
     writer::dedup::{DedupTable, summary},
@@ -33,7 +35,7 @@ use crate::{
         LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS, OPEN_KEY, OPEN_LOSSY, check_format, check_namespace,
     },
     failpoints::{self, Failpoint},
-    message::{CollapseKey, DeviceId, Seq, UserId},
+    message::{CollapseKey, Seq, UserId},
     store::{Durability, GapReason, StoreError, clock::Clock, fingerprint},
 };
 
@@ -67,11 +69,11 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     remove_flushed_records(&*engine, flushed)?;
     // Before anything is synced: a synced record is never rolled back.
     remove_unfinished_commit(&*engine)?;
-    let last_before = last_record(&*engine)?.unwrap_or(0).max(flushed);
+    let last_before = engine.record_numbers().map_or(0, |(_, last)| last).max(flushed);
     let (lossy_restarts, lossy_restart_record) = begin(&*engine, options.durability, last_before)?;
     let clock_ms = engine.get(Table::Meta, CLOCK_KEY)?;
     let mut replay = Replay {
-        engine: engine.clone(),
+        tables: engine.clone(),
         namespace: fingerprint(namespace),
         logs: HashMap::default(),
         records: VecDeque::new(),
@@ -82,9 +84,9 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         last_ms: clock_ms.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0),
     };
     let (mut damage, record_cache) = (None, RecordCache::new(options.record_cache_bytes));
-    engine.scan(Table::Wal, &[], &mut |key, value| match replay.record(key, &value) {
-        Ok(number) => {
-            record_cache.push(number, value);
+    engine.scan_records(&mut |number, record| match replay.record(number, &record) {
+        Ok(()) => {
+            record_cache.push(number, record);
             true
         }
         Err(error) => {
@@ -140,44 +142,36 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     Ok(Recovered { logs, clock, wal, record_cache, trim })
 }
 
-fn last_record(engine: &dyn Engine) -> Result<Option<u64>, EngineError> {
-    Ok(engine.last_at_or_before(Table::Wal, &[0xFF; 9])?.and_then(|(key, _)| wal_number(&key)))
-}
-
 /// Removes records that are flushed already: the crash came before their removal.
-fn remove_flushed_records(engine: &dyn Engine, flushed: u64) -> Result<(), EngineError> {
-    let mut done = Vec::new();
-    engine.scan(Table::Wal, &[], &mut |key, _| {
-        let is_flushed = wal_number(key).is_some_and(|number| number <= flushed);
-        done.extend(is_flushed.then(|| key.to_vec()));
-        is_flushed
-    })?;
-    done.iter().try_for_each(|key| engine.remove(Table::Wal, key))
+fn remove_flushed_records(wal: &dyn Wal, flushed: u64) -> Result<(), EngineError> {
+    while let Some((first, _)) = wal.record_numbers().filter(|(first, _)| *first <= flushed) {
+        wal.remove_record(first)?;
+    }
+    Ok(())
 }
 
 /// Removes the last records if their commit is incomplete. Such a commit was never answered, and is kept as a whole
 /// or not at all. Removal starts at the highest record, so that another crash leaves a state that is found again.
-fn remove_unfinished_commit(engine: &dyn Engine) -> Result<(), StoreError> {
-    while let Some((key, value)) = engine.last_at_or_before(Table::Wal, &[0xFF; 9])? {
+fn remove_unfinished_commit(wal: &dyn Wal) -> Result<(), EngineError> {
+    while let Some((_, last)) = wal.record_numbers() {
         // A record that cannot be read is reported by the replay.
-        if is_continued(&value) != Some(true) {
-            return Ok(());
+        if wal.record(last)?.as_deref().and_then(is_continued) != Some(true) {
+            break;
         }
-        let Some(number) = wal_number(&key) else { return Ok(()) };
-        engine.rollback_last(number)?;
+        wal.rollback_last(last)?;
     }
     Ok(())
 }
 
 fn read_ids(
-    engine: &dyn Engine,
+    tables: &dyn Tables,
     namespace: u32,
     ids: &mut DedupTable,
     now_ms: u64,
 ) -> Result<VecDeque<(Vec<u8>, u64)>, StoreError> {
     let mut blocks = VecDeque::new();
     let mut damage = None;
-    let read = engine.scan(Table::Ids, &[], &mut |key, value| match IdBlock::decode(&value) {
+    let read = tables.scan(Table::Ids, &[], &mut |key, value| match IdBlock::decode(&value) {
         Ok(IdBlock::V1 { namespace: stored, ids: found }) if stored == namespace => {
             ids.load(&found, now_ms);
             blocks.push_back((key.to_vec(), found.iter().map(|id| id.at_ms).max().unwrap_or(0)));
@@ -198,9 +192,9 @@ fn read_ids(
 
 /// Returns the bytes in the value log by the rows of all users. A row that cannot be read is reported when its user
 /// is read.
-fn value_log_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
+fn value_log_bytes(tables: &dyn Tables) -> Result<u64, EngineError> {
     let mut bytes = 0;
-    engine.scan(Table::Users, &[], &mut |_, value| {
+    tables.scan(Table::Users, &[], &mut |_, value| {
         bytes += StoredLog::decode(&value).map_or(0, |row| row.block_usage.1);
         true
     })?;
@@ -209,32 +203,32 @@ fn value_log_bytes(engine: &dyn Engine) -> Result<u64, EngineError> {
 
 /// Removes blocks of a flush that did not complete. No row refers to them, and their entries are still in the WAL.
 /// Left in place, they would overlap the blocks of the next flush.
-fn remove_unflushed_blocks(engine: &dyn Engine, user: &str, flushed: Seq) -> Result<(), EngineError> {
+fn remove_unflushed_blocks(tables: &dyn Tables, user: &str, flushed: Seq) -> Result<(), EngineError> {
     let mut unfinished = Vec::new();
-    engine.scan(Table::Log, &log_key(user, flushed + 1), &mut |key, _| {
+    tables.scan(Table::Log, &log_key(user, flushed + 1), &mut |key, _| {
         let is_own = is_log_key_of(key, user);
         if is_own {
             unfinished.push(key.to_vec());
         }
         is_own
     })?;
-    unfinished.iter().try_for_each(|key| engine.remove(Table::Log, key))
+    unfinished.iter().try_for_each(|key| tables.remove(Table::Log, key))
 }
 
 /// Rejects a store of another format, and writes the format into a new store.
-fn ensure_format(engine: &dyn Engine) -> Result<(), StoreError> {
-    let found = engine.get(Table::Meta, FORMAT_KEY)?;
+fn ensure_format(tables: &dyn Tables) -> Result<(), StoreError> {
+    let found = tables.get(Table::Meta, FORMAT_KEY)?;
     if found.is_none() {
-        engine.put(Table::Meta, FORMAT_KEY, FORMAT)?;
+        tables.put(Table::Meta, FORMAT_KEY, FORMAT)?;
     }
     check_format(found.as_deref())
 }
 
 /// Rejects a store of another namespace, and writes the namespace into a new store.
-fn ensure_namespace(engine: &dyn Engine, namespace: &str) -> Result<(), StoreError> {
-    let found = engine.get(Table::Meta, NAMESPACE_KEY)?;
+fn ensure_namespace(tables: &dyn Tables, namespace: &str) -> Result<(), StoreError> {
+    let found = tables.get(Table::Meta, NAMESPACE_KEY)?;
     if found.is_none() {
-        engine.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes())?;
+        tables.put(Table::Meta, NAMESPACE_KEY, namespace.as_bytes())?;
     }
     check_namespace(found.as_deref(), namespace)
 }
@@ -273,7 +267,7 @@ fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Loss
 
 /// Replay of the WAL.
 struct Replay {
-    engine: Arc<dyn Engine>,
+    tables: Arc<dyn Tables>,
     namespace: u32,
     logs: HashMap<UserId, Replayed, foldhash::fast::RandomState>,
     records: VecDeque<RecordInfo>,
@@ -297,10 +291,7 @@ struct Replayed {
 }
 
 impl Replay {
-    /// Replays a record; returns its number.
-    fn record(&mut self, key: &[u8], value: &[u8]) -> Result<u64, StoreError> {
-        let number = wal_number(key);
-        let number = number.ok_or_else(|| unreadable::damaged(format!("{key:?} is not the key of a WAL record")))?;
+    fn record(&mut self, number: u64, value: &[u8]) -> Result<(), StoreError> {
         let damaged = |error: &dyn std::fmt::Display| unreadable::damaged(format!("WAL record {number}: {error}"));
         if self.records.back().is_some_and(|last| last.number + 1 != number) {
             return Err(damaged(&"the record before it is missing"));
@@ -319,7 +310,7 @@ impl Replay {
         self.decoder = decoder;
         self.records.push_back(RecordInfo { number, bytes: value.len(), committed: self.now, is_continued });
         self.written_ms.push(at_ms);
-        Ok(number)
+        Ok(())
     }
 
     fn event(&mut self, record: u64, event: Event<'_>) -> Result<(), StoreError> {
@@ -359,7 +350,7 @@ impl Replay {
                 unreadable::damaged(format!("WAL record {record}, user {user:?}: {error}"))
             };
             let id = UserId::new(user).map_err(|error| damaged(&error))?;
-            let row = self.engine.get(Table::Users, user.as_bytes())?;
+            let row = self.tables.get(Table::Users, user.as_bytes())?;
             let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
             self.logs.insert(id, Replayed { log: UserLog::as_stored(row), first: None, appended: 0 });
         }

@@ -9,8 +9,8 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::{
+    engine::Engine,
     outbox::Outbox,
-    tables::contract::Engine,
     user_log::{UserLog, cache::LogCache, cursors::Cursor},
     wal::cache::RecordCache,
     writer::queue::Queue,

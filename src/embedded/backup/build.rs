@@ -10,9 +10,10 @@ use bytes::Bytes;
 use super::format::Contents;
 use crate::{
     embedded::{
+        engine::Engine,
         offline::inspect::{InspectSink, LogFacts},
         tables::{
-            contract::{Engine, Table},
+            contract::{Table, Tables},
             meta::{CLOCK_KEY, CLOSED, FLUSHED_KEY, FORMAT, FORMAT_KEY, LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_KEY},
             schema::{StoredId, StoredLog, log_key, wal_key},
             sled::Disk,

@@ -149,7 +149,7 @@ impl StoreState {
     /// Writes idempotency ids. Those in the WAL come first, so that ids flushed meanwhile are found in the table.
     fn back_up_ids(&self, writer: &mut Writer<&mut dyn Write>) -> Result<(), BackupError> {
         let (mut decoder, mut ended) = (RecordDecoder::default(), Ok(()));
-        let scanned = self.engine.scan(Table::Wal, &[], &mut |_, value| {
+        let scanned = self.engine.scan_records(&mut |_, value| {
             ended = ids_in(&mut decoder, &value).and_then(|ids| self.write_ids(ids, writer));
             ended.is_ok()
         });

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     embedded::{
-        tables::contract::{Engine, EngineError, Table, TableSpace},
+        tables::contract::{EngineError, Table, TableSpace, Tables},
         writer::{queue::Queue, state::Committer},
     },
     message::{Seq, UserId},
@@ -88,7 +88,7 @@ struct Work {
 impl Outbox {
     /// Opens the outbox of a store, with the events of earlier starts.
     pub(in crate::embedded) fn open(
-        engine: Arc<dyn Engine>,
+        tables: Arc<dyn Tables>,
         queue: Arc<Queue>,
         clock: Clock,
         options: OutboxOptions,
@@ -96,13 +96,13 @@ impl Outbox {
         let mut start = [0; 8];
         getrandom::fill(&mut start).map_err(|error| StoreError::Failed(error.to_string().into()))?;
         let mut state = OutboxState { next: 1, ..OutboxState::default() };
-        let unfinished = read_all(&*engine, &mut state)?;
+        let unfinished = read_all(&*tables, &mut state)?;
         // An incomplete batch of a write that a crash interrupted.
-        unfinished.iter().try_for_each(|key| engine.remove(Table::Outbox, key))?;
+        unfinished.iter().try_for_each(|key| tables.remove(Table::Outbox, key))?;
         state.removed = state.batches.front().map_or(state.next, |batch| batch.first) - 1;
         state.remove = state.removed;
         (state.written, state.written_bytes) = (state.events, state.bytes);
-        if let Some(stored) = engine.get(Table::Outbox, format::LOST_KEY)? {
+        if let Some(stored) = tables.get(Table::Outbox, format::LOST_KEY)? {
             let StoredLost::V1 { since_ms, lost } = StoredLost::decode(&stored).map_err(damaged)?;
             state.lost = DropCounters { since_ms, at_least: true, stored: true, ..DropCounters::default() };
             for (kind, count) in lost {
@@ -119,7 +119,7 @@ impl Outbox {
             );
         }
         let (start, changed) = (u64::from_be_bytes(start), watch::Sender::new(0));
-        Ok(Arc::new(Self { engine, queue, clock, options, start, state: state.into(), changed }))
+        Ok(Arc::new(Self { tables, queue, clock, options, start, state: state.into(), changed }))
     }
 
     /// Collects the writes of the next step. Returns `None` if there are none.
@@ -194,26 +194,26 @@ impl Outbox {
             let pieces = batch.pieces();
             written.pieces = pieces.len();
             for (at, piece) in pieces.iter().enumerate() {
-                self.engine.put(Table::Outbox, &format::event_key(written.first, at), piece)?;
+                self.tables.put(Table::Outbox, &format::event_key(written.first, at), piece)?;
             }
         }
         if let Some(lost) = &work.lost {
-            self.engine.put(Table::Outbox, format::LOST_KEY, &lost.encode())?;
+            self.tables.put(Table::Outbox, format::LOST_KEY, &lost.encode())?;
         }
         if work.lost_reported {
-            self.engine.remove(Table::Outbox, format::LOST_KEY)?;
+            self.tables.remove(Table::Outbox, format::LOST_KEY)?;
         }
         for (user, seq) in &work.reported {
             let key = format::reported_key(user.as_str());
             match seq {
-                Some(seq) => self.engine.put(Table::Outbox, &key, &format::encode_reported(*seq))?,
-                None => self.engine.remove(Table::Outbox, &key)?,
+                Some(seq) => self.tables.put(Table::Outbox, &key, &format::encode_reported(*seq))?,
+                None => self.tables.remove(Table::Outbox, &key)?,
             }
         }
         for batch in &work.remove {
             // From the end, so that a crash leaves an incomplete batch, which is ignored.
             for piece in (0..batch.pieces).rev() {
-                self.engine.remove(Table::Outbox, &format::event_key(batch.first, piece))?;
+                self.tables.remove(Table::Outbox, &format::event_key(batch.first, piece))?;
             }
         }
         Ok(())
@@ -374,10 +374,10 @@ impl Committer {
 /// Reads all batches of the table. Returns the keys of incomplete batches.
 ///
 /// These are one at the front whose removal was interrupted, and one at the end whose write was interrupted.
-fn read_all(engine: &dyn Engine, state: &mut OutboxState) -> Result<Vec<Vec<u8>>, StoreError> {
+fn read_all(tables: &dyn Tables, state: &mut OutboxState) -> Result<Vec<Vec<u8>>, StoreError> {
     let (mut pieces, mut keys, mut unfinished) = (Pieces::default(), Vec::new(), Vec::new());
     let mut wrong = None;
-    let scanned = engine.scan(Table::Outbox, &[format::EVENTS], &mut |key, value| {
+    let scanned = tables.scan(Table::Outbox, &[format::EVENTS], &mut |key, value| {
         let Some((first, piece)) = format::event_number(key) else { return false };
         if piece == 0 && state.batches.is_empty() {
             pieces = Pieces::default();

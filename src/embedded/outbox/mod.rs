@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    tables::contract::{Engine, Table},
+    tables::contract::{Table, Tables},
     unreadable,
     writer::queue::Queue,
 };
@@ -50,7 +50,7 @@ const FREE_SHARE: u64 = 8;
 
 /// Stores webhook events. See the module.
 pub struct Outbox {
-    engine: Arc<dyn Engine>,
+    tables: Arc<dyn Tables>,
     queue: Arc<Queue>,
     clock: Clock,
     options: OutboxOptions,
@@ -188,7 +188,7 @@ impl crate::store::Outbox for Outbox {
         if let Some(reported) = self.state.lock().reported.get(user) {
             return Ok(reported.unwrap_or(0));
         }
-        let stored = self.engine.get(Table::Outbox, &format::reported_key(user.as_str()))?;
+        let stored = self.tables.get(Table::Outbox, &format::reported_key(user.as_str()))?;
         stored.map_or(Ok(0), |stored| format::decode_reported(&stored).map_err(damaged))
     }
 
@@ -198,7 +198,7 @@ impl crate::store::Outbox for Outbox {
             from.push(0);
         }
         let mut all = Vec::new();
-        self.engine.scan(Table::Outbox, &from, &mut |key, value| {
+        self.tables.scan(Table::Outbox, &from, &mut |key, value| {
             let Some(user) = format::reported_user(key) else { return false };
             // `reported` returns the error of a value that cannot be read.
             all.extend(format::decode_reported(&value).ok().map(|seq| (user, seq)));
@@ -262,7 +262,7 @@ impl Outbox {
     fn read_batch(&self, batch: BatchInfo) -> Result<Batch, StoreError> {
         let mut pieces = Pieces::default();
         for piece in 0..batch.pieces {
-            let value = self.engine.get(Table::Outbox, &format::event_key(batch.first, piece))?;
+            let value = self.tables.get(Table::Outbox, &format::event_key(batch.first, piece))?;
             let value = value.ok_or_else(|| damaged(format!("event {} is missing", batch.first)))?;
             if let Some(batch) = pieces.push(&value).map_err(damaged)? {
                 return Ok(batch);

@@ -128,7 +128,7 @@ struct Recorder {
 }
 
 impl Intercept for Recorder {
-    fn tables(&self) -> &Memory {
+    fn memory(&self) -> &Memory {
         &self.tables
     }
 

@@ -1,16 +1,14 @@
-//! The trait `Engine`: the ordered tables that the store writes to.
+//! The trait `Tables`: the ordered tables that the store writes to.
 
 use std::{io, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{embedded::tables::schema::wal_key, logging::system_error, store::StoreError};
+use crate::{logging::system_error, store::StoreError};
 
 /// Names a table. Keys are ordered as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// Write-ahead log: record number → record.
-    Wal,
     /// User and first sequence → block of entries.
     Log,
     /// User → row.
@@ -149,47 +147,34 @@ pub enum Copying {
 /// Ordered tables of small values.
 ///
 /// # Contract
-/// In this contract, *the tables* are all tables but [`Table::Wal`] and the values of [`Table::Log`].
+/// In this contract, *the tables* are all tables but the values of [`Table::Log`], which are blocks of the value log.
 ///
-/// - *One writer.* Only the commit thread puts, removes and syncs. Any thread reads.
-/// - *A killed process* loses nothing of the WAL and the value log. It loses nothing that was put into the tables before
-///   the last flush.
-/// - *A power cut* keeps all of the WAL that was synced, and any prefix of the records after that.
-///   It keeps a prefix of the puts and removals, in order over all tables, and at least those up to the last checkpoint.
-///   A new block of the log may exist by its key and be unreadable, unless a barrier followed it. A block that replaces
-///   another one is always readable.
-/// - *Order* between the WAL and the tables exists only through barriers and checkpoints. A put that relies on the WAL or
-///   on a new block follows a barrier. A WAL record that the tables make superfluous is removed after a checkpoint.
-/// - WAL records are put in the order of their numbers, without a gap, and removed from the beginning.
-/// - A failed write or sync with [`Cause::Failed`] is final: the caller makes no further call. With any other cause the
-///   call had no effect, and the caller may retry it.
+/// - *One writer.* Only the commit thread puts and removes. Any thread reads.
+/// - *A killed process* loses nothing of the value log. It loses nothing that was put into the tables before the last flush.
+/// - *A power cut* keeps a prefix of the puts and removals, in order over all tables, and at least those up to the last
+///   checkpoint. A new block of the log may exist by its key and be unreadable, unless a barrier followed it. A block that
+///   replaces another one is always readable.
+/// - A failed write with [`Cause::Failed`] is final: the caller makes no further call. With any other cause the call had no
+///   effect, and the caller may retry it.
 /// - The tables are written only while [`table_space`](Self::table_space) allows it, so their writes never fail for lack
 ///   of space.
 /// - A damaged block is returned as a value that does not decode and that states the reason
-///   ([`Unreadable`](crate::embedded::unreadable::Unreadable)). It affects one user. A damaged record is returned empty.
-pub trait Engine: Send + Sync + 'static {
+///   ([`Unreadable`](crate::embedded::unreadable::Unreadable)). It affects one user.
+///
+/// [`Engine`](crate::embedded::engine::Engine) states barriers and checkpoints.
+pub trait Tables: Send + Sync + 'static {
     /// Sets a value of at most [`VALUE_BYTES_MAX`](crate::embedded::tables::schema::VALUE_BYTES_MAX) bytes.
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
     /// Removes a value, if it exists.
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError>;
-    /// Removes the last WAL record, as if it had never been put. Durable on return.
-    ///
-    /// No dispatch in that record has been answered.
-    fn rollback_last(&self, number: u64) -> Result<(), EngineError>;
     /// Reads a value.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
     /// Visits the pairs from `from` on, in order, until `visit` returns false.
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError>;
     /// Returns the pair with the highest key at or below `key`.
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
-    /// Hands all writes of the tables to the system, so that a killed process does not lose them.
+    /// Hands all writes to the system, so that a killed process does not lose them.
     fn flush(&self) -> Result<(), EngineError>;
-    /// Makes the WAL durable against a power cut, up to its last record.
-    fn sync(&self) -> Result<(), EngineError>;
-    /// Makes the WAL and the value log durable against a power cut.
-    fn barrier(&self) -> Result<(), EngineError>;
-    /// Makes everything durable against a power cut.
-    fn checkpoint(&self) -> Result<(), EngineError>;
 
     /// Visits the keys from `from` on, in order, until `visit` returns false. Reads no values.
     fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
@@ -201,53 +186,18 @@ pub trait Engine: Send + Sync + 'static {
         Ok(self.last_at_or_before(table, key)?.map(|(key, _)| key))
     }
 
-    /// Visits these WAL records, whose numbers rise, until `visit` returns false.
-    ///
-    /// A missing record is passed as `None`, a damaged one as empty.
-    fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {
-        for number in numbers {
-            let record = self.get(Table::Wal, &wal_key(*number))?;
-            if !visit(*number, record.as_deref()) {
-                break;
-            }
-        }
-        Ok(())
-    }
-
     /// Replaces values in one batch.
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
         pairs.iter().try_for_each(|(key, value)| self.put(table, key, value))
     }
 
-    /// Reclaims a little unused space. Returns true if there is more to do at once.
-    fn collect_garbage(&self, _copying: Copying) -> Result<bool, EngineError> {
-        Ok(false)
-    }
-
-    /// Preallocates WAL space for records of `bytes` in total, so that they do not meet a full disk.
-    ///
-    /// `number` is the first of these records.
-    fn reserve(&self, _number: u64, _bytes: u64) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    /// Returns the free disk bytes that [`reserve`](Self::reserve) needs to preallocate `bytes`.
-    fn wal_bytes_required(&self, _bytes: u64) -> u64 {
-        0
-    }
-
-    /// Preallocates space for the tables, and returns how much may be written.
+    /// Preallocates space, and returns how much may be written.
     fn table_space(&self) -> Result<TableSpace, EngineError> {
         Ok(TableSpace::Enough)
     }
 
-    /// Returns the bytes that may be put into the tables before their file grows.
+    /// Returns the bytes that may be put before the file of the tables grows.
     fn table_slack(&self) -> Result<u64, EngineError> {
         Ok(0)
-    }
-
-    /// Returns the free bytes of the disk that holds the store; `None` in memory.
-    fn disk_free(&self) -> Result<Option<u64>, EngineError> {
-        Ok(None)
     }
 }

@@ -1,35 +1,35 @@
-//! Tables in memory, for tests. A store on them keeps every guarantee except durability.
+//! A WAL and tables in memory, for tests. A store on them keeps every guarantee except durability.
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::contract::{Engine, EngineError, Table};
+use super::contract::{EngineError, Table, Tables};
 use crate::{
-    embedded::{
-        self,
-        shared::Options,
-        tables::schema::{is_log_key_of, wal_key},
-    },
+    embedded::{self, engine::Engine, shared::Options, tables::schema::is_log_key_of, wal::contract::Wal},
     store::{Store, StoreError},
 };
 
 type Pairs = BTreeMap<Vec<u8>, Bytes>;
 
-/// Holds tables in memory. Clones share them, so that a test can open a store on them again.
+/// Holds a WAL and tables in memory. Clones share them, so that a test can open a store on them again.
 #[derive(Clone, Default)]
-pub struct Memory(Arc<[RwLock<Pairs>; 6]>);
+pub struct Memory {
+    wal: Arc<RwLock<BTreeMap<u64, Bytes>>>,
+    tables: Arc<[RwLock<Pairs>; 5]>,
+}
 
 impl Memory {
     fn table(&self, table: Table) -> &RwLock<Pairs> {
-        &self.0[table as usize]
+        &self.tables[table as usize]
     }
 
-    /// Copies the tables.
+    /// Copies the WAL and the tables.
     #[cfg(test)]
     pub(in crate::embedded) fn copied(&self) -> Self {
-        Self(Arc::new(std::array::from_fn(|at| RwLock::new(self.0[at].read().clone()))))
+        let tables = std::array::from_fn(|at| RwLock::new(self.tables[at].read().clone()));
+        Self { wal: Arc::new(RwLock::new(self.wal.read().clone())), tables: Arc::new(tables) }
     }
 
     /// Counts the blocks of this user's log.
@@ -59,7 +59,43 @@ fn damage(value: Option<&mut Bytes>) -> bool {
     value.map(|value| *value = Bytes::from_static(&[0xFF; 24])).is_some()
 }
 
-impl Engine for Memory {
+impl Wal for Memory {
+    fn append_record(&self, number: u64, record: &[u8]) -> Result<(), EngineError> {
+        self.wal.write().insert(number, Bytes::copy_from_slice(record));
+        Ok(())
+    }
+
+    fn remove_record(&self, number: u64) -> Result<(), EngineError> {
+        self.wal.write().remove(&number);
+        Ok(())
+    }
+
+    fn rollback_last(&self, number: u64) -> Result<(), EngineError> {
+        self.remove_record(number)
+    }
+
+    fn record_numbers(&self) -> Option<(u64, u64)> {
+        let wal = self.wal.read();
+        Some((*wal.first_key_value()?.0, *wal.last_key_value()?.0))
+    }
+
+    fn record(&self, number: u64) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.wal.read().get(&number).cloned())
+    }
+
+    fn scan_records(&self, visit: &mut dyn FnMut(u64, Bytes) -> bool) -> Result<(), EngineError> {
+        let wal = self.wal.read();
+        let mut records = wal.iter();
+        while records.next().is_some_and(|(number, record)| visit(*number, record.clone())) {}
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+impl Tables for Memory {
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
         self.table(table).write().insert(key.to_vec(), Bytes::copy_from_slice(value));
         Ok(())
@@ -68,10 +104,6 @@ impl Engine for Memory {
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
         self.table(table).write().remove(key);
         Ok(())
-    }
-
-    fn rollback_last(&self, number: u64) -> Result<(), EngineError> {
-        self.remove(Table::Wal, &wal_key(number))
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
@@ -94,11 +126,9 @@ impl Engine for Memory {
     fn flush(&self) -> Result<(), EngineError> {
         Ok(())
     }
+}
 
-    fn sync(&self) -> Result<(), EngineError> {
-        Ok(())
-    }
-
+impl Engine for Memory {
     fn barrier(&self) -> Result<(), EngineError> {
         Ok(())
     }
@@ -108,10 +138,10 @@ impl Engine for Memory {
     }
 }
 
-/// Opens a store over tables in memory.
+/// Opens a store in memory.
 ///
 /// # Errors
-/// When the tables belong to another namespace, or are damaged.
+/// When its content belongs to another namespace, or is damaged.
 pub fn open(memory: &Memory, options: Options) -> Result<Arc<dyn Store>, StoreError> {
     embedded::open(Arc::new(memory.clone()), options)
 }

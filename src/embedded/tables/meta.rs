@@ -45,10 +45,11 @@ pub(in crate::embedded) fn check_namespace(found: Option<&[u8]>, namespace: &str
 mod tests {
     use crate::{
         embedded::{
+            engine::Engine,
             offline::inspect::Inspection,
             tables::{
                 DiskOptions,
-                contract::{Engine, Table},
+                contract::{Table, Tables},
                 meta::FORMAT_KEY,
                 open,
                 unfinished::{self, Operation},

@@ -1,8 +1,8 @@
 //! Ordered tables.
 //!
 //! - `contract`: the trait
-//! - [`sled`]: tables on disk
-//! - [`memory`]: tables for tests
+//! - [`sled`]: an engine on disk
+//! - [`memory`]: an engine for tests
 //! - `schema`: keys and rows · `meta`: keys of the table `meta` · `files`: names of files
 //! - `compact`: compaction of the value log
 //! - `open`, `directory`, `foreign`, `missing`, `unfinished`: opens a store directory

@@ -11,7 +11,7 @@ use crate::{
     message::Seq,
 };
 
-/// Largest value that is put into an engine, in bytes.
+/// Largest value or WAL record that is put into an engine, in bytes.
 ///
 /// sled stores values above a share of its segment in files that it never syncs. With segments of 8 MiB and sixteen values
 /// per leaf, this limit stays far below that share.
@@ -125,12 +125,12 @@ impl StoredLog {
     }
 }
 
-/// Encodes the key of a WAL record.
+/// Encodes the number of a WAL record, for keys and values.
 pub fn wal_key(number: u64) -> [u8; 8] {
     number.to_be_bytes()
 }
 
-/// Decodes the record number of a key.
+/// Decodes the number of a WAL record.
 pub fn wal_number(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.try_into().ok()?))
 }

@@ -1,4 +1,4 @@
-//! Tables on disk: WAL and value log in files, the small tables in sled.
+//! Engine on disk: WAL and value log in files, the small tables in sled.
 //!
 //! sled holds the location of each block, the rows of users, the properties of the store, idempotency ids and the outbox.
 //! Entry bodies stay out of it (key-value separation), because sled writes data several times and its file never shrinks.
@@ -25,7 +25,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
-    contract::{Cause, Copying, Engine, EngineError, Table, TableSpace},
+    contract::{Cause, Copying, EngineError, Table, TableSpace, Tables},
     directory::StoreDir,
     files::DB,
     space::{Runway, WriteCounter},
@@ -33,13 +33,13 @@ use super::{
 };
 use crate::{
     embedded::{
+        engine::Engine,
         offline::sled_file::Tail,
-        tables::schema::{wal_key, wal_number},
         value_log::{
             compaction::CompactionStep,
             file::{BlockLocation, BlockRead, ValueLog, invalid_location},
         },
-        wal::segment::WalFiles,
+        wal::{contract::Wal, segment::WalFiles},
     },
     failpoints::{self, Failpoint},
 };
@@ -50,7 +50,7 @@ const RECLAIM_INTERVAL: Duration = Duration::from_millis(100);
 /// Number of lookups of a block that compaction moves while it is read. After that the location counts as damaged.
 const MOVES_MAX: usize = 8;
 
-/// Stores the tables on disk.
+/// Stores the WAL and the tables on disk.
 pub struct Disk {
     pub(super) db: sled::Db,
     pub(in crate::embedded) trees: Trees,
@@ -92,10 +92,9 @@ pub(super) struct Reclaim {
 }
 
 impl Disk {
-    /// Returns the tree of a table. The WAL has none.
+    /// Returns the tree of a table.
     fn tree(&self, table: Table) -> &sled::Tree {
         match table {
-            Table::Wal => unreachable!("the WAL has its own files"),
             Table::Log => &self.trees.places,
             Table::Users => &self.trees.users,
             Table::Meta => &self.trees.meta,
@@ -269,32 +268,71 @@ impl Drop for Disk {
     }
 }
 
-impl Engine for Disk {
-    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        match table {
-            Table::Wal => {
-                let number = wal_number(key).ok_or_else(|| EngineError::new("a WAL record without a number"))?;
-                self.wal.append(number, value).map_err(|error| self.retryable(error))
-            }
-            Table::Log => self.put_block(key, value),
-            _ => self.insert(self.tree(table), key, value).map(drop),
-        }
+impl Wal for Disk {
+    fn append_record(&self, number: u64, record: &[u8]) -> Result<(), EngineError> {
+        self.wal.append(number, record).map_err(|error| self.retryable(error))
     }
 
-    fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
-        match table {
-            Table::Wal => {
-                let number = wal_number(key).ok_or_else(|| EngineError::new("a WAL record without a number"))?;
-                self.wal.remove(number);
-                Ok(())
-            }
-            Table::Log => self.remove_block(key),
-            _ => self.take(self.tree(table), key).map(drop),
-        }
+    fn remove_record(&self, number: u64) -> Result<(), EngineError> {
+        self.wal.remove(number);
+        Ok(())
     }
 
     fn rollback_last(&self, number: u64) -> Result<(), EngineError> {
         self.wal.roll_back(number).map_err(|error| self.failed(error))
+    }
+
+    fn record_numbers(&self) -> Option<(u64, u64)> {
+        self.wal.ends()
+    }
+
+    fn record(&self, number: u64) -> Result<Option<Bytes>, EngineError> {
+        Ok(self.wal.get(number)?)
+    }
+
+    fn scan_records(&self, visit: &mut dyn FnMut(u64, Bytes) -> bool) -> Result<(), EngineError> {
+        let mut next = 0;
+        // The first record may be removed meanwhile.
+        while let Some((first, last)) = self.wal.ends().filter(|(_, last)| *last >= next) {
+            next = next.max(first);
+            // A missing record was flushed meanwhile.
+            let record = self.wal.get(next)?;
+            if record.is_some_and(|record| !visit(next, record)) || next == last {
+                break;
+            }
+            next += 1;
+        }
+        Ok(())
+    }
+
+    fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {
+        Ok(self.wal.each(numbers, visit)?)
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        self.sync_wal().map_err(|error| self.failed(error))
+    }
+
+    fn reserve(&self, number: u64, bytes: u64) -> Result<(), EngineError> {
+        self.wal.reserve(number, bytes).map_err(|error| self.retryable(error))
+    }
+
+    fn wal_bytes_required(&self, bytes: u64) -> u64 {
+        self.wal.bytes_required(bytes)
+    }
+}
+
+impl Tables for Disk {
+    fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        if table == Table::Log {
+            self.put_block(key, value)
+        } else {
+            self.insert(self.tree(table), key, value).map(drop)
+        }
+    }
+
+    fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+        if table == Table::Log { self.remove_block(key) } else { self.take(self.tree(table), key).map(drop) }
     }
 
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
@@ -306,10 +344,6 @@ impl Engine for Disk {
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        if table == Table::Wal {
-            let record = wal_number(key).map(|number| self.wal.get(number)).transpose();
-            return Ok(record?.flatten());
-        }
         let value = self.tree(table).get(key).map_err(unread)?;
         match value {
             Some(location) if table == Table::Log => self.block(key, &location),
@@ -318,21 +352,6 @@ impl Engine for Disk {
     }
 
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
-        if table == Table::Wal {
-            let from = if from.is_empty() { Some(0) } else { wal_number(from) };
-            let mut next = from.ok_or_else(|| EngineError::new("WAL records are scanned by number"))?;
-            // The first record may be removed meanwhile.
-            while let Some((first, last)) = self.wal.ends().filter(|(_, last)| *last >= next) {
-                next = next.max(first);
-                // A missing record was flushed meanwhile.
-                let value = self.wal.get(next)?;
-                if value.is_some_and(|value| !visit(&wal_key(next), value)) || next == last {
-                    break;
-                }
-                next += 1;
-            }
-            return Ok(());
-        }
         for pair in self.tree(table).range(from..) {
             // A failed iterator stays failed: reading on would skip data silently.
             let (key, value) = pair.map_err(unread)?;
@@ -345,9 +364,6 @@ impl Engine for Disk {
     }
 
     fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
-        if table == Table::Wal {
-            return self.scan(table, from, &mut |key, _| visit(key));
-        }
         for key in self.tree(table).range(from..).keys() {
             if !visit(&key.map_err(unread)?) {
                 break;
@@ -357,12 +373,6 @@ impl Engine for Disk {
     }
 
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
-        if table == Table::Wal {
-            let Some((_, last)) = self.wal.ends() else { return Ok(None) };
-            let wanted = wal_number(key).unwrap_or(u64::MAX).min(last);
-            let value = self.wal.get(wanted)?;
-            return Ok(value.map(|value| (Bytes::copy_from_slice(&wal_key(wanted)), value)));
-        }
         for pair in self.tree(table).range(..=key).rev() {
             let (key, value) = pair.map_err(unread)?;
             let value = if table == Table::Log { self.block(&key, &value)? } else { Some(Bytes::from_owner(value)) };
@@ -374,15 +384,8 @@ impl Engine for Disk {
     }
 
     fn last_key_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        if table == Table::Wal {
-            return Ok(self.last_at_or_before(table, key)?.map(|(key, _)| key));
-        }
         let pair = self.tree(table).range(..=key).next_back().transpose().map_err(unread)?;
         Ok(pair.map(|(key, _)| Bytes::from_owner(key)))
-    }
-
-    fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {
-        Ok(self.wal.each(numbers, visit)?)
     }
 
     fn flush(&self) -> Result<(), EngineError> {
@@ -390,10 +393,31 @@ impl Engine for Disk {
         self.db.flush().map(drop).map_err(|error| self.tables_failed(error))
     }
 
-    fn sync(&self) -> Result<(), EngineError> {
-        self.sync_wal().map_err(|error| self.failed(error))
+    fn table_space(&self) -> Result<TableSpace, EngineError> {
+        let is_behind = self.written.lock().begin_check();
+        if is_behind {
+            // Without this the file's length would not show how far sled is.
+            self.flush()?;
+        }
+        let (space, is_shrinking) = {
+            let mut runway = self.runway.lock();
+            (runway.extend(&self.file)?, runway.take_shrinking())
+        };
+        if is_shrinking {
+            // Writes sled's data in memory now, and not within half a second.
+            self.flush()?;
+        }
+        Ok(space)
     }
 
+    fn table_slack(&self) -> Result<u64, EngineError> {
+        let mut tail = self.tail.lock();
+        tail.advance(&self.file)?;
+        Ok(tail.left())
+    }
+}
+
+impl Engine for Disk {
     fn barrier(&self) -> Result<(), EngineError> {
         self.sync()?;
         self.value_log.sync().map_err(|error| self.failed(error))
@@ -434,36 +458,5 @@ impl Engine for Disk {
 
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {
         Ok(Some(super::space::free(&self.file)?))
-    }
-
-    fn reserve(&self, number: u64, bytes: u64) -> Result<(), EngineError> {
-        self.wal.reserve(number, bytes).map_err(|error| self.retryable(error))
-    }
-
-    fn wal_bytes_required(&self, bytes: u64) -> u64 {
-        self.wal.bytes_required(bytes)
-    }
-
-    fn table_space(&self) -> Result<TableSpace, EngineError> {
-        let is_behind = self.written.lock().begin_check();
-        if is_behind {
-            // Without this the file's length would not show how far sled is.
-            self.flush()?;
-        }
-        let (space, is_shrinking) = {
-            let mut runway = self.runway.lock();
-            (runway.extend(&self.file)?, runway.take_shrinking())
-        };
-        if is_shrinking {
-            // Writes sled's data in memory now, and not within half a second.
-            self.flush()?;
-        }
-        Ok(space)
-    }
-
-    fn table_slack(&self) -> Result<u64, EngineError> {
-        let mut tail = self.tail.lock();
-        tail.advance(&self.file)?;
-        Ok(tail.left())
     }
 }

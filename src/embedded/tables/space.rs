@@ -271,7 +271,7 @@ impl SpareDescriptors {
 mod tests {
     use super::*;
     use crate::embedded::tables::{
-        contract::{Engine, Table},
+        contract::{Table, Tables},
         open::create,
         unfinished::Operation,
     };

@@ -135,10 +135,11 @@ pub fn remove_remains(path: &Path) -> Result<bool, StoreError> {
 mod tests {
     use super::*;
     use crate::embedded::{
+        engine::Engine,
         offline::inspect::Inspection,
         tables::{
             DiskOptions,
-            contract::{Engine, Table},
+            contract::{Table, Tables},
             files::WATERMARK,
             meta::{FORMAT, FORMAT_KEY},
             open,

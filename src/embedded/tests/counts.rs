@@ -38,7 +38,7 @@ impl Counting {
 }
 
 impl Intercept for Counting {
-    fn tables(&self) -> &Memory {
+    fn memory(&self) -> &Memory {
         &self.tables
     }
 

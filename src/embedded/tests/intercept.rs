@@ -1,26 +1,38 @@
-//! Tables in memory with calls that a test can intercept.
+//! An engine in memory with calls that a test can intercept.
 
 use bytes::Bytes;
 
-use crate::embedded::tables::{
-    contract::{Engine, EngineError, Table, TableSpace},
-    memory::Memory,
+use crate::embedded::{
+    engine::Engine,
+    tables::{
+        contract::{EngineError, Table, TableSpace, Tables},
+        memory::Memory,
+    },
+    wal::contract::Wal,
 };
 
-/// Intercepts calls of an [`Engine`]. Calls that a test does not override go to the tables.
+/// Intercepts calls of an [`Engine`]. Calls that a test does not override go to the WAL and the tables in memory.
 pub(in crate::embedded) trait Intercept: Send + Sync + 'static {
-    fn tables(&self) -> &Memory;
+    fn memory(&self) -> &Memory;
+
+    fn on_append_record(&self, number: u64, record: &[u8]) -> Result<(), EngineError> {
+        self.memory().append_record(number, record)
+    }
+
+    fn on_remove_record(&self, number: u64) -> Result<(), EngineError> {
+        self.memory().remove_record(number)
+    }
 
     fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        self.tables().put(table, key, value)
+        self.memory().put(table, key, value)
     }
 
     fn on_remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
-        self.tables().remove(table, key)
+        self.memory().remove(table, key)
     }
 
     fn on_rollback_last(&self, number: u64) -> Result<(), EngineError> {
-        self.tables().rollback_last(number)
+        self.memory().rollback_last(number)
     }
 
     fn on_replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
@@ -63,7 +75,41 @@ pub(in crate::embedded) trait Intercept: Send + Sync + 'static {
     }
 }
 
-impl<T: Intercept> Engine for T {
+impl<T: Intercept> Wal for T {
+    fn append_record(&self, number: u64, record: &[u8]) -> Result<(), EngineError> {
+        self.on_append_record(number, record)
+    }
+
+    fn remove_record(&self, number: u64) -> Result<(), EngineError> {
+        self.on_remove_record(number)
+    }
+
+    fn rollback_last(&self, number: u64) -> Result<(), EngineError> {
+        self.on_rollback_last(number)
+    }
+
+    fn record_numbers(&self) -> Option<(u64, u64)> {
+        self.memory().record_numbers()
+    }
+
+    fn record(&self, number: u64) -> Result<Option<Bytes>, EngineError> {
+        self.memory().record(number)
+    }
+
+    fn scan_records(&self, visit: &mut dyn FnMut(u64, Bytes) -> bool) -> Result<(), EngineError> {
+        self.memory().scan_records(visit)
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        self.on_sync()
+    }
+
+    fn reserve(&self, _: u64, _: u64) -> Result<(), EngineError> {
+        self.on_reserve()
+    }
+}
+
+impl<T: Intercept> Tables for T {
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
         self.on_put(table, key, value)
     }
@@ -72,59 +118,39 @@ impl<T: Intercept> Engine for T {
         self.on_remove(table, key)
     }
 
-    fn rollback_last(&self, number: u64) -> Result<(), EngineError> {
-        self.on_rollback_last(number)
-    }
-
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
         self.on_replace(table, pairs)
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let value = self.tables().get(table, key)?;
+        let value = self.memory().get(table, key)?;
         value.iter().for_each(|value| self.on_read(table, value));
         Ok(value)
     }
 
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
-        self.tables().scan(table, from, &mut |key, value| {
+        self.memory().scan(table, from, &mut |key, value| {
             self.on_read(table, &value);
             visit(key, value)
         })
     }
 
     fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
-        self.tables().keys(table, from, visit)
+        self.memory().keys(table, from, visit)
     }
 
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
-        let pair = self.tables().last_at_or_before(table, key)?;
+        let pair = self.memory().last_at_or_before(table, key)?;
         pair.iter().for_each(|(_, value)| self.on_read(table, value));
         Ok(pair)
     }
 
     fn last_key_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        self.tables().last_key_at_or_before(table, key)
+        self.memory().last_key_at_or_before(table, key)
     }
 
     fn flush(&self) -> Result<(), EngineError> {
         self.on_flush()
-    }
-
-    fn sync(&self) -> Result<(), EngineError> {
-        self.on_sync()
-    }
-
-    fn barrier(&self) -> Result<(), EngineError> {
-        self.on_barrier()
-    }
-
-    fn checkpoint(&self) -> Result<(), EngineError> {
-        self.on_checkpoint()
-    }
-
-    fn reserve(&self, _: u64, _: u64) -> Result<(), EngineError> {
-        self.on_reserve()
     }
 
     fn table_space(&self) -> Result<TableSpace, EngineError> {
@@ -133,6 +159,16 @@ impl<T: Intercept> Engine for T {
 
     fn table_slack(&self) -> Result<u64, EngineError> {
         Ok(self.on_table_slack())
+    }
+}
+
+impl<T: Intercept> Engine for T {
+    fn barrier(&self) -> Result<(), EngineError> {
+        self.on_barrier()
+    }
+
+    fn checkpoint(&self) -> Result<(), EngineError> {
+        self.on_checkpoint()
     }
 
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {

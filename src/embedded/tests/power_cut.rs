@@ -16,19 +16,19 @@ use crate::{
         self,
         shared::{Options, Tuning},
         tables::{
-            contract::{Engine, EngineError, Table},
+            contract::{EngineError, Table, Tables},
             memory::Memory,
-            schema::wal_key,
         },
+        wal::contract::Wal,
     },
     message::{DispatchId, Payload, Seq, UserId},
     store::{Append, AppendResult, Idempotency, ReadLimit, SessionReport, Store, StoreError},
 };
 
-/// Tables that fail after a number of writes.
+/// An engine that fails after a number of writes.
 ///
-/// A power cut leaves what the contract of [`Engine`] allows: of the WAL, the value log and the tables a prefix each, with at
-/// least everything that was synced.
+/// A power cut leaves what the contract of an [`Engine`](embedded::engine::Engine) allows: of the WAL, the value log and the
+/// tables a prefix each, with at least everything that was synced.
 pub(in crate::embedded) struct Cut {
     /// The current content, as readers see it.
     tables: Memory,
@@ -41,7 +41,8 @@ pub(in crate::embedded) struct Cut {
 
 #[derive(Default)]
 struct WriteLog {
-    wal: Vec<Change>,
+    /// Appended records, and removed ones (`None`).
+    wal: Vec<(u64, Option<Vec<u8>>)>,
     wal_durable: usize,
     /// Keys of blocks whose values may still be lost.
     blocks: Vec<(usize, Vec<u8>)>,
@@ -70,20 +71,21 @@ impl Cut {
         }
     }
 
+    fn change_wal(&self, number: u64, record: Option<&[u8]>) -> Result<(), EngineError> {
+        self.write()?;
+        self.written.lock().wal.push((number, record.map(<[u8]>::to_vec)));
+        apply_record(&self.tables, number, record)
+    }
+
     fn change(&self, table: Table, key: &[u8], value: Option<&[u8]>) -> Result<(), EngineError> {
         self.write()?;
         let mut written = self.written.lock();
-        let change = Change { table, key: key.to_vec(), value: value.map(<[u8]>::to_vec) };
-        if table == Table::Wal {
-            written.wal.push(change);
-        } else {
-            // A block that replaces another one is durable before its location is set.
-            if table == Table::Log && value.is_some() && self.tables.get(table, key)?.is_none() {
-                let at = written.tables_log.len();
-                written.blocks.push((at, key.to_vec()));
-            }
-            written.tables_log.push(change);
+        // A block that replaces another one is durable before its location is set.
+        if table == Table::Log && value.is_some() && self.tables.get(table, key)?.is_none() {
+            let at = written.tables_log.len();
+            written.blocks.push((at, key.to_vec()));
         }
+        written.tables_log.push(Change { table, key: key.to_vec(), value: value.map(<[u8]>::to_vec) });
         drop(written);
         match value {
             Some(value) => self.tables.put(table, key, value),
@@ -91,7 +93,7 @@ impl Cut {
         }
     }
 
-    /// Returns the tables after the power cut, given the tables from before the test.
+    /// Returns the content after the power cut, given that from before the test.
     pub(in crate::embedded) fn after_power_cut(&self, before: Memory) -> Memory {
         let written = self.written.lock();
         let mut seed = self.seed;
@@ -113,7 +115,7 @@ impl Cut {
             None => before.remove(change.table, &change.key),
         };
         // A removal from the WAL removes files, and is never synced. But it follows a checkpoint.
-        written.wal[..wal].iter().for_each(|change| apply(change, false).unwrap());
+        written.wal[..wal].iter().for_each(|(at, record)| apply_record(&before, *at, record.as_deref()).unwrap());
         for (at, change) in written.tables_log[..tables_log].iter().enumerate() {
             let lost = written.blocks[blocks..].iter().any(|(write, _)| *write == at);
             apply(change, lost).unwrap();
@@ -123,9 +125,22 @@ impl Cut {
     }
 }
 
+/// Appends a record, or removes it (`None`).
+fn apply_record(memory: &Memory, number: u64, record: Option<&[u8]>) -> Result<(), EngineError> {
+    record.map_or_else(|| memory.remove_record(number), |record| memory.append_record(number, record))
+}
+
 impl Intercept for Cut {
-    fn tables(&self) -> &Memory {
+    fn memory(&self) -> &Memory {
         &self.tables
+    }
+
+    fn on_append_record(&self, number: u64, record: &[u8]) -> Result<(), EngineError> {
+        self.change_wal(number, Some(record))
+    }
+
+    fn on_remove_record(&self, number: u64) -> Result<(), EngineError> {
+        self.change_wal(number, None)
     }
 
     fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
@@ -137,7 +152,7 @@ impl Intercept for Cut {
     }
 
     fn on_rollback_last(&self, number: u64) -> Result<(), EngineError> {
-        self.change(Table::Wal, &wal_key(number), None)?;
+        self.change_wal(number, None)?;
         let mut written = self.written.lock();
         written.wal_durable = written.wal.len();
         Ok(())
@@ -216,7 +231,7 @@ async fn append(store: &dyn Store, count: usize) -> [Seq; 2] {
 
 /// Waits until the WAL is flushed or the power has failed, so that the result does not depend on timing.
 async fn flushed_or_cut(cut: &Cut) {
-    let is_flushed = || cut.tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_none();
+    let is_flushed = || cut.tables.record_numbers().is_none();
     let waited = tokio::time::timeout(Duration::from_secs(60), async {
         while cut.left.load(Ordering::SeqCst) >= 0 && !is_flushed() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -258,7 +273,7 @@ async fn cut_after(writes: i64) -> bool {
     drop(store);
     let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
     let flushed = async {
-        while tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_some() {
+        while tables.record_numbers().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
@@ -347,7 +362,7 @@ async fn power_cut_keeps_replaced_entries_until_the_commit_is_written() {
         for collapse in [None, key(), None] {
             store.append(Append { collapse, ..Append::new(payload(), vec![user(0)]) }).await.unwrap();
         }
-        while tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_some() {
+        while tables.record_numbers().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         store.close().await.unwrap();
@@ -389,7 +404,7 @@ async fn ids_survive_interrupted_and_repeated_flush() {
         let cut = Cut::new(&tables, writes);
         if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
             for _ in 0..100 {
-                if tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_none() {
+                if tables.record_numbers().is_none() {
                     break;
                 }
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -398,7 +413,7 @@ async fn ids_survive_interrupted_and_repeated_flush() {
         }
         let tables = cut.after_power_cut(before);
         let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
-        while tables.last_at_or_before(Table::Wal, &[0xFF; 8]).unwrap().is_some() {
+        while tables.record_numbers().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         store.close().await.unwrap();

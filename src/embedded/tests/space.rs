@@ -17,9 +17,10 @@ use crate::{
         self,
         shared::{Options, Tuning},
         tables::{
-            contract::{Engine, EngineError, Table, TableSpace},
+            contract::{EngineError, Table, TableSpace, Tables},
             memory::Memory,
         },
+        wal::contract::Wal,
     },
     message::{CollapseKey, DispatchId, Payload, Seq, UserId},
     store::{
@@ -78,15 +79,21 @@ impl ScarceDisk {
 }
 
 impl Intercept for ScarceDisk {
-    fn tables(&self) -> &Memory {
+    fn memory(&self) -> &Memory {
         &self.tables
     }
 
-    fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        if table == Table::Log || table == Table::Wal && self.wal_fails {
+    fn on_append_record(&self, number: u64, record: &[u8]) -> Result<(), EngineError> {
+        if self.wal_fails {
             self.write()?;
         }
-        if !matches!(table, Table::Wal | Table::Log) {
+        self.tables.append_record(number, record)
+    }
+
+    fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        if table == Table::Log {
+            self.write()?;
+        } else {
             let bytes = (key.len() + value.len()) as u64;
             self.step_most.fetch_max(self.step.fetch_add(bytes, Ordering::SeqCst) + bytes, Ordering::SeqCst);
         }
@@ -179,7 +186,7 @@ async fn run_with_full_disk(writes_left: i64, failures: i64, wal_fails: bool) ->
     let store = embedded::open(tables.clone(), options()).unwrap();
     let mut rejections = 0;
     let sent = append_all(&store, &mut rejections).await;
-    until("flush of all records", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
+    until("flush of all records", || tables.record_numbers().is_none()).await;
     // The store checks its space at an interval, so it may count as full for a moment longer.
     until("end of the full state", || store.full_reason().is_none()).await;
     assert!(store.health().reports().is_empty(), "{:?}", store.health().reports());
@@ -269,7 +276,7 @@ async fn reservation_counts_until_messages_are_flushed_or_acknowledged() {
     drop(store);
     // Flushed messages are on the disk.
     let store = open(Tuning { flush_delay: Duration::ZERO, ..Tuning::default() });
-    until("flush of all records", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
+    until("flush of all records", || tables.record_numbers().is_none()).await;
     store.append(append(7, 100)).await.unwrap();
 }
 
@@ -446,7 +453,7 @@ async fn ids_are_written_in_steps_with_a_space_check_each() {
     store.close().await.unwrap();
     drop(store);
     let store = open(Duration::ZERO);
-    until("flush of all records", || tables.last_at_or_before(Table::Wal, &[0xFF; 9]).unwrap().is_none()).await;
+    until("flush of all records", || tables.record_numbers().is_none()).await;
     store.close().await.unwrap();
     tables.check_steps();
     let mut ids = 0;

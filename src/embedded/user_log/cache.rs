@@ -17,7 +17,7 @@ use super::{Usage, UserLog, lossy_restarts::LossyRestarts};
 use crate::{
     embedded::{
         tables::{
-            contract::{Engine, Table},
+            contract::{Table, Tables},
             schema::StoredLog,
         },
         unreadable::damaged,
@@ -37,7 +37,7 @@ type Shard = HashMap<UserId, UserLog, RandomState>;
 
 /// Caches the logs in memory.
 pub struct LogCache {
-    engine: Arc<dyn Engine>,
+    tables: Arc<dyn Tables>,
     hasher: RandomState,
     shards: Vec<Mutex<Shard>>,
     lossy_restarts: LossyRestarts,
@@ -49,10 +49,10 @@ pub struct LogCache {
 }
 
 impl LogCache {
-    pub fn new(engine: Arc<dyn Engine>, lossy_restarts: LossyRestarts) -> Self {
+    pub fn new(tables: Arc<dyn Tables>, lossy_restarts: LossyRestarts) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self {
-            engine,
+            tables,
             hasher: RandomState::default(),
             shards,
             lossy_restarts,
@@ -126,7 +126,7 @@ impl LogCache {
     }
 
     fn load(&self, user: &UserId) -> Result<UserLog, StoreError> {
-        let row = self.engine.get(Table::Users, user.as_str().as_bytes())?;
+        let row = self.tables.get(Table::Users, user.as_str().as_bytes())?;
         let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose();
         let row = row.map_err(|error| damaged(format!("the row of user {user:?} cannot be read ({error})")))?;
         let mut log = UserLog::from_row(row, self.lossy_restarts);

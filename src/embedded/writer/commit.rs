@@ -21,10 +21,7 @@ use crate::{
     embedded::{
         recovery::{RecordInfo, RecoveredWal},
         shared::{Options, StoreState},
-        tables::{
-            contract::{Cause, EngineError, Table},
-            schema::wal_key,
-        },
+        tables::contract::{Cause, EngineError},
         user_log::{UserLog, lossy_restarts::SEQUENCE_RESERVE},
         wal::record::{Item, RECORD_BYTES, RecordWriter},
     },
@@ -239,10 +236,10 @@ impl Committer {
         for (at, (number, record)) in commit.records.iter().enumerate() {
             if failpoints::one_in(Failpoint::LostRecord, 50) {
                 let nothing = RecordWriter::new(self.shared.namespace, self.shared.clock.now_ms()).finish();
-                engine.put(Table::Wal, &wal_key(*number), &nothing)?;
+                engine.append_record(*number, &nothing)?;
                 continue;
             }
-            if let Err(error) = engine.put(Table::Wal, &wal_key(*number), record) {
+            if let Err(error) = engine.append_record(*number, record) {
                 if error.is_transient() {
                     commit.records[..at].iter().rev().try_for_each(|(number, _)| engine.rollback_last(*number))?;
                 }

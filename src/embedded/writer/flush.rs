@@ -256,7 +256,7 @@ impl Committer {
     fn remove_oldest(&mut self) -> Result<(), EngineError> {
         let Some(record) = self.records.pop_front() else { return Ok(()) };
         self.wal_bytes -= record.bytes;
-        self.shared.engine.remove(Table::Wal, &wal_key(record.number))?;
+        self.shared.engine.remove_record(record.number)?;
         self.shared.record_cache.remove_before(record.number + 1);
         Ok(())
     }

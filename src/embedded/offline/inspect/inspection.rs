@@ -211,7 +211,6 @@ impl Inspection {
         let gaps = self.reader.gaps();
         for LostKeys { table, from, to } in gaps {
             let (place, range) = match table {
-                Table::Wal => ("journal", range(&from, &to, &record)),
                 Table::Log => ("inbox", range(&from, &to, &owner)),
                 Table::Users => ("users", range(&from, &to, &owner)),
                 Table::Meta => ("meta", range(&from, &to, &owner)),

@@ -1,0 +1,28 @@
+//! The trait `Engine`: a WAL and tables, and the order between them.
+
+use crate::embedded::{
+    tables::contract::{Copying, EngineError, Tables},
+    wal::contract::Wal,
+};
+
+/// Stores the WAL and the tables.
+///
+/// # Contract
+/// *Order* between the WAL and the tables exists only through barriers and checkpoints. A put that relies on the WAL or on
+/// a new block follows a barrier. A WAL record that the tables make superfluous is removed after a checkpoint.
+pub trait Engine: Wal + Tables {
+    /// Makes the WAL and the value log durable against a power cut.
+    fn barrier(&self) -> Result<(), EngineError>;
+    /// Makes everything durable against a power cut.
+    fn checkpoint(&self) -> Result<(), EngineError>;
+
+    /// Reclaims a little unused space. Returns true if there is more to do at once.
+    fn collect_garbage(&self, _copying: Copying) -> Result<bool, EngineError> {
+        Ok(false)
+    }
+
+    /// Returns the free bytes of the disk that holds the store; `None` in memory.
+    fn disk_free(&self) -> Result<Option<u64>, EngineError> {
+        Ok(None)
+    }
+}
