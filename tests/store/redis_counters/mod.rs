@@ -2,8 +2,8 @@
 //!
 //! A *history* is 80 random steps of two servers on the logs of three users, with random limits. After every step
 //! `check_counters.lua` compares each state with its stream, in Redis. An append evicts what it evicts from a plain list
-//! (`reference_model`). `MESA_TALLIES` sets the number of histories, and `MESA_SEED` the seed of the first:
-//! `MESA_TALLIES=1000 cargo test --features redis --test store redis_counters -- --nocapture` is a long run.
+//! (`reference_model`). `MESA_HISTORIES` sets the number of histories, and `MESA_SEED` the seed of the first:
+//! `MESA_HISTORIES=1000 cargo test --features redis --test store redis_counters -- --nocapture` is a long run.
 
 mod history;
 mod params;
@@ -14,9 +14,9 @@ use std::time::Instant;
 use self::history::History;
 use crate::{redis::RedisNamespace, redis_server::Redis, redis_topologies::RedisCluster, seeded_rng::announced_seed};
 
-/// Histories on a single Redis without `MESA_TALLIES`.
+/// Histories on a single Redis without `MESA_HISTORIES`.
 const HISTORIES: u64 = 9;
-/// Histories on a Redis Cluster without `MESA_TALLIES`.
+/// Histories on a Redis Cluster without `MESA_HISTORIES`.
 const CLUSTER_HISTORIES: u64 = 2;
 
 /// Counts of what a run has covered.
@@ -42,8 +42,8 @@ pub struct Coverage {
 }
 
 async fn run(name: &str, namespace: fn() -> RedisNamespace, histories: u64) {
-    let variable = std::env::var("MESA_TALLIES");
-    let histories = variable.map_or(histories, |number| number.parse().expect("MESA_TALLIES is a number"));
+    let variable = std::env::var("MESA_HISTORIES");
+    let histories = variable.map_or(histories, |number| number.parse().expect("MESA_HISTORIES is a number"));
     let (seed, mut all) = (announced_seed(name), Coverage::default());
     let began = Instant::now();
     for n in 0..histories {
