@@ -242,10 +242,10 @@ async fn command_that_needs_a_log_with_sync_off_gets_an_error() {
     for option in [r#"{"ttl":5}"#, r#"{"collapse":"k"}"#] {
         let text = format!(r#"{{"message":{{"op":0,"o":{option}}},"recipients":["bob"]}}"#);
         let reply = redis.call(&["PUBLISH", "ws", &text]).await;
-        assert!(reply.starts_with("-ERR") && reply.contains("sync.enabled is off"), "{reply}");
+        assert!(reply.starts_with("-ERR") && reply.contains("set sync.enabled to true"), "{reply}");
     }
     let reply = redis.call(&["HSET", UNDELIVERED, "bob", r#"[{"op":0,"o":{"collapse":"k"}}]"#]).await;
-    assert!(reply.starts_with("-ERR") && reply.contains("sync.enabled is off"), "{reply}");
+    assert!(reply.starts_with("-ERR") && reply.contains("set sync.enabled to true"), "{reply}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
