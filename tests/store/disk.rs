@@ -419,8 +419,8 @@ async fn truncated_synced_commit_is_rejected_and_reported_by_inspect() {
     let location = Location::disk();
     let store = location.open(FLUSH_NEVER);
     append(&*store, 1, &["a"]).await.unwrap();
-    // An append to 20,000 users takes several records, and is answered once the last one is synced.
-    let users: Vec<String> = (0..20_000).map(|n| format!("user-{n}")).collect();
+    // An append to 30,000 users takes several records, and is answered once the last one is synced.
+    let users: Vec<String> = (0..30_000).map(|n| format!("user-{n}")).collect();
     let users: Vec<&str> = users.iter().map(String::as_str).collect();
     append(&*store, 2, &users).await.unwrap();
     let copied = tempfile::tempdir().unwrap();
