@@ -109,6 +109,9 @@ fn malformed_chunk_is_rejected_as_bad_body() {
         let (status, response) = http.response().expect("a response");
         let response = String::from_utf8_lossy(&response);
         assert_eq!(status, 400, "{chunk:?}: {response}");
-        assert!(response.contains("bad_body") && response.contains("a chunk (Transfer-Encoding: chunked)"), "{chunk:?}: {response}");
+        assert!(
+            response.contains("bad_body") && response.contains("a chunk (Transfer-Encoding: chunked)"),
+            "{chunk:?}: {response}"
+        );
     }
 }
