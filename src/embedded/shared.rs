@@ -117,7 +117,7 @@ pub(super) struct StoreState {
 }
 
 impl StoreState {
-    /// Marks a log whose acknowledgements or presence have changed, and queues it for the commit thread.
+    /// Marks a log with changed acknowledgements or presence, and queues it for the commit thread.
     ///
     /// Call this while the log is locked. A caller that finds the log marked does not queue it again. If the log were not
     /// queued at that time, a later dispatch could be committed without that caller's change.

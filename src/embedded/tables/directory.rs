@@ -216,7 +216,7 @@ pub(in crate::embedded) fn try_lock(mut lock: &File) -> io::Result<Option<String
     }
 }
 
-/// Makes the error of a store that a process, "" if it is unknown, has open.
+/// Makes the error of a store that another process has open. `holder` is its id, or empty if it is unknown.
 pub(in crate::embedded) fn in_use(path: &Path, holder: &str) -> StoreError {
     let holder = if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
     StoreError::InUse { path: path.to_owned(), holder }

@@ -23,7 +23,7 @@ pub struct LossyRestarts {
     pub full: u32,
 }
 
-/// Returns whether a log with this head skipped sequences before `seq`, the next entry in the WAL.
+/// Returns whether a log skipped the sequences between its head and `seq`, the next entry in the WAL.
 ///
 /// Sequences rise by one, except after a lossy restart, which the row may not include.
 pub fn has_skipped(head: Seq, seq: Seq) -> bool {
@@ -32,8 +32,9 @@ pub fn has_skipped(head: Seq, seq: Seq) -> bool {
 }
 
 impl LossyRestarts {
-    /// Returns the number of lossy restarts that a log includes, if it is known from the row (`in_row`) or the log's first
-    /// entry in the WAL.
+    /// Returns the number of lossy restarts that a log includes, if it is known.
+    ///
+    /// It is stated by the row (`in_row`), or follows from the first entry in the WAL.
     pub fn known(self, in_row: Option<u32>, first: Option<Seq>) -> Option<u32> {
         // A log that was appended to after the restarts that count one by one has skipped them, even if its row is lost.
         let skipped_all = first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(self.full));

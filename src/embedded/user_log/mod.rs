@@ -194,7 +194,7 @@ impl UserLog {
         self.has_blocks && !self.trimming && released > 0
     }
 
-    /// Lets [`UserLog::release`] release acknowledged entries up to `to` even if a session holds them, to make capacity.
+    /// Ends the hold on acknowledged entries up to `to`, to make capacity. [`UserLog::release`] removes their slots.
     pub fn release_held(&mut self, to: Seq) {
         self.released = self.released.max(to.min(self.cursors.through()));
     }

@@ -19,7 +19,7 @@ pub struct RecordDecoder {
     rejected: Vec<(String, u8)>,
 }
 
-/// Message of a record.
+/// Holds a message of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message<'a> {
     /// Offset in the record.
@@ -30,7 +30,7 @@ pub struct Message<'a> {
     pub collapse: Option<CollapseKey>,
 }
 
-/// Event that a record states.
+/// States an event of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// The message was appended to this user's log. `recipient_at` is the offset of the recipient in the record.
@@ -47,7 +47,7 @@ pub enum Event<'a> {
     Summary(StoredId),
 }
 
-/// Reason why an item, or all of the record, cannot be used.
+/// Reports why an item, or the whole record, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     /// Nothing from here on can be decoded.
@@ -58,7 +58,7 @@ pub enum RecordError {
     Invalid(&'static str, u32),
 }
 
-/// Iterates over the events of a record, up to the first that is damaged.
+/// Iterates over the events of a record. Ends at an item that cannot be decoded.
 #[derive(Debug)]
 pub struct RecordEvents<'r, 'd> {
     /// Fingerprint of the namespace.

@@ -36,8 +36,10 @@ const MARGIN_BYTES: u64 = 4 << 20;
 /// copied at a time.
 const EAGER_BYTES: u64 = 32 << 20;
 
-/// Returns the bytes reserved for one user's report: a cursor of each device and one without a device, with the maximum of
-/// ranges, and presence. It is at most the reserve for all reports.
+/// Returns the bytes reserved for one user's report.
+///
+/// The report has presence, a cursor of each device, and one without a device, all with the maximum of ranges. It is never
+/// larger than the reserve for all reports.
 fn report_bytes_max(devices_max: usize) -> u64 {
     let items = (devices_max as u64).saturating_add(2);
     items.saturating_mul(CURSOR_BYTES_MAX as u64).min(REPORTS_RESERVE_BYTES)
