@@ -45,16 +45,16 @@ fn repeated_import_and_export_copy_each_message_once() {
     set("carol", "[]");
     let url = from.url();
     let import = || printed(&mesa(&["import", &url, "--namespace", "shop", "--store-path", store]));
-    assert!(import().starts_with("2 users, 302 messages in "));
-    assert!(import().contains("2 users, 0 messages in "), "a repeated import copies nothing");
+    assert!(import().starts_with("2 users, 302 messages copied to "));
+    assert!(import().contains("2 users, 0 messages copied to "), "a repeated import copies nothing");
     // A later import copies only new messages. A list with another beginning is a new list.
     set("alice", &original_list(1..=310));
     set("bob", &original_list(7..=9));
-    assert!(import().contains("2 users, 13 messages in "));
+    assert!(import().contains("2 users, 13 messages copied to "));
     let target = to.url();
     redis_cli(&to, &["HSET", "undelivered_messages_shop", "bob", &original_list(1000..=1001)]);
     let export = || printed(&mesa(&["export", &target, "--namespace", "shop", "--store-path", store]));
-    assert!(export().starts_with("2 users, 315 messages in Redis"));
+    assert!(export().starts_with("2 users, 315 messages copied to Redis"));
     assert!(export().starts_with("2 users, 0 messages copied to Redis, and verified; 315 copied before"));
     let get = |user: &str| numbers(&redis_cli(&to, &["HGET", "undelivered_messages_shop", user]));
     assert_eq!(get("alice"), (1..=310).collect::<Vec<_>>());
@@ -72,15 +72,15 @@ fn repeated_import_and_export_copy_each_message_once() {
         ],
     );
     set("carol", &original_list(402..=402));
-    assert!(import().starts_with("3 users, 3 messages in "));
-    assert!(export().starts_with("3 users, 3 messages in Redis"));
+    assert!(import().starts_with("3 users, 3 messages copied to "));
+    assert!(export().starts_with("3 users, 3 messages copied to Redis"));
     assert_eq!(get("carol"), (400..=402).collect::<Vec<_>>());
     // A new store at the same path is another store, although its entries have the same sequences.
     std::fs::remove_dir_all(store).expect("the store is deleted");
     redis_cli(&from, &["DEL", "undelivered_messages_shop"]);
     set("alice", &original_list(2001..=2002));
-    assert!(import().starts_with("1 user, 2 messages in "));
-    assert!(export().starts_with("1 user, 2 messages in Redis"));
+    assert!(import().starts_with("1 user, 2 messages copied to "));
+    assert!(export().starts_with("1 user, 2 messages copied to Redis"));
     assert_eq!(get("alice"), (1..=310).chain(2001..=2002).collect::<Vec<_>>());
 }
 
@@ -105,7 +105,7 @@ fn import_and_export_of_several_batches_copy_each_message_once() {
     for (last, new) in [(2_500, "2500"), (2_500, "0"), (4_100, "1600")] {
         redis_cli(&from, &["HSET", "undelivered_messages", "alice", &original_list(1..=last)]);
         let text = printed(&mesa(&["import", &url, "--store-path", store]));
-        assert!(text.starts_with(&format!("1 user, {new} messages in ")), "{text}");
+        assert!(text.starts_with(&format!("1 user, {new} messages copied to ")), "{text}");
     }
     printed(&mesa(&["export", &target, "--store-path", store]));
     let exported = numbers(&redis_cli(&to, &["HGET", "undelivered_messages", "alice"]));
