@@ -119,7 +119,7 @@ metrics! {
 }
 
 impl Metrics {
-    /// Encodes all metrics as OpenMetrics text.
+    /// Encodes all metrics as `OpenMetrics` text.
     #[must_use]
     pub fn encode(&self) -> String {
         let mut text = String::new();

@@ -84,7 +84,7 @@ pub(super) fn read(
             match parse(key, text) {
                 Some(value) => settings.set(key, value, &origin),
                 None => {
-                    problems.push(Problem::about(&[key.name], schema::invalid_value(key, &text.into())).from(&origin))
+                    problems.push(Problem::about(&[key.name], schema::invalid_value(key, &text.into())).from(&origin));
                 }
             }
         } else if name.starts_with("MESA_") && !is_of_other_program(name) {

@@ -24,7 +24,7 @@ pub(super) async fn ready(FromState(api): State) -> Response {
     }
 }
 
-/// `GET /metrics`: OpenMetrics text.
+/// `GET /metrics`: `OpenMetrics` text.
 pub(super) async fn metrics(FromState(api): State) -> Response {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], api.metrics.encode()).into_response()

@@ -267,7 +267,7 @@ impl Hub {
         if self.settings.store_connected_users {
             let seen = Some(SystemTime::now());
             self.registry.with_lowest_position(user, |lowest| {
-                self.store.report(user, SessionReport { hold: lowest, seen, ..SessionReport::default() })
+                self.store.report(user, SessionReport { hold: lowest, seen, ..SessionReport::default() });
             });
         }
     }
@@ -276,7 +276,7 @@ impl Hub {
     fn record_received(&self, user: &UserId, device: Option<&DeviceId>, range: (Seq, Seq)) {
         let (received, device) = (Some(range), device.cloned());
         self.registry.with_lowest_position(user, |lowest| {
-            self.store.report(user, SessionReport { device, acknowledged: received, hold: lowest, seen: None })
+            self.store.report(user, SessionReport { device, acknowledged: received, hold: lowest, seen: None });
         });
     }
 

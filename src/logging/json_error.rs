@@ -1,4 +1,4 @@
-//! Rewords errors of serde_json in terms of JSON instead of Rust types.
+//! Rewords errors of `serde_json` in terms of JSON instead of Rust types.
 
 use std::fmt::{self, Write as _};
 

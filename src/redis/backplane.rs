@@ -68,10 +68,8 @@ async fn publish_broadcasts(link: Weak<ServerLink>, presence: Arc<Presence>, que
         let resolved = async |broadcast: Broadcast| {
             let (Broadcast::Message { recipients, excluding, .. } | Broadcast::Disconnect { recipients, excluding }) =
                 &broadcast;
-            let resolved = match has_original {
-                true => Some(resolve_exclusions(&link, recipients, excluding).await),
-                false => None,
-            };
+            let resolved =
+                if has_original { Some(resolve_exclusions(&link, recipients, excluding).await) } else { None };
             (broadcast, resolved)
         };
         let resolved = futures_util::future::join_all(batch.drain(..).map(resolved)).await;

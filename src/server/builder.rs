@@ -113,13 +113,13 @@ impl Builder {
         self.authenticator(Closure(authenticate))
     }
 
-    /// MiddlewareFactory a handler of client events. Several are called in the order in which they were added.
+    /// Adds a handler of client events. Several are called in the order in which they were added.
     pub fn handler(mut self, handler: impl Handler) -> Self {
         self.handlers.push(Arc::new(WholeHandler(handler)));
         self
     }
 
-    /// MiddlewareFactory a handler of connections, see [`Handler::connection`].
+    /// Adds a handler of connections, see [`Handler::connection`].
     pub fn on_connection<F, R>(mut self, call: F) -> Self
     where
         F: Fn(Peer) -> R + Send + Sync + 'static,
@@ -129,7 +129,7 @@ impl Builder {
         self
     }
 
-    /// MiddlewareFactory a handler of authentications, see [`Handler::authentication`].
+    /// Adds a handler of authentications, see [`Handler::authentication`].
     pub fn on_authentication<F, R>(mut self, call: F) -> Self
     where
         F: Fn(Peer) -> R + Send + Sync + 'static,
@@ -139,7 +139,7 @@ impl Builder {
         self
     }
 
-    /// MiddlewareFactory a handler of messages, see [`Handler::message`].
+    /// Adds a handler of messages, see [`Handler::message`].
     pub fn on_message<F, R>(mut self, call: F) -> Self
     where
         F: Fn(Peer, ReceivedMessage) -> R + Send + Sync + 'static,
@@ -149,7 +149,7 @@ impl Builder {
         self
     }
 
-    /// MiddlewareFactory a handler of disconnections, see [`Handler::disconnection`].
+    /// Adds a handler of disconnections, see [`Handler::disconnection`].
     pub fn on_disconnection<F, R>(mut self, call: F) -> Self
     where
         F: Fn(Peer, u16, String) -> R + Send + Sync + 'static,

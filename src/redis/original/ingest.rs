@@ -123,7 +123,7 @@ impl OriginalIngest {
                 (self.on_broadcast)(Broadcast::Message { payload, recipients, excluding: Vec::new() });
             }
             Some(channel::OriginalPublish::Disconnect(recipients)) => {
-                (self.on_broadcast)(Broadcast::Disconnect { recipients, excluding: Vec::new() })
+                (self.on_broadcast)(Broadcast::Disconnect { recipients, excluding: Vec::new() });
             }
             Some(channel::OriginalPublish::Mark(_)) | None => {}
         }

@@ -377,7 +377,7 @@ async fn handle_subscription(link: Weak<ServerLink>, portals: Arc<Portals>, loca
                 portals.report_remote(link, &local);
             }
             subscriber::SubscriptionEvent::Message(channel, payload) if channel == event_channel => {
-                portals.receive_event(payload, &local)
+                portals.receive_event(payload, &local);
             }
             subscriber::SubscriptionEvent::Message(channel, payload) if channel == pool => {
                 portals.receive_announcement(payload);
