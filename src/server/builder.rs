@@ -159,12 +159,12 @@ impl Builder {
         self
     }
 
-    /// MiddlewareFactory middleware: the original's `server.use`. Several are called in the order in which they were added.
+    /// Adds middleware: the original's `server.use`. Several are called in the order in which they were added.
     pub fn middleware(self, middleware: impl Middleware) -> Self {
         self.middleware_with(|_| middleware)
     }
 
-    /// MiddlewareFactory middleware that needs the server itself, to send messages or to disconnect clients.
+    /// Adds middleware that needs the server itself, to send messages or to disconnect clients.
     ///
     /// `make` is called once, while the server is built.
     pub fn middleware_with<M: Middleware>(mut self, make: impl FnOnce(&Handle) -> M + Send + 'static) -> Self {

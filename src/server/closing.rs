@@ -122,7 +122,7 @@ impl Connection {
                 Inbound::Violation(..) => state.frames = CLOSING_FRAMES_MAX,
                 Inbound::Fragments(count) => state.frames += count as usize,
                 Inbound::Text(text) if state.accepts => {
-                    state.accepts = self.handle_last_frame(text.as_str(), Instant::now())
+                    state.accepts = self.handle_last_frame(text.as_str(), Instant::now());
                 }
                 Inbound::Pong(payload) if state.accepts => self.handle_pong(&payload),
                 Inbound::Text(_) | Inbound::Ping | Inbound::Pong(_) => {}

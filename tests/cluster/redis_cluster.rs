@@ -262,7 +262,7 @@ async fn dispatch_to_60_users_of_redis_cluster_that_is_down_waits_once() {
         assert!(start.elapsed() < Duration::from_secs(12), "round {round}: {:?}", start.elapsed());
         cli(owner, &["CLUSTER", "ADDSLOTS", &slot]);
         block_in_place(|| {
-            block_until("every node reports success", || redis.nodes.iter().all(|node| has_state(node, "ok")))
+            block_until("every node reports success", || redis.nodes.iter().all(|node| has_state(node, "ok")));
         });
         wait_until("the server accepts a dispatch", async || {
             group.call(0, "POST", "/v1/dispatch", &message(5, &to)).await.0 == 200

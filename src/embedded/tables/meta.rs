@@ -68,7 +68,7 @@ mod tests {
             drop(engine);
             unfinished::end(home.path()).unwrap();
             let inspected = Inspection::open(home.path()).err().expect("rejected");
-            let opened = open(DiskOptions::new(home.path())).err().expect("rejected");
+            let opened = open(DiskOptions::new(home.path())).expect_err("rejected");
             for error in [inspected, opened] {
                 assert!(matches!(error, StoreError::Incompatible(_)), "{error:?}");
                 assert_eq!(

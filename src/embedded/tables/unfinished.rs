@@ -203,7 +203,7 @@ mod tests {
         open(DiskOptions::new(&path)).unwrap().close().await.unwrap();
         let import = |namespace: Option<&str>| {
             let (operation, namespace) = (Some(Operation::Import), namespace.map(str::to_owned));
-            let rejected = open(DiskOptions { operation, namespace, ..DiskOptions::new(&path) }).err();
+            let rejected = open(DiskOptions { namespace, operation, ..DiskOptions::new(&path) }).err();
             assert_eq!(reason(&path).unwrap(), None, "expected no marker after {rejected:?}");
             rejected.expect("a rejection")
         };
