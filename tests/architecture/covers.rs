@@ -2,7 +2,7 @@
 //!
 //! A tag stands above the attributes of a test, above a JavaScript test, or above a scenario of the fault tests.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 use crate::{lexer::line_comments, sources::Source};
 
@@ -60,9 +60,13 @@ pub fn covers(guarantees: &[&str], sources: &[Source]) -> Vec<String> {
     violations
 }
 
+fn is_javascript(source: &Source) -> bool {
+    Path::new(&source.path).extension().is_some_and(|extension| extension == "js")
+}
+
 /// Returns the comments that are tags or look like tags, each with its line.
 fn comments(source: &Source) -> Vec<(usize, String)> {
-    let comments = if source.path.ends_with(".js") {
+    let comments = if is_javascript(source) {
         // The lexer does not know the strings of JavaScript. Tags have lines of their own.
         let lines = source.text.lines().map(str::trim_start).enumerate();
         lines.filter(|(_, line)| line.starts_with("//")).map(|(at, line)| (at + 1, line.to_owned())).collect()
@@ -107,7 +111,7 @@ fn is_above_test(source: &Source, lines: &[&str]) -> bool {
         }
         if !line.starts_with("//") && !line.starts_with("#[") {
             let name = line.split('(').next().unwrap_or_default();
-            let is_js_test = source.path.ends_with(".js") && name.starts_with("test") && name.len() < line.len();
+            let is_js_test = is_javascript(source) && name.starts_with("test") && name.len() < line.len();
             let is_scenario = source.path == SCENARIOS && line.starts_with('"') && line.contains("\" =>");
             return is_js_test || is_scenario;
         }
