@@ -19,7 +19,9 @@ pub use ids::{
     COLLAPSE_KEY_CHARACTERS_MAX, CollapseKey, DEVICE_CHARACTERS_MAX, DISPATCH_ID_CHARACTERS_MAX, DeviceId, DispatchId,
     NameError,
 };
-pub(crate) use internal_event::{DISCONNECT_CLIENT, INTERNAL_EVENT, check_internal_event};
+#[cfg(feature = "redis")]
+pub(crate) use internal_event::DISCONNECT_CLIENT;
+pub(crate) use internal_event::{INTERNAL_EVENT, check_internal_event};
 pub use json_string::JsonString;
 
 /// Sequence: the position of an entry in its user's log. The first is 1; 0 means "before the first".
