@@ -95,7 +95,7 @@ impl ScriptClient {
             text(self.namespace),
             text(link.keys().append_channel()),
             text(membership.epoch_id()),
-            text(if link.client().is_redis_cluster() { membership.base } else { membership.appends }),
+            text(if link.client().is_redis_cluster() { membership.base_seq } else { membership.appends }),
             if link.client().is_redis_cluster() { text(&membership.shards) } else { text(link.keys().epoch()) },
         ];
         arguments.extend(own);
@@ -121,9 +121,11 @@ impl ScriptClient {
             let arguments = self.arguments(&link, &membership, step, arguments.clone());
             match link.client().run_script(&step.script, &keys, &arguments).await? {
                 Value::Array(values) => return Ok(values),
-                Value::BulkString(text) if text == b"devices" || text == b"apart" => return Ok(Vec::new()),
+                Value::BulkString(text) if text == b"too_many_devices" || text == b"report_required" => {
+                    return Ok(Vec::new());
+                }
                 // Nothing was done: the failover epoch must be adopted first.
-                Value::BulkString(text) if text == b"era" => link.adopt(&membership.epoch_id()).await?,
+                Value::BulkString(text) if text == b"epoch" => link.adopt(&membership.epoch_id()).await?,
                 other => return unexpected_reply(&format!("{other:?}").chars().take(100).collect::<String>()),
             }
         }
@@ -384,15 +386,15 @@ impl ScriptClient {
 /// A report in the form that the scripts read (`lua/session_report.lua`).
 #[derive(Serialize)]
 struct ReportJson<'a> {
-    n: u64,
-    e: &'a str,
-    m: Seq,
-    w: u64,
-    h: i64,
-    d: &'a [String],
+    changes: u64,
+    flushed: u64,
+    log_name: &'a str,
+    top: Seq,
+    hold: i64,
+    devices: &'a [String],
     seen: u64,
-    left: Vec<(&'a str, f64)>,
-    had: Vec<(&'a str, Seq, Seq)>,
+    detached: Vec<(&'a str, f64)>,
+    acknowledged: Vec<(&'a str, Seq, Seq)>,
 }
 
 pub(super) fn encode_report(report: &Report) -> Bytes {
@@ -400,15 +402,19 @@ pub(super) fn encode_report(report: &Report) -> Bytes {
     // At least 1 µs, so that of a device that left and one that came in the same step the later one is known.
     let ago = |ago: &Duration| (ago.as_micros().max(1) as f64) / 1000.0;
     let json = ReportJson {
-        n: report.changes,
-        e: &report.log_name,
-        m: seq(report.top),
-        w: report.flushed,
-        h: report.hold.map_or(-1, |hold| seq(hold).cast_signed()),
-        d: &report.attached,
+        changes: report.changes,
+        flushed: report.flushed,
+        log_name: &report.log_name,
+        top: seq(report.top),
+        hold: report.hold.map_or(-1, |hold| seq(hold).cast_signed()),
+        devices: &report.attached,
         seen: report.seen_ms,
-        left: report.left.iter().map(|(device, since)| (device.as_str(), ago(since))).collect(),
-        had: report.acknowledged.iter().map(|(device, from, to)| (device.as_str(), seq(*from), seq(*to))).collect(),
+        detached: report.detached.iter().map(|(device, since)| (device.as_str(), ago(since))).collect(),
+        acknowledged: report
+            .acknowledged
+            .iter()
+            .map(|(device, from, to)| (device.as_str(), seq(*from), seq(*to)))
+            .collect(),
     };
     // Numbers and strings always have a JSON form.
     Bytes::from(serde_json::to_vec(&json).expect("a report is JSON"))
