@@ -1,5 +1,7 @@
-//! Key schema on Redis. Every name ends in the suffix of the namespace, as the original's do. Keys of one user share a hash
-//! tag, so that they are in one slot of a Redis Cluster.
+//! Key schema on Redis.
+//!
+//! Every key has the suffix of the namespace, like the original's keys. Keys of one user share a hash tag, so that they are in
+//! one slot of a Redis Cluster. Keys that one script uses for all servers share the tag `{cluster}`.
 
 use crate::compat::keyspace::{self, Name};
 
@@ -30,8 +32,8 @@ impl Keys {
         format!("{name}{}", self.suffix)
     }
 
-    fn of_user(&self, what: &str, user: &str) -> String {
-        format!("mesa:{what}:{{{}}}{}", tag(user), self.suffix)
+    fn of_user(&self, kind: &str, user: &str) -> String {
+        format!("mesa:{kind}:{{{}}}{}", tag(user), self.suffix)
     }
 
     /// State of a user's log: head, cursors, gaps.
@@ -46,133 +48,133 @@ impl Keys {
         self.of_user("log", user)
     }
 
-    /// Result of a dispatch with an id for one user. The id is last and may end in any text, so the namespace is in front.
+    /// Sequence that a dispatch with an id has for one user. The id may end in any text, so the suffix precedes it.
     #[must_use]
     pub fn dedup_entry(&self, user: &str, id: &str) -> String {
-        format!("mesa:done{}:{{{}}}:{id}", self.suffix, tag(user))
+        format!("mesa:dedup{}:{{{}}}:{id}", self.suffix, tag(user))
     }
 
-    /// Marks that a user has a copy of a message that several servers receive.
+    /// Sequence that a message from the original, which several servers receive, has in one user's log.
     #[must_use]
     pub fn delivered_copy(&self, user: &str, id: &str) -> String {
-        format!("mesa:copied{}:{{{}}}:{id}", self.suffix, tag(user))
+        format!("mesa:delivered{}:{{{}}}:{id}", self.suffix, tag(user))
     }
 
-    /// Result of a dispatch with an id. Namespaces contain no `/`.
+    /// Result of a dispatch with an id, for retries. Namespaces contain no `/`.
     #[must_use]
     pub fn dispatch_result(&self, id: &str) -> String {
-        format!("mesa:answer{}/{id}", self.suffix)
+        format!("mesa:result{}/{id}", self.suffix)
     }
 
     /// Index of all users with a log, in order.
     #[must_use]
     pub fn user_index(&self) -> String {
-        self.of("mesa:known")
+        self.of("mesa:users")
     }
 
     /// Index of users by the time of their next expiry.
     #[must_use]
     pub fn expiry_index(&self) -> String {
-        self.of("mesa:due")
+        self.of("mesa:expiry")
     }
 
     /// Servers, each with the end of its lease.
     #[must_use]
     pub fn servers(&self) -> String {
-        self.of("mesa:{here}:nodes")
+        self.of("mesa:{cluster}:servers")
     }
 
-    /// The failover epoch.
+    /// The failover epoch (`membership`).
     #[must_use]
     pub fn epoch(&self) -> String {
-        self.of("mesa:{here}:era")
+        self.of("mesa:{cluster}:epoch")
     }
 
     /// Online users, in order.
     #[must_use]
     pub fn online(&self) -> String {
-        self.of("mesa:{here}:online")
+        self.of("mesa:{cluster}:online")
     }
 
-    /// Users that servers of ours have added to the original's `connected_clients`: 0, or since when the user is offline.
+    /// Users that our servers have added to the original's `connected_clients`: 0, or when the user went offline, in ms.
     #[must_use]
     pub fn original_users_added(&self) -> String {
-        self.of("mesa:{here}:ours")
+        self.of("mesa:{cluster}:original-users-added")
     }
 
     /// Dead servers, each with the end of the current reaper's claim.
     #[must_use]
     pub fn dead_servers(&self) -> String {
-        self.of("mesa:{here}:dead")
+        self.of("mesa:{cluster}:dead")
     }
 
     /// Users of one server, each with the number of connections.
     #[must_use]
-    pub fn server_users(&self, node: &str) -> String {
-        let (begin, end) = self.server_users_affixes();
-        format!("{begin}{node}{end}")
+    pub fn server_users(&self, server: &str) -> String {
+        let (prefix, suffix) = self.server_users_affixes();
+        format!("{prefix}{server}{suffix}")
     }
 
-    /// Returns what surrounds the server's name in [`Keys::server_users`].
+    /// Returns the prefix and the suffix of the server's name in [`Keys::server_users`].
     #[must_use]
     pub fn server_users_affixes(&self) -> (String, String) {
-        ("mesa:{here}:at:".to_owned(), self.suffix.clone())
+        ("mesa:{cluster}:users:".to_owned(), self.suffix.clone())
     }
 
     /// Number of connections of each server.
     #[must_use]
     pub fn connection_counts(&self) -> String {
-        self.of("mesa:{here}:counts")
+        self.of("mesa:{cluster}:connections")
     }
 
-    /// Servers with a portal that receives all events, and the channel of their announcements.
+    /// Servers with a portal that receives all events. Also a channel, on which a server announces a change.
     #[must_use]
     pub fn event_subscribers(&self) -> String {
-        self.of("mesa:watching")
+        self.of("mesa:event-subscribers")
     }
 
-    /// Position in a list taken from the original's pending messages, and the list. Both are in the slot of
-    /// [`Keys::original`]`(Name::Undelivered)` in a Redis Cluster.
+    /// Position in a list that was taken from the original's pending messages, and the list. In a Redis Cluster both are in
+    /// the slot of [`Keys::original`]`(Name::Undelivered)`.
     #[must_use]
     pub fn taken_list(&self, user: &str) -> (String, String) {
         let hash = self.original(Name::Undelivered);
-        (format!("mesa:{{{hash}}}:taken-at:{user}"), format!("mesa:{{{hash}}}:taken:{user}"))
+        (format!("mesa:{{{hash}}}:taken-position:{user}"), format!("mesa:{{{hash}}}:taken:{user}"))
     }
 
-    /// Pending messages of the original that cannot be sent to clients, in the same slot.
+    /// Pending messages of the original that cannot be sent to clients, one per line. In the slot of [`Keys::taken_list`].
     #[must_use]
     pub fn unsendable(&self, user: &str) -> String {
-        format!("mesa:{{{}}}:aside:{user}", self.original(Name::Undelivered))
+        format!("mesa:{{{}}}:unsendable:{user}", self.original(Name::Undelivered))
     }
 
-    /// Time at which a server with a test clock has left. For tests.
+    /// Time at which the last server with a test clock left, in ms. For tests.
     #[must_use]
     pub fn test_clock(&self) -> String {
-        self.of("mesa:clock")
+        self.of("mesa:test-clock")
     }
 
     /// Channel that names users with new entries.
     #[must_use]
     pub fn append_channel(&self) -> String {
-        self.of("mesa:wake")
+        self.of("mesa:appended")
     }
 
     /// Channel for unsynced messages and disconnect requests.
     #[must_use]
     pub fn broadcast_channel(&self) -> String {
-        self.of("mesa:past")
+        self.of("mesa:broadcast")
     }
 }
 
 /// Escapes an id for a hash tag: braces in it must not end the tag.
 fn tag(user: &str) -> String {
     let mut tag = String::with_capacity(user.len());
-    for each in user.chars() {
-        match each {
+    for character in user.chars() {
+        match character {
             '{' => tag.push_str("%7B"),
             '}' => tag.push_str("%7D"),
             '%' => tag.push_str("%25"),
-            each => tag.push(each),
+            character => tag.push(character),
         }
     }
     tag

@@ -78,21 +78,22 @@ pub struct Membership {
     pub servers: Arc<str>,
     /// When they were listed, in milliseconds of the Redis clock.
     pub as_of_ms: u64,
-    /// Distinguishes this Redis from one that was emptied since.
-    pub birth: Arc<str>,
+    /// Identifies the dataset of this Redis: the server that wrote first, and when. A Redis that was emptied gets another.
+    pub dataset: Arc<str>,
     /// The failover epoch.
     pub epoch: u64,
-    /// Sequence behind which logs begin that this Redis does not have. 0, or above every sequence assigned before it was
-    /// emptied.
-    pub base: u64,
-    /// In a Redis Cluster, replication ids of the shards it had at its birth. Another shard may have lost data.
+    /// Base sequence of the epoch: logs that this Redis does not have begin behind it. 0, or above every sequence assigned
+    /// before the epoch.
+    pub base_seq: u64,
+    /// In a Redis Cluster, replication ids of the shards that it had when the dataset began. Any other shard may have lost
+    /// data.
     pub shards: Arc<str>,
-    /// Append steps in this epoch, as far as this server has seen.
+    /// Append steps in this epoch that this server knows of.
     pub appends: u64,
     /// Earlier epochs, separated by commas.
     pub(super) past: Arc<str>,
-    /// How often leases were renewed on this Redis.
-    pub(super) renewed: u64,
+    /// Number of lease renewals on this Redis, by all servers.
+    pub(super) renewals: u64,
 }
 
 /// Something that other servers, or this server's own renewal, have reported.

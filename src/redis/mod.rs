@@ -277,8 +277,8 @@ impl ServerLink {
         let seen = (self.highest_sequence.load(Ordering::Relaxed), grace);
         let (_, mut current, was_valid) =
             membership::renew(&self.client, &self.keys, &self.server_name, &before, seen).await?;
-        let has_changed = current.epoch != before.epoch || current.birth != before.birth;
-        let (epoch, base) = (current.epoch, current.base);
+        let has_changed = current.epoch != before.epoch || current.dataset != before.dataset;
+        let (epoch, base_seq) = (current.epoch, current.base_seq);
         {
             let mut now = self.membership.write();
             if !has_changed {
@@ -290,9 +290,9 @@ impl ServerLink {
         if has_changed {
             tracing::warn!(
                 epoch,
-                base,
+                base_seq,
                 "Redis was emptied, restarted or failed over: it may have lost messages, and sequences \
-                 continue above base"
+                 continue above base_seq"
             );
         }
         if has_changed || !was_valid {
@@ -390,7 +390,7 @@ impl ServerLink {
         self.tasks.lock().drain(..).for_each(|task| task.abort());
         let link = self.clone();
         self.run(async move {
-            membership::leave(&link.client, &link.keys, link.ahead_ms()).await?;
+            membership::save_test_clock(&link.client, &link.keys, link.ahead_ms()).await?;
             reaper::deregister(&link).await
         })
         .await

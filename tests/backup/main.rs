@@ -1,15 +1,13 @@
 //! Tests backups of a running server, and the stores that `mesa restore` creates from them.
 
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
+#[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 
 use std::{
     collections::BTreeMap,
     fs,
     net::SocketAddr,
-    path::Path,
-    process::{Command, Output},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -25,10 +23,15 @@ use mesa::{
 };
 use serde_json::{Value, json};
 use support::{
+    command::{mesa_command, output_text, run_mesa, utf8},
+    current_thread_runtime,
     http::Http,
-    server::{Home, KEY, Server},
+    server::Home,
     socket::Socket,
 };
+
+/// Longest time from SIGTERM to the exit.
+const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 const USERS: u64 = 12;
 const BACKENDS: u64 = 3;
@@ -40,41 +43,12 @@ fn user(n: u64) -> String {
     format!("user-{n}")
 }
 
-fn run_mesa(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
-    command.args(arguments).env("MESA_API_KEY", KEY).output().expect("the command runs")
-}
-
-fn output_text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn utf8(path: &Path) -> &str {
-    path.to_str().expect("a UTF-8 path")
-}
-
 /// Pending entries of each user: sequence and data.
 type Logs = BTreeMap<String, Vec<(u64, Value)>>;
 
 fn read_logs(address: SocketAddr) -> Logs {
     let mut http = Http::connect(address).expect("a connection");
-    let mut logs = Logs::new();
-    for user in (0..USERS).map(user) {
-        let (log, mut after) = (logs.entry(user.clone()).or_default(), 0);
-        loop {
-            let page: Value = http.get(&format!("/v1/users/{user}/messages?after={after}&limit=1000")).expect("a page");
-            let messages = page["messages"].as_array().expect("messages").clone();
-            let Some(last) = messages.last() else { break };
-            after = last["s"].as_u64().expect("a sequence");
-            log.extend(messages.iter().map(|entry| (entry["s"].as_u64().expect("a sequence"), entry["d"].clone())));
-        }
-    }
-    logs
-}
-
-fn stop(server: Server) {
-    server.terminate();
-    assert!(server.process.wait(Duration::from_secs(30)).success(), "the server stops with exit code 0");
+    (0..USERS).map(user).map(|user| (user.clone(), http.pending_entries(&user))).collect()
 }
 
 /// Dispatches until `stop` is set, and counts answered dispatches.
@@ -132,7 +106,7 @@ async fn backup_under_load_has_all_dispatches_answered_before_it_began() {
     backends.into_iter().for_each(|backend| backend.join().expect("each dispatch of the backend is answered"));
     receiving.abort();
     let original = tokio::task::block_in_place(|| read_logs(address));
-    stop(server);
+    server.stop(STOP_TIMEOUT);
 
     let restored = Home::new();
     let output = run_mesa(&["restore", utf8(&file), "--store-path", utf8(&restored.store())]);
@@ -170,7 +144,7 @@ async fn backup_under_load_has_all_dispatches_answered_before_it_began() {
             "{user}: expected the last dispatch above sequence {head}, found {data} at {seq}"
         );
     }
-    stop(server);
+    server.stop(STOP_TIMEOUT);
 }
 
 // covers: G6
@@ -189,16 +163,13 @@ fn restore_of_damaged_backup_or_to_existing_directory_fails() {
     let again = run_mesa(&["backup", utf8(&file), "--url", &url]);
     assert!(!again.status.success() && output_text(&again).contains("already"), "{}", output_text(&again));
     assert!(!home.path("backup.mesa.partial").exists());
-    let unauthorized = Command::new(env!("CARGO_BIN_EXE_mesa"))
-        .args(["backup", utf8(&home.path("other")), "--url", &url, "--key", "not-the-key-at-all"])
-        .output()
-        .expect("the command runs");
+    let unauthorized = run_mesa(&["backup", utf8(&home.path("other")), "--url", &url, "--key", "not-the-key-at-all"]);
     assert!(
         !unauthorized.status.success() && output_text(&unauthorized).contains("unauthorized"),
         "{}",
         output_text(&unauthorized)
     );
-    stop(server);
+    server.stop(STOP_TIMEOUT);
 
     let bytes = fs::read(&file).expect("the backup");
     let damaged = home.path("damaged.mesa");
@@ -244,13 +215,13 @@ fn restore_when_killed_leaves_store_that_does_not_open_and_second_run_completes(
     let (file, url) = (home.path("backup.mesa"), format!("http://{}", server.address));
     let output = run_mesa(&["backup", utf8(&file), "--url", &url]);
     assert!(output.status.success(), "{}", output_text(&output));
-    stop(server);
+    server.stop(STOP_TIMEOUT);
 
     let restored = Home::new();
     let store = restored.store();
     let restore = ["restore", utf8(&file), "--store-path", utf8(&store)];
     let partial = restored.path("store.partial");
-    let mut process = Command::new(env!("CARGO_BIN_EXE_mesa")).args(restore).spawn().expect("the command runs");
+    let mut process = mesa_command().args(restore).spawn().expect("the command runs");
     let end = Instant::now() + Duration::from_secs(60);
     // Once the tables exist, `mesa restore` writes the messages, 36 MB in all.
     while !partial.join("log").exists() {
@@ -287,7 +258,7 @@ fn restore_when_killed_leaves_store_that_does_not_open_and_second_run_completes(
     assert!(!partial.exists() && !restored.store().join("unfinished").exists());
     let server = restored.start();
     assert!(read_logs(server.address).values().all(|log| log.len() == 60));
-    stop(server);
+    server.stop(STOP_TIMEOUT);
 }
 
 // covers: G6
@@ -297,7 +268,7 @@ fn backup_of_damaged_store_ends_as_broken_transfer() {
     const DISPATCHES: usize = 200;
     let home = Home::new();
     let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = current_thread_runtime();
     let message = |n: usize| format!("message {n:03} ");
     let value_log = || {
         let files =
@@ -348,5 +319,5 @@ fn backup_of_damaged_store_ends_as_broken_transfer() {
         std::thread::sleep(Duration::from_millis(10));
     }
     home.wait_for_log(|log| log.contains("the backup is incomplete"));
-    stop(server);
+    server.stop(STOP_TIMEOUT);
 }

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::{
-    mesa, output_text,
+    output_text, run_mesa,
     support::{
         http_receiver::{Receiver, Response},
         server::Home,
@@ -17,7 +17,7 @@ fn dispatch_to_rejected_recipient_is_not_reported_as_stored() {
     home.set_variable("MESA_SYNC_MAX_MESSAGES", "1");
     let server = home.start();
     let url = format!("http://{}", server.address);
-    let dispatch = |to| mesa(&["dispatch", "--url", &url, "--to", to]);
+    let dispatch = |to| run_mesa(&["dispatch", "--url", &url, "--to", to]);
     let accepted = dispatch("alice");
     assert!(accepted.status.success(), "{}", output_text(&accepted));
     assert_eq!(output_text(&accepted), "1 recipient: 0 online, 1 offline (stored)\n");
@@ -36,7 +36,7 @@ async fn server_error_with_advice_is_printed_without_further_advice() {
     let body =
         json!({ "error": { "code": "unreachable", "message": "the store cannot be reached: timed out. Try again" } });
     receiver.script([Response::With(503, "content-type: application/json\r\n".into(), body.to_string())]);
-    let failed = mesa(&["dispatch", "--url", &url, "--to", "alice"]);
+    let failed = run_mesa(&["dispatch", "--url", &url, "--to", "alice"]);
     let expected =
         "mesa: the server rejected the request (unreachable): the store cannot be reached: timed out. Try again\n";
     assert_eq!(output_text(&failed), expected);
@@ -45,7 +45,7 @@ async fn server_error_with_advice_is_printed_without_further_advice() {
 #[test]
 fn invalid_ttl_is_an_error_that_states_the_range() {
     for wrong in ["0", "1h", "4294967296"] {
-        let failed = mesa(&["dispatch", "--to", "alice", "--ttl", wrong]);
+        let failed = run_mesa(&["dispatch", "--to", "alice", "--ttl", wrong]);
         assert_eq!(failed.status.code(), Some(2), "{}", output_text(&failed));
         assert!(
             output_text(&failed).contains("give a number of seconds from 1 to 4294967295"),

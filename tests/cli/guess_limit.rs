@@ -1,18 +1,17 @@
 //! Tests the limit on guesses of API keys and of the Redis password, per client address.
 
 use std::{
-    fs,
-    io::{BufRead as _, BufReader, Write as _},
-    net::{SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
-use serde_json::Value;
-
-use crate::support::{
-    http::{Http, request},
-    server::{Home, KEY},
+use crate::{
+    WAIT_TIMEOUT,
+    support::{
+        http::{Http, request},
+        resp::RespClient,
+        server::{Home, KEY},
+    },
 };
 
 /// Far more guesses than an address may make before it presents a valid secret, and fewer than it may make afterwards.
@@ -20,9 +19,6 @@ const GUESSES: usize = 60;
 
 /// Wrong secrets that the server compares at once for an address without a valid secret. Each second allows one more.
 const COMPARED_MAX: usize = 20;
-
-/// Bound on each wait, far above what a step takes.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs `guess` for each number, on concurrent threads. Returns the results, and the time that all took.
 fn run_concurrently<T: Send + 'static>(guess: impl Fn(usize) -> T + Clone + Send + 'static) -> (Vec<T>, Duration) {
@@ -108,65 +104,32 @@ fn repeated_wrong_key_does_not_lock_out_the_address() {
     assert_eq!(list_users(&mut Http::connect(address).unwrap(), KEY).0, 200);
 }
 
-/// A connection to the port of the Redis protocol.
-pub struct Redis(BufReader<TcpStream>);
-
-/// Reads the address of the Redis protocol from the ready file.
-fn redis_address(home: &Home) -> SocketAddr {
-    let ready: Value = serde_json::from_str(&fs::read_to_string(home.path("ready")).unwrap()).unwrap();
-    ready["redisProtocol"].as_str().unwrap().parse().unwrap()
-}
-
-impl Redis {
-    /// Connects to the running server of `home`.
-    pub fn connect_to(home: &Home) -> Self {
-        Self::connect(redis_address(home))
-    }
-
-    fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).expect("a connection");
-        stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();
-        Self(BufReader::new(stream))
-    }
-
-    /// Sends a command; returns the first line of the reply.
-    pub fn call(&mut self, words: &[&str]) -> String {
-        let text = words
-            .iter()
-            .fold(format!("*{}\r\n", words.len()), |text, word| format!("{text}${}\r\n{word}\r\n", word.len()));
-        self.0.get_mut().write_all(text.as_bytes()).expect("the request is sent");
-        let mut line = String::new();
-        self.0.read_line(&mut line).expect("an answer");
-        line.trim_end().to_owned()
-    }
-}
-
 #[test]
 fn redis_password_guesses_are_limited_and_other_clients_of_the_address_keep_access() {
     let (home, began) = (Home::with("redisProtocol: { port: 0, password: 'open sesame at once' },"), Instant::now());
     let server = home.start();
-    let address = redis_address(&home);
+    let address = home.redis_protocol_address();
     let (answers, took) =
-        run_concurrently(move |n| Redis::connect(address).call(&["AUTH", &format!("a-wrong-secret-{n}")]));
+        run_concurrently(move |n| RespClient::connect(address).call(&["AUTH", &format!("a-wrong-secret-{n}")]));
     assert_comparisons_limited(answers.iter().filter(|answer| answer.starts_with("-WRONGPASS")).count(), took);
     for answer in answers.iter().filter(|answer| !answer.starts_with("-WRONGPASS")) {
         assert!(answer.starts_with("-ERR too many wrong passwords came from this address"), "{answer}");
     }
     let waiting_since = Instant::now();
-    let mut working = Redis::connect(address);
+    let mut working = RespClient::connect(address);
     while working.call(&["AUTH", "open sesame at once"]) != "+OK" {
         assert!(
             waiting_since.elapsed() < WAIT_TIMEOUT,
             "expected a new connection with the valid password to be accepted"
         );
         thread::sleep(Duration::from_millis(100));
-        working = Redis::connect(address);
+        working = RespClient::connect(address);
     }
-    let guess = move |n| Redis::connect(address).call(&["AUTH", &format!("another-wrong-secret-{n}")]);
+    let guess = move |n| RespClient::connect(address).call(&["AUTH", &format!("another-wrong-secret-{n}")]);
     let (answers, _) = run_concurrently(guess);
     assert!(answers.iter().all(|answer| answer.starts_with("-WRONGPASS")), "{answers:?}");
     assert_eq!(
-        Redis::connect(address).call(&["AUTH", "open sesame at once"]),
+        RespClient::connect(address).call(&["AUTH", "open sesame at once"]),
         "+OK",
         "expected a new connection to be accepted"
     );

@@ -1,16 +1,14 @@
 //! Tests that unauthenticated clients can write little to the server's log: short lines, at a limited rate.
 
-use std::time::Duration;
-
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::json;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::server::Home;
-
-/// Bound on each wait, far above what a step takes.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
+use crate::{
+    WAIT_TIMEOUT,
+    support::{server::Home, socket::connect_websocket},
+};
 
 #[tokio::test]
 async fn malformed_frame_of_unauthenticated_client_is_logged_as_a_short_line() {
@@ -19,9 +17,7 @@ async fn malformed_frame_of_unauthenticated_client_is_logged_as_a_short_line() {
     let server = home.start();
     let long = "x".repeat(60_000);
     for frame in [json!({ "op": long }), json!({ "op": 0, "t": { long.as_str(): 1 } }), json!(long)] {
-        let stream = TcpStream::connect(server.address).await.unwrap();
-        let url = format!("ws://{}/", server.address);
-        let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
+        let mut socket = connect_websocket(server.address).await.unwrap();
         socket.send(Message::text(frame.to_string())).await.unwrap();
         // Reads until the server closes the connection.
         while let Some(Ok(_)) = timeout(WAIT_TIMEOUT, socket.next()).await.expect("the server closes the connection") {}
@@ -49,9 +45,7 @@ async fn repeated_offences_of_unauthenticated_clients_are_logged_at_a_limited_ra
     for n in 0..ROUNDS {
         let token = json!({ "op": 2, "d": { "token": "" } }).to_string();
         for message in [Message::text("nonsense"), Message::text(token), Message::Pong(vec![b'x'; 300].into())] {
-            let stream = TcpStream::connect(server.address).await.unwrap();
-            let url = format!("ws://{}/", server.address);
-            let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.unwrap();
+            let mut socket = connect_websocket(server.address).await.unwrap();
             socket.send(message).await.unwrap_or_else(|error| panic!("{n}: {error}"));
             while let Some(Ok(_)) =
                 timeout(WAIT_TIMEOUT, socket.next()).await.expect("the server closes the connection")
@@ -59,8 +53,7 @@ async fn repeated_offences_of_unauthenticated_clients_are_logged_at_a_limited_ra
         }
     }
     // Log lines are written in order, so "stopped" follows every line about a client.
-    server.terminate();
-    assert!(server.process.wait(WAIT_TIMEOUT).success());
+    server.stop(WAIT_TIMEOUT);
     let log = home.wait_for_log(|log| log.contains("stopped"));
     for line in lines {
         let count = log.matches(line).count();

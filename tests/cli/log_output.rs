@@ -11,16 +11,17 @@ use std::{
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::json;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{
-    http::Http,
-    server::{Home, Process, Server},
+use crate::{
+    WAIT_TIMEOUT,
+    support::{
+        http::Http,
+        server::{Home, Process, Server},
+        socket::connect_websocket,
+    },
 };
-
-/// Bound on each wait, far above what a step takes.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Capacity of a pipe on Linux.
 const PIPE_BYTES: u64 = 64 << 10;
@@ -39,9 +40,7 @@ fn pipe() -> (std::io::PipeReader, PipeWriter) {
 /// Connects clients that each send a malformed frame. The server logs the first, and the others at debug.
 async fn send_malformed_frames(server: &Server, clients: usize) {
     for _ in 0..clients {
-        let stream = TcpStream::connect(server.address).await.expect("a connection");
-        let url = format!("ws://{}/", server.address);
-        let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await.expect("a WebSocket");
+        let mut socket = connect_websocket(server.address).await.expect("a WebSocket");
         socket.send(Message::text("nonsense")).await.expect("the frame is sent");
         let ends = async { while let Some(Ok(_)) = socket.next().await {} };
         timeout(WAIT_TIMEOUT, ends).await.expect("the server closes the connection");
@@ -57,24 +56,12 @@ fn assert_serves(server: &Server) {
     http.dispatch(&json!(1), &["alice".to_owned()]).expect("an answer");
 }
 
-/// Asserts that SIGTERM ends the server with exit code 0.
-fn assert_clean_stop(server: Server) {
-    server.terminate();
-    assert_eq!(server.process.wait(WAIT_TIMEOUT).code(), Some(0));
-}
-
 /// Waits until the server has counted a dropped log line.
 fn wait_for_dropped_line(server: &Server) {
     let mut http = Http::connect(server.address).expect("a connection");
     let end = Instant::now() + WAIT_TIMEOUT;
-    loop {
-        let (_, text) = http.call("GET", "/metrics", "").expect("an answer");
-        let text = String::from_utf8(text).expect("text");
-        let count = text.lines().find_map(|line| line.strip_prefix("mesa_log_lines_dropped_total "));
-        if count.expect("the counter").parse::<u64>().expect("a number") > 0 {
-            return;
-        }
-        assert!(Instant::now() < end, "{text}");
+    while http.metric("mesa_log_lines_dropped_total") == 0 {
+        assert!(Instant::now() < end, "expected a dropped log line within {WAIT_TIMEOUT:?}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -88,7 +75,7 @@ async fn server_with_closed_log_pipe_serves_and_stops_cleanly() {
     send_malformed_frames(&server, 5).await;
     assert_serves(&server);
     wait_for_dropped_line(&server);
-    assert_clean_stop(server);
+    server.stop(WAIT_TIMEOUT);
 }
 
 #[tokio::test]
@@ -98,7 +85,7 @@ async fn server_with_log_on_full_device_serves_and_stops_cleanly() {
     send_malformed_frames(&server, 5).await;
     assert_serves(&server);
     wait_for_dropped_line(&server);
-    assert_clean_stop(server);
+    server.stop(WAIT_TIMEOUT);
 }
 
 #[tokio::test]
@@ -114,7 +101,7 @@ async fn server_with_log_at_file_size_limit_serves_and_stops_cleanly() {
     send_malformed_frames(&server, 5).await;
     assert_serves(&server);
     wait_for_dropped_line(&server);
-    assert_clean_stop(server);
+    server.stop(WAIT_TIMEOUT);
 }
 
 #[tokio::test]
@@ -127,7 +114,7 @@ async fn server_with_stalled_log_reader_serves_and_stops_cleanly() {
     let bytes = rustix::io::ioctl_fionread(&reader).expect("a pipe");
     assert!(bytes > PIPE_BYTES - 4096, "expected a full pipe, not one with {bytes} bytes");
     assert_serves(&server);
-    assert_clean_stop(server);
+    server.stop(WAIT_TIMEOUT);
     drop(reader);
 }
 
@@ -140,13 +127,13 @@ fn server_with_closed_standard_output_serves() {
     command.stdout(writer);
     let server = home.wait_until_ready(Process::new(command.spawn().expect("the binary starts")));
     assert_serves(&server);
-    assert_clean_stop(server);
+    server.stop(WAIT_TIMEOUT);
 }
 
 #[test]
 fn clean_stop_writes_its_last_lines_to_the_log() {
     let home = Home::new();
-    assert_clean_stop(home.start());
+    home.start().stop(WAIT_TIMEOUT);
     let log = fs::read_to_string(home.path("log")).expect("a log");
     assert!(log.lines().last().is_some_and(|line| line.contains("stopped")), "{log}");
 }
@@ -218,7 +205,7 @@ fn reload_signal_is_ignored_with_one_log_line() {
         home.wait_for_log(|log| log.contains(name));
         assert_serves(&server);
     }
-    assert_clean_stop(server);
+    server.stop(WAIT_TIMEOUT);
     let log = fs::read_to_string(home.path("log")).expect("a log");
     assert_eq!(log.matches("is ignored").count(), 3, "{log}");
     assert_eq!(

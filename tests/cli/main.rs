@@ -20,20 +20,9 @@ mod token;
 mod unstored;
 mod users;
 
-use std::process::{Command, Output};
+use std::time::Duration;
 
-use support::server::KEY;
+use support::command::{output_text, run_mesa};
 
-/// Runs `mesa ARGS…` to its end. It gets the API key of the test servers, and no other `MESA_*` variable.
-fn mesa(args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MESA_")) {
-        command.env_remove(name);
-    }
-    command.args(args).env("MESA_API_KEY", KEY).output().expect("the binary runs")
-}
-
-/// Returns what a command wrote: standard output, then standard error.
-fn output_text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
+/// Longest time that a test waits for one step, sufficient on a loaded machine.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(120);

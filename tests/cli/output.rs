@@ -4,24 +4,21 @@ use std::{
     collections::BTreeSet,
     fs,
     io::{BufRead as _, BufReader},
-    process::{Command, Stdio},
+    process::Stdio,
     sync::mpsc,
     thread,
-    time::Duration,
 };
 
 use serde_json::{Value, json};
 
 use crate::{
-    mesa, output_text,
+    WAIT_TIMEOUT, output_text, run_mesa,
     support::{
+        command::mesa_command,
         http::Http,
         server::{Home, Process, Server},
     },
 };
-
-/// Bound on each wait, far above what a step takes.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Text that would control a terminal: one-character CSI, direction override, zero-width space, DEL, and a tag character.
 const CONTROL_TEXT: &str = "a\u{9b}31m\u{202e}\u{200b}\u{7f}\u{e0041}z";
@@ -31,7 +28,7 @@ fn call(server: &Server, method: &str, path: &str, body: &str) -> (u16, String) 
     (status, String::from_utf8(answer).expect("text"))
 }
 
-/// Tells whether `text` has none of the characters of `CONTROL_TEXT`, and no control character but line feeds.
+/// Reports whether `text` has none of the characters of `CONTROL_TEXT`, and no control character but line feeds.
 fn is_plain(text: &str) -> bool {
     !text.chars().any(|character| {
         (character.is_control() && character != '\n') || matches!(character, '\u{200b}' | '\u{202e}' | '\u{e0041}')
@@ -58,11 +55,11 @@ fn control_characters_of_clients_are_escaped_in_command_output() {
         &["dispatch", "--to", "alice", "--type", CONTROL_TEXT, "{\u{202e}"],
         &["inbox", "unknown\u{202e}\u{9b}"],
     ] {
-        let output = mesa(&[args, &["--url", &url]].concat());
+        let output = run_mesa(&[args, &["--url", &url]].concat());
         let printed = String::from_utf8([output.stdout, output.stderr].concat()).expect("text");
         assert!(is_plain(&printed) && !printed.is_empty(), "{args:?}: {printed:?}");
     }
-    let inbox = mesa(&["inbox", "alice\u{202e}", "--json", "--url", &url]);
+    let inbox = run_mesa(&["inbox", "alice\u{202e}", "--json", "--url", &url]);
     let first = String::from_utf8(inbox.stdout).unwrap().lines().next().map(str::to_owned).expect("a message");
     let message: Value = serde_json::from_str(&first).expect("JSON");
     assert_eq!((&message["d"]["text"], &message["t"]), (&json!(CONTROL_TEXT), &json!(CONTROL_TEXT)), "{first}");
@@ -72,22 +69,21 @@ fn control_characters_of_clients_are_escaped_in_command_output() {
         assert!(is_plain(&line) && line.contains("31m"), "{line:?}");
     }
     let directory = home.store();
-    server.terminate();
-    assert!(server.process.wait(WAIT_TIMEOUT).success());
+    server.stop(WAIT_TIMEOUT);
     let directory = directory.to_str().unwrap();
     for args in [
         &["inspect", directory][..],
         &["inspect", directory, "--json"],
         &["inspect", directory, "--user", "alice\u{202e}"],
     ] {
-        let printed = output_text(&mesa(args));
+        let printed = output_text(&run_mesa(args));
         assert!(is_plain(&printed) && printed.contains("alice"), "{args:?}: {printed:?}");
     }
 }
 
 /// Runs `mesa connect` until it prints a message with `31m`, and returns that line.
 fn first_message(url: &str, format: &[&str]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
+    let mut command = mesa_command();
     command.args(["connect", "--as", "alice\u{202e}", "--url", url, "--after", "0"]).args(format);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the binary runs");
     let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
@@ -116,7 +112,7 @@ fn password_in_a_url_is_not_printed() {
         &["users", "--url", "me:secret@127.0.0.1:1"],
         &["backup", "/nowhere/x", "--url", "https://me:secret@127.0.0.1:1"],
     ] {
-        let output = mesa(args);
+        let output = run_mesa(args);
         let printed = output_text(&output);
         assert!(
             !output.status.success() && !printed.contains("secret") && !printed.contains("ret@"),
@@ -130,13 +126,13 @@ fn url_with_api_path_is_accepted_as_server_url() {
     let home = Home::new();
     let server = home.start();
     for url in [format!("http://{}/v1", server.address), format!("http://{}/v1/", server.address)] {
-        let users = mesa(&["users", "--url", &url]);
+        let users = run_mesa(&["users", "--url", &url]);
         assert!(users.status.success(), "{url}: {}", output_text(&users));
-        let dispatched = mesa(&["dispatch", "--url", &url, "--to", "alice\u{202e}", "--type", "31m"]);
+        let dispatched = run_mesa(&["dispatch", "--url", &url, "--to", "alice\u{202e}", "--type", "31m"]);
         assert!(dispatched.status.success(), "{url}: {}", output_text(&dispatched));
         assert!(first_message(&url, &[]).contains("31m"));
     }
-    let wrong = mesa(&["users", "--url", &format!("http://{}", server.address), "--key", "0123456789abcdef-none"]);
+    let wrong = run_mesa(&["users", "--url", &format!("http://{}", server.address), "--key", "0123456789abcdef-none"]);
     assert!(
         output_text(&wrong).contains("not one of this server's `api.keys`")
             && !output_text(&wrong).contains("is required"),
@@ -219,7 +215,7 @@ fn error_messages_contain_no_rust_terms() {
         &["dispatch", "--to", "alice", "--op", "x"],
         &["dispatch", "--to", "alice", "{"],
     ] {
-        let output = mesa(args);
+        let output = run_mesa(args);
         // Excepts the text of the argument parser: "invalid value 'x' for '--port'".
         let error = output_text(&output).replace("invalid value", "");
         let term = RUST_TERMS.iter().find(|term| error.contains(**term));

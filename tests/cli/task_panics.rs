@@ -4,23 +4,24 @@
 
 use std::{
     fs,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::TcpListener,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
 
-use crate::support::{
-    http::Http,
-    http_receiver::Receiver,
-    server::{Home, Server},
-    socket::{Event, Socket},
+use crate::{
+    WAIT_TIMEOUT,
+    support::{
+        current_thread_runtime,
+        http::Http,
+        http_receiver::Receiver,
+        resp::RespClient,
+        server::{Home, Server},
+        socket::{Event, Socket},
+    },
 };
-
-/// Bound on each wait: longer than any answer, and than the longest delay before a task restarts.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Returns a home whose servers have tasks that panic while a file exists, and the path of that file.
 fn home_with_panics(settings: &str, tasks: &[&str]) -> (Home, PathBuf) {
@@ -64,11 +65,7 @@ fn panic_and_recover(server: &Server, home: &Home, file: &PathBuf, tasks: &[&str
 
 /// Reads the counter of task restarts.
 fn restart_count(server: &Server) -> u64 {
-    let (_, text) =
-        Http::connect(server.address).expect("a connection").call("GET", "/metrics", "").expect("an answer");
-    let text = String::from_utf8(text).expect("text");
-    let count = text.lines().find_map(|line| line.strip_prefix("mesa_task_restarts_total "));
-    count.expect("the counter").parse().expect("a number")
+    Http::connect(server.address).expect("a connection").metric("mesa_task_restarts_total")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,14 +99,7 @@ async fn panicking_task_is_named_as_not_ready_and_restarts() {
     }
     let mut alice = Socket::connect(server.address, "alice").await.expect("a session");
     while !matches!(alice.event().await.expect("a message"), Event::Message(_)) {}
-    let ready: Value = serde_json::from_slice(&fs::read(home.path("ready")).expect("a file")).expect("JSON");
-    let address: SocketAddr = ready["redisProtocol"].as_str().expect("an address").parse().expect("an address");
-    let mut redis = TcpStream::connect(address).expect("a connection");
-    redis.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a socket");
-    redis.write_all(b"*1\r\n$4\r\nPING\r\n").expect("the command is sent");
-    let mut pong = [0; 7];
-    redis.read_exact(&mut pong).expect("an answer");
-    assert_eq!(&pong, b"+PONG\r\n");
+    assert_eq!(RespClient::connect(home.redis_protocol_address()).call(&["PING"]), "+PONG");
     server.terminate();
     assert_eq!(server.process.wait(WAIT_TIMEOUT).code(), Some(0), "{}", home.log());
 }
@@ -129,8 +119,7 @@ fn panicking_jwks_fetch_is_not_ready_and_is_retried() {
     let server = home.start();
     let authenticate = || {
         let token = "eyJhbGciOiJSUzI1NiIsImtpZCI6ImsifQ.e30.AA";
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        _ = runtime.block_on(Socket::connect(server.address, token));
+        _ = current_thread_runtime().block_on(Socket::connect(server.address, token));
     };
     wait_for_readiness(&server, &home, |status, text| status == 503 && text.contains("authentication: "));
     fs::remove_file(&file).expect("a file");
@@ -170,13 +159,9 @@ async fn dispatch_with_panic(place: &str, users: usize) -> (u16, Value, String) 
     // After a restart, a message that was answered with 200 is still pending.
     home.set_variable("MESA_FAILPOINT_PANIC", "");
     let server = home.start();
-    let (_, pending) = Http::connect(server.address)
-        .expect("a connection")
-        .call("GET", "/v1/users/user-0/messages", "")
-        .expect("an answer");
-    let pending: Value = serde_json::from_slice(&pending).expect("JSON");
+    let pending = Http::connect(server.address).expect("a connection").pending_entries("user-0");
     let answer: Value = serde_json::from_slice(&answer).expect("JSON");
-    (status, json!([answer, pending["messages"].as_array().map_or(0, Vec::len)]), ended)
+    (status, json!([answer, pending.len()]), ended)
 }
 
 #[tokio::test(flavor = "multi_thread")]

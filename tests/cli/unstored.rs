@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::{
-    guess_limit::Redis,
-    mesa, output_text,
+    output_text, run_mesa,
     support::{
         http::Http,
+        resp::RespClient,
         server::{Home, Server},
     },
 };
@@ -21,11 +21,7 @@ fn post_dispatch(http: &mut Http, body: &Value) -> (u16, Value) {
 
 /// Reads the counter of messages that were dropped because sync is off.
 fn dropped_count(server: &Server) -> u64 {
-    let (_, text) = Http::connect(server.address).unwrap().call("GET", "/metrics", "").expect("metrics");
-    let text = String::from_utf8(text).expect("text");
-    let line = text.lines().find(|line| line.starts_with("mesa_messages_dropped_sync_off_total "));
-    line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
-        .unwrap_or_else(|| panic!("expected the counter in /metrics:\n{text}"))
+    Http::connect(server.address).unwrap().metric("mesa_messages_dropped_sync_off_total")
 }
 
 // covers: G4
@@ -58,11 +54,11 @@ fn dispatch_with_sync_off_reports_that_nothing_was_stored() {
     }
 
     let url = format!("http://{}", server.address);
-    let text = output_text(&mesa(&["dispatch", "--url", &url, "--to", "alice"]));
+    let text = output_text(&run_mesa(&["dispatch", "--url", &url, "--to", "alice"]));
     assert!(text.starts_with("1 recipient: 0 online, 1 offline (not stored: sync is off on this server"), "{text}");
-    let output = mesa(&["dispatch", "--url", &url, "--to", "alice", "--json"]);
+    let output = run_mesa(&["dispatch", "--url", &url, "--to", "alice", "--json"]);
     assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["stored"], 0, "{}", output_text(&output));
-    let failed = mesa(&["dispatch", "--url", &url, "--to", "alice", "--ttl", "20"]);
+    let failed = run_mesa(&["dispatch", "--url", &url, "--to", "alice", "--ttl", "20"]);
     assert!(!failed.status.success() && output_text(&failed).contains("(sync_off)"), "{}", output_text(&failed));
 
     let lines = home.path("lines");
@@ -71,7 +67,7 @@ fn dispatch_with_sync_off_reports_that_nothing_was_stored() {
         "{\"message\":{},\"recipients\":[\"alice\"]}\n{\"message\":{\"o\":{\"ttl\":1}},\"recipients\":[]}\n",
     )
     .unwrap();
-    let streamed = mesa(&["dispatch", "--url", &url, "--json", "--ndjson", lines.to_str().unwrap()]);
+    let streamed = run_mesa(&["dispatch", "--url", &url, "--json", "--ndjson", lines.to_str().unwrap()]);
     let results: Vec<Value> =
         String::from_utf8_lossy(&streamed.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((&results[0]["stored"], &results[1]["error"]["code"]), (&json!(0), &json!("sync_off")), "{results:?}");
@@ -83,8 +79,8 @@ fn dropped_messages_of_an_original_dispatcher_are_logged_at_a_limited_rate() {
     let mut home = Home::with("redisProtocol: { port: 0 },");
     home.set_variable("SYNC_ENABLED", "false");
     let server = home.start();
-    let mut redis = Redis::connect_to(&home);
-    let publish = |redis: &mut Redis, recipients: &str| {
+    let mut redis = RespClient::connect(home.redis_protocol_address());
+    let publish = |redis: &mut RespClient, recipients: &str| {
         redis.call(&["PUBLISH", "ws", &format!(r#"{{"message":{{"op":0,"d":1}},"recipients":[{recipients}]}}"#)])
     };
     for _ in 0..100 {
@@ -93,8 +89,7 @@ fn dropped_messages_of_an_original_dispatcher_are_logged_at_a_limited_rate() {
     assert_eq!(dropped_count(&server), 100);
     let line = "a message of a Dispatcher was dropped for offline users: sync.enabled is off";
     home.wait_for_log(|log| log.contains(line));
-    server.terminate();
-    assert!(server.process.wait(Duration::from_secs(30)).success());
+    server.stop(Duration::from_secs(30));
     assert_eq!(home.wait_for_log(|log| log.contains("stopped")).matches(line).count(), 1);
 }
 

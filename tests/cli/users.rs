@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    mesa, output_text,
+    output_text, run_mesa,
     support::{
         http::Http,
         server::{Home, Server},
@@ -14,7 +14,7 @@ use crate::{
 /// Runs a command against this server, and returns what it prints.
 fn run(server: &Server, args: &[&str]) -> String {
     let url = format!("http://{}", server.address);
-    let output = mesa(&[args, &["--url", &url]].concat());
+    let output = run_mesa(&[args, &["--url", &url]].concat());
     assert!(output.status.success(), "{}", output_text(&output));
     output_text(&output)
 }

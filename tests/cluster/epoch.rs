@@ -122,7 +122,7 @@ async fn server_suspended_while_redis_is_emptied_delivers_entries_acknowledged_a
     }
     let port = group.redis().address().port();
     wait_until("the first server knows the second, after three lease renewals", async || {
-        cli(port, &["HGET", "mesa:{here}:era", "renewed"]).parse::<u64>().is_ok_and(|renewals| renewals >= 3)
+        cli(port, &["HGET", "mesa:{cluster}:epoch", "renewals"]).parse::<u64>().is_ok_and(|renewals| renewals >= 3)
     })
     .await;
     group.servers[1].signal(rustix::process::Signal::STOP);
@@ -313,7 +313,7 @@ async fn stale_primary_that_sentinel_promotes_delivers_all_later_messages_in_ord
             let before = replication_id();
             first.signal("STOP");
             block_until("the replica has taken over", || second.has_role("master"));
-            let epoch = || cli(second.port, &["HGET", "mesa:{here}:era", "era"]);
+            let epoch = || cli(second.port, &["HGET", "mesa:{cluster}:epoch", "epoch"]);
             let copied = epoch();
             block_until("the servers have begun an epoch at the new primary", || epoch() != copied);
             std::thread::sleep(Duration::from_secs(1));
@@ -422,7 +422,7 @@ async fn redis_restarted_empty_delivers_all_later_messages_in_order() {
 async fn redis_cluster_shard_flushed_by_hand_delivers_all_later_messages_in_order() {
     let redis = block_in_place(RedisCluster::start);
     let group = ServerGroup::start_on(&redis.setting(), 2);
-    let lease_shard = redis.owner("mesa:{here}:nodes").port;
+    let lease_shard = redis.owner("mesa:{cluster}:servers").port;
     let names: Vec<String> = (0..50).map(|n| format!("user-{n}")).collect();
     let in_other_shard = |name: &&String| redis.owner(&format!("mesa:state:{{{name}}}")).port != lease_shard;
     let name = names.iter().find(in_other_shard).expect("a user in another shard than the leases").as_str();

@@ -13,7 +13,7 @@ fn message(n: u64) -> Value {
 
 /// Returns the ends of the leases in milliseconds, the earliest first.
 fn lease_ends(group: &ServerGroup) -> Vec<f64> {
-    let nodes = redis_cli(group, &["ZRANGE", "mesa:{here}:nodes", "0", "-1", "WITHSCORES"]);
+    let nodes = redis_cli(group, &["ZRANGE", "mesa:{cluster}:servers", "0", "-1", "WITHSCORES"]);
     nodes.lines().skip(1).step_by(2).map(|score| score.parse().expect("a score")).collect()
 }
 

@@ -276,18 +276,18 @@ async fn state_of_dead_server_with_20000_users_is_removed_completely() {
     wait_until_seen(&group, "user-7").await;
     let fill = "for n = 1, 20000 do
           local user = 'user-' .. n
-          redis.call('HSET', 'mesa:{here}:at:1-dead_shop', user, 1)
-          redis.call('ZADD', 'mesa:{here}:online_shop', 0, user)
-          redis.call('ZADD', 'mesa:{here}:ours_shop', 0, user)
+          redis.call('HSET', 'mesa:{cluster}:users:1-dead_shop', user, 1)
+          redis.call('ZADD', 'mesa:{cluster}:online_shop', 0, user)
+          redis.call('ZADD', 'mesa:{cluster}:original-users-added_shop', 0, user)
           redis.call('SADD', 'connected_clients_shop', user)
         end
-        redis.call('HSET', 'mesa:{here}:counts_shop', '1-dead', 20000)
+        redis.call('HSET', 'mesa:{cluster}:connections_shop', '1-dead', 20000)
         redis.call('INCRBY', 'connected_clients_count_shop', 20000)
-        redis.call('ZADD', 'mesa:{here}:nodes_shop', 1, '1-dead')";
+        redis.call('ZADD', 'mesa:{cluster}:servers_shop', 1, '1-dead')";
     redis_cli(&group, &["EVAL", fill, "0"]);
     wait_until_original_sees(&group, "1", &["user-7"]).await;
-    assert_eq!(redis_cli(&group, &["ZCARD", "mesa:{here}:online_shop"]), "1");
-    assert_eq!(redis_cli(&group, &["KEYS", "mesa:{here}:at:1-dead*"]), "");
+    assert_eq!(redis_cli(&group, &["ZCARD", "mesa:{cluster}:online_shop"]), "1");
+    assert_eq!(redis_cli(&group, &["KEYS", "mesa:{cluster}:users:1-dead*"]), "");
     drop(alice);
     wait_until_original_sees(&group, "0", &[]).await;
 }
@@ -351,7 +351,7 @@ async fn original_list_larger_than_the_quota_is_imported_in_order_as_entries_are
         redis_cli(&group, &["EXISTS", "undelivered_messages_shop"]) == "0"
     })
     .await;
-    let aside = redis_cli(&group, &["GET", "mesa:{undelivered_messages_shop}:aside:bob"]);
+    let aside = redis_cli(&group, &["GET", "mesa:{undelivered_messages_shop}:unsendable:bob"]);
     assert!(aside.starts_with("{\"op\":0,\"d\":[3,"), "{aside}");
 }
 

@@ -56,7 +56,7 @@ async fn killed_primary_of_redis_cluster_loses_no_accepted_message_and_no_connec
     _ = subscriber.wait();
     group.wait_until("the guests are offline", 0, "/v1/users?online=true", online).await;
     // First the node with the leases and the presence, then the first node of the configuration.
-    for victim in [redis.owner("mesa:{here}:nodes"), &redis.nodes[0]] {
+    for victim in [redis.owner("mesa:{cluster}:servers"), &redis.nodes[0]] {
         let before = n;
         let victim_was_primary = victim.has_role("master");
         victim.kill();
@@ -102,7 +102,7 @@ const SLOT_MOVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Returns the number of slots, and the longest time that a slot was between two primaries.
 fn move_slots(redis: &RedisCluster) -> (usize, Duration) {
     let mut longest = Duration::ZERO;
-    let keys = ["mesa:state:{bob}", "mesa:state:{alice}", "mesa:{here}:nodes"];
+    let keys = ["mesa:state:{bob}", "mesa:state:{alice}", "mesa:{cluster}:servers"];
     for key in keys {
         let from = redis.owner(key);
         let is_other_primary = |node: &&RedisNode| node.has_role("master") && node.port != from.port;
@@ -195,7 +195,7 @@ async fn redis_cluster_shard_restarted_empty_delivers_new_messages_to_its_users(
     let redis = block_in_place(RedisCluster::start);
     let group = ServerGroup::start_on(&redis.setting(), 2);
     // The servers notice a loss in the shard of the leases at once. So the user is in another shard.
-    let lease_shard = redis.owner("mesa:{here}:nodes").port;
+    let lease_shard = redis.owner("mesa:{cluster}:servers").port;
     let names: Vec<String> = (0..50).map(|n| format!("user-{n}")).collect();
     let in_other_shard = |name: &&String| redis.owner(&format!("mesa:state:{{{name}}}")).port != lease_shard;
     let name = names.iter().find(in_other_shard).expect("a user in another shard than the leases");

@@ -82,7 +82,7 @@ async fn sentinel_failover_rejects_dispatches_and_keeps_clients_and_replicated_m
     n += 1;
     group.dispatch(0, &message(n, &["alice"])).await;
     receive_through(&mut alice, n).await;
-    let subscribers = |node: usize| cli(redis.nodes[node].port, &["PUBSUB", "NUMSUB", "mesa:wake"]);
+    let subscribers = |node: usize| cli(redis.nodes[node].port, &["PUBSUB", "NUMSUB", "mesa:appended"]);
     block_in_place(|| {
         block_until("both servers subscribe at the new primary only", || {
             subscribers(0).ends_with('2') && subscribers(1).ends_with('0')

@@ -75,7 +75,7 @@ async fn message_of_60_mb_is_set_aside_in_redis_without_a_copy_in_memory() {
     let rise = peak_memory(group.servers[0].process.id()) - before;
     let (rise_mb, message_mb) = (rise >> 20, LARGE_BYTES >> 20);
     assert!(rise < LARGE_BYTES / 2, "peak memory rises by {rise_mb} MB for a message of {message_mb} MB");
-    let length = redis_cli(&group, &["STRLEN", "mesa:{undelivered_messages}:aside:alice"]);
+    let length = redis_cli(&group, &["STRLEN", "mesa:{undelivered_messages}:unsendable:alice"]);
     assert!(length.parse::<u64>().expect("a length") > LARGE_BYTES, "the message is set aside whole: {length} bytes");
 }
 
@@ -86,7 +86,7 @@ async fn list_of_200_invalid_messages_is_logged_at_most_twice() {
     assert_eq!(redis_cli(&group, &["HSET", "undelivered_messages", "alice", &list]), "1");
     let _alice = group.client(0, "alice").await;
     wait_until("the messages are set aside", async || {
-        redis_cli(&group, &["KEYS", "*:aside:alice"]).contains("aside:alice")
+        redis_cli(&group, &["KEYS", "*:unsendable:alice"]).contains("unsendable:alice")
     })
     .await;
     let log = group.homes[0].wait_for_log(|log| log.contains("it is set aside"));

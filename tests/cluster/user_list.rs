@@ -22,7 +22,7 @@ fn scripts_run(group: &ServerGroup) -> u64 {
 async fn page_of_1000_online_users_runs_less_than_200_redis_scripts() {
     let group = ServerGroup::start(1);
     let script = "for n = 1, ARGV[1] do redis.call('ZADD', KEYS[1], 0, string.format('user-%06d', n)) end";
-    redis_cli(&group, &["EVAL", script, "1", "mesa:{here}:online", &USERS.to_string()]);
+    redis_cli(&group, &["EVAL", script, "1", "mesa:{cluster}:online", &USERS.to_string()]);
     let before = scripts_run(&group);
     let (status, page) = group.call(0, "GET", &format!("/v1/users?online=true&limit={USERS}"), &Value::Null).await;
     let scripts = scripts_run(&group) - before;

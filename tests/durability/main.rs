@@ -43,9 +43,7 @@ fn dispatch_when_answered_is_synced_to_disk() {
     for marker in &markers {
         http.dispatch(&json!({ "marker": marker }), &["alice".to_owned()]).expect("a response");
     }
-    server.terminate();
-    let status = server.process.wait(Duration::from_secs(30));
-    assert!(status.success(), "{status}:\n{}", home.log());
+    server.stop(Duration::from_secs(30));
 
     let trace = fs::read_to_string(&trace).expect("a trace");
     let store = fs::canonicalize(home.store()).expect("a store");

@@ -15,6 +15,7 @@ use crate::{
     server::{KEY, TestServer, id, message, within},
     support::{
         http_receiver::{Receiver, Response},
+        in_process::pending_numbers,
         server::{Home, KEY as HOME_KEY},
     },
 };
@@ -28,18 +29,6 @@ fn fast_retry() -> Retry {
 
 fn to(user: &str) -> Recipients {
     id(user).into()
-}
-
-/// Returns the data of a user's pending entries, in order.
-async fn pending(dispatcher: &Dispatcher, user: &str) -> Vec<u64> {
-    let (mut numbers, mut after) = (Vec::new(), 0);
-    loop {
-        let page = dispatcher.messages(&id(user), after, Some(1000)).await.unwrap().messages;
-        let Some(last) = page.last() else { return numbers };
-        after = last.s;
-        numbers
-            .extend(page.iter().map(|message| serde_json::from_str::<u64>(message.d.as_ref().unwrap().get()).unwrap()));
-    }
 }
 
 /// Connections break and the server is killed while dispatches are in progress.
@@ -75,7 +64,7 @@ async fn retry_over_cuts_and_kills_stores_each_dispatch_once() {
         assert_eq!((result.recipients, result.offline, result.rejected.len()), (1, 1, 0));
         duplicates += u32::from(result.duplicate);
     }
-    assert_eq!(pending(&dispatcher, "alice").await, (0..MESSAGES).collect::<Vec<_>>());
+    assert_eq!(pending_numbers(&dispatcher, "alice").await, (0..MESSAGES).collect::<Vec<_>>());
     println!("{duplicates} dispatches were committed although their response was lost");
 
     // Many dispatches at once, while all connections are cut several times.
@@ -89,7 +78,7 @@ async fn retry_over_cuts_and_kills_stores_each_dispatch_once() {
     let (results, ()) = tokio::join!(dispatcher.dispatch_all(dispatches), breaking);
     let results = results.unwrap();
     assert!(results.len() == 5_000 && results.iter().all(Result::is_ok), "{} results", results.len());
-    assert_eq!(pending(&dispatcher, "bob").await, (0..5_000).collect::<Vec<_>>());
+    assert_eq!(pending_numbers(&dispatcher, "bob").await, (0..5_000).collect::<Vec<_>>());
 }
 
 #[tokio::test]

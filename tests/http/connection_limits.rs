@@ -8,12 +8,9 @@ use std::{
 
 use serde_json::json;
 
-use crate::{
-    support::{
-        http::Http,
-        server::{Home, Server},
-    },
-    timeouts::redis_address,
+use crate::support::{
+    http::Http,
+    server::{Home, Server},
 };
 
 /// Files that the server may open (`RLIMIT_NOFILE`).
@@ -51,7 +48,7 @@ fn silent_connections_above_the_file_limit_leave_files_for_the_store() {
     let Some(server) = start(&home, OPEN_FILES_MAX) else { return };
     // Opened before the silent connections, without a request so far.
     let mut before = Http::connect(server.address).expect("a connection");
-    let silent = [connect_silently(redis_address(&home)), connect_silently(server.address)];
+    let silent = [connect_silently(home.redis_protocol_address()), connect_silently(server.address)];
     // After them in the listen queue: its response shows that all of them were accepted.
     let mut after = Http::connect(server.address).expect("a connection");
     assert_eq!(after.status("/healthz").expect("a response"), 200);
@@ -70,8 +67,7 @@ fn silent_connections_above_the_file_limit_leave_files_for_the_store() {
     let log = home.wait_for_log(|log| log.contains(&format!("the process may open {OPEN_FILES_MAX} files")));
     assert!(!log.contains("accepting connections failed"), "{log}");
     drop(silent);
-    server.terminate();
-    assert!(server.process.wait(crate::TIMEOUT).success(), "{}", home.log());
+    server.stop(crate::TIMEOUT);
 }
 
 #[test]

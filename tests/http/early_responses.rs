@@ -188,9 +188,7 @@ fn server_stops_in_time_while_a_rejected_body_arrives() {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
     });
-    server.terminate();
-    let ended = server.process.wait(crate::TIMEOUT);
-    assert!(ended.success(), "{ended}");
+    server.stop(crate::TIMEOUT);
     sending.join().expect("an end with the connection");
 }
 
@@ -198,7 +196,7 @@ fn server_stops_in_time_while_a_rejected_body_arrives() {
 fn redis_error_reaches_a_client_that_sends_its_whole_command_first() {
     let home = Home::with("redisProtocol: { port: 0 },");
     let server = home.start();
-    let mut stream = connect(crate::timeouts::redis_address(&home));
+    let mut stream = connect(home.redis_protocol_address());
     stream.write_all(format!("*2\r\n$4\r\nECHO\r\n${BODY_BYTES}\r\n").as_bytes()).expect("a successful write");
     stream.write_all(&vec![b'x'; BODY_BYTES]).expect("a successful write");
     let mut reply = [0; 4];

@@ -43,11 +43,13 @@ fn unknown_parameter_is_rejected_by_every_route() {
         // A pending entry, which a route could clear.
         let mut http = Http::connect(server.address).expect("a connection");
         http.dispatch(&json!(1), &["alice".to_owned()]).expect("an accepted dispatch");
+        // A response to HEAD has no body, which `call` would wait for.
         if method == "HEAD" {
-            let mut stream = crate::connect(server.address);
-            let request = format!("HEAD {path}?zz=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n");
-            std::io::Write::write_all(&mut stream, request.as_bytes()).expect("a successful write");
-            assert_eq!(crate::status(&crate::head(&mut stream).expect("a response")), 400);
+            for (query, expected) in [("zz=1", 400), (known, expected)] {
+                let request = format!("HEAD {path}?{query} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n");
+                let head = crate::exchange(server.address, request.as_bytes()).expect("a response");
+                assert_eq!(crate::status(&head), expected, "HEAD {path}?{query}: {head}");
+            }
             continue;
         }
         let before = http.get::<Value>("/v1/users/alice").expect("a user");

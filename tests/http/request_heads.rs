@@ -3,7 +3,7 @@
 use crate::{
     exchange, status,
     support::{
-        http::Http,
+        http::{Http, chunk},
         server::{Home, KEY},
     },
 };
@@ -18,10 +18,8 @@ fn ambiguous_head_returns_400() {
         |more: &str| format!("GET / HTTP/1.1\r\n{host}Upgrade: websocket\r\nConnection: Upgrade\r\n{more}\r\n");
     let (version, socket_key) = ("Sec-WebSocket-Version: 13\r\n", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n");
     let dispatch = "{\"message\":{\"d\":1},\"recipients\":[\"alice\"]}";
-    let chunked = |codings: &str| {
-        let length = dispatch.len();
-        format!("POST /v1/dispatch HTTP/1.1\r\n{host}{key}{codings}\r\n{length:x}\r\n{dispatch}\r\n0\r\n\r\n")
-    };
+    let chunked =
+        |codings: &str| format!("POST /v1/dispatch HTTP/1.1\r\n{host}{key}{codings}\r\n{}0\r\n\r\n", chunk(dispatch));
     let expected = [
         (200, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n".to_owned()),
         (200, "GET /healthz HTTP/1.0\r\n\r\n".to_owned()),

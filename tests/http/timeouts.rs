@@ -1,18 +1,15 @@
 //! Timeouts of connections that are silent, idle, or do not read.
 
 use std::{
-    fs,
     io::{self, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::TcpStream,
     time::{Duration, Instant},
 };
-
-use serde_json::Value;
 
 use crate::{
     TIMEOUT, connect, head, response, status,
     support::{
-        http::request,
+        http::{chunk, request},
         server::{Home, KEY},
     },
     wait_until_closed,
@@ -94,7 +91,7 @@ fn dispatch_stream_with_unread_results_is_closed_at_write_timeout() {
     );
     stream.write_all(head.as_bytes()).expect("a successful write");
     let lines = "{}\n".repeat(1000);
-    send_until_closed(stream, format!("{:x}\r\n{lines}\r\n", lines.len()).as_bytes());
+    send_until_closed(stream, chunk(&lines).as_bytes());
 }
 
 #[test]
@@ -102,12 +99,9 @@ fn redis_connection_with_unread_replies_is_closed_at_write_timeout() {
     let home = home_with_write_timeout();
     let server = home.start();
     let text = "x".repeat(10_000);
-    send_until_closed(connect(redis_address(&home)), format!("*2\r\n$4\r\nECHO\r\n$10000\r\n{text}\r\n").as_bytes());
+    send_until_closed(
+        connect(home.redis_protocol_address()),
+        format!("*2\r\n$4\r\nECHO\r\n$10000\r\n{text}\r\n").as_bytes(),
+    );
     drop(server);
-}
-
-/// Returns the address of the Redis protocol of a server in `home`.
-pub fn redis_address(home: &Home) -> SocketAddr {
-    let ready: Value = serde_json::from_str(&fs::read_to_string(home.path("ready")).expect("ready")).expect("JSON");
-    ready["redisProtocol"].as_str().expect("an address").parse().expect("an address")
 }

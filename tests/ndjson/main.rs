@@ -2,6 +2,9 @@
 #![allow(missing_docs)]
 
 mod raw_http;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "each suite uses a part of it")]
+mod support;
 
 use std::time::Duration;
 
@@ -9,8 +12,12 @@ use mesa::{
     dispatcher::Dispatch,
     message::{DispatchId, Message, Recipients, UserId},
 };
-use raw_http::{TestServer, chunk};
+use raw_http::open_stream;
 use serde_json::{Value, json};
+use support::{
+    http::chunk,
+    in_process::{TIMEOUT, TestServer},
+};
 use tokio::{io::AsyncWriteExt as _, time::timeout};
 
 fn user(name: &str) -> UserId {
@@ -21,17 +28,6 @@ fn line(n: usize, user: &str) -> String {
     format!("{{\"message\":{{\"d\":{n}}},\"recipients\":[\"{user}\"]}}\n")
 }
 
-/// Returns the data of a user's pending entries, in order.
-async fn pending(server: &TestServer, name: &str) -> Vec<usize> {
-    let (dispatcher, mut pending, mut after) = (server.dispatcher(), Vec::new(), 0);
-    loop {
-        let page = dispatcher.messages(&user(name), after, Some(1000)).await.unwrap().messages;
-        let Some(last) = page.last() else { return pending };
-        after = last.s;
-        pending.extend(page.iter().map(|message| message.d.as_ref().unwrap().get().parse::<usize>().unwrap()));
-    }
-}
-
 fn code(result: &Value) -> &str {
     result["error"]["code"].as_str().unwrap_or("")
 }
@@ -40,7 +36,7 @@ fn code(result: &Value) -> &str {
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_line_gets_an_error_result_and_the_stream_continues() {
     let server = TestServer::start(|config| config.limits.request_bytes = 1024).await;
-    let (mut requests, mut results) = server.open("").await;
+    let (mut requests, mut results) = open_stream(&server, "").await;
     let long = format!("{{\"message\":{{\"d\":\"{}\"}},\"recipients\":[]}}\n", "x".repeat(3000));
     requests.send(&line(1, "alice")).await;
     requests.send("no JSON\n\n  \r\n{}\r\n").await;
@@ -65,18 +61,18 @@ async fn malformed_line_gets_an_error_result_and_the_stream_continues() {
     assert_eq!(results[6], disconnected);
     assert_eq!(code(&results[7]), "bad_json");
     assert_eq!((&results[8], results.len()), (&stored, 9), "the last line needs no newline");
-    assert_eq!(pending(&server, "alice").await, [1, 2, 3]);
+    assert_eq!(server.pending_numbers("alice").await, [1, 2, 3]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn results_arrive_while_lines_are_sent() {
     let server = TestServer::start(|_| {}).await;
-    let (mut requests, mut results) = server.open("").await;
+    let (mut requests, mut results) = open_stream(&server, "").await;
     assert_eq!(results.head().await, "HTTP/1.1 200 OK", "a response head before the first line");
     for n in 0..10 {
         requests.send(&line(n, "alice")).await;
         assert_eq!(results.next().await.unwrap()["offline"], 1);
-        assert_eq!(pending(&server, "alice").await.len(), n + 1, "an answered dispatch is stored");
+        assert_eq!(server.pending_numbers("alice").await.len(), n + 1, "an answered dispatch is stored");
     }
     requests.end().await;
     assert_eq!(results.next().await, None);
@@ -88,7 +84,7 @@ async fn results_arrive_while_lines_are_sent() {
 #[tokio::test(flavor = "multi_thread")]
 async fn expect_100_continue_returns_continue() {
     let server = TestServer::start(|_| {}).await;
-    let (mut requests, mut results) = server.open("Expect: 100-continue\r\n").await;
+    let (mut requests, mut results) = open_stream(&server, "Expect: 100-continue\r\n").await;
     assert_eq!(results.head().await, "HTTP/1.1 100 Continue");
     requests.send(&line(0, "alice")).await;
     requests.end().await;
@@ -116,7 +112,7 @@ async fn lines_of_a_long_stream_keep_their_order_per_user() {
         })
         .collect();
     let name = |n: usize| format!("user-{}", n % USERS);
-    let (mut requests, mut results) = server.open("").await;
+    let (mut requests, mut results) = open_stream(&server, "").await;
     results.head().await;
     let send = async {
         let all: String = (0..LINES).map(|n| line(n, &name(n))).collect();
@@ -131,8 +127,8 @@ async fn lines_of_a_long_stream_keep_their_order_per_user() {
     assert_eq!(results.len(), LINES);
     assert!(results.iter().all(|result| result["offline"] == 1));
     for of in 0..USERS {
-        let expected: Vec<usize> = (of..LINES).step_by(USERS).collect();
-        assert_eq!(pending(&server, &name(of)).await, expected, "{}", name(of));
+        let expected: Vec<u64> = (of as u64..LINES as u64).step_by(USERS).collect();
+        assert_eq!(server.pending_numbers(&name(of)).await, expected, "{}", name(of));
     }
 }
 
@@ -142,7 +138,7 @@ async fn synced_and_unsynced_messages_keep_their_order() {
     let server = TestServer::start(|_| {}).await;
     let mut client = mesa::client::Connection::connect(&format!("ws://{}/", server.address)).await.unwrap();
     client.authenticate(mesa::client::token("alice"), true).await.unwrap();
-    let (mut requests, mut results) = server.open("").await;
+    let (mut requests, mut results) = open_stream(&server, "").await;
     for n in 0..200 {
         let sync = if n % 3 == 0 { r#","o":{"sync":false}"# } else { "" };
         requests.send(&format!("{{\"message\":{{\"d\":{n}{sync}}},\"recipients\":[\"alice\"]}}\n")).await;
@@ -153,7 +149,7 @@ async fn synced_and_unsynced_messages_keep_their_order() {
     assert_eq!(results.rest().await.len(), 201);
     let (mut synced, mut unsynced) = (Vec::new(), Vec::new());
     let code = loop {
-        match timeout(raw_http::TIMEOUT, client.next()).await.unwrap().unwrap() {
+        match timeout(TIMEOUT, client.next()).await.unwrap().unwrap() {
             mesa::client::ConnectionEvent::Message { data, .. } => {
                 let n: usize = data.get().parse().unwrap();
                 if n.is_multiple_of(3) { unsynced.push(n) } else { synced.push(n) }
@@ -165,20 +161,20 @@ async fn synced_and_unsynced_messages_keep_their_order() {
     assert_eq!(code, 1000);
     assert!(synced.is_sorted() && unsynced.is_sorted(), "{synced:?} {unsynced:?}");
     // Synced messages that were not sent before the disconnect stay pending.
-    let rest = pending(&server, "alice").await;
+    let rest = server.pending_numbers("alice").await;
     assert!(rest.iter().all(|n| n % 3 != 0), "{rest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unread_results_apply_backpressure_and_lose_nothing() {
     let server = TestServer::start(|config| config.sync.max_messages = 10_000_000).await;
-    let (mut requests, mut results) = server.open("").await;
+    let (mut requests, mut results) = open_stream(&server, "").await;
     let piece: String = (0..500).map(|n| line(n, "alice")).collect();
     let piece = chunk(&piece);
-    let mut sent = 0;
+    let mut sent: usize = 0;
     // Far more bytes than all buffers between client and server hold.
-    let blocked = timeout(raw_http::TIMEOUT, async {
-        while timeout(Duration::from_secs(3), requests.0.write_all(&piece)).await.is_ok() {
+    let blocked = timeout(TIMEOUT, async {
+        while timeout(Duration::from_secs(3), requests.0.write_all(piece.as_bytes())).await.is_ok() {
             sent += 1;
             assert!(sent < 4_000, "the server read two million lines although no result was read");
         }
@@ -194,14 +190,14 @@ async fn unread_results_apply_backpressure_and_lose_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_read_before_a_shutdown_are_stored_and_answered() {
     let mut server = TestServer::start(|_| {}).await;
-    let (mut requests, mut results) = server.open("").await;
+    let (mut requests, mut results) = open_stream(&server, "").await;
     results.head().await;
     let (stop, mut stopping) = tokio::sync::oneshot::channel();
     let send = async move {
         let piece: String = (0..100).map(|n| line(n, "alice")).collect();
         let piece = chunk(&piece);
         // Until the server closes the connection.
-        while requests.0.write_all(&piece).await.is_ok() {
+        while requests.0.write_all(piece.as_bytes()).await.is_ok() {
             tokio::task::yield_now().await;
         }
     };
@@ -221,11 +217,10 @@ async fn lines_read_before_a_shutdown_are_stored_and_answered() {
         (&mut stopping).await.unwrap();
         server.begin_stop();
     };
-    let ((), received, ()) =
-        timeout(raw_http::TIMEOUT, async { tokio::join!(send, receive, shut_down) }).await.unwrap();
+    let ((), received, ()) = timeout(TIMEOUT, async { tokio::join!(send, receive, shut_down) }).await.unwrap();
     server.stop().await;
     let again = server.restart().await;
-    assert_eq!(pending(&again, "alice").await.len(), received, "each answered dispatch is stored");
+    assert_eq!(again.pending_numbers("alice").await.len(), received, "each answered dispatch is stored");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,8 +242,8 @@ async fn dispatch_all_returns_a_result_per_dispatch_in_order() {
             Ok(result) => assert_eq!((result.offline, result.duplicate), (1, n == 3009 || n == 4009), "{n}"),
         }
     }
-    let expected: Vec<usize> = (0..5000).filter(|n| n % 1000 != 7 && *n != 3009 && *n != 4009).collect();
-    assert_eq!(pending(&server, "alice").await, expected);
+    let expected: Vec<u64> = (0..5000).filter(|n| n % 1000 != 7 && *n != 3009 && *n != 4009).collect();
+    assert_eq!(server.pending_numbers("alice").await, expected);
     assert!(server.dispatcher().dispatch_all([]).await.unwrap().is_empty());
     let unauthorized =
         mesa::dispatcher::Dispatcher::new(&format!("http://{}", server.address), "another-key-of-16").unwrap();

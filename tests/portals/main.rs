@@ -1,17 +1,18 @@
 //! Tests the client events that portals receive from `GET /v1/events`, over real sockets.
 #![allow(missing_docs)]
 
-#[path = "../support/in_process.rs"]
-mod in_process;
 mod missed_event;
 mod sse_client;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "each suite uses a part of it")]
+mod support;
 
 use std::time::Duration;
 
-use in_process::{TIMEOUT, TestServer};
 use mesa::client::{Connection, ConnectionEvent};
 use serde_json::{Value, json};
 use sse_client::Events;
+use support::in_process::{TIMEOUT, TestServer};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -250,7 +251,7 @@ async fn client_accepted_after_the_last_one_left_a_stopping_server_is_closed_wit
             // An unmasked close frame with code 1001.
             let is_closed = |bytes: &[u8]| bytes.windows(4).any(|part| part[0] == 0x88 && part[2..] == [0x03, 0xe9]);
             while !is_closed(&received) {
-                let read = timeout(Duration::from_secs(120), late.read_buf(&mut received)).await;
+                let read = timeout(TIMEOUT, late.read_buf(&mut received)).await;
                 match read.expect("a close frame in time") {
                     Ok(read) if read > 0 => {}
                     _ => break,

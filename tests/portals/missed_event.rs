@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::{
-    in_process::{TIMEOUT, TestServer},
     sse_client::{Event, Events},
+    support::in_process::{TIMEOUT, TestServer},
 };
 
 /// Bytes of one client message. A few hundred messages fill the socket and the portal's queue.

@@ -7,7 +7,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::in_process::{KEY, TIMEOUT, TestServer};
+use crate::support::in_process::{KEY, TIMEOUT, TestServer};
 
 /// One server-sent event.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,4 +1,4 @@
-//! A client of the Redis protocol (RESP) that reads and writes single bytes and replies.
+//! Asynchronous client of the Redis protocol (RESP) that sends any bytes and reads one reply at a time.
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -6,16 +6,13 @@ use tokio::{
     time::timeout,
 };
 
-use crate::in_process::{TIMEOUT, TestServer};
+use crate::support::{
+    in_process::{TIMEOUT, TestServer},
+    resp::encode_command,
+};
 
 /// A connection to a server's RESP port.
 pub struct RespClient(pub BufReader<TcpStream>);
-
-/// Encodes a command.
-pub fn command(words: &[&str]) -> Vec<u8> {
-    let words = words.iter().map(|word| format!("${}\r\n{word}\r\n", word.len()));
-    format!("*{}\r\n{}", words.len(), words.collect::<String>()).into_bytes()
-}
 
 impl RespClient {
     pub async fn connect(server: &TestServer) -> Self {
@@ -37,7 +34,7 @@ impl RespClient {
 
     /// Sends a command, and returns its reply as one line of text.
     pub async fn call(&mut self, words: &[&str]) -> String {
-        self.send(&command(words)).await;
+        self.send(&encode_command(words)).await;
         self.reply().await.expect("a reply")
     }
 

@@ -5,10 +5,12 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::{
-    client::{RespClient, command},
-    dispatch_json,
-    in_process::{TIMEOUT, TestServer},
-    start_server,
+    client::RespClient,
+    dispatch_json, start_server,
+    support::{
+        in_process::{TIMEOUT, TestServer},
+        resp::encode_command,
+    },
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -78,7 +80,7 @@ async fn connection_without_password_gets_noauth_and_is_limited_in_time_size_and
 
     let mut guessing = RespClient::connect(&server).await;
     let mut replies = 0;
-    guessing.send(&command(&["AUTH", "guess"]).repeat(1000)).await;
+    guessing.send(&encode_command(&["AUTH", "guess"]).repeat(1000)).await;
     while guessing.reply().await.is_some() {
         replies += 1;
     }
@@ -113,7 +115,7 @@ async fn connection_above_the_limit_is_closed_until_another_ends() {
     let accepted = timeout(TIMEOUT, async {
         loop {
             let mut next = RespClient::connect(&server).await;
-            next.send(&command(&["PING"])).await;
+            next.send(&encode_command(&["PING"])).await;
             if next.reply().await.is_some() {
                 return;
             }
@@ -155,7 +157,7 @@ async fn subscriber_that_does_not_read_is_closed_and_others_receive() {
 async fn client_that_sends_without_reading_replies_is_held_back_by_its_socket() {
     let server = start_server().await;
     let mut flooding = RespClient::connect(&server).await;
-    let commands = command(&["ECHO", &"x".repeat(10_000)]).repeat(100);
+    let commands = encode_command(&["ECHO", &"x".repeat(10_000)]).repeat(100);
     let mut sent_mb = 0;
     // The client reads no replies. So at some point the server reads no more commands.
     while timeout(Duration::from_secs(2), async { flooding.send(&commands).await }).await.is_ok() {

@@ -2,14 +2,18 @@
 #![allow(missing_docs)]
 
 mod client;
-#[path = "../support/in_process.rs"]
-mod in_process;
 mod limits;
 mod portals;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "each suite uses a part of it")]
+mod support;
 
-use client::{RespClient, command};
-use in_process::{TIMEOUT, TestServer};
+use client::RespClient;
 use mesa::client::{Connection, ConnectionEvent};
+use support::{
+    in_process::{TIMEOUT, TestServer},
+    resp::encode_command,
+};
 use tokio::time::timeout;
 
 /// Redis key of the hash that holds the original's lists of pending messages.
@@ -21,20 +25,8 @@ pub async fn start_server() -> TestServer {
 }
 
 /// Returns a dispatch as a Dispatcher of the original publishes it. `recipients` are quoted ids with commas between them.
-pub fn dispatch_json(n: usize, recipients: &str) -> String {
+pub fn dispatch_json(n: u64, recipients: &str) -> String {
     format!(r#"{{"message":{{"op":0,"d":{n},"t":"N"}},"recipients":[{recipients}]}}"#)
-}
-
-/// Returns the data of a user's pending messages, in order.
-async fn pending_data(server: &TestServer, name: &str) -> Vec<usize> {
-    let user = mesa::message::UserId::new(name).unwrap();
-    let (dispatcher, mut pending, mut after) = (server.dispatcher(), Vec::new(), 0);
-    loop {
-        let page = dispatcher.messages(&user, after, Some(1000)).await.unwrap().messages;
-        let Some(last) = page.last() else { return pending };
-        after = last.s;
-        pending.extend(page.iter().map(|message| message.d.as_ref().unwrap().get().parse::<usize>().unwrap()));
-    }
 }
 
 /// Returns the data of a client's next message.
@@ -94,13 +86,13 @@ async fn pipelined_commands_are_answered_in_order_and_see_earlier_writes() {
     for n in 0..1500 {
         // A Dispatcher writes back the list that it has read, with one more message. Only the last one is appended.
         let list = format!(r#"[{{"op":0,"d":7777,"t":"OLD"}},{{"op":0,"d":{n},"t":"N"}}]"#);
-        commands.extend(command(&["HSET", UNDELIVERED, "alice", &list]));
-        commands.extend(command(&["SISMEMBER", "connected_clients", "alice"]));
-        commands.extend(command(&["PUBLISH", "ws", &dispatch_json(n, r#""bob""#)]));
+        commands.extend(encode_command(&["HSET", UNDELIVERED, "alice", &list]));
+        commands.extend(encode_command(&["SISMEMBER", "connected_clients", "alice"]));
+        commands.extend(encode_command(&["PUBLISH", "ws", &dispatch_json(n, r#""bob""#)]));
         if n % 500 == 0 {
-            commands.extend(command(&["HGET", UNDELIVERED, "bob"]));
-            commands.extend(command(&["NONSENSE"]));
-            commands.extend(command(&["PUBLISH", "ws", &dispatch_json(n, r#""*""#)]));
+            commands.extend(encode_command(&["HGET", UNDELIVERED, "bob"]));
+            commands.extend(encode_command(&["NONSENSE"]));
+            commands.extend(encode_command(&["PUBLISH", "ws", &dispatch_json(n, r#""*""#)]));
         }
     }
     redis.send(&commands).await;
@@ -110,13 +102,17 @@ async fn pipelined_commands_are_answered_in_order_and_see_earlier_writes() {
         assert_eq!(redis.reply().await.unwrap(), ":1");
         if n % 500 == 0 {
             let list = redis.reply().await.unwrap();
-            assert_eq!(list.matches("\"op\"").count(), n.min(999) + 1, "{n}: HGET returns the first 1000 messages");
+            assert_eq!(
+                list.matches("\"op\"").count(),
+                n.min(999) as usize + 1,
+                "{n}: HGET returns the first 1000 messages"
+            );
             assert!(redis.reply().await.unwrap().starts_with("-ERR unknown command"));
             assert_eq!(redis.reply().await.unwrap(), ":0", "a broadcast reaches no client");
         }
     }
-    assert_eq!(pending_data(&server, "alice").await, (0..1500).collect::<Vec<_>>());
-    assert_eq!(pending_data(&server, "bob").await, (0..1500).collect::<Vec<_>>());
+    assert_eq!(server.pending_numbers("alice").await, (0..1500).collect::<Vec<_>>());
+    assert_eq!(server.pending_numbers("bob").await, (0..1500).collect::<Vec<_>>());
 }
 
 // covers: G2
@@ -223,7 +219,7 @@ async fn stopping_server_closes_connections_and_keeps_published_messages() {
     server.stop().await;
     assert_eq!((redis.reply().await, idle.reply().await), (None, None));
     let server = server.restart().await;
-    assert_eq!(pending_data(&server, "alice").await, [1]);
+    assert_eq!(server.pending_numbers("alice").await, [1]);
 }
 
 async fn start_server_without_sync() -> TestServer {

@@ -8,8 +8,8 @@ use tokio::time::timeout;
 
 use crate::{
     client::RespClient,
-    in_process::{TIMEOUT, TestServer},
     start_server,
+    support::in_process::{TIMEOUT, TestServer},
 };
 
 /// A portal of the original, with its three connections.

@@ -19,7 +19,7 @@ fn undelivered_list(numbers: impl IntoIterator<Item = u64>) -> String {
 /// Returns the messages of a user that were set aside.
 async fn set_aside(namespace: &RedisNamespace, id: &str) -> String {
     let list = format!("undelivered_messages_{}", namespace.name());
-    run_command(namespace, &["GET", &format!("mesa:{{{list}}}:aside:{id}")]).await
+    run_command(namespace, &["GET", &format!("mesa:{{{list}}}:unsendable:{id}")]).await
 }
 
 /// Waits until none of these keys exists: a list is deleted one step after its last message is appended.
@@ -105,7 +105,7 @@ async fn list_of_many_chunks_is_imported_in_order_and_resumed_at_the_quota() {
         acknowledge(&*store, "a", first, next);
     }
     assert!(read(&*store, "a", next).is_empty());
-    let taken = ["taken-at", "taken"].map(|kind| format!("mesa:{{{list}}}:{kind}:a"));
+    let taken = ["taken-position", "taken"].map(|kind| format!("mesa:{{{list}}}:{kind}:a"));
     wait_until_deleted(&namespace, &[&list, &taken[0], &taken[1]]).await;
 }
 
@@ -148,7 +148,7 @@ async fn invalid_messages_of_any_size_are_set_aside_whole_and_in_order() {
         );
         tokio::task::yield_now().await;
     }
-    let taken = ["taken-at", "taken"].map(|kind| format!("mesa:{{{list}}}:{kind}:a"));
+    let taken = ["taken-position", "taken"].map(|kind| format!("mesa:{{{list}}}:{kind}:a"));
     wait_until_deleted(&namespace, &[&list, &taken[0], &taken[1]]).await;
 }
 

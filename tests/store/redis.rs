@@ -112,12 +112,12 @@ impl RedisNamespace {
 
     /// Returns the name of the key of the failover epoch.
     pub fn epoch_key(&self) -> String {
-        format!("mesa:{{here}}:era_{}", self.name)
+        format!("mesa:{{cluster}}:epoch_{}", self.name)
     }
 
     /// Changes the failover epoch, as another Redis that takes over does.
     pub fn change_epoch(&self) {
-        let script = redis::Script::new("redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0')");
+        let script = redis::Script::new("redis.call('HSET', KEYS[1], 'replid', 'another', 'durable', '0')");
         script.key(self.epoch_key()).invoke::<()>(&mut *self.connection()).unwrap();
     }
 }
@@ -308,7 +308,7 @@ pub async fn run_command(namespace: &RedisNamespace, words: &[&str]) -> String {
 async fn failed_writes_of_the_indexes_in_a_cluster_are_repeated_with_the_next_append() {
     let namespace = RedisNamespace::in_cluster();
     let store = namespace.server();
-    let indexes = ["known", "due"].map(|index| format!("mesa:{index}_{}", namespace.name));
+    let indexes = ["users", "expiry"].map(|index| format!("mesa:{index}_{}", namespace.name));
     let hour = Duration::from_secs(3600);
     let with_ttl = |n| Append { ttl: Some(hour), ..Append::new(message(n), vec![user("a")]) };
     for (n, index) in (1..).zip(&indexes) {
@@ -376,7 +376,7 @@ async fn damaged_log_of_one_user_rejects_only_that_user() {
         ..Append::new(message(3), users.iter().map(|name| user(name)).collect())
     };
     store.append(with_id(&["alice"])).await.unwrap();
-    run_command(&namespace, &["SET", &format!("mesa:copied_{}:{{alice}}:again", namespace.name), "junk"]).await;
+    run_command(&namespace, &["SET", &format!("mesa:delivered_{}:{{alice}}:again", namespace.name), "junk"]).await;
     assert_eq!(store.append(with_id(&["alice", "bob"])).await.unwrap().seqs, [damaged, Ok(2)]);
     // The log accepts entries again once the damaged key is deleted.
     run_command(&namespace, &["DEL", &log("type")]).await;
@@ -407,21 +407,21 @@ fn eval_on_state(namespace: &RedisNamespace, id: &str, lua: &str) -> i64 {
     redis::Script::new(&script).key(key).invoke(&mut connection).unwrap()
 }
 
-const COUNT_VIEWS: &str = "local n = 0 for _ in pairs(S.views) do n = n + 1 end return n";
+const COUNT_REPORTS: &str = "local n = 0 for _ in pairs(S.reports) do n = n + 1 end return n";
 
 #[tokio::test]
 async fn server_taken_for_dead_reports_its_sessions_again() {
     let namespace = RedisNamespace::on(Redis::start());
     let store = namespace.server();
     store.attach(&user("a"), None).unwrap();
-    assert_eq!(eval_on_state(&namespace, "a", COUNT_VIEWS), 1);
+    assert_eq!(eval_on_state(&namespace, "a", COUNT_REPORTS), 1);
     // Does what another server does if this one is not in its list of live servers.
-    eval_on_state(&namespace, "a", "S.views = {} redis.call('SET', KEYS[1], cmsgpack.pack(S)) return 0");
-    let live_servers = format!("mesa:{{here}}:nodes_{}", namespace.name);
+    eval_on_state(&namespace, "a", "S.reports = {} redis.call('SET', KEYS[1], cmsgpack.pack(S)) return 0");
+    let live_servers = format!("mesa:{{cluster}}:servers_{}", namespace.name);
     let server =
         run_command(&namespace, &["EVAL", "return redis.call('ZRANGE', KEYS[1], 0, 0)[1]", "1", &live_servers]).await;
     run_command(&namespace, &["EVAL", "redis.call('ZADD', KEYS[1], 1, ARGV[1])", "1", &live_servers, &server]).await;
-    wait_until("the session is reported again", || eval_on_state(&namespace, "a", COUNT_VIEWS) == 1).await;
+    wait_until("the session is reported again", || eval_on_state(&namespace, "a", COUNT_REPORTS) == 1).await;
 }
 
 #[tokio::test]
@@ -431,16 +431,15 @@ async fn session_report_that_is_not_repeated_after_a_failover_holds_nothing() {
     let store = namespace.open(Limits { messages: 3, ..Limits::default() }, clock.clone());
     append(&*store, 1, &["a"]).await.unwrap();
     // Report of a session that has ended. The Redis that takes over below receives no later one.
-    let held =
-        "S.views['1-gone'] = {n = 1, h = 0, d = {''}, e = S.era} redis.call('SET', KEYS[1], cmsgpack.pack(S)) return 0";
-    let live_servers = format!("mesa:{{here}}:nodes_{}", namespace.name);
+    let held = "S.reports['1-gone'] = {changes = 1, hold = 0, devices = {''}, log_name = S.name} redis.call('SET', KEYS[1], cmsgpack.pack(S)) return 0";
+    let live_servers = format!("mesa:{{cluster}}:servers_{}", namespace.name);
     run_command(&namespace, &["EVAL", "redis.call('ZADD', KEYS[1], 9e15, '1-gone')", "1", &live_servers]).await;
     // Its report does not count until its server is in the list of live servers, which is renewed every 2 s.
     wait_until("its server counts as live", || {
         eval_on_state(&namespace, "a", held);
         acknowledge(&*store, "a", 1, 1);
         store.state(&user("a")).unwrap();
-        eval_on_state(&namespace, "a", "return S.views['1-gone'] and 1 or 0") > 0
+        eval_on_state(&namespace, "a", "return S.reports['1-gone'] and 1 or 0") > 0
     })
     .await;
     namespace.change_epoch();

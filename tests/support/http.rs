@@ -6,12 +6,12 @@ use std::{
     time::Duration,
 };
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::server::KEY;
 
-/// Longest time without progress; above it the call fails.
+/// Longest time without progress. Then the call fails.
 const IO_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Encodes a request with the API key and a JSON body.
@@ -21,6 +21,22 @@ pub fn request(method: &str, path: &str, body: &str) -> String {
         "{method} {path} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\ncontent-type: \
          application/json\r\ncontent-length: {length}\r\n\r\n{body}"
     )
+}
+
+/// Encodes a part of a body as an HTTP chunk.
+pub fn chunk(part: &str) -> String {
+    format!("{:x}\r\n{part}\r\n", part.len())
+}
+
+#[derive(Deserialize)]
+struct Page {
+    messages: Vec<StoredEntry>,
+}
+
+#[derive(Deserialize)]
+struct StoredEntry {
+    s: u64,
+    d: Value,
 }
 
 /// A connection to a server.
@@ -71,6 +87,26 @@ impl Http {
         let (status, body) = self.call("GET", path, "")?;
         assert_eq!(status, 200, "GET {path}: {}", String::from_utf8_lossy(&body));
         serde_json::from_slice(&body).map_err(io::Error::from)
+    }
+
+    /// Reads a metric of the server, for example `mesa_sessions`.
+    pub fn metric(&mut self, name: &str) -> u64 {
+        let (_, text) = self.call("GET", "/metrics", "").expect("a response");
+        let text = String::from_utf8(text).expect("UTF-8");
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_else(|| panic!("expected {name} in /metrics:\n{text}"))
+    }
+
+    /// Reads the pending entries of a user: sequence and data.
+    pub fn pending_entries(&mut self, user: &str) -> Vec<(u64, Value)> {
+        let (mut entries, mut after) = (Vec::new(), 0);
+        loop {
+            let path = format!("/v1/users/{user}/messages?after={after}&limit=1000");
+            let page: Page = self.get(&path).expect("a page of entries");
+            let Some(last) = page.messages.last() else { return entries };
+            after = last.s;
+            entries.extend(page.messages.into_iter().map(|entry| (entry.s, entry.d)));
+        }
     }
 
     /// Sends a request and waits for the response: status and body.

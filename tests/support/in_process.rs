@@ -1,14 +1,12 @@
 //! Server inside the test process.
 
-// `tests/portals` and `tests/resp` each use a part of it.
-#![allow(dead_code)]
-
 use std::{net::SocketAddr, time::Duration};
 
 use mesa::{
     client::{Connection, token},
     config::Config,
     dispatcher::Dispatcher,
+    message::UserId,
     server::{Server, bind},
 };
 use tempfile::TempDir;
@@ -82,7 +80,7 @@ impl TestServer {
         client
     }
 
-    /// Returns the HTTP response with the server's metrics.
+    /// Returns the HTTP response of `/metrics`.
     pub async fn metrics(&self) -> String {
         let mut socket = TcpStream::connect(self.address).await.unwrap();
         socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
@@ -102,9 +100,30 @@ impl TestServer {
         found.await.unwrap_or_else(|_| panic!("no such metric within {TIMEOUT:?}: {line}"));
     }
 
+    /// Returns the data of a user's pending entries, in order.
+    pub async fn pending_numbers(&self, user: &str) -> Vec<u64> {
+        pending_numbers(&self.dispatcher(), user).await
+    }
+
+    /// Requests the server to stop.
+    pub fn begin_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
     /// Stops the server and waits until it has stopped.
     pub async fn stop(&mut self) {
-        drop(self.stop.take());
+        self.begin_stop();
         timeout(TIMEOUT, &mut self.running).await.expect("the server stops").unwrap();
+    }
+}
+
+/// Returns the data of a user's pending entries, in order.
+pub async fn pending_numbers(dispatcher: &Dispatcher, user: &str) -> Vec<u64> {
+    let (user, mut numbers, mut after) = (UserId::new(user).unwrap(), Vec::new(), 0);
+    loop {
+        let page = dispatcher.messages(&user, after, Some(1000)).await.unwrap().messages;
+        let Some(last) = page.last() else { return numbers };
+        after = last.s;
+        numbers.extend(page.iter().map(|message| message.d.as_ref().unwrap().get().parse::<u64>().unwrap()));
     }
 }

@@ -1,8 +1,16 @@
-//! Helpers of tests that run the built binary: a server process, and small HTTP and WebSocket clients.
+//! Helpers of the tests: servers as processes and in the test process, and small HTTP, WebSocket and RESP clients.
 
+pub mod command;
 pub mod http;
 pub mod http_receiver;
+pub mod in_process;
 pub mod ndjson;
+pub mod resp;
 pub mod seeded_rng;
 pub mod server;
 pub mod socket;
+
+/// Creates a runtime that runs on the calling thread.
+pub fn current_thread_runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}

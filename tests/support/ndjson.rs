@@ -6,9 +6,9 @@ use std::{
     time::Duration,
 };
 
-use super::server::KEY;
+use super::{http::chunk, server::KEY};
 
-/// Longest time without progress; above it the call fails.
+/// Longest time without progress. Then the call fails.
 const IO_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A streamed request and its response.
@@ -39,7 +39,7 @@ impl NdjsonStream {
 
     /// Sends lines, each with its newline, as one HTTP chunk.
     pub fn send(&mut self, lines: &str) -> io::Result<()> {
-        self.stream.get_mut().write_all(format!("{:x}\r\n{lines}\r\n", lines.len()).as_bytes())
+        self.stream.get_mut().write_all(chunk(lines).as_bytes())
     }
 
     /// Ends the request body.

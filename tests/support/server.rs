@@ -10,6 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::command::remove_mesa_variables;
+
 /// API key.
 pub const KEY: &str = "test-key-0123456789";
 
@@ -65,6 +67,13 @@ impl Home {
         self.directory.path().join(name)
     }
 
+    /// Returns the address of the Redis protocol of the running server.
+    pub fn redis_protocol_address(&self) -> SocketAddr {
+        let text = fs::read(self.path("ready")).expect("a ready file");
+        let ready: Ready = serde_json::from_slice(&text).expect("the ready file is complete JSON");
+        ready.redis_protocol.expect("the port of the Redis protocol is enabled")
+    }
+
     /// Returns the last 20 lines of the log, for messages of failed tests.
     pub fn log(&self) -> String {
         let log = fs::read_to_string(self.path("log")).unwrap_or_default();
@@ -102,10 +111,7 @@ impl Home {
         let mut arguments = wrapper.iter().copied().chain([binary]);
         let mut command = Command::new(arguments.next().expect("it contains the binary"));
         let log = File::options().create(true).append(true).open(self.path("log")).expect("a log file");
-        // Variables of the test's own environment must not configure the server.
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("MESA_")) {
-            command.env_remove(name);
-        }
+        remove_mesa_variables(&mut command);
         command
             .args(arguments)
             .arg("serve")
@@ -160,8 +166,10 @@ impl Home {
 }
 
 #[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Ready {
     address: SocketAddr,
+    redis_protocol: Option<SocketAddr>,
     pid: i32,
 }
 
@@ -230,6 +238,13 @@ impl Server {
     /// Requests a graceful shutdown (SIGTERM).
     pub fn terminate(&self) {
         self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// Stops the server with SIGTERM. Panics unless it exits with code 0 within `timeout`.
+    pub fn stop(self, timeout: Duration) {
+        self.terminate();
+        let status = self.process.wait(timeout);
+        assert!(status.success(), "expected exit code 0 after SIGTERM, found {status}");
     }
 
     /// Sends it a signal.

@@ -66,6 +66,16 @@ struct Frame {
 /// Longest wait for the op 1 after op 22. Servers of the original send none.
 const FIRST_ACK_REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Opens a WebSocket, without authentication.
+///
+/// # Errors
+/// Fails if the connection or its handshake fails.
+pub async fn connect_websocket(address: SocketAddr) -> Result<WebSocketStream<TcpStream>, String> {
+    let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+    let connected = tokio_tungstenite::client_async(format!("ws://{address}/"), stream).await;
+    connected.map(|(stream, _)| stream).map_err(|error| error.to_string())
+}
+
 /// An authenticated connection.
 #[derive(Debug)]
 pub struct Socket {
@@ -95,10 +105,7 @@ impl Socket {
         after: Option<u64>,
         device: Option<&str>,
     ) -> Result<Self, String> {
-        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-        let (stream, _) = tokio_tungstenite::client_async(format!("ws://{address}/"), stream)
-            .await
-            .map_err(|error| error.to_string())?;
+        let stream = connect_websocket(address).await?;
         let mut socket = Self { stream, awaits_first_ack_request: false, early: None };
         let mut credentials = json!({ "token": user, "shouldSync": true });
         if let Some(after) = after {

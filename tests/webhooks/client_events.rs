@@ -47,8 +47,8 @@ async fn events_of_a_client_are_sent_once_in_order_and_signed() {
         assert_eq!(request.header("content-type"), Some("application/json"));
         check_signature(&request);
     }
-    wait_for_metric(&server, "webhook_events_sent_total", |events| events == 6).await;
-    wait_for_metric(&server, "webhook_outbox_events", |events| events == 0).await;
+    wait_for_metric(&server, "mesa_webhook_events_sent_total", |events| events == 6).await;
+    wait_for_metric(&server, "mesa_webhook_outbox_events", |events| events == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,8 +95,8 @@ async fn failed_requests_are_retried_in_order_and_accepted_ones_are_not_repeated
         }
     }
     assert_eq!(next, 61);
-    wait_for_metric(&server, "webhook_events_sent_total", |events| events == 60).await;
-    let failed = metric(&server, "webhook_requests_failed_total");
+    wait_for_metric(&server, "mesa_webhook_events_sent_total", |events| events == 60).await;
+    let failed = metric(&server, "mesa_webhook_requests_failed_total");
     assert_eq!(failed, failures as u64);
     home.wait_for_log(|log| log.contains("accepts no events"));
 }
@@ -117,7 +117,7 @@ async fn batch_rejected_with_413_is_halved_until_accepted() {
     send_numbers(&mut alice, [0]).await;
     receiver.wait_until("first request", |receiver| !receiver.requests().is_empty()).await;
     send_numbers(&mut alice, 1..64).await;
-    wait_for_metric(&server, "webhook_outbox_events", |events| events == 64).await;
+    wait_for_metric(&server, "mesa_webhook_outbox_events", |events| events == 64).await;
     receiver.script([Response::status(200), Response::status(413), Response::status(413), Response::status(413)]);
     receiver.respond_with(Response::status(200));
     receiver.wait_until("all 64 messages", |receiver| message_numbers(&receiver.events()).len() == 64).await;

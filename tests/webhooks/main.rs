@@ -70,11 +70,7 @@ async fn send_numbers(socket: &mut Socket, numbers: impl IntoIterator<Item = u64
 
 /// Returns the value of a metric.
 fn metric(server: &Server, name: &str) -> u64 {
-    let mut http = Http::connect(server.address).expect("a connection");
-    let (_, text) = http.call("GET", "/metrics", "").expect("metrics");
-    let text = String::from_utf8(text).expect("text");
-    let line = text.lines().find_map(|line| line.strip_prefix(&format!("mesa_{name} ")));
-    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+    Http::connect(server.address).expect("a connection").metric(name)
 }
 
 /// Waits until `condition` holds for a metric. Panics after [`TIMEOUT`].

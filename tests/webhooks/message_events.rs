@@ -92,11 +92,11 @@ async fn undelivered_messages_above_the_outbox_bound_are_reported_later() {
     for n in 1..=40 {
         dispatch(&server, n, "bob", &json!({}));
     }
-    wait_for_metric(&server, "webhook_outbox_events", |events| events == 10).await;
+    wait_for_metric(&server, "mesa_webhook_outbox_events", |events| events == 10).await;
     receiver.up();
     receiver.wait_until("40 undelivered events", |receiver| undelivered(receiver, "bob").len() >= 40).await;
     assert_eq!(undelivered(&receiver, "bob"), (1..=40).collect::<Vec<_>>());
-    assert_eq!(metric(&server, "webhook_events_lost_total"), 0);
+    assert_eq!(metric(&server, "mesa_webhook_events_lost_total"), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

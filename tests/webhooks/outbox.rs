@@ -24,12 +24,12 @@ async fn events_in_the_outbox_over_kills_are_sent_with_the_same_id() {
         let server = home.start();
         // Events that were sent but not yet removed before the last kill are still in the outbox.
         if round > 0 {
-            wait_for_metric(&server, "webhook_outbox_events", |events| events > 0).await;
+            wait_for_metric(&server, "mesa_webhook_outbox_events", |events| events > 0).await;
         }
-        let before = metric(&server, "webhook_outbox_events");
+        let before = metric(&server, "mesa_webhook_outbox_events");
         let mut alice = Socket::connect(server.address, "alice").await.unwrap();
         send_numbers(&mut alice, round * MESSAGES..(round + 1) * MESSAGES).await;
-        wait_for_metric(&server, "webhook_outbox_events", |events| events >= before + MESSAGES).await;
+        wait_for_metric(&server, "mesa_webhook_outbox_events", |events| events >= before + MESSAGES).await;
         server.process.kill();
         if round % 2 == 0 {
             receiver.up();
@@ -72,8 +72,8 @@ async fn events_above_the_outbox_bound_are_reported_as_overflow_in_their_place()
     let server = home.start();
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
     send_numbers(&mut alice, 0..100).await;
-    wait_for_metric(&server, "webhook_events_lost_total", |lost| lost == 69).await;
-    assert_eq!(metric(&server, "webhook_outbox_events"), 32);
+    wait_for_metric(&server, "mesa_webhook_events_lost_total", |lost| lost == 69).await;
+    assert_eq!(metric(&server, "mesa_webhook_outbox_events"), 32);
     home.wait_for_log(|log| log.contains("the webhook outbox is full"));
     // The count survives a kill.
     server.process.kill();
@@ -108,9 +108,7 @@ async fn overflow_count_after_a_graceful_stop_is_exact() {
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
     send_numbers(&mut alice, 0..200).await;
     // A graceful stop keeps the exact count.
-    server.terminate();
-    let status = server.process.wait(TIMEOUT);
-    assert!(status.success(), "{status}");
+    server.stop(TIMEOUT);
     let server = home.start();
     receiver.respond_with(Response::status(200));
     receiver.wait_until("overflow event", |receiver| !of_type(&receiver.events(), "overflow").is_empty()).await;
@@ -118,7 +116,7 @@ async fn overflow_count_after_a_graceful_stop_is_exact() {
     let (sent, overflow) = (message_numbers(&events).len() as u64, of_type(&events, "overflow"));
     assert_eq!(sent + overflow[0]["lost"]["message"].as_u64().unwrap(), 200, "{overflow:?}");
     assert!((20..100).contains(&sent), "{sent} events of about 60 bytes each");
-    wait_for_metric(&server, "webhook_outbox_bytes", |bytes| bytes == 0).await;
+    wait_for_metric(&server, "mesa_webhook_outbox_bytes", |bytes| bytes == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,10 +126,9 @@ async fn unaccepted_overflow_event_is_repeated_unchanged() {
     let server = home.start();
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
     send_numbers(&mut alice, 0..100).await;
-    wait_for_metric(&server, "webhook_events_lost_total", |lost| lost == 68).await;
+    wait_for_metric(&server, "mesa_webhook_events_lost_total", |lost| lost == 68).await;
     // A graceful stop stores the count.
-    server.terminate();
-    assert!(server.process.wait(TIMEOUT).success());
+    server.stop(TIMEOUT);
     // The events before it are accepted. After that each connection breaks instead of a response, also over a kill.
     receiver.script([Response::status(200)]);
     receiver.respond_with(Response::Close);
@@ -148,7 +145,7 @@ async fn unaccepted_overflow_event_is_repeated_unchanged() {
     }
     receiver.respond_with(Response::status(200));
     let server = home.start();
-    wait_for_metric(&server, "webhook_outbox_events", |events| events == 0).await;
+    wait_for_metric(&server, "mesa_webhook_outbox_events", |events| events == 0).await;
     let all = overflows(&receiver);
     assert_eq!(all[0]["lost"], json!({ "message": 68 }), "{all:?}");
     assert!(all.iter().all(|event| event == &all[0]), "{all:?}");

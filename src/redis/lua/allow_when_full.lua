@@ -1,3 +1,3 @@
--- This step must run without memory too, or no client could free any. Redis allows the writes of a script whose first write
--- needs no memory (this one changes nothing).
+-- Allows the step to write when `maxmemory` is reached, since acknowledgements free memory. Redis allows all writes of a
+-- script whose first write needs no memory. `PERSIST` changes nothing.
 redis.call('PERSIST', K[3])

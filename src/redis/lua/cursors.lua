@@ -1,6 +1,6 @@
 -- A cursor: acknowledged sequences, as a prefix up to t and out-of-order ranges i.
 
-local function has(c, seq)
+local function has_acknowledged(c, seq)
   if seq <= c.t then return true end
   for _, r in ipairs(c.i) do
     if seq >= r[1] and seq <= r[2] then return true end
@@ -8,7 +8,7 @@ local function has(c, seq)
   return false
 end
 
-local function insert(c, from, to)
+local function acknowledge(c, from, to)
   if from < 1 then from = 1 end
   if from > to or to <= c.t then return end
   local merged = {}
@@ -36,28 +36,6 @@ local function ranges(c)
   return all
 end
 
--- The state of a log.
-
--- Tells whether an error is about a stored value. Any other (for example no permission) is about Redis.
-local function is_damage(error)
-  local text = type(error) == 'table' and error.err or tostring(error)
-  return string.find(text, 'DAMAGED', 1, true) or string.find(text, 'WRONGTYPE', 1, true)
-end
-
-local function load(key)
-  local packed = redis.call('GET', key)
-  if packed then
-    local whole, S = pcall(cmsgpack.unpack, packed)
-    if not whole or type(S) ~= 'table' or not S.head then
-      error({err = 'DAMAGED what is stored under ' .. key .. ' cannot be read'})
-    end
-    return S, false
-  end
-  local fresh = {head = 0, rel = 0, n = 0, b = 0, seen = 0, exp = 0, sh = {t = 0, i = {}, s = 0}}
-  fresh.dv, fresh.gone, fresh.keys, fresh.views, fresh.bl = {}, {}, {}, {}, ''
-  return fresh, true
-end
-
 local function cursors(S)
   local all = {}
   if S.sh then all[1] = S.sh end
@@ -71,18 +49,18 @@ local function lowest_cursor(S)
   return low
 end
 
-local function all_have(S, seq)
+local function all_have_acknowledged(S, seq)
   for _, c in ipairs(cursors(S)) do
-    if not has(c, seq) then return false end
+    if not has_acknowledged(c, seq) then return false end
   end
   return true
 end
 
-local function mark_received_by_all(S, from, to)
-  for _, c in ipairs(cursors(S)) do insert(c, from, to) end
+local function acknowledge_for_all(S, from, to)
+  for _, c in ipairs(cursors(S)) do acknowledge(c, from, to) end
 end
 
-local function received_by_all(S)
+local function acknowledged_by_all(S)
   local both
   for _, c in ipairs(cursors(S)) do
     if not both then
@@ -91,18 +69,11 @@ local function received_by_all(S)
       local left, right = ranges(both), ranges(c)
       both = {t = 0, i = {}}
       for _, l in ipairs(left) do
-        for _, r in ipairs(right) do insert(both, math.max(l[1], r[1]), math.min(l[2], r[2])) end
+        for _, r in ipairs(right) do acknowledge(both, math.max(l[1], r[1]), math.min(l[2], r[2])) end
       end
     end
   end
   return both
-end
-
--- Records an earlier name of the log.
-local function add_earlier_name(S, era)
-  S.past = S.past or {}
-  S.past[#S.past + 1] = era
-  if #S.past > EARLIER_NAMES_MAX then table.remove(S.past, 1) end
 end
 
 local function cursor(S, device)

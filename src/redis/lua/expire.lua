@@ -1,4 +1,5 @@
--- Expires entries and devices. ARGV: 18 user.
+-- Expires entries and devices. ARGV: 18 user. Returns the next expiry in seconds (-1 = no log, 0 = none), and 1 if entries
+-- have expired that are not removed yet.
 local S, new = load(K[3])
 if new then
   if SINGLE_REDIS then redis.call('ZREM', K[2], A[18]) end
@@ -9,9 +10,9 @@ if DEVICE_AGE > 0 then
   for _, d in ipairs(S.dv) do
     if is_attached(S, d[1]) and d[2].s < NOW - DEVICE_AGE / 2 then d[2].s = NOW end
   end
-  local shared_is_here = is_attached(S, '')
-  if S.sh and shared_is_here then S.sh.s = NOW end
-  -- The last cursor stays, as the device it is. If all are stale, the one that was used last stays.
+  local is_shared_attached = is_attached(S, '')
+  if S.sh and is_shared_attached then S.sh.s = NOW end
+  -- The last cursor is never removed. If all are stale, the cursor that was used last stays.
   local function is_stale(name, c) return not is_attached(S, name) and c.s < NOW - DEVICE_AGE end
   local last_used = S.sh
   local all_stale = not S.sh or is_stale('', S.sh)
@@ -24,7 +25,7 @@ if DEVICE_AGE > 0 then
     if not is_stale(d[1], d[2]) or (all_stale and d[2] == last_used) then remaining[#remaining + 1] = d end
   end
   S.dv = remaining
-  if #remaining > 0 and S.sh and not shared_is_here and S.sh.s < NOW - DEVICE_AGE then S.sh = nil end
+  if #remaining > 0 and S.sh and not is_shared_attached and S.sh.s < NOW - DEVICE_AGE then S.sh = nil end
 end
 drop_expired(S, K[4])
 trim(S, K[4])

@@ -8,10 +8,10 @@ local function trim_through(S, log, to)
   S.bl = string.sub(S.bl, (k - 1) * RECORD_BYTES + 1)
   if S.bl ~= '' and block(S, 1) <= to then
     local first, n, b, expires = block(S, 1)
-    each(log, first, to, function(_, entry)
+    each_entry(log, first, to, function(_, entry)
       n, b, S.n, S.b = n - 1, b - bytes_of(entry), S.n - 1, S.b - bytes_of(entry)
     end)
-    put_block(S, 1, to + 1, n, b, expires)
+    set_block(S, 1, to + 1, n, b, expires)
   end
   if S.n == 0 then
     redis.call('DEL', log)
@@ -21,7 +21,8 @@ local function trim_through(S, log, to)
   end
 end
 
-local function forget_keys(S, matches)
+-- Removes collapse keys.
+local function remove_keys(S, matches)
   local remaining = {}
   for _, key in ipairs(S.keys) do
     if not matches(key) then remaining[#remaining + 1] = key end
@@ -29,14 +30,15 @@ local function forget_keys(S, matches)
   S.keys = remaining
 end
 
--- Removes entries that no cursor and no session needs. `at_once`: without waiting for reports of servers (`awaits_reports`).
+-- Removes entries that every cursor has acknowledged and no session holds. `at_once`: without waiting for reports of servers
+-- (`awaits_reports`).
 local function trim(S, log, at_once)
   if not at_once and awaits_reports(S) then return end
   local low = lowest_cursor(S)
-  local held = lowest_hold(S)
-  if held then low = math.min(low, held) end
-  if low <= S.rel then return end
+  local hold = lowest_hold(S)
+  if hold then low = math.min(low, hold) end
+  if low <= S.trimmed then return end
   if S.n > 0 then trim_through(S, log, low) end
-  S.rel = low
-  forget_keys(S, function(key) return key[2] <= low end)
+  S.trimmed = low
+  remove_keys(S, function(key) return key[2] <= low end)
 end

@@ -2,9 +2,11 @@
 -- highest sequence that they have seen, 25 the last change that the caller has reported.
 local S = load(K[3])
 drop_stale_reports(S)
--- A log with another name does not know their holds. One that went back, or whose stream differs, must be repaired first.
-local function is_theirs()
-  return A[23] == S.era and tonumber(A[24]) <= S.head and not knows_less(S, tonumber(A[25])) and redis.call('XLEN', K[4]) == S.n
+-- A log with another name has not got their holds. A log that went back, or whose stream differs, must be repaired first. Then
+-- the caller reads with a report.
+local function is_known_log()
+  local is_current = A[23] == S.name and tonumber(A[24]) <= S.head and not is_older_copy(S, tonumber(A[25]))
+  return is_current and redis.call('XLEN', K[4]) == S.n
 end
-if A[23] ~= '' and not is_theirs() then return 'apart' end
-local moved, unknown = -1, 0
+if A[23] ~= '' and not is_known_log() then return 'report_required' end
+local next_expiry, not_indexed = -1, 0

@@ -14,7 +14,7 @@ use crate::{
     health::LogLimit,
     logging::excerpt,
     message::{DispatchId, UserId},
-    redis::{RedisError, Script, ServerLink, store::append::ITEMS_MAX},
+    redis::{RedisError, Script, ServerLink, store::append::ENTRIES_MAX},
     store::Append,
 };
 
@@ -315,7 +315,7 @@ fn read(text: &[u8], user: &UserId, name: &str, place: u64, bytes_max: u64) -> R
 /// larger one, and all go into one step.
 pub(in crate::redis) fn appendable_together(left: &[ListMessage]) -> usize {
     let (mut count, mut bytes, mut last) = (0, 0, 0);
-    for size in left.iter().take(ITEMS_MAX).map(|left| left.append.payload.as_bytes().len()) {
+    for size in left.iter().take(ENTRIES_MAX).map(|left| left.append.payload.as_bytes().len()) {
         bytes += size;
         if count > 0 && (size < last || bytes > APPEND_BYTES_MAX) {
             break;

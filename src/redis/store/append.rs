@@ -1,4 +1,4 @@
-//! Appends: split into steps of bounded size, and idempotent if they have an id.
+//! Appends entries in steps of bounded size. An append with an id is idempotent.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -22,16 +22,16 @@ use crate::{
     store::{Append, AppendResult, DispatchSummary, Idempotency, Reason, Rejected},
 };
 
-/// Entries that one step appends at most, so that no other client of Redis waits long.
-pub const ITEMS_MAX: usize = 500;
+/// Entries of one step, so that no other client of Redis waits long.
+pub const ENTRIES_MAX: usize = 500;
 
-/// Bytes of payload of one step (one entry at least).
+/// Bytes of payload of one step, with at least one entry.
 const STEP_BYTES_MAX: usize = 4 << 20;
 
-/// How long it is remembered that a user has a copy: see [`Append::per_recipient_id`].
+/// How long the id of a message from the original is stored for each user: see [`Append::per_recipient_id`].
 const COPY_TTL: Duration = Duration::from_secs(600);
 
-/// One entry to append: index of the message, and its user.
+/// One entry to append: index of the append, and its user.
 type EntryToAppend = (usize, UserId);
 
 /// Result of one entry.
@@ -43,26 +43,26 @@ struct AppendedEntry {
     not_indexed: bool,
 }
 
-/// Result of a dispatch as stored for retries.
+/// Result of a dispatch, as stored for retries.
 #[derive(Debug, Serialize, Deserialize)]
 struct StoredResult {
     at_ms: u64,
     recipients: u32,
     online: u32,
     offline: u32,
-    /// `None` if stored by a server without this field.
+    /// `None` if an earlier version of the server stored the result.
     #[serde(default)]
     stored: Option<u32>,
     rejected: Vec<(String, u8)>,
 }
 
-/// Queued appends and the channel for their results. An empty list waits for all appends before it.
+/// Queued appends, and the channel for their results. An empty list waits for all appends before it.
 pub(super) type QueuedAppends = (Vec<Append>, oneshot::Sender<Result<Vec<AppendResult>, RedisError>>);
 
-/// Callers whose appends are made together.
+/// Callers whose appends make one batch.
 const BATCH_MAX: usize = 256;
 
-/// Makes appends in the order of the queue, one batch after the other, so that none overtakes another.
+/// Makes appends in the order of the queue, one batch after the other.
 pub(super) async fn run_appends(shared: Weak<Shared>, queue: &mut mpsc::Receiver<QueuedAppends>) {
     let mut queued: Vec<QueuedAppends> = Vec::with_capacity(BATCH_MAX);
     while queue.recv_many(&mut queued, BATCH_MAX).await > 0 {
@@ -86,8 +86,7 @@ pub(super) async fn run_appends(shared: Weak<Shared>, queue: &mut mpsc::Receiver
 }
 
 impl Shared {
-    /// Makes appends like [`Store::append_all`](crate::store::Store::append_all), with a result for each: an error of one
-    /// need not concern the others.
+    /// Makes appends like [`Store::append_all`](crate::store::Store::append_all), with a result or an error for each.
     pub(in crate::redis) async fn append_all(&self, appends: Vec<Append>) -> Vec<Result<AppendResult, RedisError>> {
         let mut appended: Vec<Result<AppendResult, RedisError>> = vec![Ok(AppendResult::default()); appends.len()];
         let mut entries: Vec<EntryToAppend> = Vec::new();
@@ -96,7 +95,7 @@ impl Shared {
                 entries.extend(append.recipients.iter().map(|user| (at, user.clone())));
                 continue;
             };
-            // Earlier appends come first.
+            // Earlier appends keep their order.
             self.append_entries(&appends, std::mem::take(&mut entries), &mut appended).await;
             match self.stored_result(idempotency).await {
                 Ok(None) => {
@@ -123,30 +122,30 @@ impl Shared {
         appended: &mut [Result<AppendResult, RedisError>],
     ) {
         let is_cluster = self.script_client.link().is_ok_and(|link| link.client().is_redis_cluster());
-        let mut rest = &entries[..];
-        while !rest.is_empty() {
+        let mut remaining = &entries[..];
+        while !remaining.is_empty() {
             let (mut count, mut bytes) = (0, 0);
-            for (at, _) in rest {
+            for (at, _) in remaining {
                 let size = appends[*at].payload.as_bytes().len();
-                if count > 0 && (is_cluster || count >= ITEMS_MAX || bytes + size > STEP_BYTES_MAX) {
+                if count > 0 && (is_cluster || count >= ENTRIES_MAX || bytes + size > STEP_BYTES_MAX) {
                     break;
                 }
                 (count, bytes) = (count + 1, bytes + size);
             }
-            let (now, later) = rest.split_at(count);
-            rest = later;
+            let (now, later) = remaining.split_at(count);
+            remaining = later;
             let results = self.append_batch(appends, now).await;
-            // Sessions of these users read their logs, even if it is unknown whether the step was done.
-            let mut woken: Vec<UserId> = now.iter().map(|(_, user)| user.clone()).collect();
-            woken.sort_unstable();
-            woken.dedup();
-            self.woken(&woken);
+            // Sessions of these users read their logs, even if the step may not have been done.
+            let mut users: Vec<UserId> = now.iter().map(|(_, user)| user.clone()).collect();
+            users.sort_unstable();
+            users.dedup();
+            self.notify_appended(&users);
             match results {
                 Ok(results) => {
                     for ((at, _), results) in now.iter().zip(results) {
-                        let Ok(one) = &mut appended[*at] else { continue };
-                        one.seqs.push(results.seq);
-                        one.dropped += results.dropped;
+                        let Ok(append) = &mut appended[*at] else { continue };
+                        append.seqs.push(results.seq);
+                        append.dropped += results.dropped;
                     }
                 }
                 Err(error) => {
@@ -159,12 +158,13 @@ impl Shared {
         }
     }
 
+    /// Appends entries in one step, with the reports on their users. Updates the indexes.
     async fn append_batch(
         &self,
         appends: &[Append],
         entries: &[EntryToAppend],
     ) -> Result<Vec<AppendedEntry>, RedisError> {
-        // Reports of these users go with the same step: acknowledgements free quota.
+        // The same step writes the reports on these users: acknowledgements free quota.
         let uptime = self.script_client.link()?.uptime();
         let mut reports: HashMap<&UserId, Report> = HashMap::new();
         for (_, user) in entries {
@@ -176,7 +176,7 @@ impl Shared {
         }
         let results = self.step(appends, entries, &reports).await?;
         for ((_, user), results) in entries.iter().zip(&results) {
-            // A damaged log stores no report. The flush of reports logs that.
+            // A damaged log stores no report. `flush_report` logs that.
             if results.seq != Err(Reason::Damaged)
                 && let Some(report) = reports.remove(user)
             {
@@ -189,6 +189,7 @@ impl Shared {
         Ok(results)
     }
 
+    /// Runs the script that appends entries.
     async fn step(
         &self,
         appends: &[Append],
@@ -215,26 +216,26 @@ impl Shared {
                 messages.push(text(id));
                 messages.push(text(if append.idempotency.is_some() { 0 } else { COPY_TTL.as_millis() }));
             }
-            // Once for each user.
+            // One report for each user.
             let report = reports.get(user).filter(|_| reported.insert(user));
             items.extend([text(count), text(user), report.map(encode_report).unwrap_or_default()]);
-            let names = link.keys();
-            let (user, one) = (user.as_str(), append.idempotency.is_some());
-            let state = names.state(user);
-            let done = match (id, one) {
-                // In a Redis Cluster a step waits for a missing key while its slot moves.
+            let schema = link.keys();
+            let (user, is_idempotent) = (user.as_str(), append.idempotency.is_some());
+            let state = schema.state(user);
+            let dedup_entry = match (id, is_idempotent) {
+                // An existing key: in a Redis Cluster a step waits for a missing key while its slot moves.
                 ("", _) => state.clone(),
-                (id, true) => names.dedup_entry(user, id),
-                (id, false) => names.delivered_copy(user, id),
+                (id, true) => schema.dedup_entry(user, id),
+                (id, false) => schema.delivered_copy(user, id),
             };
-            keys.extend([state, names.log(user), done]);
+            keys.extend([state, schema.log(user), dedup_entry]);
         }
         let mut arguments = vec![text(count)];
         arguments.extend(messages);
         arguments.extend(items);
         let epoch = link.membership().epoch_id();
-        let mut answer = self.script_client.step(&scripts::APPEND, keys, arguments).await?;
-        if let Some(Value::Int(steps)) = answer.pop() {
+        let mut reply = self.script_client.step(&scripts::APPEND, keys, arguments).await?;
+        if let Some(Value::Int(steps)) = reply.pop() {
             link.record_appends(&epoch, steps.unsigned_abs());
         }
         let results = |parts: &[Value]| {
@@ -249,7 +250,7 @@ impl Shared {
             };
             Ok(AppendedEntry { seq, dropped: integer(parts, 1)?.unsigned_abs(), due, not_indexed })
         };
-        answer.chunks(4).map(results).collect()
+        reply.chunks(4).map(results).collect()
     }
 
     async fn now_ms(&self) -> Result<u64, RedisError> {
@@ -275,7 +276,7 @@ impl Shared {
             recipients: stored.recipients,
             online: stored.online,
             offline: stored.offline,
-            // Most dispatches with an id are stored for every recipient they count.
+            // Mostly the message was stored for every counted recipient.
             stored: stored.stored.unwrap_or_else(|| stored.online.saturating_add(stored.offline)),
             rejected: rejected
                 .map(|(user, reason)| Rejected {
@@ -287,7 +288,7 @@ impl Shared {
         Ok(Some(AppendResult { summary: Some(summary), duplicate: true, ..AppendResult::default() }))
     }
 
-    /// Stores the result of an append with an id.
+    /// Stores the result of an append with an id. Returns the first result if another server has stored one meanwhile.
     async fn store_result(
         &self,
         idempotency: &Idempotency,
@@ -296,7 +297,12 @@ impl Shared {
     ) -> Result<AppendResult, RedisError> {
         let accepted = |at: usize| results.seqs.get(at).is_none_or(Result::is_ok);
         let count = |online: bool| {
-            idempotency.online.iter().enumerate().filter(|(at, one)| **one == online && accepted(*at)).count()
+            idempotency
+                .online
+                .iter()
+                .enumerate()
+                .filter(|(at, is_online)| **is_online == online && accepted(*at))
+                .count()
         };
         let rejected = recipients
             .iter()
@@ -310,7 +316,7 @@ impl Shared {
             rejected: idempotency
                 .rejected
                 .iter()
-                .map(|one| Rejected::new(&one.user, one.reason))
+                .map(|rejected| Rejected::new(&rejected.user, rejected.reason))
                 .chain(rejected)
                 .collect(),
         };
@@ -320,16 +326,20 @@ impl Shared {
             online: summary.online,
             offline: summary.offline,
             stored: Some(summary.stored),
-            rejected: summary.rejected.iter().map(|one| (one.user.to_string(), one.reason as u8)).collect(),
+            rejected: summary
+                .rejected
+                .iter()
+                .map(|rejected| (rejected.user.to_string(), rejected.reason as u8))
+                .collect(),
         };
         let stored = serde_json::to_string(&stored).map_err(|error| RedisError::Refused(error.to_string().into()))?;
         let link = self.script_client.link()?;
         let window_ms = self.script_client.limits().ids_window.as_millis().clamp(1, 1 << 50).to_string();
-        // Accepted entries are answered even if they used up the memory.
+        // The entries are stored, so the dispatch is answered even if they used up the memory.
         let (key, set) = (link.keys().dispatch_result(idempotency.id.as_str()), [&stored, "PX", &window_ms, "NX"]);
         let first: Option<String> = link.client().query_when_full("SET", &key, &set).await?;
         if first.is_none() {
-            // Another server got the same dispatch at the same time and answered first.
+            // Another server received the same dispatch at the same time, and stored its result first.
             if let Some(answered) = self.stored_result(idempotency).await? {
                 return Ok(answered);
             }

@@ -21,33 +21,34 @@ use crate::{
     store::{CommitListener, ReadLimit, ReadResult},
 };
 
-/// How long an acknowledgement may wait before it is written.
+/// Delay of a report, so that later changes of the same user are written with it.
 const REPORT_DELAY: Duration = Duration::from_millis(20);
 
-/// Reports in flight at once. With more the last one would exceed the reply timeout.
+/// Reports in flight at once. With more the last of them would exceed the reply timeout.
 const REPORTS_IN_FLIGHT_MAX: usize = 256;
 
-/// How often due users are expired.
+/// Interval of the expiry of due users.
 pub(super) const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Users expired in one pass.
 const EXPIRED_USERS_MAX: usize = 100;
 
-/// State shared by callers and background tasks.
+/// State that callers and background tasks share.
 pub(in crate::redis) struct Shared {
     pub(in crate::redis) script_client: ScriptClient,
     pub(super) unflushed: UnflushedReports,
-    /// Users whose quota does not fit all pending messages of the original.
+    /// Users whose pending messages of the original exceed their quota: the import is retried.
     pub(in crate::redis) incomplete: Mutex<VecDeque<UserId>>,
+    /// Notified when a report is to be written.
     pub(super) dirty: Notify,
     pub(super) listener: RwLock<Option<CommitListener>>,
     pub(super) resync: RwLock<Option<Arc<dyn Fn() + Send + Sync>>>,
-    /// Why an append was rejected for lack of memory, and the key that it was for.
+    /// Reason why Redis rejected an append for lack of memory, and the key of that log.
     pub(super) full: RwLock<Option<(Arc<str>, String)>>,
     pub(super) closed: RwLock<bool>,
 }
 
-/// Writes reports. One pass at a time: later changes go with the next one.
+/// Writes reports, one pass after the other. A change during a pass is written by the next pass.
 pub(super) async fn flush_reports(shared: Weak<Shared>) {
     loop {
         {
@@ -64,6 +65,7 @@ pub(super) async fn flush_reports(shared: Weak<Shared>) {
     }
 }
 
+/// Expires entries of due users. Also rechecks the memory of Redis and retries incomplete imports.
 pub(super) async fn expire_due_users(shared: Weak<Shared>, interval: Duration) {
     loop {
         tokio::time::sleep(interval).await;
@@ -76,7 +78,8 @@ pub(super) async fn expire_due_users(shared: Weak<Shared>, interval: Duration) {
 }
 
 impl Shared {
-    pub(super) fn woken(&self, users: &[UserId]) {
+    /// Tells the listener that logs of these users have new entries.
+    pub(super) fn notify_appended(&self, users: &[UserId]) {
         if let (Some(listener), false) = (self.listener.read().clone(), users.is_empty()) {
             listener(users);
         }
@@ -85,7 +88,7 @@ impl Shared {
     /// Writes the reports of all users.
     pub(super) async fn flush_all(&self) -> Result<(), RedisError> {
         let reports = self.unflushed.reports(self.script_client.link()?.uptime());
-        // They share a connection, and so are sent together.
+        // Sent together over one connection.
         let writes = reports.into_iter().map(|(user, report)| self.flush_report(user, report));
         let mut writes = futures_util::stream::iter(writes).buffer_unordered(REPORTS_IN_FLIGHT_MAX);
         while let Some(written) = writes.next().await {
@@ -94,6 +97,7 @@ impl Shared {
         Ok(())
     }
 
+    /// Writes one report. A damaged log is logged, and its report dropped.
     pub(super) async fn flush_report(&self, user: UserId, report: Report) -> Result<(), RedisError> {
         match self.script_client.report(&user, &report).await {
             // An operator must repair this log. Other users do not wait for that.
@@ -101,9 +105,9 @@ impl Shared {
                 tracing::error!(user = %excerpt(&user), %why, "the log of this user is damaged: acknowledgements are dropped. Repair or delete its keys");
             }
             written => {
-                // Its clients learn of the gap.
+                // Sessions read the log again, and send the gap to their clients.
                 if written? {
-                    self.woken(std::slice::from_ref(&user));
+                    self.notify_appended(std::slice::from_ref(&user));
                 }
             }
         }
@@ -119,11 +123,12 @@ impl Shared {
         }
     }
 
+    /// Reads entries, and writes the user's report in the same step if there is one.
     pub(super) async fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<ReadResult, RedisError> {
         let uptime = self.script_client.link()?.uptime();
         let mut report = self.unflushed.report(user, uptime);
         let (found, log_name) = loop {
-            let known = self.unflushed.known(user);
+            let known = self.unflushed.known_log(user);
             match self.script_client.read(user, after, limit, report.as_ref(), &known).await? {
                 Some(found) => break found,
                 None => report = self.unflushed.complete_report(user, uptime),
@@ -140,15 +145,15 @@ impl Shared {
         Ok(found)
     }
 
-    /// Checks whether Redis has memory again after an append was rejected. Otherwise a backend that sends nothing to a full
-    /// server would never see it recover.
+    /// Checks whether Redis has memory again after it rejected an append. Otherwise a server that gets no dispatches would report
+    /// a full store for good.
     pub(super) async fn recheck_memory(&self) -> Result<(), RedisError> {
         let Some((why, key)) = self.full.read().clone() else { return Ok(()) };
-        // Rejected without memory like every command that may need some. The key is a stream and no list, so the command
-        // changes nothing.
-        let asked =
+        // Redis rejects this command without memory, like every command that may need some. The key is a stream and no list,
+        // so the command changes nothing.
+        let checked =
             self.script_client.link()?.client().query::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
-        match asked {
+        match checked {
             Ok(_) | Err(RedisError::Damaged(_)) => {
                 // Unless another append was rejected meanwhile.
                 let mut full = self.full.write();

@@ -1,7 +1,7 @@
 //! User logs on a Redis that several servers share. The contract is that of [`Store`], with the durability of that Redis.
 //!
-//! Every step on a log is one script, which Redis runs completely or not at all. A log is two keys in one slot. In memory is
-//! only what this server has yet to report ([`unflushed`]): acknowledgements and holds. They are written within about 20 ms,
+//! Every step on a log is one script, which Redis runs completely or not at all. A log is two keys in one slot. This server's
+//! memory holds only acknowledgements and holds that are not written yet ([`unflushed`]). They are written within about 20 ms,
 //! and before any query about that user.
 //!
 //! - `scripts`: the scripts, made of the parts in `lua/`
@@ -13,12 +13,12 @@
 //!
 //! - *Durability* is that of Redis (`appendfsync`, replicas). `store.durability` has no effect.
 //! - *Sequences* rise by more than one where Redis may have lost some (a failover, a restart, an emptied Redis). The gap has
-//!   the reason [`Lost`](crate::store::GapReason::Lost). Every step checks the failover epoch (`lua/check_epoch.lua`); `redis/membership.rs` states
-//!   the invariant.
-//! - *Atomicity and order.* Appends made together are one step up to [`append::ITEMS_MAX`] entries. Larger ones are several
-//!   steps, and in a Redis Cluster each entry is its own, because users are in different slots. After a crash or a lost
-//!   connection only some recipients may have the message. With an id ([`Idempotency`](crate::store::Idempotency)) it can be retried, and
-//!   reaches each recipient once.
+//!   the reason [`Lost`](crate::store::GapReason::Lost). Every step checks the failover epoch (`lua/check_epoch.lua`).
+//!   `redis/membership.rs` states the invariant.
+//! - *Atomicity and order.* Appends made together are one step up to [`append::ENTRIES_MAX`] entries. Above that they are
+//!   several steps. In a Redis Cluster each entry is a step, because users are in different slots. After a crash or a lost
+//!   connection only some recipients may have the message. With an id ([`Idempotency`](crate::store::Idempotency)) the
+//!   dispatch can be retried, and reaches each recipient once.
 //! - [`Limits::ids`], [`Limits::store_bytes`] and [`Limits::free_bytes`] have no effect. Redis has `maxmemory`; what it
 //!   rejects is [`StoreError::Full`].
 //! - A message is stored once for each recipient.
@@ -27,17 +27,17 @@
 //!
 //! # Cost of a step
 //!
-//! Redis runs one step at a time, so a long one blocks every client. The state of a log lists *blocks* of up to 512 entries
-//! or 256 KiB (and one entry): how many entries, how many bytes, and when the first expires. To measure a range, a step reads
-//! only the blocks at its ends: two for each range of a cursor, each once per step, however many cursors there are. A read
-//! fetches what it returns and about as much again, and ends a step after 1024 entries or 1 MiB. Expiry has the same bound.
-//! The next step resumes (`script_client`), and Redis serves others in between. Only eviction for one message is always one
-//! step.
+//! Redis runs one step at a time, so a long step blocks every client. The state of a log lists *blocks* of up to 512 entries,
+//! or 256 KiB and one entry: how many entries, how many bytes, and when the first expires. To measure a range, a step reads
+//! only the entries of the blocks at its ends: two for each range of a cursor, each once per step, however many cursors there
+//! are. A read fetches what it returns and about as much again, and ends a step after 1024 entries or 1 MiB. Expiry has the
+//! same bounds. The next step resumes (`script_client`), and Redis serves other clients in between. Only eviction for one
+//! message is always one step.
 //!
 //! # Without memory
 //!
-//! What Redis rejects for lack of `maxmemory` is an append. All other steps are done, since they free memory. A script may
-//! write then if its first write needs no memory.
+//! When `maxmemory` is reached, Redis rejects appends only. All other steps still run, since they free memory: a script may
+//! write if its first write needs no memory (`lua/allow_when_full.lua`).
 
 pub(super) mod append;
 pub(super) mod background;
@@ -73,13 +73,13 @@ use crate::{
 /// Options of a store on Redis.
 #[derive(Clone, Debug)]
 pub struct RedisOptions {
-    /// The namespace, which must be that of the link. A store belongs to one namespace for good.
+    /// The namespace, which must be that of the link. The namespace of a store never changes.
     pub namespace: Option<String>,
     /// Limits of a user's log.
     pub limits: Limits,
     /// Appends that may be queued. Further callers wait.
     pub queue: usize,
-    /// How often due users are expired. For tests.
+    /// Interval of the expiry of due users. For tests.
     #[doc(hidden)]
     pub expiry_interval: Duration,
 }
@@ -121,7 +121,7 @@ pub fn open(link: Arc<ServerLink>, options: RedisOptions) -> Arc<dyn Store> {
     link.listen(Arc::new(move |notification| {
         let Some(shared) = weak.upgrade() else { return };
         match notification {
-            Notification::LogsAppended(users) => shared.woken(users),
+            Notification::LogsAppended(users) => shared.notify_appended(users),
             Notification::Resync | Notification::EpochAdopted => {
                 if let Some(resync) = shared.resync.read().clone() {
                     resync();
@@ -154,7 +154,7 @@ impl RedisStore {
         if *self.shared.closed.read() { Err(StoreError::Closed) } else { Ok(()) }
     }
 
-    /// Appends after all that is queued.
+    /// Appends after all queued appends.
     async fn append_in_turn(&self, appends: Vec<Append>) -> Result<Vec<AppendResult>, RedisError> {
         let closed = || RedisError::Unavailable("the connection is closed".into());
         let (done, answer) = oneshot::channel();
@@ -319,7 +319,7 @@ impl Store for RedisStore {
     }
 
     fn failure(&self) -> BoxFuture<'_, StoreError> {
-        // An unreachable Redis comes back. Until then each operation fails.
+        // Nothing stops this store for good: while Redis is unreachable each operation fails.
         Box::pin(std::future::pending())
     }
 
@@ -353,11 +353,11 @@ impl Store for RedisStore {
             if std::mem::replace(&mut *self.shared.closed.write(), true) {
                 return Err(StoreError::Closed);
             }
-            // After all that is queued.
+            // Waits for all queued appends.
             _ = self.append_in_turn(Vec::new()).await;
             let shared = self.shared.clone();
             let closing = async move { shared.flush_all().await };
-            // Reports that are not written repeat messages, and lose none.
+            // Reports that are not written cause repeats, and no loss.
             if let Err(error) = self.link.run(closing).await {
                 tracing::warn!(%error, "the last acknowledgements were not written: their messages are delivered again");
             }

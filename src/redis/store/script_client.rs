@@ -1,4 +1,4 @@
-//! Calls the scripts: encodes arguments and decodes replies.
+//! Calls the scripts: encodes their arguments and decodes their replies.
 
 use std::{
     sync::{Arc, Weak},
@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::{
     scripts::{self, LuaScript},
-    unflushed::{Known, LogName, Report, time},
+    unflushed::{KnownLog, LogName, Report, time},
 };
 use crate::{
     logging::excerpt,
@@ -23,25 +23,25 @@ use crate::{
     },
 };
 
-/// How often a step is repeated because the failover epoch has changed meanwhile. Then it fails as unavailable.
+/// Attempts of a step while the failover epoch changes. Then the step fails as unavailable.
 const EPOCH_RETRIES_MAX: usize = 4;
 
-/// How often the indexes are written again because an earlier expiry was added meanwhile.
+/// Attempts to write the indexes while earlier expiries are added.
 const INDEX_RETRIES_MAX: usize = 4;
 
-/// Expiry steps for one user in one pass. What has expired and is not removed by then is still not delivered.
+/// Expiry steps for one user in one pass. Expired entries that are left are still not delivered.
 const EXPIRE_STEPS_MAX: usize = 16;
 
 /// Expiry steps before a user's messages are counted. Beyond that the count includes expired ones.
 const EXPIRE_STEPS_BEFORE_COUNT_MAX: usize = 256;
 
-/// Logs that one step returns the state of. Each may need a few block reads, so more would block Redis for long.
+/// Logs whose state one step returns. Each may need a few block reads, so more would block Redis for long.
 const STATES_PER_STEP_MAX: usize = 20;
 
-/// Such steps in flight at once: Redis processes all that one connection has sent before it turns to another.
+/// Such steps in flight at once. Redis runs all that one connection has sent before it serves another.
 const STATE_STEPS_IN_FLIGHT_MAX: usize = 4;
 
-/// Delay until the next expiry of a user whose log is damaged.
+/// Delay until the next expiry step of a user whose log is damaged.
 const DAMAGED_RETRY_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Arguments of a step.
@@ -75,7 +75,7 @@ impl ScriptClient {
         self.link.upgrade().ok_or_else(|| RedisError::Unavailable("the connection is closed".into()))
     }
 
-    /// Builds the arguments that every step has, followed by the step's own.
+    /// Builds the arguments of every step (`lua/prelude.lua`), followed by the step's own.
     fn arguments(&self, link: &ServerLink, membership: &Membership, step: &LuaScript, own: Arguments) -> Arguments {
         let limits = &self.limits;
         let millis = |duration: Option<Duration>| text(duration.map_or(0, |duration| duration.as_millis()));
@@ -95,14 +95,14 @@ impl ScriptClient {
             text(self.namespace),
             text(link.keys().append_channel()),
             text(membership.epoch_id()),
-            text(if link.client().is_redis_cluster() { membership.base } else { membership.appends }),
+            text(if link.client().is_redis_cluster() { membership.base_seq } else { membership.appends }),
             if link.client().is_redis_cluster() { text(&membership.shards) } else { text(link.keys().epoch()) },
         ];
         arguments.extend(own);
         arguments
     }
 
-    /// Runs a step on some logs; `own` are the step's keys.
+    /// Runs a step. `own` are its keys. An empty reply means that the user has too many devices, or that a read needs a report.
     pub(super) async fn step(
         &self,
         step: &LuaScript,
@@ -121,9 +121,11 @@ impl ScriptClient {
             let arguments = self.arguments(&link, &membership, step, arguments.clone());
             match link.client().run_script(&step.script, &keys, &arguments).await? {
                 Value::Array(values) => return Ok(values),
-                Value::BulkString(text) if text == b"devices" || text == b"apart" => return Ok(Vec::new()),
-                // Nothing was done: the failover epoch must be adopted first.
-                Value::BulkString(text) if text == b"era" => link.adopt(&membership.epoch_id()).await?,
+                Value::BulkString(text) if text == b"too_many_devices" || text == b"report_required" => {
+                    return Ok(Vec::new());
+                }
+                // The step did nothing: the server must adopt the failover epoch first.
+                Value::BulkString(text) if text == b"epoch" => link.adopt(&membership.epoch_id()).await?,
                 other => return unexpected_reply(&format!("{other:?}").chars().take(100).collect::<String>()),
             }
         }
@@ -136,8 +138,8 @@ impl ScriptClient {
         Ok(vec![link.keys().state(user.as_str()), link.keys().log(user.as_str())])
     }
 
-    /// Updates the user index and the expiry index in a Redis Cluster, where a step cannot. Then it confirms that in the log:
-    /// each step asks for it until then.
+    /// Updates the user index and the expiry index in a Redis Cluster, where a step cannot. Then confirms that in the log: until
+    /// then each step returns the updates.
     pub(super) async fn update_indexes(&self, user: &UserId, due: i64, not_indexed: bool) -> Result<(), RedisError> {
         let link = self.link()?;
         if !link.client().is_redis_cluster() {
@@ -153,7 +155,7 @@ impl ScriptClient {
                 link.client().query_when_full::<()>("ZADD", &link.keys().user_index(), &arguments).await?;
             }
             if due > 0 {
-                // Not later than another server has written meanwhile.
+                // Never later than what another server has written meanwhile.
                 let arguments = ["LT", &due.to_string(), user.as_str()];
                 link.client().query_when_full::<()>("ZADD", &link.keys().expiry_index(), &arguments).await?;
             }
@@ -170,13 +172,13 @@ impl ScriptClient {
         let answer = self.step(&scripts::EXPIRE, self.keys(user)?, vec![text(user)]).await?;
         let (due, has_expired) = (integer(&answer, 0)?.max(0), integer(&answer, 1)? == 1);
         if link.client().is_redis_cluster() {
-            let (list, at) = (link.keys().expiry_index(), due.to_string());
+            let (index, at) = (link.keys().expiry_index(), due.to_string());
             if due > 0 {
-                link.client().query_when_full::<()>("ZADD", &list, &[&at, user.as_str()]).await?;
+                link.client().query_when_full::<()>("ZADD", &index, &[&at, user.as_str()]).await?;
             } else {
-                link.client().query::<()>(redis::cmd("ZREM").arg(&list).arg(user.as_str())).await?;
+                link.client().query::<()>(redis::cmd("ZREM").arg(&index).arg(user.as_str())).await?;
             }
-            // Something earlier may have been added meanwhile.
+            // An earlier expiry may have been added meanwhile.
             let answer =
                 self.step(&scripts::MARK_INDEXED, self.keys(user)?, vec![text(user), text(due), text(1)]).await?;
             self.update_indexes(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
@@ -184,7 +186,7 @@ impl ScriptClient {
         Ok(has_expired)
     }
 
-    /// Writes a report. Returns true if the log entered another failover epoch with it.
+    /// Writes a report. Returns true if that has moved the head: the log entered another epoch or was repaired.
     pub(super) async fn report(&self, user: &UserId, report: &Report) -> Result<bool, RedisError> {
         let answer = self.step(&scripts::REPORT, self.keys(user)?, vec![encode_report(report), text(user)]).await?;
         self.update_indexes(user, integer(&answer, 0)?, integer(&answer, 1)? == 1).await?;
@@ -210,24 +212,25 @@ impl ScriptClient {
         Ok(Some((Attached { acknowledged, head }, log_name(&answer, 3)?)))
     }
 
+    /// Clears a log. Returns how many entries were pending.
     pub(super) async fn clear(&self, user: &UserId) -> Result<u64, RedisError> {
         let answer = self.step(&scripts::CLEAR, self.keys(user)?, vec![text(user)]).await?;
         self.update_indexes(user, integer(&answer, 1)?, integer(&answer, 2)? == 1).await?;
         seq(&answer, 0)
     }
 
-    /// Reads entries, and the epoch of the log. A report is written in the same step, and counts for what is read.
+    /// Reads entries, and the name of the log. Writes a report before that in the same step, if there is one.
     ///
-    /// `None` where the log is not the one that sessions know (`known`): it has to be read with a report.
+    /// `None` where the log is not the one that sessions know (`known`): the caller must read with a report.
     pub(super) async fn read(
         &self,
         user: &UserId,
         after: Seq,
         limit: ReadLimit,
         report: Option<&Report>,
-        known: &Known,
+        known: &KnownLog,
     ) -> Result<Option<(ReadResult, LogName)>, RedisError> {
-        // Larger numbers exceed those of Lua, and any log.
+        // Above the range of integers in Lua, and above any log.
         let capped = |number: u64| text(number.min(1 << 50));
         let (mut entries, mut bytes, from, mut after, mut report) = (Vec::new(), 0, after, after, report);
         let mut known = known.clone();
@@ -240,7 +243,7 @@ impl ScriptClient {
                     arguments.extend([encode_report(report), text(user)]);
                     let answer = self.step(&scripts::REPORT_AND_READ, self.keys(user)?, arguments).await?;
                     self.update_indexes(user, integer(&answer, 3)?, integer(&answer, 4)? == 1).await?;
-                    known = Known { log_name: log_name(&answer, 1)?, top: 0, flushed: report.changes };
+                    known = KnownLog { log_name: log_name(&answer, 1)?, top: 0, flushed: report.changes };
                     answer
                 }
                 None => {
@@ -252,15 +255,15 @@ impl ScriptClient {
                 return Ok(None);
             }
             let (through, log_name) = (seq(&answer, 0)?, log_name(&answer, 1)?);
-            // Each step has a bound, so that Redis serves others in between.
-            let is_all = integer(&answer, 2)? == 0;
+            // Each step has a bound, so that Redis serves other clients in between.
+            let is_complete = integer(&answer, 2)? == 0;
             let mut answer = answer.into_iter().skip(5);
             while let Some(first) = answer.next() {
                 let entry = entry(first, &mut answer)?;
                 bytes += entry.payload.as_bytes().len() as u64;
                 entries.push(entry);
             }
-            if is_all {
+            if is_complete {
                 if through > from {
                     self.link()?.record_sequence(through);
                 }
@@ -287,9 +290,9 @@ impl ScriptClient {
 
     /// Returns the state of each user, or why it cannot be read.
     pub(super) async fn states(&self, users: Vec<UserId>) -> Result<Vec<KnownUser>, RedisError> {
-        let together = if self.link()?.client().is_redis_cluster() { 1 } else { STATES_PER_STEP_MAX };
-        let parts: Vec<Vec<UserId>> = users.chunks(together).map(<[UserId]>::to_vec).collect();
-        let asked = parts.into_iter().map(|users| async move {
+        let per_step = if self.link()?.client().is_redis_cluster() { 1 } else { STATES_PER_STEP_MAX };
+        let parts: Vec<Vec<UserId>> = users.chunks(per_step).map(<[UserId]>::to_vec).collect();
+        let queries = parts.into_iter().map(|users| async move {
             let mut states = Vec::with_capacity(users.len());
             for (user, state) in users.iter().zip(self.states_now(&users).await?) {
                 let state = match state {
@@ -301,11 +304,11 @@ impl ScriptClient {
             Ok::<_, RedisError>(states)
         });
         let states: Vec<_> =
-            futures_util::stream::iter(asked).buffered(STATE_STEPS_IN_FLIGHT_MAX).try_collect().await?;
+            futures_util::stream::iter(queries).buffered(STATE_STEPS_IN_FLIGHT_MAX).try_collect().await?;
         Ok(states.into_iter().flatten().collect())
     }
 
-    /// Returns the states that one step may read, and for each whether expired entries were counted.
+    /// Returns the states of some users in one step, and for each whether expired entries were counted.
     async fn states_now(&self, users: &[UserId]) -> Result<Vec<Result<(UserState, bool), RedisError>>, RedisError> {
         let keys = users.iter().map(|user| self.keys(user)).collect::<Result<Vec<_>, _>>()?.concat();
         let answers = self.step(&scripts::STATE, keys, Vec::new()).await?;
@@ -366,7 +369,7 @@ impl ScriptClient {
                     Ok(true) => {}
                     Ok(false) => break,
                     Err(RedisError::Damaged(why)) => {
-                        // An operator must repair this log. Other users do not wait for that.
+                        // An operator must repair this log. Expiry goes on for other users.
                         tracing::error!(user = %excerpt(&user), %why, "the log of this user is damaged: nothing expires in it. Repair or delete its keys");
                         let due = i64::try_from(now_s + DAMAGED_RETRY_INTERVAL.as_secs()).unwrap_or(i64::MAX);
                         let later = [&due.to_string(), user.as_str()];
@@ -384,33 +387,37 @@ impl ScriptClient {
 /// A report in the form that the scripts read (`lua/session_report.lua`).
 #[derive(Serialize)]
 struct ReportJson<'a> {
-    n: u64,
-    e: &'a str,
-    m: Seq,
-    w: u64,
-    h: i64,
-    d: &'a [String],
+    changes: u64,
+    flushed: u64,
+    log_name: &'a str,
+    top: Seq,
+    hold: i64,
+    devices: &'a [String],
     seen: u64,
-    left: Vec<(&'a str, f64)>,
-    had: Vec<(&'a str, Seq, Seq)>,
+    detached: Vec<(&'a str, f64)>,
+    acknowledged: Vec<(&'a str, Seq, Seq)>,
 }
 
 pub(super) fn encode_report(report: &Report) -> Bytes {
     let seq = |seq: Seq| seq.min(1 << 50);
-    // At least 1 µs, so that of a device that left and one that came in the same step the later one is known.
+    // At least 1 µs: a device that detached was last used before one that attaches in the same step.
     let ago = |ago: &Duration| (ago.as_micros().max(1) as f64) / 1000.0;
     let json = ReportJson {
-        n: report.changes,
-        e: &report.log_name,
-        m: seq(report.top),
-        w: report.flushed,
-        h: report.hold.map_or(-1, |hold| seq(hold).cast_signed()),
-        d: &report.attached,
+        changes: report.changes,
+        flushed: report.flushed,
+        log_name: &report.log_name,
+        top: seq(report.top),
+        hold: report.hold.map_or(-1, |hold| seq(hold).cast_signed()),
+        devices: &report.attached,
         seen: report.seen_ms,
-        left: report.left.iter().map(|(device, since)| (device.as_str(), ago(since))).collect(),
-        had: report.acknowledged.iter().map(|(device, from, to)| (device.as_str(), seq(*from), seq(*to))).collect(),
+        detached: report.detached.iter().map(|(device, since)| (device.as_str(), ago(since))).collect(),
+        acknowledged: report
+            .acknowledged
+            .iter()
+            .map(|(device, from, to)| (device.as_str(), seq(*from), seq(*to)))
+            .collect(),
     };
-    // Numbers and strings always have a JSON form.
+    // Numbers and strings can always be encoded.
     Bytes::from(serde_json::to_vec(&json).expect("a report is JSON"))
 }
 
@@ -482,8 +489,8 @@ pub(super) fn seq(values: &[Value], at: usize) -> Result<u64, RedisError> {
 }
 
 fn acknowledged(through: i64, ranges: &[Value]) -> Result<AckSet, RedisError> {
-    let island = |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?));
-    let ranges = ranges.chunks(2).map(island).collect::<Result<Vec<_>, RedisError>>()?;
+    let range = |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?));
+    let ranges = ranges.chunks(2).map(range).collect::<Result<Vec<_>, RedisError>>()?;
     Ok(AckSet::from_parts(through.unsigned_abs(), &ranges))
 }
 

@@ -25,55 +25,55 @@ macro_rules! step {
 step!(
     /// Appends entries.
     APPEND, "append",
-    ["prelude", "check_epoch", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "evict", "mend", "epoch", "session_report", "append"]
+    ["prelude", "check_epoch", "load_state", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "evict", "mend", "epoch", "session_report", "append"]
 );
 step!(
     /// Writes a report.
     REPORT, "report",
-    ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "mend", "epoch", "session_report", "report"]
+    ["prelude", "check_epoch", "allow_when_full", "load_state", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "mend", "epoch", "session_report", "report"]
 );
 step!(
     /// Attaches a session.
     ATTACH, "attach",
-    ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "mend", "epoch", "session_report", "attach"]
+    ["prelude", "check_epoch", "allow_when_full", "load_state", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "mend", "epoch", "session_report", "attach"]
 );
 step!(
     /// Clears a log.
     CLEAR, "clear",
-    ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "clear"]
+    ["prelude", "check_epoch", "allow_when_full", "load_state", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "clear"]
 );
 step!(
     /// Reads entries, without a report.
     READ, "read",
-    ["prelude", "check_epoch", "cursors", "holds", "entries", "without_report", "read"]
+    ["prelude", "check_epoch", "load_state", "cursors", "holds", "entries", "without_report", "read"]
 );
 step!(
     /// Writes a report and reads entries.
     REPORT_AND_READ, "read",
-    ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "mend", "epoch", "session_report", "with_report", "read"]
+    ["prelude", "check_epoch", "allow_when_full", "load_state", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "mend", "epoch", "session_report", "with_report", "read"]
 );
 step!(
     /// Returns the state of users.
     STATE, "state",
-    ["prelude", "check_epoch", "cursors", "holds", "entries", "blocks", "user_state"]
+    ["prelude", "check_epoch", "load_state", "cursors", "holds", "entries", "blocks", "user_state"]
 );
 step!(
     /// Explains gaps.
     EXPLAIN_GAPS, "explain_gaps",
-    ["prelude", "check_epoch", "cursors", "explain_gaps"]
+    ["prelude", "check_epoch", "load_state", "cursors", "explain_gaps"]
 );
 step!(
     /// Returns cursors that have not acknowledged a sequence.
     UNRECEIVED_BY, "unreceived_by",
-    ["prelude", "check_epoch", "cursors", "unreceived_by"]
+    ["prelude", "check_epoch", "load_state", "cursors", "unreceived_by"]
 );
 step!(
     /// Expires entries and devices.
     EXPIRE, "expire",
-    ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "expire"]
+    ["prelude", "check_epoch", "allow_when_full", "load_state", "cursors", "holds", "save_state", "entries", "blocks", "trim", "gaps", "expire"]
 );
 step!(
     /// Confirms that the indexes were written.
     MARK_INDEXED, "mark_indexed",
-    ["prelude", "check_epoch", "allow_when_full", "cursors", "holds", "save_state", "mark_indexed"]
+    ["prelude", "check_epoch", "allow_when_full", "load_state", "cursors", "holds", "save_state", "mark_indexed"]
 );

@@ -1,10 +1,10 @@
 //! Reports that are not written to Redis yet: acknowledgements, holds and devices of each user on this server.
 //!
-//! Reports are idempotent. Holds and devices are versioned snapshots, so that an older report that arrives later changes
-//! nothing. Acknowledgements only grow.
+//! Reports are idempotent. Holds and devices are versioned snapshots: an older report that arrives later changes nothing.
+//! Acknowledgements only grow.
 //!
-//! A Redis that took over may have lost reports. So acknowledgements of attached sessions are remembered, and reported again
-//! when a log turns out to be in another epoch.
+//! A Redis that took over may have lost reports. So acknowledgements of attached sessions stay in memory, and are reported
+//! again when a log has entered another epoch.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,23 +19,23 @@ use crate::{
     store::{AckSet, Attached, SessionReport, clock::millis},
 };
 
-/// Acknowledged ranges of one user that may wait. With one more the oldest is dropped, which repeats those messages.
+/// Unwritten acknowledged ranges of one user. One more drops the oldest, whose messages are then delivered again.
 const RANGES_MAX: usize = 256;
 
-/// Devices of one user that left and wait to be reported. With one more the first counts as last seen at its last report.
-const LEFT_MAX: usize = 64;
+/// Unwritten detached devices of one user. One more drops the first, which then counts as last seen at its last report.
+const DETACHED_MAX: usize = 64;
 
-/// Users that may wait while Redis is unreachable. Beyond that, users who disconnect without acknowledgements are dropped;
-/// their device then counts as attached for the lifetime of this server.
+/// Users with unwritten changes while Redis is unreachable. Beyond that, users who disconnect without acknowledgements are
+/// dropped. Their device then counts as attached for the lifetime of this server.
 const DIRTY_USERS_MAX: usize = 100_000;
 
-/// Name of a log in its epoch. Another name means that reports may have been lost.
+/// DeviceName of a log in its epoch (see `membership`). Another name means that reports may have been lost.
 pub(super) type LogName = Box<str>;
 
-/// How sessions of this server know a log.
+/// A log as sessions of this server know it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Known {
-    /// Its name; empty without sessions.
+pub(super) struct KnownLog {
+    /// Its name. Empty without sessions.
     pub log_name: LogName,
     /// Highest sequence that they have seen.
     pub top: Seq,
@@ -43,31 +43,33 @@ pub(super) struct Known {
     pub flushed: u64,
 }
 
-/// Device of a cursor; empty for the one that clients without a device share.
-type Name = String;
+/// Device of a cursor. Empty for the cursor that clients without a device share.
+type DeviceName = String;
 
+/// Sessions of one user on this server, and changes that Redis has not confirmed.
 #[derive(Debug, Default)]
-struct UserReport {
+struct UserSessions {
     /// Number of the last change.
     changes: u64,
     /// Last change that Redis has confirmed.
     flushed: u64,
     hold: Option<Seq>,
-    attached: HashMap<Name, u32>,
-    /// Acknowledgements of those cursors.
-    acknowledged: HashMap<Name, AckSet>,
-    /// Name of the log that sessions know.
+    /// Attached devices, each with its number of sessions.
+    attached: HashMap<DeviceName, u32>,
+    /// Acknowledgements of the attached devices' cursors.
+    acknowledged: HashMap<DeviceName, AckSet>,
+    /// DeviceName of the log that sessions know.
     log_name: LogName,
     /// Highest sequence that they have seen.
     top: Seq,
     seen_ms: u64,
-    /// Devices that left: number of the change, device, and uptime at that time.
-    left: Vec<(u64, Name, Duration)>,
+    /// Detached devices: number of the change, device, and uptime at that time.
+    detached: Vec<(u64, DeviceName, Duration)>,
     /// Acknowledged ranges, each with the number of its change.
-    acknowledged_ranges: Vec<(u64, Name, Seq, Seq)>,
+    acknowledged_ranges: Vec<(u64, DeviceName, Seq, Seq)>,
 }
 
-/// A report of one user.
+/// A report on one user, as a script applies it.
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     pub changes: u64,
@@ -76,50 +78,50 @@ pub(super) struct Report {
     pub log_name: LogName,
     pub top: Seq,
     pub hold: Option<Seq>,
-    pub attached: Vec<Name>,
+    pub attached: Vec<DeviceName>,
     pub seen_ms: u64,
-    /// Devices that left, each with how long ago.
-    pub left: Vec<(Name, Duration)>,
-    pub acknowledged: Vec<(Name, Seq, Seq)>,
+    /// Detached devices, each with the time since.
+    pub detached: Vec<(DeviceName, Duration)>,
+    pub acknowledged: Vec<(DeviceName, Seq, Seq)>,
 }
 
 /// Users with unwritten changes or with sessions.
 #[derive(Debug, Default)]
 pub(super) struct UnflushedReports {
     state: Mutex<ReportTable>,
-    /// Counts changes of all users: a user who leaves memory and comes back does not start again.
+    /// Counts changes of all users. So the numbers of a user who is removed and added again still rise.
     changes: AtomicU64,
 }
 
 #[derive(Debug, Default)]
 struct ReportTable {
-    users: HashMap<UserId, UserReport, foldhash::fast::RandomState>,
+    users: HashMap<UserId, UserSessions, foldhash::fast::RandomState>,
     /// Users with unwritten changes.
     dirty: HashSet<UserId, foldhash::fast::RandomState>,
 }
 
 impl ReportTable {
-    /// Returns a user's entry to change, and marks it as dirty.
-    fn changing(&mut self, user: &UserId) -> &mut UserReport {
+    /// Returns a user's sessions to change, and marks them as dirty.
+    fn change(&mut self, user: &UserId) -> &mut UserSessions {
         if !self.dirty.contains(user) {
             self.dirty.insert(user.clone());
         }
         self.users.entry(user.clone()).or_default()
     }
 
-    /// Removes what is no longer needed about a user.
+    /// Removes a user without sessions and unwritten changes.
     fn remove_if_idle(&mut self, user: &UserId) {
-        let Some(local) = self.users.get(user) else { return };
-        if local.flushed >= local.changes {
+        let Some(sessions) = self.users.get(user) else { return };
+        if sessions.flushed >= sessions.changes {
             self.dirty.remove(user);
         }
-        if local.is_idle() {
+        if sessions.is_idle() {
             self.users.remove(user);
         }
     }
 }
 
-fn name(device: Option<&DeviceId>) -> Name {
+fn name(device: Option<&DeviceId>) -> DeviceName {
     device.map(|device| device.as_str().to_owned()).unwrap_or_default()
 }
 
@@ -128,60 +130,61 @@ impl UnflushedReports {
         self.changes.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Records a report of a session. Returns true if there is something to write.
+    /// Records a report of a session. Returns true if that is a change.
     pub(super) fn record(&self, user: &UserId, report: SessionReport) -> bool {
         let mut all = self.state.lock();
-        let local = all.changing(user);
-        let before = local.changes;
+        let sessions = all.change(user);
+        let before = sessions.changes;
         if let Some((from, to)) = report.acknowledged.filter(|(from, to)| from <= to) {
-            local.changes = self.next();
+            sessions.changes = self.next();
             let name = name(report.device.as_ref());
-            if let Some(acknowledged) = local.acknowledged.get_mut(&name) {
+            if let Some(acknowledged) = sessions.acknowledged.get_mut(&name) {
                 acknowledged.insert(from, to);
             }
-            local.acknowledge(name, from, to);
+            sessions.acknowledge(name, from, to);
         }
         if let Some(seen) = report.seen {
-            local.changes = self.next();
-            local.seen_ms = millis(seen);
+            sessions.changes = self.next();
+            sessions.seen_ms = millis(seen);
         }
-        if local.hold != report.hold {
-            local.changes = self.next();
-            local.hold = report.hold;
+        if sessions.hold != report.hold {
+            sessions.changes = self.next();
+            sessions.hold = report.hold;
         }
-        let changed = local.changes > before;
+        let changed = sessions.changes > before;
         all.remove_if_idle(user);
         changed
     }
 
-    /// Records an attached session. Returns the report that goes with it.
+    /// Records an attached session. Returns the report that the step writes.
     pub(super) fn attach(&self, user: &UserId, device: Option<&DeviceId>, now: Duration) -> Report {
         let mut all = self.state.lock();
-        let local = all.changing(user);
-        local.changes = self.next();
-        *local.attached.entry(name(device)).or_default() += 1;
-        local.report(now)
+        let sessions = all.change(user);
+        sessions.changes = self.next();
+        *sessions.attached.entry(name(device)).or_default() += 1;
+        sessions.report(now)
     }
 
+    /// Records a detached session.
     pub(super) fn detach(&self, user: &UserId, device: Option<&DeviceId>, now: Duration) {
         let mut all = self.state.lock();
         let is_full = all.dirty.len() > DIRTY_USERS_MAX;
-        let (local, name) = (all.changing(user), name(device));
-        local.changes = self.next();
-        if let Some(count) = local.attached.get_mut(&name) {
+        let (sessions, name) = (all.change(user), name(device));
+        sessions.changes = self.next();
+        if let Some(count) = sessions.attached.get_mut(&name) {
             *count -= 1;
             if *count == 0 {
-                local.attached.remove(&name);
-                local.acknowledged.remove(&name);
+                sessions.attached.remove(&name);
+                sessions.acknowledged.remove(&name);
             }
         }
-        let changes = local.changes;
-        local.left.retain(|(_, left, _)| *left != name);
-        if local.left.len() >= LEFT_MAX {
-            local.left.remove(0);
+        let changes = sessions.changes;
+        sessions.detached.retain(|(_, device, _)| *device != name);
+        if sessions.detached.len() >= DETACHED_MAX {
+            sessions.detached.remove(0);
         }
-        local.left.push((changes, name, now));
-        if is_full && local.attached.is_empty() && local.acknowledged_ranges.is_empty() {
+        sessions.detached.push((changes, name, now));
+        if is_full && sessions.attached.is_empty() && sessions.acknowledged_ranges.is_empty() {
             all.users.remove(user);
             all.dirty.remove(user);
         }
@@ -190,13 +193,15 @@ impl UnflushedReports {
     /// Marks all users with sessions to be reported again, because Redis may have lost their reports.
     pub(super) fn mark_all_dirty(&self) {
         let ReportTable { users, dirty } = &mut *self.state.lock();
-        for (user, local) in users.iter_mut().filter(|(_, local)| local.hold.is_some() || !local.attached.is_empty()) {
-            local.changes = self.next();
+        for (user, sessions) in
+            users.iter_mut().filter(|(_, sessions)| sessions.hold.is_some() || !sessions.attached.is_empty())
+        {
+            sessions.changes = self.next();
             dirty.insert(user.clone());
         }
     }
 
-    /// Records what the cursor of an attached session has acknowledged.
+    /// Records the log of an attached session, and what its cursor has acknowledged.
     pub(super) fn set_acknowledged(
         &self,
         user: &UserId,
@@ -206,84 +211,84 @@ impl UnflushedReports {
     ) {
         self.set_log(user, log_name, attached.head);
         let mut all = self.state.lock();
-        let Some(local) = all.users.get_mut(user) else { return };
+        let Some(sessions) = all.users.get_mut(user) else { return };
         let name = name(device);
-        if local.attached.contains_key(&name) {
-            let acknowledged = local.acknowledged.entry(name).or_default();
+        if sessions.attached.contains_key(&name) {
+            let acknowledged = sessions.acknowledged.entry(name).or_default();
             ranges(&attached.acknowledged).for_each(|(from, to)| _ = acknowledged.insert(from, to));
         }
     }
 
-    /// Records the name of a user's log, and that it was read up to `top`. Returns true if the name has changed: then
-    /// acknowledgements are reported again. A log that does not exist has no name and is no change.
+    /// Records the name of a user's log, and that it was read up to `top`. Returns true if the name has changed. Then
+    /// acknowledgements are reported again. An empty name, of a log that does not exist, is no change.
     pub(super) fn set_log(&self, user: &UserId, log_name: LogName, top: Seq) -> bool {
         let ReportTable { users, dirty } = &mut *self.state.lock();
-        let Some(local) = users.get_mut(user) else { return false };
-        local.top = local.top.max(top);
+        let Some(sessions) = users.get_mut(user) else { return false };
+        sessions.top = sessions.top.max(top);
         if log_name.is_empty()
-            || local.log_name == log_name
-            || std::mem::replace(&mut local.log_name, log_name).is_empty()
+            || sessions.log_name == log_name
+            || std::mem::replace(&mut sessions.log_name, log_name).is_empty()
         {
             return false;
         }
-        local.changes = self.next();
+        sessions.changes = self.next();
         dirty.insert(user.clone());
-        for (name, acknowledged) in std::mem::take(&mut local.acknowledged) {
-            ranges(&acknowledged).for_each(|(from, to)| local.acknowledge(name.clone(), from, to));
-            local.acknowledged.insert(name, acknowledged);
+        for (name, acknowledged) in std::mem::take(&mut sessions.acknowledged) {
+            ranges(&acknowledged).for_each(|(from, to)| sessions.acknowledge(name.clone(), from, to));
+            sessions.acknowledged.insert(name, acknowledged);
         }
         true
     }
 
-    /// Returns how sessions of this server know the log of a user.
-    pub(super) fn known(&self, user: &UserId) -> Known {
+    /// Returns the log of a user as sessions of this server know it.
+    pub(super) fn known_log(&self, user: &UserId) -> KnownLog {
         let all = self.state.lock();
-        let known = all.users.get(user).map(|local| Known {
-            log_name: local.log_name.clone(),
-            top: local.top,
-            flushed: local.flushed,
+        let known = all.users.get(user).map(|sessions| KnownLog {
+            log_name: sessions.log_name.clone(),
+            top: sessions.top,
+            flushed: sessions.flushed,
         });
         known.unwrap_or_default()
     }
 
-    /// Returns a complete report of a user with sessions here, including what was reported before.
+    /// Returns the report on a user with sessions on this server, even if nothing has changed.
     pub(super) fn complete_report(&self, user: &UserId, now: Duration) -> Option<Report> {
-        self.state.lock().users.get(user).map(|local| local.report(now))
+        self.state.lock().users.get(user).map(|sessions| sessions.report(now))
     }
 
-    /// Returns the report of a user, if there is anything to report.
+    /// Returns the report on a user with unwritten changes.
     pub(super) fn report(&self, user: &UserId, now: Duration) -> Option<Report> {
         let all = self.state.lock();
-        all.users.get(user).filter(|local| local.flushed < local.changes).map(|local| local.report(now))
+        all.users.get(user).filter(|sessions| sessions.flushed < sessions.changes).map(|sessions| sessions.report(now))
     }
 
-    /// Returns the reports of all users.
+    /// Returns the reports on all users with unwritten changes.
     pub(super) fn reports(&self, now: Duration) -> Vec<(UserId, Report)> {
         let all = self.state.lock();
         let dirty = all.dirty.iter().filter_map(|user| Some((user, all.users.get(user)?)));
-        dirty.map(|(user, local)| (user.clone(), local.report(now))).collect()
+        dirty.map(|(user, sessions)| (user.clone(), sessions.report(now))).collect()
     }
 
     /// Records that Redis has stored `report`.
     pub(super) fn mark_flushed(&self, user: &UserId, report: &Report) {
         let mut all = self.state.lock();
-        let Some(local) = all.users.get_mut(user) else { return };
-        local.flushed = local.flushed.max(report.changes);
-        local.left.retain(|(change, ..)| *change > report.changes);
-        local.acknowledged_ranges.retain(|(change, ..)| *change > report.changes);
+        let Some(sessions) = all.users.get_mut(user) else { return };
+        sessions.flushed = sessions.flushed.max(report.changes);
+        sessions.detached.retain(|(change, ..)| *change > report.changes);
+        sessions.acknowledged_ranges.retain(|(change, ..)| *change > report.changes);
         all.remove_if_idle(user);
     }
 }
 
-impl UserReport {
-    fn acknowledge(&mut self, name: Name, from: Seq, to: Seq) {
+impl UserSessions {
+    fn acknowledge(&mut self, name: DeviceName, from: Seq, to: Seq) {
         let changes = self.changes;
         if let Some((change, _, low, high)) =
-            self.acknowledged_ranges.iter_mut().rev().find(|(_, whose, ..)| *whose == name)
+            self.acknowledged_ranges.iter_mut().rev().find(|(_, device, ..)| *device == name)
             && from <= high.saturating_add(1)
             && *low <= to.saturating_add(1)
         {
-            // A range that grows counts as a new change: less of it was reported before.
+            // A range that grows is a new change: an earlier report had less of it.
             (*change, *low, *high) = (changes, from.min(*low), to.max(*high));
             return;
         }
@@ -306,7 +311,7 @@ impl UserReport {
             hold: self.hold,
             attached: self.attached.keys().cloned().collect(),
             seen_ms: self.seen_ms,
-            left: self.left.iter().map(|(_, name, at)| (name.clone(), now.saturating_sub(*at))).collect(),
+            detached: self.detached.iter().map(|(_, name, at)| (name.clone(), now.saturating_sub(*at))).collect(),
             acknowledged: self
                 .acknowledged_ranges
                 .iter()

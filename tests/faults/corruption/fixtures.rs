@@ -16,6 +16,8 @@ use mesa::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::support::current_thread_runtime;
+
 pub const USERS: u64 = 7;
 
 /// A store that no process has open, and its content.
@@ -69,7 +71,7 @@ impl Fixture {
         let home = tempfile::Builder::new().prefix("mesa-corrupt-").tempdir().expect("a temporary directory");
         let [live, store, earlier] = ["live", "store", "earlier"].map(|name| home.path().join(name));
         let mut appended = BTreeMap::new();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let runtime = current_thread_runtime();
         runtime.block_on(async {
             let mut n = 0;
             for (index, (tuning, count, bytes)) in runs.iter().enumerate() {

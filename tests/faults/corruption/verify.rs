@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -20,6 +20,7 @@ use crate::{
     damage::Damage,
     fixtures::{self, Fixture},
     support::{
+        command::{mesa_command, output_text},
         http::Http,
         server::{Home, Server},
     },
@@ -199,7 +200,7 @@ fn inspect(fixture: &Fixture, home: &Home) -> Result<Inspected, String> {
     if !sequences.contradictions.is_empty() {
         return Err(format!("inspect contradicts itself: {}", sequences.contradictions.join("; ")));
     }
-    let saved = serve_salvaged(fixture, home, &out, &sequences.pending)?;
+    let saved = serve_salvaged(fixture, &out, &sequences.pending)?;
     Ok(Inspected { damage_reported, saved, lost: pending.saturating_sub(saved) })
 }
 
@@ -236,12 +237,7 @@ impl InspectSink for Sequences {
 /// Starts a server on the salvaged store in `out`, and counts its pending entries.
 ///
 /// The server must show the entries that `mesa inspect` showed (`inspected`), and each must have its original content.
-fn serve_salvaged(
-    fixture: &Fixture,
-    home: &Home,
-    out: &PathBuf,
-    inspected: &BTreeMap<String, Vec<u64>>,
-) -> Result<u64, String> {
+fn serve_salvaged(fixture: &Fixture, out: &PathBuf, inspected: &BTreeMap<String, Vec<u64>>) -> Result<u64, String> {
     let salvaged = Home::new();
     fs::rename(out, salvaged.store())
         .or_else(|_| {
@@ -257,7 +253,7 @@ fn serve_salvaged(
         let sequences: Vec<u64> = log.iter().map(|(seq, _)| *seq).collect();
         let inspected = inspected.get(&user).cloned().unwrap_or_default();
         if sequences != inspected {
-            let log = home.log();
+            let log = salvaged.log();
             return Err(format!("salvaged, {user}: found {sequences:?}, inspect showed {inspected:?}\n{log}"));
         }
         let appended = &fixture.appended[&user];
@@ -274,10 +270,8 @@ fn serve_salvaged(
 
 /// Runs a `mesa` command, and returns its exit code and output. A panic is an error.
 fn run_mesa(arguments: &[&Path]) -> Result<(Option<i32>, String), String> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_mesa"));
-    let child = command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-    let output = child.and_then(std::process::Child::wait_with_output).map_err(|error| error.to_string())?;
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let output = mesa_command().args(arguments).stdin(Stdio::null()).output().map_err(|error| error.to_string())?;
+    let text = output_text(&output);
     if text.contains("panicked") {
         return Err(format!("{arguments:?} panics: {text}"));
     }

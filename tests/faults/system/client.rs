@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
+use crate::support::socket::connect_websocket;
+
 /// Time within which a connection must be authenticated, and the next message must arrive.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -48,9 +50,7 @@ impl Client {
     }
 
     async fn connect_untimed(address: SocketAddr, user: &str) -> Result<Self, String> {
-        let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
-        let connected = tokio_tungstenite::client_async(format!("ws://{address}/"), stream).await;
-        let mut client = Self(connected.map_err(|error| error.to_string())?.0);
+        let mut client = Self(connect_websocket(address).await?);
         client.send(&json!({ "op": 2, "d": { "token": user, "shouldSync": true } })).await?;
         loop {
             let message = client.0.next().await.ok_or("disconnected")?.map_err(|error| error.to_string())?;

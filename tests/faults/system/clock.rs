@@ -10,6 +10,7 @@ use crate::{
     client::{Client, Event},
     env,
     support::{
+        current_thread_runtime,
         http::Http,
         server::{Home, Server},
     },
@@ -46,11 +47,8 @@ enum Jump {
 #[test]
 fn clock_jumps_lose_no_message_and_keep_order() {
     let Some(library) = env::find_file(LIBRARIES, "libfaketime", "a clock that jumps") else { return };
-    let home = Home::new();
-    let config = fs::read_to_string(home.path("config.json5")).expect("a configuration");
-    let config = config.replacen('{', "{ heartbeat: { enabled: true, interval: 200, maxAttempts: 20 },", 1);
-    fs::write(home.path("config.json5"), config).expect("the configuration is written");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let home = Home::with("heartbeat: { enabled: true, interval: 200, maxAttempts: 20 },");
+    let runtime = current_thread_runtime();
 
     let mut tracker = Tracker::default();
     set_clock(&home, "+0");
@@ -69,8 +67,7 @@ fn clock_jumps_lose_no_message_and_keep_order() {
             check_clock_has_jumped(&mut http, &runtime, server.address, *jump);
             // Every second restart is a SIGTERM, the others are a SIGKILL.
             if jumps % 2 == 0 {
-                server.terminate();
-                assert!(server.process.wait(Duration::from_secs(10)).success(), "{}", home.log());
+                server.stop(Duration::from_secs(10));
             } else {
                 server.process.kill();
             }

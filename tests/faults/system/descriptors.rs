@@ -4,18 +4,19 @@
 //! waits without using CPU time, and accepts connections again as soon as it can.
 
 use std::{
-    fs,
     net::TcpStream,
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Resource, Rlimit, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 
 use crate::{
-    client::Client,
+    client::{Client, Event},
     env, proc,
+    small_disk::bytes_in,
     support::{
+        current_thread_runtime,
         http::Http,
         server::{Home, Server},
     },
@@ -42,7 +43,7 @@ fn server_without_free_descriptors_waits_and_serves_its_connections() {
     let (home, mut tracker) = (Home::new(), Tracker::default());
     let limit = format!("--nofile={DESCRIPTORS_MAX}:{DESCRIPTORS_MAX}");
     let server = home.wait_until_ready(home.spawn(&["prlimit", &limit]));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = current_thread_runtime();
     let mut client = runtime.block_on(Client::connect(server.address, "alice")).expect("a connection");
     let mut http = Http::connect(server.address).expect("a connection");
     assert_eq!(tracker.dispatch(&mut http, "alice").expect("a response"), 200);
@@ -91,7 +92,7 @@ fn connect_above_limit(server: &Server) -> Vec<TcpStream> {
     connections
 }
 
-/// Checks a server without any free descriptor: the reserved ones are gone too.
+/// Checks a server without any free descriptor: the reserved ones are used up too.
 fn check_without_any_descriptor(home: &Home, server: &Server) {
     let pid = Pid::from_raw(server.pid).expect("a process id");
     let limit = |files: usize| Rlimit { current: Some(files as u64), maximum: Some(DESCRIPTORS_MAX as u64) };
@@ -99,15 +100,7 @@ fn check_without_any_descriptor(home: &Home, server: &Server) {
     prlimit(Some(pid), Resource::Nofile, limit(1)).expect("the limit is lowered");
     let connections: Vec<TcpStream> =
         (0..20).map(|_| TcpStream::connect(server.address).expect("a connection")).collect();
-    let end = Instant::now() + Duration::from_secs(120);
-    while !fs::read_to_string(home.path("log")).expect("a log").contains("accepting connections failed") {
-        assert!(
-            Instant::now() < end,
-            "expected `accepting connections failed` in the log within 120 s:\n{}",
-            home.log()
-        );
-        thread::sleep(Duration::from_millis(10));
-    }
+    home.wait_for_log(|log| log.contains("accepting connections failed"));
     let before = proc::cpu_time(server.pid);
     thread::sleep(OBSERVATION_DELAY);
     let used = proc::cpu_time(server.pid).saturating_sub(before);
@@ -214,7 +207,7 @@ fn read_without_descriptor_is_rejected_until_one_is_free() {
     let before = set_limit(server.pid, 3);
     assert_eq!(http.status("/v1/users/bob/messages").expect("a response"), 503);
     assert_eq!(tracker.dispatch(&mut http, "new-user").expect("a response"), 200);
-    assert_eq!(runtime.block_on(client.next(Duration::from_secs(20))), crate::client::Event::Message(0));
+    assert_eq!(runtime.block_on(client.next(Duration::from_secs(20))), Event::Message(0));
     assert_eq!(http.status("/v1/users/bob/messages").expect("a response"), 503);
     set_limit(server.pid, before);
     tracker.check_user(&mut http, "bob").unwrap_or_else(|violation| panic!("{violation}"));
@@ -224,7 +217,6 @@ fn read_without_descriptor_is_rejected_until_one_is_free() {
 
 /// Sets the number of descriptors that a process may have open. Returns the number before.
 fn set_limit(pid: i32, files: u64) -> u64 {
-    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
     let limit = Rlimit { current: Some(files), maximum };
     let before = prlimit(Pid::from_raw(pid), Resource::Nofile, limit).expect("the limit is set");
@@ -234,18 +226,10 @@ fn set_limit(pid: i32, files: u64) -> u64 {
 fn wait_until_flushed(home: &Home, bytes: u64) {
     let value_log = home.store().join("inbox");
     let end = Instant::now() + Duration::from_secs(120);
-    while value_log_bytes(&value_log) < bytes {
+    while bytes_in(&value_log) < bytes {
         assert!(Instant::now() < end, "expected {bytes} bytes in the value log within 120 s:\n{}", home.log());
         thread::sleep(Duration::from_millis(20));
     }
-}
-
-fn value_log_bytes(value_log: &std::path::Path) -> u64 {
-    fs::read_dir(value_log)
-        .expect("a directory")
-        .flatten()
-        .map(|file| file.metadata().map_or(0, |file| file.len()))
-        .sum()
 }
 
 /// Idle connections use up the descriptors before the server handles its first dispatch.

@@ -17,10 +17,11 @@ use crate::{
     env,
     small_disk::{MIB, SmallDisk, bytes_in, wait_until},
     small_disk_server::{
-        CONDITION_TIMEOUT, clear, connect, create_early_flush_home, metric, not_ready_reason, pending, try_dispatch,
+        CONDITION_TIMEOUT, clear, connect, create_early_flush_home, not_ready_reason, pending, try_dispatch,
         wait_until_disk_full, wait_until_ready,
     },
     support::{
+        current_thread_runtime,
         http::Http,
         server::{Home, Server},
     },
@@ -36,7 +37,7 @@ const FULL_DELAY: Duration = Duration::from_secs(2);
 /// Receives and acknowledges every pending message of a user.
 fn receive_all(server: &Server, http: &mut Http, user: &str) {
     let log = crate::tracker::read_log(http, user);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = current_thread_runtime();
     runtime.block_on(async {
         let mut client = Client::connect(server.address, user).await.expect("a connection");
         let numbers = client.read_until_message(log.last().expect("a message").1).await.expect("every message");
@@ -225,7 +226,7 @@ fn fan_outs_above_max_bytes_are_rejected() {
         assert_eq!(pending(&mut http, user), entries);
     }
     // Acknowledged entries free their space.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = current_thread_runtime();
     runtime.block_on(async {
         for n in 0..60 {
             let user = format!("round-0-{n}");
@@ -285,7 +286,7 @@ fn outbox_of_unreachable_webhook_leaves_min_free() {
     assert_eq!(fan_out(&mut http, 50_000, "offline", 1100), 200);
     wait_until_flushed(&disk.0.join("store/inbox"), 1100 * 50_000);
     let events = "mesa_webhook_outbox_events";
-    wait_until("the outbox has events", CONDITION_TIMEOUT, || metric(&mut http, events) > 0);
+    wait_until("the outbox has events", CONDITION_TIMEOUT, || http.metric(events) > 0);
     let end = Instant::now() + 2 * FULL_DELAY;
     while Instant::now() < end {
         let free = disk.free_bytes();
@@ -313,7 +314,7 @@ fn undelivered_events_are_recorded_with_little_more_than_min_free() {
     let Some((home, disk)) = create_early_flush_home(160 * MIB, &unreachable_webhook()) else { return };
     let server = home.start();
     let mut http = connect(&server);
-    let events = |http: &mut Http| metric(http, "mesa_webhook_outbox_events");
+    let events = |http: &mut Http| http.metric("mesa_webhook_outbox_events");
     // The first message makes the server create its files.
     assert_eq!(try_dispatch(&mut http).0, 200);
     wait_until("the outbox has the first event", CONDITION_TIMEOUT, || events(&mut http) == 1);

@@ -10,7 +10,7 @@ use crate::{
     env,
     small_disk::{MIB, bytes_in, wait_until},
     small_disk_server::{clear, connect, create_home, not_ready_reason, pending, try_dispatch},
-    support::{http::Http, server::Server},
+    support::{current_thread_runtime, http::Http, server::Server},
     tracker::Tracker,
 };
 
@@ -61,7 +61,7 @@ fn check_rejects_and_delivers(server: &Server, http: &mut Http, tracker: &Tracke
 
     tracker.check(http).expect("every answered message");
     let log = crate::tracker::read_log(http, reader);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = current_thread_runtime();
     runtime.block_on(async {
         let mut client = Client::connect(server.address, reader).await.expect("a connection");
         let numbers = client.read_until_message(log.last().expect("a message").1).await.expect("every message");

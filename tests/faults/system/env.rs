@@ -56,21 +56,21 @@ pub fn report_missing(name: &str, check: &str) -> bool {
     false
 }
 
-/// Chooses a sample of `count`, at least four, in order.
+/// Chooses `count` elements, at least four, in order.
 ///
-/// It has the first two, the last two, and random ones between. The long form chooses all.
+/// It chooses the first two, the last two, and random ones between. The long form chooses all elements.
 pub fn sample<T: Clone>(all: &[T], count: usize, random: &mut Random) -> Vec<T> {
+    let count = count.max(4);
     if long_form() || all.len() <= count {
         return all.to_vec();
     }
     let mut chosen: Vec<usize> = [0, 1, all.len() - 2, all.len() - 1].into();
-    while chosen.len() < count.max(4) {
+    while chosen.len() < count {
         let index = random.within(0..=all.len() as u64 - 1) as usize;
         if !chosen.contains(&index) {
             chosen.push(index);
         }
     }
     chosen.sort_unstable();
-    chosen.dedup();
     chosen.into_iter().map(|index| all[index].clone()).collect()
 }

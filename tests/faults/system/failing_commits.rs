@@ -115,7 +115,7 @@ fn flush_with_failing_write_or_sync_stops_server_and_keeps_entries() {
             panic!("{fault}: expected the server to start:\n{}", home.log());
         };
         let (tracker, _) = dispatch(server.address, 0, 5);
-        let status = strace::wait_for_exit(server.process, Duration::from_secs(40), &fault.to_string());
+        let status = strace::wait_for_exit(&home, server.process, Duration::from_secs(40), &fault.to_string());
         strace::check_exit(&home, status).unwrap_or_else(|violation| panic!("{fault}: {violation}"));
         assert_eq!(strace::count_injected(&home), 1, "{fault}");
         fixture.check_after_fault(&home, &tracker).unwrap_or_else(|violation| panic!("after {fault}: {violation}"));
@@ -183,7 +183,7 @@ fn run_with_fault(
                 if stays_ready(server.address) {
                     return Err("the store has failed, and /readyz still answers 200".into());
                 }
-                let status = strace::wait_for_exit(server.process, EXIT_TIMEOUT, &fault.to_string());
+                let status = strace::wait_for_exit(home, server.process, EXIT_TIMEOUT, &fault.to_string());
                 strace::check_exit(home, status)?;
                 outcome.stopped = true;
             } else {

@@ -23,7 +23,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     strace,
-    support::{http::Http, server::Home},
+    support::{current_thread_runtime, http::Http, server::Home},
     tracker::{Log, Tracker, read_log},
 };
 
@@ -47,7 +47,7 @@ impl FixtureStore {
         let directory = tempfile::Builder::new().prefix("mesa-test-").tempdir().expect("a temporary directory");
         let (work, image) = (directory.path().join("work"), directory.path().join("image"));
         let mut fixture = Self { directory, logs: BTreeMap::new() };
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let runtime = current_thread_runtime();
         let flush_at_once = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
         let store = open(DiskOptions { tuning: flush_at_once, ..DiskOptions::new(&work) }).expect("a store");
         fixture.append(&runtime, &store);
@@ -177,7 +177,7 @@ pub fn create_backlog(path: &Path, user: &str, count: u64) {
         let payload = Payload::encode(0, Some(&text), Some("TEST")).expect("a payload");
         store.append(Append::new(payload, vec![user.clone()]))
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = current_thread_runtime();
     for first in (0..count).step_by(BATCH as usize) {
         let last = count.min(first + BATCH) - 1;
         // Appends are processed in order, so only the last of a batch is awaited.

@@ -4,7 +4,6 @@
 //! Every request in flight must be answered, every connection kept, and nothing lost.
 
 use std::{
-    fs,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -26,10 +25,7 @@ use crate::{
 #[test]
 fn server_resumed_after_sigstop_keeps_connections_and_messages() {
     let mut random = Random::announced("pause");
-    let home = Home::new();
-    let config = fs::read_to_string(home.path("config.json5")).expect("a configuration");
-    let config = config.replacen('{', "{ heartbeat: { enabled: true, interval: 1000, maxAttempts: 3 },", 1);
-    fs::write(home.path("config.json5"), config).expect("the configuration is written");
+    let home = Home::with("heartbeat: { enabled: true, interval: 1000, maxAttempts: 3 },");
     let (pauses, pause_ms) = if env::long_form() { (6, 20_000) } else { (2, 3_000) };
 
     let server = home.start();

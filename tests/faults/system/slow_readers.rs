@@ -3,7 +3,7 @@
 //! Each must cost bounded memory, be disconnected in time and lose nothing. Other clients must not wait for them.
 
 use std::{
-    fs, thread,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use crate::{
     fixture_store::create_backlog,
     proc,
     support::{
+        current_thread_runtime,
         http::Http,
         server::{Home, Server},
     },
@@ -47,14 +48,13 @@ const LATENCY_MAX: Duration = Duration::from_secs(2);
 // covers: G2
 #[test]
 fn clients_that_never_read_are_disconnected_and_lose_nothing() {
-    let home = Home::new();
-    let config = fs::read_to_string(home.path("config.json5")).expect("a configuration");
-    let limits =
-        format!("{{ store: {{ cacheBytes: 1048576 }}, limits: {{ writeTimeout: {} }},", WRITE_TIMEOUT.as_millis());
-    fs::write(home.path("config.json5"), config.replacen('{', &limits, 1)).expect("the configuration is written");
+    let home = Home::with(&format!(
+        "store: {{ cacheBytes: 1048576 }}, limits: {{ writeTimeout: {} }},",
+        WRITE_TIMEOUT.as_millis()
+    ));
     create_backlog(&home.store(), "alice", BACKLOG);
     let server = home.start();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = current_thread_runtime();
     let mut http = Http::connect(server.address).expect("a connection");
 
     let mut bob = runtime.block_on(Client::connect(server.address, "bob")).expect("a connection");

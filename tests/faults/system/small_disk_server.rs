@@ -70,11 +70,3 @@ pub fn clear(http: &mut Http, user: &str) {
     let (status, response) = http.call("DELETE", &format!("/v1/users/{user}/messages"), "").expect("a response");
     assert_eq!(status, 200, "{}", String::from_utf8_lossy(&response));
 }
-
-/// Reads a metric of the server.
-pub fn metric(http: &mut Http, name: &str) -> u64 {
-    let (_, text) = http.call("GET", "/metrics", "").expect("a response");
-    let text = String::from_utf8(text).expect("UTF-8");
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
-    value.expect("the metric")
-}

@@ -95,14 +95,14 @@ fn wait_for_start(home: &Home, mut process: Process, fault: &str) -> StartResult
     }
 }
 
-/// Waits until a server has exited, at most for `limit`.
-pub fn wait_for_exit(mut process: Process, limit: Duration, context: &str) -> ExitStatus {
+/// Waits until a server of `home` has exited, at most for `limit`.
+pub fn wait_for_exit(home: &Home, mut process: Process, limit: Duration, context: &str) -> ExitStatus {
     let end = Instant::now() + limit;
     loop {
         if let Some(status) = process.try_wait() {
             return status;
         }
-        assert!(Instant::now() < end, "{context}: expected the server to exit within {limit:?}");
+        assert!(Instant::now() < end, "{context}: expected the server to exit within {limit:?}:\n{}", home.log());
         thread::sleep(Duration::from_millis(5));
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     proc,
     strace::{self, Fault},
     support::{
+        current_thread_runtime,
         http::Http,
         seeded_rng::Random,
         server::{Home, Server},
@@ -55,7 +56,7 @@ fn sigterm_during_dispatches_keeps_answered_ones_and_closes_connections() {
 /// If `gap` is set, a second SIGTERM follows `gap` ms later. Returns what was dispatched, and the time until the server had exited.
 fn terminate_during_dispatches(home: &Home, pause: u64, gap: Option<u64>) -> (Tracker, Duration) {
     let server = home.start();
-    let runtime = runtime();
+    let runtime = current_thread_runtime();
     let client = runtime.block_on(Client::connect(server.address, "observer")).expect("a connection");
     let users: Vec<String> = (0..4).map(|n| format!("user-{n}")).collect();
     let backends = Backends::start(server.address, &users);
@@ -89,7 +90,7 @@ fn sigterm_during_redelivery_loses_no_message() {
         let home = Home::new();
         copy(image.path(), &home.store());
         let server = home.start();
-        let runtime = runtime();
+        let runtime = current_thread_runtime();
         let received_before = random.within(1..=BACKLOG - 1);
         let (twice, client_leaves) = (random.one_in(3), random.one_in(2));
         let (first, end) = runtime.block_on(async {
@@ -158,7 +159,7 @@ fn sigterm_during_start_exits_with_code_0() {
         thread::sleep(Duration::from_millis(random.within(0..=400)));
         before_listening += usize::from(!home.path("ready").exists());
         proc::signal(pid, Signal::TERM);
-        let status = strace::wait_for_exit(process, EXIT_TIMEOUT, "SIGTERM during a start");
+        let status = strace::wait_for_exit(&home, process, EXIT_TIMEOUT, "SIGTERM during a start");
         assert!(status.success(), "expected exit code 0, found {status}:\n{}", home.log());
         fixture.check_after_start(&home).unwrap_or_else(|violation| panic!("{violation}"));
     }
@@ -185,7 +186,7 @@ fn wait_for_store_owner(home: &Home) -> i32 {
 }
 
 fn wait_for_exit(server: Server, home: &Home) -> ExitStatus {
-    strace::wait_for_exit(server.process, EXIT_TIMEOUT, &home.log())
+    strace::wait_for_exit(home, server.process, EXIT_TIMEOUT, "SIGTERM to a running server")
 }
 
 /// Checks that the exit code is 0. After a second SIGTERM it may be 143 (128 + 15).
@@ -198,8 +199,4 @@ fn check_after_start(home: &Home, tracker: &Tracker) {
     let server = home.start();
     let mut http = Http::connect(server.address).expect("a connection");
     tracker.check(&mut http).unwrap_or_else(|violation| panic!("{violation}:\n{}", home.log()));
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
 }

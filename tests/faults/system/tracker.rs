@@ -2,13 +2,9 @@
 
 use std::{collections::BTreeMap, io};
 
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::support::http::Http;
-
-/// Entries requested at a time.
-const PAGE_LIMIT: usize = 1000;
 
 /// Entries of a user's log: sequence and message number.
 pub type Log = Vec<(u64, u64)>;
@@ -109,29 +105,10 @@ fn check_log(user: &str, dispatched: &[bool], log: &Log) -> Result<(), String> {
     }
 }
 
-#[derive(Deserialize)]
-struct Page {
-    messages: Vec<StoredMessage>,
-}
-
-#[derive(Deserialize)]
-struct StoredMessage {
-    s: u64,
-    d: Value,
-}
-
 /// Reads the pending entries of a user.
 pub fn read_log(http: &mut Http, user: &str) -> Log {
-    let mut log = Log::new();
-    loop {
-        let after = log.last().map_or(0, |(seq, _)| *seq);
-        let path = format!("/v1/users/{user}/messages?after={after}&limit={PAGE_LIMIT}");
-        let page: Page = http.get(&path).expect("a page of the log");
-        if page.messages.is_empty() {
-            return log;
-        }
-        log.extend(page.messages.iter().map(|stored| (stored.s, stored.d["n"].as_u64().expect("a number"))));
-    }
+    let entries = http.pending_entries(user).into_iter();
+    entries.map(|(seq, data)| (seq, data["n"].as_u64().expect("a number"))).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     thread,
     time::{Duration, Instant},
 };
@@ -11,6 +11,7 @@ use std::{
 use crate::{
     env,
     support::{
+        command::mesa_command,
         http::Http,
         seeded_rng::Random,
         server::{Home, Process},
@@ -93,13 +94,11 @@ impl<'a> Contender<'a> {
 
     fn start(&mut self) {
         let log = File::create(self.home.path(&self.file_name("log"))).expect("a log");
-        let child: Child = Command::new(env!("CARGO_BIN_EXE_mesa"))
+        let child: Child = mesa_command()
             .arg("serve")
             .args([Path::new("--config"), &self.home.path("config.json5")])
             .args([Path::new("--store-path"), &self.home.store()])
             .args([Path::new("--ready-file"), &self.home.path(&self.file_name("ready"))])
-            .env_remove("MESA_FAULTS")
-            .env_remove("MESA_SEED")
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)

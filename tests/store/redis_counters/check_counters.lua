@@ -42,7 +42,7 @@ check(S.b == bytes, 'b is', S.b, 'and the entries have', bytes)
 check(S.n <= tonumber(ARGV[1]), 'there are', S.n, 'entries, above the quota')
 check_expires(S.exp, first_expiry, 'the log')
 if #entries > 0 then
-  check(S.rel < entries[1].seq, 'rel is', S.rel, 'and the first entry is', entries[1].seq)
+  check(S.trimmed < entries[1].seq, 'trimmed is', S.trimmed, 'and the first entry is', entries[1].seq)
   check(entries[#entries].seq <= S.head, 'head is', S.head, 'and the last entry is', entries[#entries].seq)
 end
 if ARGV[2] == '1' and S.exp > 0 then
@@ -109,11 +109,11 @@ for at, c in ipairs(cursors) do
   end
   low = math.min(low or c.t, c.t)
 end
-check(S.rel <= (low or 0), 'rel is', S.rel, 'and the lowest cursor is at', low)
+check(S.trimmed <= (low or 0), 'trimmed is', S.trimmed, 'and the lowest cursor is at', low)
 
 -- Gaps. Cleared entries may be held, and expired ones may still be stored. Entries lost for other reasons are removed.
 local last, last_reason = 0, nil
-for _, gap in ipairs(S.gone) do
+for _, gap in ipairs(S.gaps) do
   check(gap[1] > last and gap[1] <= gap[2], 'a gap', gap[1], gap[2], 'after one up to', last)
   check(gap[1] > last + 1 or gap[3] ~= last_reason, 'two adjacent gaps with one reason, at', gap[1])
   last, last_reason = gap[2], gap[3]
@@ -123,16 +123,16 @@ for _, gap in ipairs(S.gone) do
     end
   end
 end
-check(#S.gone <= 64 and last <= S.head, 'there are', #S.gone, 'gaps, the last up to', last, 'and head is', S.head)
+check(#S.gaps <= 64 and last <= S.head, 'there are', #S.gaps, 'gaps, the last up to', last, 'and head is', S.head)
 
 -- The log, from which the test predicts the next append.
 local held = 0
-for _, view in pairs(S.views) do
-  if view.h >= 0 then held = held + 1 end
+for _, report in pairs(S.reports) do
+  if report.hold >= 0 then held = held + 1 end
 end
 -- After a failover, acknowledged entries stay until all live servers have reported. This script does not know these.
-if S.at then held = held + 1 end
-local log = {head = S.head, epoch = S.era or '', held = held, entries = {}, keys = {}, cursors = {}}
+if S.entered then held = held + 1 end
+local log = {head = S.head, epoch = S.name or '', held = held, entries = {}, keys = {}, cursors = {}}
 for at, entry in ipairs(entries) do log.entries[at] = {entry.seq, entry.bytes, entry.expires} end
 for at, key in ipairs(S.keys) do log.keys[at] = key end
 for at, c in ipairs(cursors) do

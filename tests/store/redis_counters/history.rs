@@ -53,7 +53,7 @@ for first = 2, #KEYS, 4 do
     end
   end
 end
-if ARGV[2] == '1' then redis.call('HSET', KEYS[1], 'history', 'another', 'kept', '0') end
+if ARGV[2] == '1' then redis.call('HSET', KEYS[1], 'replid', 'another', 'durable', '0') end
 return 1";
 
 struct Server {
