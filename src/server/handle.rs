@@ -138,7 +138,7 @@ impl Handle {
     /// Returns the number of connections, authenticated or not; 0 once the server has stopped.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.hub.upgrade().map_or(0, |hub| hub.connections())
+        self.hub.upgrade().map_or(0, |hub| hub.connection_count())
     }
 
     /// Returns a page of at most `limit` online users above `after`, in the order of their ids.

@@ -303,7 +303,7 @@ impl Connection {
         let Some(Attaching { frame, resumes, expires, .. }) = self.attaching.take() else { return Ok(false) };
         match attached {
             Ok(session) => {
-                self.connected.attached(&session);
+                self.connected.mark_attached(&session);
                 self.push(&frame);
                 self.session = Some(session);
                 if !resumes {

@@ -158,7 +158,7 @@ async fn run_maintenance(hub: Arc<Hub>, resp: Option<Arc<RespServer>>, authentic
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if let Some(portals) = hub.portals() {
-            portals.sweep(Instant::now());
+            portals.expire(Instant::now());
         }
         if let Some(resp) = &resp {
             resp.sweep(Instant::now());
