@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use super::{Hub, mailbox::Mailbox};
 use crate::{
     cluster::Broadcast,
-    message::{CollapseKey, DispatchId, NameError, Options, Payload, Recipients, UserId},
+    message::{CollapseKey, DispatchId, IdError, Options, Payload, Recipients, UserId},
     middleware::SentTo,
     store::{Append, AppendResult, DispatchSummary, Idempotency, Rejected, StoreError},
 };
@@ -82,7 +82,7 @@ pub enum OptionsError {
     NotStored,
     /// The collapse key is invalid.
     #[error(transparent)]
-    Collapse(#[from] NameError),
+    Collapse(#[from] IdError),
 }
 
 impl OptionsError {

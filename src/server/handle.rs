@@ -5,7 +5,7 @@ use std::{fmt, sync::Weak};
 use crate::{
     hub::{CloseReason, Dispatch, Hub, OptionsError, Outcome, StoreError, UserReport},
     message::{
-        DispatchId, INTERNAL_EVENT, Message, MessageError, NameError, Payload, Recipients, UserId, check_internal_event,
+        DispatchId, INTERNAL_EVENT, IdError, Message, MessageError, Payload, Recipients, UserId, check_internal_event,
     },
 };
 
@@ -18,7 +18,7 @@ pub enum SendError {
     Message(#[from] MessageError),
     /// An option, or its type, is longer than allowed.
     #[error(transparent)]
-    Name(#[from] NameError),
+    Name(#[from] IdError),
     /// More recipients than `limits.recipients`.
     #[error("{given} recipients are more than the {max} that limits.recipients allows; send it in parts")]
     Recipients {

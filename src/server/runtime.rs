@@ -21,7 +21,7 @@ use super::{
     settings, shutdown,
 };
 use crate::{
-    auth::{ApiKeys, Authenticator, Guesses},
+    auth::{ApiKeys, Authenticator, GuessLimiter},
     config::Config,
     health::supervise,
     http::{Api, Http},
@@ -64,11 +64,11 @@ impl Runtime {
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::with(store.health().restarted()));
         let hub = Hub::new(settings(&config), store.clone(), metrics.clone(), cluster);
-        let guesses = Arc::new(Guesses::default());
+        let guess_limiter = Arc::new(GuessLimiter::default());
         let http = Http::new(Api {
             hub: hub.clone(),
             keys: ApiKeys::new(&config.api),
-            guesses: guesses.clone(),
+            guess_limiter: guess_limiter.clone(),
             metrics: metrics.clone(),
             limits: config.limits.clone(),
             local_only: config.is_local_only(),
@@ -83,7 +83,7 @@ impl Runtime {
             None => None,
             Some(listener) => {
                 let remembered = ids.as_ref().map(PortalIdFile::read).unwrap_or_default();
-                let server = RespServer::new(&config, hub.clone(), metrics.clone(), guesses, remembered);
+                let server = RespServer::new(&config, hub.clone(), metrics.clone(), guess_limiter, remembered);
                 Some(RespListener::new(listener, descriptors.resp, server, metrics.clone(), ids)?)
             }
         };
