@@ -136,7 +136,8 @@ pub(crate) async fn until_panic<F: Future + Unpin>(place: &str, mut task: F) -> 
     }
 }
 
-#[cfg(all(test, feature = "failpoints"))]
+#[cfg(feature = "failpoints")]
+#[cfg(test)]
 mod tests {
     use super::*;
 

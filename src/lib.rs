@@ -1,11 +1,11 @@
 //! A message server that delivers also to offline users.
 //!
 //! A backend dispatches a message to user ids. With `sync.enabled`, online users receive it at once, and offline users
-//! receive it in order when they reconnect, also after a power cut. It is one binary with an embedded store. WebSocket and
-//! HTTP share one port; the Redis protocol for Dispatchers of the original Mesa (`@cryb/mesa`) has a port of its own, if it
-//! is configured. Clients of the original connect unchanged.
+//! receive it in order when they reconnect, also after a power cut. The server is one binary with an embedded store.
+//! WebSocket and HTTP share one port. The Redis protocol, for Dispatchers and Portals of the original Mesa (`@cryb/mesa`), has
+//! a port of its own, which is off by default. Clients of the original connect unchanged.
 //!
-//! It is a server to be run (`mesa serve`, see the README) and a library: a server in a program of yours, clients, and
+//! The crate is a program (`mesa serve`, see the README) and a library: a server that runs inside your program, clients, and
 //! backends.
 //!
 //! ```no_run
@@ -24,9 +24,9 @@
 //! The [`guide`] has a chapter for each task, with examples that run as tests. [`guide::migration`] has a table of the
 //! original's names.
 //!
-//! Of other crates, the types of tokio (`TcpListener`), `serde_json` (`Value`, `Map`, `RawValue`) and http (`Request`) are part
-//! of this interface; also the trait `Stream` of the futures crates, which [`client::Client`] and [`portal::Portal`] implement,
-//! and `axum::Router`, which [`server::Builder::attach`] returns. Futures need a tokio runtime.
+//! The public interface has types of other crates: `TcpListener` of tokio, `Value`, `Map` and `RawValue` of `serde_json`,
+//! `Request` of http, and `axum::Router`, which [`server::Builder::attach`] returns. [`client::Client`] and [`portal::Portal`]
+//! implement the trait `Stream` of the futures crates. All futures need a tokio runtime.
 //!
 //! # Modules
 //!
@@ -74,13 +74,13 @@
 //! # Invariants
 //!
 //! - No socket sees a synced message before the store has it as durably as configured.
-//! - A user's sequences are never reused. They rise by one, except over a gap that is reported: after a lossy restart, a
-//!   restore, or a failover of a Redis. (They start again only if a Redis is emptied while no server runs.)
+//! - A user's sequences are never reused. They rise by one, except over a reported gap: after a lossy restart, a restore, or
+//!   a failover of a Redis. (With a Redis that is emptied while no server runs, they start again.)
 //! - A cursor only moves forward.
 //! - The hub never waits for a socket, and every queue has a named bound.
 //! - The hub knows no wire format, the store no session, and `http` decides nothing.
 //! - Wrong input from a peer is an error. Our own state is asserted.
-//! - Before a socket, the session compares the owner of each entry with its own user.
+//! - The session compares the owner of each entry with its own user before the server writes the entry to the socket.
 //! - Imports point one way, without circles between files, and each foreign crate has one home: sled in
 //!   [`embedded::tables`] and [`embedded::offline`], bincode in [`embedded`], redis in `redis`, tungstenite in [`server`] and
 //!   [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`http_client`], [`dispatcher`] and [`portal`], clap in the
@@ -88,9 +88,9 @@
 //!
 //! # What a crash may lose
 //!
-//! With [`Durability::Always`](config::Durability::Always) nothing that was answered. Acknowledgements are written with the
-//! next commit, at most some 20 ms later. If the process dies before, those messages are delivered again. Webhook events
-//! reach their outbox in the same time. If the process dies before, the events of the last 20 ms are lost.
+//! With [`Durability::Always`](config::Durability::Always) no answered dispatch is lost. Acknowledgements and webhook events
+//! are written with the next commit, at most about 20 ms later. If the process dies before, the acknowledged messages are
+//! delivered again, and those events are lost.
 
 pub mod auth;
 pub mod client;

@@ -20,13 +20,13 @@ impl ApiKeys {
         Self { digests: api.keys.iter().map(|key| digest(key.as_bytes())).collect() }
     }
 
-    /// Tests that no key is configured. Then every request is rejected.
+    /// Returns whether no key is configured. Then every request is rejected.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.digests.is_empty()
     }
 
-    /// Tests that `presented` is one of the keys. Without keys it is always false.
+    /// Returns whether `presented` is one of the keys.
     ///
     /// Takes the same time for all texts of one length: every key is compared to its end, even after a match.
     #[must_use]
@@ -37,7 +37,7 @@ impl ApiKeys {
     }
 }
 
-/// Holds a connection's password as a digest.
+/// Holds the password of the Redis protocol as a digest.
 #[derive(Clone)]
 pub struct Password {
     digest: Vec<u8>,
@@ -50,7 +50,7 @@ impl Password {
         Self { digest: digest(password.as_bytes()) }
     }
 
-    /// Tests that `presented` is the password. Takes the same time for all inputs of one length.
+    /// Returns whether `presented` is the password. Takes the same time for all inputs of one length.
     #[must_use]
     pub fn check(&self, presented: &[u8]) -> bool {
         self.digest.ct_eq(&digest(presented)).into()

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::message::{UserId, surrogates};
 
-/// Length limit of a token in bytes. A longer one is rejected before it is parsed.
+/// Length limit of a token, in bytes. A longer token is rejected without being parsed.
 pub const TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 /// Identifies an authenticated client.
@@ -18,9 +18,9 @@ pub struct Identity {
     pub id: UserId,
     /// JSON object that the client is sent as its user object, if that is configured.
     pub user: Map<String, Value>,
-    /// Time at which the authentication expires; then the connection closes.
+    /// Time at which the authentication expires. Then the server closes the connection.
     pub expires: Option<SystemTime>,
-    /// The user object as JSON, sent in place of `user` if it has an unpaired surrogate, which `user` cannot hold.
+    /// The user object as JSON, sent in place of `user` if it has a lone surrogate, which `user` cannot hold.
     pub(crate) user_text: Option<String>,
 }
 
@@ -33,7 +33,7 @@ impl Identity {
     }
 }
 
-/// Says why authentication failed. Written to the log; the client only learns that it failed.
+/// Describes why authentication failed. The server logs it, and does not send it to the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AuthError {
@@ -49,13 +49,14 @@ pub enum AuthError {
 pub trait Authenticator: Send + Sync + 'static {
     /// Authenticates a client. `data` is the `d` of its authentication frame: a JSON object that the application passed.
     ///
-    /// The future may be dropped when the connection closes or `limits` time it out.
+    /// The server drops the future when the connection closes, or after `authentication.timeout`.
     fn authenticate<'a>(&'a self, data: &'a Map<String, Value>) -> BoxFuture<'a, Result<Identity, AuthError>>;
 
-    /// Authenticates data in which a string has an unpaired surrogate: a character that JavaScript has cut in two.
+    /// Authenticates data in which a string has a lone surrogate.
     ///
     /// Called in place of [`authenticate`](Self::authenticate). `data` has U+FFFD in place of the surrogate, so two different
-    /// strings may become equal. `text` is the data as JSON, as it was sent. A token with one is rejected before.
+    /// strings may become equal. `text` is the data as JSON, as the client sent it. The server itself rejects a token with a
+    /// lone surrogate.
     fn authenticate_text<'a>(
         &'a self,
         data: &'a Map<String, Value>,
@@ -72,7 +73,7 @@ pub trait Authenticator: Send + Sync + 'static {
     }
 }
 
-/// Says why an authenticator cannot be created, and what to change.
+/// Describes why an authenticator cannot be created, and what to change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct AuthSetupError(pub(super) String);
@@ -87,11 +88,11 @@ pub(super) fn token(data: &Map<String, Value>) -> Result<&str, AuthError> {
     Ok(token)
 }
 
-/// Parses a user object and sets its `id`. Also returns its JSON if it has an unpaired surrogate.
+/// Parses a user object and sets its `id`. Also returns its JSON if it has a lone surrogate.
 pub(super) fn user_object(text: &str, id: &UserId) -> Option<(Map<String, Value>, Option<String>)> {
-    let mut user: Map<String, Value> = serde_json::from_str(&surrogates::replace_halves(text)).ok()?;
+    let mut user: Map<String, Value> = serde_json::from_str(&surrogates::replace_lone_surrogates(text)).ok()?;
     user.insert("id".into(), id.as_str().into());
-    if !surrogates::has_half(text) {
+    if !surrogates::has_lone_surrogate(text) {
         return Some((user, None));
     }
     let id = Value::from(id.as_str()).to_string();

@@ -17,8 +17,5 @@ impl Authenticator for Insecure {
 }
 
 fn identity_from_token(data: &Map<String, Value>) -> Result<Identity, AuthError> {
-    let id = UserId::new(token(data)?).map_err(|error| rejected(error.to_string()))?;
-    let mut user = Map::new();
-    user.insert("id".into(), id.as_str().into());
-    Ok(Identity { id, user, expires: None, user_text: None })
+    UserId::new(token(data)?).map(Identity::new).map_err(|error| rejected(error.to_string()))
 }

@@ -2,13 +2,13 @@
 //!
 //! - `authenticator`: the trait, its errors, and the identity of a client
 //! - `jwt`, `webhook`, `insecure`: its implementations
-//! - `api_keys`, `guesses`: API keys, and the limit on wrong ones
+//! - `api_keys`, `guess_limiter`: API keys, and the limit on brute-force guesses
 //!
 //! Nothing here depends on a socket. Credentials are never written to the log.
 
 mod api_keys;
 mod authenticator;
-mod guesses;
+mod guess_limiter;
 mod insecure;
 mod jwt;
 #[cfg(test)]
@@ -22,7 +22,7 @@ use self::authenticator::{rejected, token, user_object};
 use crate::config;
 
 pub use api_keys::{ApiKeys, Password};
-pub use guesses::{Guesses, Proof};
+pub use guess_limiter::{GuessLimiter, Proof};
 pub use insecure::Insecure;
 pub use jwt::{Jwt, issue};
 pub use webhook::Webhook;

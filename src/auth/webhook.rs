@@ -22,9 +22,9 @@ const RESPONSE_BYTES_MAX: usize = 64 << 10;
 
 /// Posts the client's authentication data to a backend.
 ///
-/// The body is the `d` of the authentication frame as JSON, signed if a secret is configured. A response of success is
-/// `{"id":"alice","user":{…},"expires":1700000000}`, of which only `id` is required. 401 and 403 reject the client. Any other
-/// response, or none, means that authentication is unavailable.
+/// The body is the `d` of the authentication frame as JSON, signed if a secret is configured. A 2xx response has the body
+/// `{"id":"alice","user":{…},"expires":1700000000}`, of which only `id` is required. A 401 or 403 rejects the client. After
+/// any other response, or none, authentication is unavailable.
 pub struct Webhook {
     http: HttpClient,
     secret: Option<String>,
@@ -112,10 +112,10 @@ fn identity(body: &[u8], now: SystemTime) -> Result<Identity, AuthError> {
         let (line, column) = (error.line(), error.column());
         unavailable(&format!("did not answer with {{id, user?, expires?}} (line {line}, column {column})"))
     })?;
-    if surrogates::has_half(id.get()) {
-        return Err(unavailable("answered with an id that has half of a surrogate pair"));
+    if surrogates::has_lone_surrogate(id.get()) {
+        return Err(unavailable("answered with an id that has a lone surrogate"));
     }
-    // It was parsed as JSON above.
+    // The JSON is valid: it was parsed above.
     let id = match serde_json::from_str(id.get()).unwrap_or_default() {
         Value::String(id) => UserId::new(&id),
         // A float is rejected: large numbers are rounded, and two users would become one.

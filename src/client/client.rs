@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     Connection, codec,
-    driver::{Control, Credentials, Progress, Task},
+    driver::{Control, Credentials, Driver, Progress},
     error::ClientError,
     event::{Event, Options},
 };
@@ -34,7 +34,7 @@ const UNSENT_BYTES_MAX: usize = 4 << 20;
 /// Default maximum delay between two attempts to connect, unless the server's interval is longer.
 const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(30);
 
-/// Requests that are queued for the task. It handles them at once, except while it is authenticating.
+/// Requests that are queued for the driver. It handles them at once, except while it is authenticating.
 const CONTROLS_MAX: usize = 4;
 
 /// Configures how a client reconnects.
@@ -53,17 +53,18 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets the maximum delay between two attempts. Default 30 s. The delay doubles with each attempt up to this maximum, which
-    /// never shortens the interval itself.
-    pub fn reconnect_delay_max(mut self, pause: Duration) -> Self {
-        self.reconnect_delay_max = pause;
+    /// Sets the maximum delay between two attempts. Default 30 s.
+    ///
+    /// The delay doubles with each attempt up to this maximum. A maximum below the interval counts as the interval.
+    pub fn reconnect_delay_max(mut self, delay: Duration) -> Self {
+        self.reconnect_delay_max = delay;
         self
     }
 
     /// Connects for the first time, within 10 s.
     ///
     /// # Errors
-    /// Fails if that does not succeed: a client reconnects only after a first connection.
+    /// Fails if this attempt fails. A client reconnects only after a first connection.
     pub async fn connect(self) -> Result<Client, ClientError> {
         let connection = Connection::connect(&self.url).await?;
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
@@ -71,17 +72,18 @@ impl ClientBuilder {
         let (controls, controls_out) = mpsc::channel(CONTROLS_MAX);
         let progress = Arc::new(Progress::default());
         let settings = (self.url, self.interval, self.reconnect_delay_max);
-        let task = Task::new(settings, events_in, sends_out, controls_out, progress.clone());
-        tokio::spawn(task.run(connection));
+        let driver = Driver::new(settings, events_in, sends_out, controls_out, progress.clone());
+        tokio::spawn(driver.run(connection));
         Ok(Client { events, sender: Sender { sends, progress }, controls, has_event: false })
     }
 }
 
-/// A client that reconnects after its connection broke or the server closed it with a code that allows a return.
+/// A client that reconnects after its connection broke, or the server closed it with a code that permits a reconnect.
 ///
-/// The delay is the server's `reconnect.interval`, or [`ClientBuilder::reconnect_interval`]. Without either it does not
-/// reconnect, like the original. Delays vary by half in both directions, so that a thousand clients do not reconnect at once.
-/// They double after each failed attempt, up to [`ClientBuilder::reconnect_delay_max`].
+/// The delay is [`ClientBuilder::reconnect_interval`], or else the server's `reconnect.interval`. Without either the client does
+/// not reconnect, like the original. The delay doubles after each failed attempt, up to
+/// [`ClientBuilder::reconnect_delay_max`]. The client waits a random time between half of the delay and all of it (jitter), so
+/// that a thousand clients do not reconnect at once.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), mesa::client::ClientError> {
@@ -101,14 +103,15 @@ impl ClientBuilder {
 ///
 /// It is a [`Stream`] of [`Event`]s (the trait of the `futures` crates), which ends after the last event.
 ///
-/// **Acknowledgement.** Calling [`Client::next`] acknowledges the event before it. So finish with a message before the next
-/// call: a program that dies before gets the message again. Up to 64 events are read ahead and not acknowledged. A program
-/// that does not call `next` for longer than the heartbeat's timeout is disconnected, unless it resumes.
+/// **Acknowledgement.** [`Client::next`] acknowledges the event of the previous call. So process a message completely before
+/// the next call: a program that dies before gets the message again. Up to 64 events are read ahead and not acknowledged. A
+/// program that does not call `next` for longer than the heartbeat's timeout is disconnected, unless it resumes.
 ///
 /// **Resuming** ([`Options::after`]). The client counts the sequences, and sends the last one that it has returned whenever it
-/// reconnects. It acknowledges finished messages by op 3, at most every 50 ms. So no message is lost or repeated over broken
-/// connections and a killed server. A program that ends must store the count itself: [`Delivery::position`] of the last
-/// finished message is `after` of the next start.
+/// reconnects. It acknowledges processed messages by op 3, at most every 50 ms. So no message is lost or repeated over broken
+/// connections and a killed server. A program that ends must store the position itself: [`Delivery::position`] of the last
+/// processed message is `after` of the next start.
+///
 /// **Sending.** Messages sent while the client is offline are queued in memory: 1,024 messages or 4 MiB, then
 /// [`ClientError::Full`]. They are sent after the client has reconnected and authenticated. They are not acknowledged: a
 /// message in flight may be lost when a connection breaks.
@@ -120,7 +123,7 @@ pub struct Client {
     events: mpsc::Receiver<Event>,
     sender: Sender,
     controls: mpsc::Sender<Control>,
-    /// The program has received an event and has not called `next` since.
+    /// Whether the last call of `next` returned an event, which the program is processing.
     has_event: bool,
 }
 
@@ -144,7 +147,7 @@ impl Client {
     /// meanwhile, the call continues on the next one.
     ///
     /// # Errors
-    /// Returns [`ClientError::Refused`] if the server rejects the credentials for good.
+    /// Returns [`ClientError::Closed`] if the server rejects the credentials.
     pub async fn authenticate(
         &mut self,
         credentials: Map<String, Value>,
@@ -156,7 +159,7 @@ impl Client {
     /// Authenticates with credentials that are made for each connection, for tokens that expire.
     ///
     /// # Errors
-    /// As [`Client::authenticate`].
+    /// Same as [`Client::authenticate`].
     pub async fn authenticate_by<F, R>(
         &mut self,
         credentials: F,
@@ -169,8 +172,8 @@ impl Client {
         let (answer, answered) = oneshot::channel();
         let credentials: Credentials = Box::new(move || Box::pin(credentials()));
         let sent = self.controls.send(Control::Authenticate { credentials, options, answer }).await;
-        sent.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?
+        sent.map_err(|_| ClientError::Ended)?;
+        answered.await.map_err(|_| ClientError::Ended)?
     }
 
     /// Returns the next event; `None` when the client has ended. Cancel-safe, as in `select!`.
@@ -192,10 +195,10 @@ impl Client {
         self.sender.clone()
     }
 
-    /// Disconnects for good: sends queued messages, acknowledges finished ones, and closes the connection.
+    /// Ends the client: sends queued messages, acknowledges processed ones, and closes the connection.
     ///
-    /// Takes 1 s at most; messages not sent by then are lost. An offline client can do none of this; the server learns
-    /// what was finished from [`Options::after`] of the next start.
+    /// Takes 1 s at most; messages not sent by then are lost. An offline client neither sends nor acknowledges: its queued
+    /// messages are lost. If it resumes, [`Options::after`] of the next start acknowledges the processed messages.
     pub async fn disconnect(mut self) {
         self.mark_done();
         let (done, closed) = oneshot::channel();
@@ -255,12 +258,8 @@ impl Sender {
             self.progress.unsent_bytes.fetch_sub(bytes, Ordering::AcqRel);
             match error {
                 mpsc::error::TrySendError::Full(_) => ClientError::Full,
-                mpsc::error::TrySendError::Closed(_) => gone(),
+                mpsc::error::TrySendError::Closed(_) => ClientError::Ended,
             }
         })
     }
-}
-
-fn gone() -> ClientError {
-    ClientError::Gone
 }

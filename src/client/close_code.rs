@@ -1,11 +1,11 @@
-//! Explains close codes, and says whether to reconnect.
+//! Explains close codes, and decides whether to reconnect.
 
 use crate::protocol::close_code::CloseCode;
 
-/// Stands for a connection that broke without a close frame, as when a network or a server fails. Never sent.
+/// Close code of a connection that broke without a close frame, for example after a network failure. Never sent.
 pub const LOST: u16 = 1006;
 
-/// Stands for a close frame without a code. Never sent.
+/// Close code of a close frame without a code. Never sent.
 pub const NO_CODE: u16 = 1005;
 
 /// Returns what a code means, as a sentence without its full stop.
@@ -28,7 +28,7 @@ pub fn meaning(code: u16) -> &'static str {
     }
 }
 
-/// Tests whether reconnecting after the usual delay may succeed.
+/// Returns whether reconnecting after the usual delay may succeed.
 ///
 /// True for a lost connection, and for unknown codes, which a proxy may have sent.
 #[must_use]

@@ -16,9 +16,9 @@ use crate::{
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Hello {
-    /// Interval after which the server sends a heartbeat to a silent client, if it does.
+    /// Interval between heartbeats of the server; `None`: heartbeats are off.
     pub heartbeat_interval: Option<Duration>,
-    /// Delay before reconnecting, if the server wants clients to reconnect.
+    /// Delay before reconnecting; `None`: clients do not reconnect by themselves.
     pub reconnect_interval: Option<Duration>,
     /// Time limit for authentication.
     pub authentication_timeout: Option<Duration>,
@@ -115,9 +115,9 @@ pub(super) fn decode(text: &str) -> Result<Incoming, ClientError> {
             })
         }
         opcode::AUTHENTICATED => {
-            // A user object may have an unpaired surrogate, which a Rust string cannot hold.
+            // A user object may have a lone surrogate, which a Rust string cannot hold.
             Incoming::Authenticated(
-                serde_json::from_str(&surrogates::replace_halves(data)).map_err(|error| unreadable(&error))?,
+                serde_json::from_str(&surrogates::replace_lone_surrogates(data)).map_err(|error| unreadable(&error))?,
             )
         }
         opcode::RESUMED => {

@@ -1,4 +1,4 @@
-//! Opens WebSocket connections; nothing else in the client does.
+//! Opens the client's WebSocket connections.
 
 use std::time::Duration;
 
@@ -58,7 +58,7 @@ impl Target {
             return reject("has a user name; remove it, and authenticate by a token");
         }
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        // An IPv6 address has brackets only where a port may follow.
+        // `TcpStream::connect` needs an IPv6 address without brackets.
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let request = format!("ws://{authority}{path}");
         Ok(Self { host, port: authority.port_u16().unwrap_or(80), request })
@@ -86,9 +86,9 @@ pub(super) async fn open(url: &str) -> Result<WebSocketStream<TcpStream>, Client
 async fn handshake(target: &Target) -> Result<WebSocketStream<TcpStream>, ClientError> {
     let unreachable = |error| ClientError::Unreachable { address: target.address(), reason: network_error(&error) };
     let stream = TcpStream::connect((target.host.as_str(), target.port)).await.map_err(unreachable)?;
-    // Acknowledgements and typed lines are small, and must not be delayed.
+    // Acknowledgements are small, and must not be delayed.
     stream.set_nodelay(true).map_err(unreachable)?;
-    // Detects a silently failed network within a minute, even while there is nothing to send.
+    // Detects a silent network failure within a minute, even while nothing is sent.
     let keepalive =
         TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)).with_retries(3);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive).map_err(unreachable)?;

@@ -1,13 +1,14 @@
 //! Defines [`Connection`], one connection to a server without reconnecting.
 //!
-//! **Acknowledgement.** The server's heartbeat (opcode 1) asks whether everything so far was received, and the answer
-//! (opcode 11) lets it remove those messages. [`Connection::next`] answers only when it is called *again* after the
-//! message before the heartbeat. So a program that dies with a message in hand gets it again. Finish with a message before
-//! the next call, and do call it: a client that stops calling is disconnected.
+//! **Acknowledgement.** The answer (opcode 11) to a heartbeat of the server (opcode 1) acknowledges all messages before the
+//! heartbeat, and the server removes them. [`Connection::next`] answers only when it is called *again* after the last of those
+//! messages. So process a message completely before the next call: a program that dies before gets the message again. The
+//! server disconnects a client that stops calling `next`.
 //!
-//! **Resuming.** A program that stores its own position resumes ([`Options::after`]). Every message then carries its sequence
-//! in the user's log, and [`ConnectionEvent::Resumed`] reports the state of the log. [`Connection::acknowledge`] lets the server
-//! remove messages.
+//! **Resuming.** A program that stores its own position can resume ([`Options::after`]). Every message then has its sequence in
+//! the user's log, [`ConnectionEvent::Resumed`] reports the state of the log, and [`Connection::acknowledge`] acknowledges
+//! messages.
+
 use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
@@ -31,7 +32,7 @@ use super::{
 };
 use crate::{message::Seq, protocol::opcode};
 
-/// Frames that are queued before the answer to an authentication; the server should send none by then.
+/// Frames that are queued before the answer to an authentication. A mesa server sends few or none.
 pub(super) const EARLY_FRAMES_MAX: usize = 1024;
 
 /// Time limit for the greeting.
@@ -51,11 +52,11 @@ const VERSION: &str = "1.5.3";
 pub struct Connection {
     socket: WebSocketStream<TcpStream>,
     hello: Hello,
-    /// Frames that arrived before they were asked for, in order; at most [`EARLY_FRAMES_MAX`].
+    /// Frames that arrived during an authentication, in order; at most [`EARLY_FRAMES_MAX`].
     early: VecDeque<Incoming>,
-    /// Acknowledgements (opcode 11) that are due. They are counted, so that a cancelled `next` loses none.
+    /// Number of acknowledgements (opcode 11) that are due. A cancelled `next` does not change it.
     acks_due: usize,
-    /// The socket's buffer may hold unsent data.
+    /// Whether the socket's buffer may have unsent data.
     unflushed: bool,
     /// Close code and reason.
     closed: Option<(u16, String)>,
@@ -77,10 +78,10 @@ impl Connection {
             closed: None,
         };
         match tokio::time::timeout(HELLO_TIMEOUT, client.incoming()).await {
-            Err(_) => return Err(ClientError::Silent { waited: HELLO_TIMEOUT, waiting_for: "greeting" }),
+            Err(_) => return Err(ClientError::TimedOut { waited: HELLO_TIMEOUT, waiting_for: "greeting" }),
             Ok(Err(error)) => return Err(error),
             Ok(Ok(Incoming::Hello(hello))) => client.hello = hello,
-            Ok(Ok(Incoming::Closed(code, reason))) => return Err(ClientError::Refused { code, reason }),
+            Ok(Ok(Incoming::Closed(code, reason))) => return Err(ClientError::Closed { code, reason }),
             Ok(Ok(_)) => return Err(ClientError::Protocol("its first frame is not a greeting".into())),
         }
         if client.hello.rules.iter().any(|rule| rule == "enforce_equal_versions") {
@@ -97,12 +98,12 @@ impl Connection {
 
     /// Authenticates, and returns the user object (empty if the server does not send it).
     ///
-    /// `data` is what the server's authenticator expects, most often [`token`](super::token). `should_sync` false acknowledges
-    /// all pending messages of the user.
+    /// `data` is what the server's authenticator expects, most often [`token`](super::token). Without `should_sync` all pending
+    /// messages of the user count as acknowledged.
     ///
     /// # Errors
-    /// Returns [`ClientError::Refused`] if the server closes the connection, which rejects the client, and
-    /// [`ClientError::Silent`] without an answer for 30 s.
+    /// Returns [`ClientError::Closed`] if the server closes the connection, which rejects the client, and
+    /// [`ClientError::TimedOut`] without an answer for 30 s.
     pub async fn authenticate(
         &mut self,
         data: Map<String, Value>,
@@ -114,7 +115,7 @@ impl Connection {
     /// Authenticates with all options.
     ///
     /// # Errors
-    /// As [`Connection::authenticate`].
+    /// Same as [`Connection::authenticate`].
     pub async fn authenticate_with(
         &mut self,
         mut data: Map<String, Value>,
@@ -126,7 +127,7 @@ impl Connection {
         self.send_frame(opcode::AUTHENTICATION, None, &data).await?;
         match tokio::time::timeout(AUTHENTICATION_TIMEOUT, self.authenticated()).await {
             Ok(answer) => answer,
-            Err(_) => Err(ClientError::Silent { waited: AUTHENTICATION_TIMEOUT, waiting_for: "authentication" }),
+            Err(_) => Err(ClientError::TimedOut { waited: AUTHENTICATION_TIMEOUT, waiting_for: "authentication" }),
         }
     }
 
@@ -136,9 +137,9 @@ impl Connection {
             self.send_acks().await?;
             match self.incoming().await? {
                 Incoming::Authenticated(user) => return Ok(user),
-                Incoming::Closed(code, reason) => return Err(ClientError::Refused { code, reason }),
+                Incoming::Closed(code, reason) => return Err(ClientError::Closed { code, reason }),
                 Incoming::Hello(hello) => self.hello = hello,
-                // No message came before it, so the application has nothing to finish first.
+                // No message precedes the heartbeat, so the program has none to process first.
                 Incoming::Heartbeat if self.early.is_empty() => self.acks_due += 1,
                 early => {
                     if self.early.len() == EARLY_FRAMES_MAX {
@@ -152,7 +153,7 @@ impl Connection {
         }
     }
 
-    /// Returns the next event, and acknowledges messages returned before: see the module.
+    /// Returns the next event, and acknowledges earlier messages, as the module describes.
     ///
     /// Cancel-safe, as in `select!`.
     ///
@@ -174,7 +175,7 @@ impl Connection {
                 Incoming::Resumed { first, last, missed } => {
                     return Ok(ConnectionEvent::Resumed { first, last, missed });
                 }
-                // A server that shuts down may announce another interval.
+                // A server that shuts down may announce another reconnect interval.
                 Incoming::Hello(hello) => self.hello = hello,
                 Incoming::Authenticated(_) => {}
             }
@@ -189,11 +190,12 @@ impl Connection {
         self.send_frame(opcode::DISPATCH, Some(kind), data).await
     }
 
-    /// Acknowledges all entries up to a sequence of the user's log. For clients that resume; others acknowledge by
-    /// [`Connection::next`].
+    /// Acknowledges all entries up to a sequence of the user's log.
+    ///
+    /// For clients that resume. Others acknowledge by [`Connection::next`].
     ///
     /// # Errors
-    /// As [`Connection::send`].
+    /// Same as [`Connection::send`].
     pub async fn acknowledge(&mut self, seq: Seq) -> Result<(), ClientError> {
         self.write(codec::acknowledge(seq)).await?;
         self.flush().await
@@ -202,7 +204,7 @@ impl Connection {
     /// Sends a frame with any opcode.
     ///
     /// # Errors
-    /// As [`Connection::send`].
+    /// Same as [`Connection::send`].
     pub async fn send_frame(&mut self, op: u64, kind: Option<&str>, data: &impl Serialize) -> Result<(), ClientError> {
         let data = to_raw_value(data).map_err(|error| ClientError::Data(error.to_string()))?;
         self.write(codec::encode(op, &data, kind)).await?;
@@ -221,7 +223,7 @@ impl Connection {
         _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
     }
 
-    /// Sends the acknowledgements that are due. Cancel-safe: those not result to the socket stay due.
+    /// Sends the acknowledgements that are due. Cancel-safe: those that are not in the socket's buffer stay due.
     async fn send_acks(&mut self) -> Result<(), ClientError> {
         while self.acks_due > 0 {
             self.write(codec::heartbeat_ack()).await?;
@@ -230,8 +232,8 @@ impl Connection {
         self.flush().await
     }
 
-    /// Hands a text to the socket. Cancel-safe: it is result over completely or not at all.
-    async fn write(&mut self, text: String) -> Result<(), ClientError> {
+    /// Appends a text to the socket's buffer, and does not wait until it is sent. Cancel-safe: all of the text or nothing.
+    pub(super) async fn write(&mut self, text: String) -> Result<(), ClientError> {
         if self.closed.is_some() {
             return Ok(());
         }
@@ -252,8 +254,9 @@ impl Connection {
         flushed.or_else(|error| self.write_failed(error))
     }
 
-    /// Ignores a write error of an ended connection. Frames that the server sent before can still be read, and reading
-    /// reports the end.
+    /// Ignores a write error of an ended connection.
+    ///
+    /// Frames that the server sent before the end can still be read. Then reading reports the end.
     #[expect(clippy::unused_self, reason = "reads as a step of the connection")]
     fn write_failed(&self, error: WsError) -> Result<(), ClientError> {
         match error {
@@ -262,8 +265,9 @@ impl Connection {
         }
     }
 
-    /// Sends buffered data and, if `listen`, reads a frame. `None`: the data is sent, or the frame is of no interest.
-    /// Cancel-safe.
+    /// Sends buffered data and, if `listen`, reads a frame. Cancel-safe.
+    ///
+    /// `None`: the data is sent, or the frame was a control frame of WebSocket.
     pub(super) async fn step(&mut self, listen: bool) -> Result<Option<Incoming>, ClientError> {
         if listen && let Some(early) = self.early.pop_front() {
             return Ok(Some(early));
@@ -271,12 +275,7 @@ impl Connection {
         self.poll_step(listen).await
     }
 
-    /// Buffers a text to be sent, without waiting for that.
-    pub(super) async fn post(&mut self, text: String) -> Result<(), ClientError> {
-        self.write(text).await
-    }
-
-    /// Tests that buffered data is not sent yet.
+    /// Returns whether some buffered data is not sent yet.
     pub(super) fn is_sending(&self) -> bool {
         self.unflushed && self.closed.is_none()
     }
@@ -324,7 +323,7 @@ impl Connection {
             Some(Err(WsError::Capacity(error))) => {
                 return Err(ClientError::Protocol(format!("it sent a frame that is too large: {error}")));
             }
-            Some(Err(error)) => self.closed = Some((close_code::LOST, error::lost(&error))),
+            Some(Err(error)) => self.closed = Some((close_code::LOST, error::describe_loss(&error))),
             None => self.closed = Some((close_code::LOST, "the connection ended".into())),
         }
         Ok(None)

@@ -1,5 +1,6 @@
-//! Drives a reconnecting client in a background task: connects, authenticates, forwards events, sends messages, and
-//! acknowledges what the program has finished.
+//! Drives a reconnecting client in a background task.
+//!
+//! The task connects, authenticates, forwards events, sends messages, and acknowledges events that the program has processed.
 
 use std::{
     collections::VecDeque,
@@ -31,7 +32,7 @@ use crate::{
 /// Maximum delay of an acknowledgement by op 3. Each is a frame, and servers limit the frames per second.
 const ACK_DELAY: Duration = Duration::from_millis(50);
 
-/// Bytes of messages that are delivered to the socket together, approximately.
+/// Bytes of messages that are passed to the socket together, approximately.
 const SEND_BYTES: usize = 64 << 10;
 
 /// Time limit for sending queued messages and closing.
@@ -39,15 +40,15 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 type Answer = oneshot::Sender<Result<Map<String, Value>, ClientError>>;
 
-/// A request of the program to the task.
+/// A request of the program to the driver.
 pub(super) enum Control {
     Authenticate { credentials: Credentials, options: Options, answer: Answer },
     Disconnect(oneshot::Sender<()>),
 }
 
-/// Says why a connection is no longer served.
+/// Describes why a connection is no longer served.
 enum ServeEnd {
-    /// The program has dropped the client, or calls `disconnect` and waits for the sender.
+    /// The program has dropped the client, or has called `disconnect` and waits for the sender.
     ByProgram(Option<oneshot::Sender<()>>),
     /// The server closed the connection, or it broke.
     Closed(u16, String),
@@ -55,7 +56,8 @@ enum ServeEnd {
     Failed(ClientError),
 }
 
-pub(super) struct Task {
+/// Runs one client.
+pub(super) struct Driver {
     url: String,
     /// Delay before reconnecting, in place of the server's interval.
     interval: Option<Duration>,
@@ -68,23 +70,23 @@ pub(super) struct Task {
     credentials: Option<(Credentials, Options)>,
     /// Receives the result of the program's authentication.
     answer: Option<Answer>,
-    /// Number of events delivered to the program, finished or not.
+    /// Number of events delivered to the program, processed or not.
     delivered: u64,
-    /// `delivered` at the last message of this connection; 0 before the first. Other events do not delay op 11.
+    /// `delivered` after the last message of this connection; 0 before the first. Other events do not delay op 11.
     last_message: u64,
-    /// Acknowledgements by op 11, each due when the program has finished this many events.
+    /// Acknowledgements by op 11, each due when the program has processed this many events.
     acks_due: VecDeque<u64>,
-    /// Entries not acknowledged by op 3: how many events must be finished before, and the sequence.
+    /// Entries not acknowledged by op 3: the number of events that must be processed before, and the sequence.
     unacknowledged: VecDeque<(u64, Seq)>,
-    /// Next acknowledgement by op 3: up to which sequence, and at what time.
+    /// Next acknowledgement by op 3: its sequence, and the time at which it is due.
     ack: Option<(Seq, Instant)>,
-    /// The server has reported the state of the log on this connection.
+    /// Whether the server has reported the state of the log on this connection.
     resumed: bool,
-    /// Delays before attempts to reconnect. The last successful authentication resets it.
+    /// Delays before attempts to reconnect, reset by a successful authentication.
     backoff: Backoff,
 }
 
-impl Task {
+impl Driver {
     pub(super) fn new(
         (url, interval, reconnect_delay_max): (String, Option<Duration>, Duration),
         events: mpsc::Sender<Event>,
@@ -111,7 +113,7 @@ impl Task {
         }
     }
 
-    /// Runs until the program drops the client, or reconnecting is of no use.
+    /// Runs until the program drops the client, or a reconnect is excluded.
     pub(super) async fn run(mut self, mut connection: Connection) {
         let mut first = true;
         loop {
@@ -135,9 +137,9 @@ impl Task {
             self.acks_due.clear();
             let reconnect = interval.filter(|_| is_transient);
             let event = Event::Disconnected { code, reason: reason.clone(), will_reconnect: reconnect.is_some() };
-            let left = self.deliver(event).await.is_err();
-            let Some(interval) = reconnect.filter(|_| !left) else {
-                self.answer.take().map(|answer| answer.send(Err(ClientError::Refused { code, reason })));
+            let is_dropped = self.deliver(event).await.is_err();
+            let Some(interval) = reconnect.filter(|_| !is_dropped) else {
+                self.answer.take().map(|answer| answer.send(Err(ClientError::Closed { code, reason })));
                 return;
             };
             match self.reconnect(interval).await {
@@ -181,7 +183,7 @@ impl Task {
                 Err(error) if error.is_transient() => tracing::debug!(%error, "reconnect failed; retrying"),
                 Err(error) => {
                     let (code, reason) = match &error {
-                        ClientError::Refused { code, reason } => (*code, reason.clone()),
+                        ClientError::Closed { code, reason } => (*code, reason.clone()),
                         other => (close_code::LOST, other.to_string()),
                     };
                     self.answer.take().map(|answer| answer.send(Err(error)));
@@ -244,7 +246,7 @@ impl Task {
         }
     }
 
-    /// Turns a frame into an event for the program, if it is one.
+    /// Handles a frame. Returns the event for the program, if there is one.
     fn handle(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<Option<Event>, ServeEnd> {
         Ok(match incoming {
             Incoming::Message { op, data, kind, position } => {
@@ -266,7 +268,7 @@ impl Task {
                     && let Some(after) = &mut options.after
                 {
                     if !std::mem::replace(&mut self.resumed, true) && last < *after {
-                        // The log never reached our position, so it is another log, and its sequences are unrelated.
+                        // The log never reached our position, so it is another log with unrelated sequences.
                         tracing::warn!(
                             after,
                             last,
@@ -276,7 +278,7 @@ impl Task {
                         self.unacknowledged.clear();
                         self.ack = None;
                     }
-                    // A gap counts as received.
+                    // The sequences of a gap count as received.
                     *after = (*after).max(missed.as_ref().map_or(0, |missed| missed.to));
                 }
                 Some(Event::Resumed { first, last, missed })
@@ -304,7 +306,7 @@ impl Task {
         let done = self.progress.done.load(Ordering::Acquire);
         while self.acks_due.front().is_some_and(|due| *due <= done) {
             self.acks_due.pop_front();
-            connection.post(codec::heartbeat_ack()).await.map_err(ServeEnd::Failed)?;
+            connection.write(codec::heartbeat_ack()).await.map_err(ServeEnd::Failed)?;
         }
         while let Some((_, seq)) = self.unacknowledged.front().copied().filter(|(due, _)| *due <= done) {
             self.unacknowledged.pop_front();
@@ -316,7 +318,7 @@ impl Task {
 
     async fn acknowledge(&mut self, connection: &mut Connection) -> Result<(), ServeEnd> {
         match self.ack.take() {
-            Some((seq, _)) => connection.post(codec::acknowledge(seq)).await.map_err(ServeEnd::Failed),
+            Some((seq, _)) => connection.write(codec::acknowledge(seq)).await.map_err(ServeEnd::Failed),
             None => Ok(()),
         }
     }
@@ -327,13 +329,13 @@ impl Task {
         loop {
             sent += text.len();
             self.progress.unsent_bytes.fetch_sub(text.len(), Ordering::AcqRel);
-            connection.post(text).await.map_err(ServeEnd::Failed)?;
+            connection.write(text).await.map_err(ServeEnd::Failed)?;
             match self.sends.try_recv() {
                 Ok(next) if sent < SEND_BYTES => text = next,
                 Ok(next) => {
-                    // This message was already taken from the queue.
+                    // This message is no longer in the queue, so it must be sent now.
                     self.progress.unsent_bytes.fetch_sub(next.len(), Ordering::AcqRel);
-                    return connection.post(next).await.map_err(ServeEnd::Failed);
+                    return connection.write(next).await.map_err(ServeEnd::Failed);
                 }
                 Err(_) => return Ok(()),
             }
@@ -354,14 +356,14 @@ impl Task {
             Ok(user) => {
                 self.backoff.reset();
                 if options.after.is_some() {
-                    // The option applies once: later messages are wanted.
+                    // `false` discards only the messages that were pending before.
                     options.should_sync = true;
                 }
                 let event = Event::Authenticated { user: user.clone() };
                 self.answer.take().map(|answer| answer.send(Ok(user)));
                 self.deliver(event).await
             }
-            Err(ClientError::Refused { code, reason }) => Err(ServeEnd::Closed(code, reason)),
+            Err(ClientError::Closed { code, reason }) => Err(ServeEnd::Closed(code, reason)),
             Err(error) => Err(ServeEnd::Failed(error)),
         }
     }
@@ -381,7 +383,7 @@ impl Task {
     async fn close(&mut self, mut connection: Connection) {
         let closing = async {
             while let Ok(text) = self.sends.try_recv() {
-                connection.post(text).await?;
+                connection.write(text).await?;
             }
             if self.send_acks(&mut connection).await.is_ok() {
                 _ = self.acknowledge(&mut connection).await;
@@ -394,13 +396,13 @@ impl Task {
     }
 }
 
-/// Makes the data of an authentication anew for each connection.
+/// Creates the data of an authentication, for each connection anew.
 pub(super) type Credentials = Box<dyn Fn() -> BoxFuture<'static, Map<String, Value>> + Send + Sync>;
 
-/// Shares counters between the program and the task.
+/// Shares counters between the program and the driver.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// Events that the program has finished.
+    /// Number of events that the program has processed.
     pub done: AtomicU64,
     /// Notified when `done` rises.
     pub done_changed: Notify,

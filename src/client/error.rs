@@ -1,4 +1,4 @@
-//! Defines the errors of a client, as sentences that say what to do.
+//! Defines the errors of a client. Each text names a remedy.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio_tungstenite::tungstenite::Error as WsError;
 use super::close_code;
 use crate::logging::network_error;
 
-/// Says why a client cannot continue.
+/// Describes why a client cannot continue.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
@@ -35,7 +35,7 @@ pub enum ClientError {
     },
     /// The server closed the connection in place of an answer, for example to reject an authentication.
     #[error("{}{}", closed(*.code), quoted(.reason))]
-    Refused {
+    Closed {
         /// Close code, see [`close_code`].
         code: u16,
         /// Reason that the server sent; often empty.
@@ -46,7 +46,7 @@ pub enum ClientError {
         "the server sent no {waiting_for} for {} s; check that the address is that of a mesa server, and its log",
         waited.as_secs()
     )]
-    Silent {
+    TimedOut {
         /// Time limit.
         waited: Duration,
         /// Frame that was expected.
@@ -65,17 +65,17 @@ pub enum ClientError {
     Full,
     /// The client has ended.
     #[error("the client has disconnected for good; its last event has the reason")]
-    Gone,
+    Ended,
 }
 
 impl ClientError {
-    /// Tests whether a retry may succeed.
+    /// Returns whether a retry may succeed.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Handshake { .. } | Self::Silent { .. } | Self::Full => true,
-            Self::Refused { code, .. } => close_code::should_reconnect(*code),
-            Self::Address(_) | Self::Protocol(_) | Self::Data(_) | Self::Gone => false,
+            Self::Unreachable { .. } | Self::Handshake { .. } | Self::TimedOut { .. } | Self::Full => true,
+            Self::Closed { code, .. } => close_code::should_reconnect(*code),
+            Self::Address(_) | Self::Protocol(_) | Self::Data(_) | Self::Ended => false,
         }
     }
 }
@@ -92,8 +92,8 @@ fn quoted(reason: &str) -> String {
     if reason.is_empty() { String::new() } else { format!(" (\"{}\")", reason.escape_debug()) }
 }
 
-/// Words how a connection was lost.
-pub(super) fn lost(error: &WsError) -> String {
+/// Describes how a connection was lost.
+pub(super) fn describe_loss(error: &WsError) -> String {
     match error {
         WsError::Io(error) => network_error(error),
         WsError::Protocol(tokio_tungstenite::tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {

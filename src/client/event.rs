@@ -20,7 +20,7 @@ pub enum ConnectionEvent {
         /// (`after`): its sequence in the user's log.
         position: Option<u64>,
     },
-    /// The state of the log, sent to a client that resumes. Precedes the messages it describes, and is sent for each gap.
+    /// The state of the log, for a client that resumes. Precedes the messages that it describes, and is repeated for each gap.
     Resumed {
         /// First sequence in the log.
         first: Seq,
@@ -29,7 +29,7 @@ pub enum ConnectionEvent {
         /// Requested sequences that are missing from the log.
         missed: Option<Gap>,
     },
-    /// The connection has ended; every further call returns the same.
+    /// The connection has ended. Every further call returns this event again.
     Closed {
         /// Close code of the server, or [`close_code::LOST`](super::close_code::LOST) without one. See [`close_code`](super::close_code).
         code: u16,
@@ -56,7 +56,7 @@ pub enum Event {
     },
     /// A message.
     Message(Delivery),
-    /// The state of the log, sent to a client that resumes. Precedes the messages it describes: once after each reconnect, and
+    /// The state of the log, for a client that resumes. Precedes the messages that it describes: once after each reconnect, and
     /// again for each gap.
     Resumed {
         /// First sequence in the log.
@@ -72,7 +72,7 @@ pub enum Event {
         code: u16,
         /// Reason that the server sent, or the cause of a lost connection.
         reason: String,
-        /// The client will reconnect: `willAttemptReconnect` of the original. If false, this is the last event.
+        /// Whether the client will reconnect: `willAttemptReconnect` of the original. If false, this is the last event.
         will_reconnect: bool,
     },
 }
@@ -126,9 +126,10 @@ pub struct Gap {
 pub struct Options {
     /// Requests the pending messages; `false` acknowledges all of them instead. Default true.
     pub should_sync: bool,
-    /// Resumes after this sequence: the last one that was finished, 0 for none. Store it together with the effect of the
-    /// message, and pass it at the next start; then no message is lost or repeated. A [`Client`](super::Client) counts on
-    /// while it runs.
+    /// Resumes after this sequence: the last one that the program has processed, 0 for none.
+    ///
+    /// Store it together with the effect of the message, and pass it at the next start. Then no message is lost or repeated. A
+    /// running [`Client`](super::Client) updates it itself.
     pub after: Option<Seq>,
     /// Device of the client, which has its own cursor in the log.
     pub device: Option<DeviceId>,
@@ -163,7 +164,7 @@ impl Default for Options {
     }
 }
 
-/// Makes the data of [`Connection::authenticate`](super::Connection::authenticate) for authentication by a token.
+/// Creates the data of [`Connection::authenticate`](super::Connection::authenticate) for authentication by a token.
 #[must_use]
 pub fn token(token: &str) -> Map<String, Value> {
     Map::from_iter([("token".to_owned(), token.into())])

@@ -1,8 +1,8 @@
 //! Connects to a server as a client.
 //!
-//! - [`Client`]: reconnects by itself, resumes, and queues what is sent while it is offline
-//! - [`Connection`]: one connection without reconnecting. [`close_code::should_reconnect`] and
-//!   [`Hello::reconnect_interval`] say whether and when to connect again.
+//! - [`Client`]: reconnects by itself, resumes, and queues messages while it is offline
+//! - [`Connection`]: one connection without reconnecting. [`close_code::should_reconnect`] decides whether to connect again,
+//!   [`Hello::reconnect_interval`] when.
 
 mod address;
 #[expect(clippy::module_inception, reason = "the file is named after the type that it defines")]

@@ -19,10 +19,10 @@ use tokio_tungstenite::{
 use super::{connect::Target, connection::EARLY_FRAMES_MAX, *};
 use crate::message::DeviceId;
 
-/// Longest duration of a step.
+/// Time limit of a step.
 const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time without a frame that counts as silence.
-const SILENCE_DELAY: Duration = Duration::from_millis(100);
+const SILENCE_TIMEOUT: Duration = Duration::from_millis(100);
 
 const HELLO: &str = r#"{"op":10,"d":{"c_reconnect_interval":2500,"c_authentication_timeout":10000,"rules":[]}}"#;
 
@@ -38,7 +38,7 @@ impl Peer {
     async fn read(&mut self) -> String {
         match timeout(STEP_TIMEOUT, self.0.next())
             .await
-            .expect("a frame within 5 s")
+            .expect("a frame within STEP_TIMEOUT")
             .expect("an open connection")
             .unwrap()
         {
@@ -48,7 +48,7 @@ impl Peer {
     }
 
     async fn is_silent(&mut self) -> bool {
-        timeout(SILENCE_DELAY, self.0.next()).await.is_err()
+        timeout(SILENCE_TIMEOUT, self.0.next()).await.is_err()
     }
 
     async fn close(&mut self, code: u16, reason: &'static str) {
@@ -86,7 +86,7 @@ async fn authenticated() -> (Connection, Peer) {
 
 /// Returns the next event as text.
 async fn next(client: &mut Connection) -> String {
-    match timeout(STEP_TIMEOUT, client.next()).await.expect("an event within 5 s").unwrap() {
+    match timeout(STEP_TIMEOUT, client.next()).await.expect("an event within STEP_TIMEOUT").unwrap() {
         ConnectionEvent::Message { op, data, kind, position } => format!("{op} {data} {kind:?} {position:?}"),
         ConnectionEvent::Resumed { first, last, missed } => {
             let missed = missed.map(|missed| format!("{}-{} {}", missed.from, missed.to, missed.reason));
@@ -171,7 +171,7 @@ async fn rejection_explains_close_code() {
     };
     let (user, ()) = tokio::join!(client.authenticate(token("mallory"), true), server);
     let error = user.unwrap_err();
-    assert_eq!(error, ClientError::Refused { code: 1008, reason: String::new() });
+    assert_eq!(error, ClientError::Closed { code: 1008, reason: String::new() });
     assert!(error.to_string().contains("1008") && error.to_string().contains("authentication"), "{error}");
 }
 
@@ -184,21 +184,21 @@ async fn messages_keep_order_data_and_position() {
     assert_eq!(next(&mut client).await, "100 null None None");
 }
 
-/// An acknowledgement lets the server remove the message, so it must wait until the application has finished.
+/// The server removes an acknowledged message, so the acknowledgement must wait until the program has processed it.
 #[tokio::test]
-async fn heartbeat_is_acknowledged_after_message_before_it_is_finished() {
+async fn heartbeat_is_acknowledged_after_previous_message_is_processed() {
     let (mut client, mut peer) = authenticated().await;
     peer.send(r#"{"op":0,"d":1}"#).await;
     peer.send(r#"{"op":1,"d":{}}"#).await;
     assert_eq!(next(&mut client).await, "0 1 None None");
-    assert!(peer.is_silent().await, "no acknowledgement before the application has finished the message");
+    assert!(peer.is_silent().await, "no acknowledgement before the program has processed the message");
 
     peer.send(r#"{"op":0,"d":2}"#).await;
     assert_eq!(next(&mut client).await, "0 2 None None");
     assert_eq!(peer.read().await, r#"{"op":11,"d":{}}"#);
 }
 
-/// The server withholds deliveries until then.
+/// The server withholds deliveries until the acknowledgement.
 #[tokio::test]
 async fn heartbeat_after_authenticated_is_acknowledged_before_events_are_read() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -223,7 +223,7 @@ async fn heartbeat_after_authenticated_is_acknowledged_before_events_are_read() 
     peer.send(r#"{"op":1,"d":{}}"#).await;
     assert!(peer.is_silent().await);
     while !matches!(timeout(STEP_TIMEOUT, client.next()).await.unwrap(), Some(Event::Message(_))) {}
-    _ = timeout(SILENCE_DELAY, client.next()).await;
+    _ = timeout(SILENCE_TIMEOUT, client.next()).await;
     assert_eq!(peer.read().await, r#"{"op":11,"d":{}}"#);
 }
 
@@ -308,7 +308,7 @@ async fn malformed_frame_is_an_error() {
     for frame in ["", "no JSON", "[]", r#"{"d":{}}"#, r#"{"op":"0"}"#, r#"{"op":10,"d":7}"#] {
         let (mut client, mut peer) = authenticated().await;
         peer.send(frame).await;
-        let event = timeout(STEP_TIMEOUT, client.next()).await.expect("an event within 5 s");
+        let event = timeout(STEP_TIMEOUT, client.next()).await.expect("an event within STEP_TIMEOUT");
         assert!(matches!(event, Err(ClientError::Protocol(_))), "{frame:?}: {event:?}");
     }
 }
@@ -316,7 +316,7 @@ async fn malformed_frame_is_an_error() {
 #[tokio::test]
 async fn close_sends_close_frame() {
     let (client, mut peer) = authenticated().await;
-    let server = async { timeout(STEP_TIMEOUT, peer.0.next()).await.expect("a frame within 5 s") };
+    let server = async { timeout(STEP_TIMEOUT, peer.0.next()).await.expect("a frame within STEP_TIMEOUT") };
     let ((), last) = tokio::join!(client.close(), server);
     assert!(matches!(last, Some(Ok(Message::Close(Some(frame)))) if frame.code == CloseCode::Normal));
 }
@@ -358,7 +358,7 @@ fn address_is_parsed_or_rejected_with_reason() {
 
 #[test]
 fn close_codes_have_meaning_and_reconnect_rule() {
-    for (code, back) in [
+    for (code, reconnects) in [
         (1000, false),
         (1001, true),
         (1002, false),
@@ -373,7 +373,7 @@ fn close_codes_have_meaning_and_reconnect_rule() {
         (1013, true),
         (4000, true),
     ] {
-        assert_eq!(close_code::should_reconnect(code), back, "{code}");
+        assert_eq!(close_code::should_reconnect(code), reconnects, "{code}");
         assert!(!close_code::meaning(code).is_empty() && !close_code::meaning(code).ends_with('.'), "{code}");
     }
 }

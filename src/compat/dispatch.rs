@@ -155,7 +155,8 @@ impl<'a> MessageJson<'a> {
     /// # Errors
     /// The reason why the text is not a message.
     pub fn read(text: &'a str) -> Result<Self, String> {
-        serde_json::from_str(text).map_err(|error| surrogates::reason(text).unwrap_or_else(|| json_error(&error)))
+        serde_json::from_str(text)
+            .map_err(|error| surrogates::describe_lone_surrogate(text).unwrap_or_else(|| json_error(&error)))
     }
 
     /// Encodes the message for clients.

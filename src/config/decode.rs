@@ -1,4 +1,4 @@
-//! Decodes settings into a [`Config`]. The only file that knows which key sets which field.
+//! Decodes settings into a [`Config`]. This file alone maps keys to fields.
 
 use std::time::Duration;
 
@@ -77,12 +77,13 @@ impl Reader<'_> {
         let key = schema::expect_key(name);
         let value = convert(&entry.value, key.kind);
         if value.is_none() {
-            self.problems.push(Problem::about(&[name], schema::invalid_value(key, &entry.value)).from(&entry.origin));
+            self.problems
+                .push(Problem::about(&[name], schema::invalid_value(key, &entry.value)).with_origin(&entry.origin));
         }
         value
     }
 
-    /// Reads `redis`. A build without the feature rejects the key elsewhere (`load`).
+    /// Reads `redis`. In a build without the feature, `load` rejects the key.
     fn redis(&mut self, redis: &mut Option<Redis>) {
         let Some(entry) = self.settings.get("redis").filter(|_| cfg!(feature = "redis")) else { return };
         let read = match &entry.value {
@@ -95,7 +96,7 @@ impl Reader<'_> {
         };
         match read {
             Ok(read) => *redis = Some(read),
-            Err(why) => self.problems.push(Problem::about(&["redis"], why).from(&entry.origin)),
+            Err(why) => self.problems.push(Problem::about(&["redis"], why).with_origin(&entry.origin)),
         }
     }
 
@@ -127,8 +128,8 @@ impl Reader<'_> {
 
     fn webhook(&mut self, webhook: &mut Option<Webhook>) {
         let mut read = Webhook::default();
-        self.text_or_none("portal.webhook.url", &mut read.url);
-        self.text_or_none("portal.webhook.secret", &mut read.secret);
+        self.text_or_empty("portal.webhook.url", &mut read.url);
+        self.text_or_empty("portal.webhook.secret", &mut read.secret);
         let mut events = None;
         self.optional("portal.webhook.events", &mut events, texts);
         read.events = events.unwrap_or(read.events);
@@ -149,7 +150,7 @@ impl Reader<'_> {
 
     fn auth_webhook(&mut self, webhook: &mut Option<AuthWebhook>) {
         let mut read = AuthWebhook::default();
-        self.text_or_none("authentication.webhook.url", &mut read.url);
+        self.text_or_empty("authentication.webhook.url", &mut read.url);
         self.optional("authentication.webhook.secret", &mut read.secret, text);
         self.field("authentication.webhook.timeout", &mut read.timeout, millis);
         self.field("authentication.webhook.concurrency", &mut read.concurrency, integer);
@@ -164,7 +165,7 @@ impl Reader<'_> {
             |key: &&schema::Key| key.name.starts_with("authentication.jwt.jwks.") && self.settings.has(key.name);
         schema::KEYS.iter().find(is_set)?;
         let mut read = Jwks::default();
-        self.text_or_none("authentication.jwt.jwks.url", &mut read.url);
+        self.text_or_empty("authentication.jwt.jwks.url", &mut read.url);
         self.unless_null("authentication.jwt.jwks.refreshInterval", &mut read.refresh_interval, millis);
         self.unless_null("authentication.jwt.jwks.retryInterval", &mut read.retry_interval, millis);
         self.unless_null("authentication.jwt.jwks.maxStale", &mut read.max_stale, millis);
@@ -174,11 +175,11 @@ impl Reader<'_> {
     }
 
     /// Reads a text that is empty if it is unset.
-    fn text_or_none(&mut self, name: &'static str, field: &mut String) {
+    fn text_or_empty(&mut self, name: &'static str, field: &mut String) {
         self.unless_null(name, field, text);
     }
 
-    /// Reads a key that keeps its default if it is unset.
+    /// Reads a key that has its default if it is unset; `null` unsets it.
     fn unless_null<T>(&mut self, name: &'static str, field: &mut T, convert: Convert<T>) {
         if self.settings.has(name) {
             self.field(name, field, convert);
@@ -208,7 +209,7 @@ impl Reader<'_> {
         self.optional("authentication.jwt.audience", &mut jwt.audience, text);
         self.optional("authentication.jwt.leeway", &mut leeway, millis);
         jwt.leeway = leeway.unwrap_or_default();
-        // A secret works only with HMAC. For a public key there is no safe default.
+        // A secret works only with HMAC. For public keys there is no safe default.
         let default = if jwt.secret.is_some() { vec!["HS256".to_owned()] } else { Vec::new() };
         jwt.algorithms = algorithms.unwrap_or(default);
         jwt

@@ -9,13 +9,13 @@ use super::{
     settings::Settings,
 };
 
-/// Unknown variables with a warning each. One further warning counts the rest.
+/// Unknown variables that get a warning each. One further warning counts the others.
 const UNKNOWN_NAMED_MAX: usize = 20;
 
 /// Prefix of the origin of a value from the environment. The name of the variable follows.
 pub(super) const ORIGIN: &str = "environment variable ";
 
-/// Variables with the prefix `MESA_` that belong to the commands and to the fault tests.
+/// Variables with the prefix `MESA_` that commands and fault tests read. They are no settings.
 const COMMAND_VARIABLES: &[&str] = &[
     "MESA_CONFIG",
     "MESA_URL",
@@ -26,9 +26,7 @@ const COMMAND_VARIABLES: &[&str] = &[
     "MESA_FAILPOINT_PANIC_WHILE",
 ];
 
-/// Prefixes of variables of the Mesa graphics library, which shares the prefix `MESA_`.
-///
-/// A desktop that sets some of them must not get warnings.
+/// Prefixes of variables of the Mesa graphics library, which also begin with `MESA_`. They cause no warnings.
 const GRAPHICS: &[&str] = &[
     "MESA_BACK_BUFFER",
     "MESA_DEBUG",
@@ -45,14 +43,14 @@ const GRAPHICS: &[&str] = &[
     "MESA_VK",
 ];
 
-/// Further variables of that library, whose prefix is also one of our settings.
+/// Further variables of that library, compared exactly: a prefix such as `MESA_LOG` would match our settings.
 const GRAPHICS_EXACT: &[&str] = &["MESA_LOG", "MESA_LOG_FILE", "MESA_LOG_PREFIX", "MESA_PROCESS_NAME"];
 
 /// Reads settings from the environment.
 ///
-/// An empty variable counts as not set, because scripts and compose files commonly write it that way. An unknown variable
-/// with the prefix `MESA_` is a warning: other programs use the prefix too, and must not stop a server. `not_utf8` names
-/// variables whose value is not UTF-8. A setting among them is an error.
+/// An empty variable counts as not set, as scripts and compose files commonly write it. An unknown variable with the prefix
+/// `MESA_` is only a warning, because other programs use the prefix too. `not_utf8` names variables whose value is not UTF-8. A
+/// setting among them is an error.
 pub(super) fn read(
     environment: &[(String, String)],
     not_utf8: &[String],
@@ -77,14 +75,16 @@ pub(super) fn read(
             let Some(text) = text else {
                 problems.push(
                     Problem::about(&[key.name], "the value is not valid UTF-8. Set the variable to text, or unset it")
-                        .from(&origin),
+                        .with_origin(&origin),
                 );
                 continue;
             };
             match parse(key, text) {
                 Some(value) => settings.set(key, value, &origin),
                 None => {
-                    problems.push(Problem::about(&[key.name], schema::invalid_value(key, &text.into())).from(&origin));
+                    problems.push(
+                        Problem::about(&[key.name], schema::invalid_value(key, &text.into())).with_origin(&origin),
+                    );
                 }
             }
         } else if name.starts_with("MESA_") && !is_of_other_program(name) {

@@ -1,4 +1,4 @@
-//! Errors of a configuration. All mistakes are reported at once, with one sentence each.
+//! Defines the errors of a configuration. All mistakes are reported at once, with one sentence each.
 
 use std::fmt;
 
@@ -41,7 +41,7 @@ impl std::error::Error for ConfigError {}
 pub(super) struct Problem {
     /// Known keys that it concerns, the one to change first. Empty if it concerns no known key.
     pub about: Vec<&'static str>,
-    /// Where the value was set. Displayed before the sentence.
+    /// Source that set the value, displayed before the sentence.
     pub origin: Option<String>,
     /// The sentence, without a full stop.
     pub text: String,
@@ -56,7 +56,7 @@ impl Problem {
         Self { about: keys.to_vec(), origin: None, text: text.into() }
     }
 
-    pub fn from(mut self, origin: &str) -> Self {
+    pub fn with_origin(mut self, origin: &str) -> Self {
         self.origin = Some(origin.to_owned());
         self
     }
@@ -74,7 +74,7 @@ impl fmt::Display for Problem {
 /// Longest excerpt of user input in an error, in characters.
 const EXCERPT_CHARACTERS_MAX: usize = 60;
 
-/// Returns user input for one line of a terminal: cut to 60 characters, control characters escaped.
+/// Truncates user input to 60 characters on one line, with control characters escaped.
 pub(super) fn excerpt(text: &str) -> String {
     let mut short: String = text.chars().take(EXCERPT_CHARACTERS_MAX).flat_map(char::escape_debug).collect();
     if text.chars().nth(EXCERPT_CHARACTERS_MAX).is_some() {

@@ -1,6 +1,6 @@
 //! Reads the configuration file: JSON5 with bounded size and depth, and no key twice in one object.
 
-use std::{fmt, fs, io::Read as _, path::Path};
+use std::{fmt, path::Path};
 
 use serde::{
     Deserialize, Deserializer,
@@ -9,48 +9,44 @@ use serde::{
 use serde_json::{Map, Number, Value};
 
 use super::error::{Problem, excerpt};
+use crate::util::read_bounded::read_bounded;
 
-/// Largest configuration file, in bytes. Without the bound, a wrong file could fill the memory.
+/// Largest configuration file, in bytes. Without the limit, a wrong path could fill the memory.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Deepest nesting in the file. The JSON5 reader recurses without a bound of its own; the deepest key has four levels.
+/// Deepest nesting in the file. The JSON5 parser recurses without a bound of its own. The deepest key has four levels.
 const FILE_DEPTH_MAX: usize = 32;
 
 /// Reads the file at `path`.
 pub(super) fn read(path: &Path) -> Result<Map<String, Value>, Problem> {
     let name = path.display().to_string();
-    let bytes = read_bounded(path).map_err(|error| {
+    let bytes = read_bounded(path, FILE_BYTES_MAX).map_err(|error| {
         Problem::new(format!("the configuration file cannot be read: {error}; check the path and its permissions"))
-            .from(&name)
+            .with_origin(&name)
     })?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         let text = format!("a configuration file may have at most {FILE_BYTES_MAX} bytes; name the right file");
-        return Err(Problem::new(text).from(&name));
+        return Err(Problem::new(text).with_origin(&name));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        Problem::new(format!("the configuration file must be UTF-8 text, but byte {} is not", at + 1)).from(&name)
+        Problem::new(format!("the configuration file must be UTF-8 text, but byte {} is not", at + 1))
+            .with_origin(&name)
     })?;
-    parse(&text).map_err(|problem| problem.from(&name))
-}
-
-fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    parse(&text).map_err(|problem| problem.with_origin(&name))
 }
 
 /// Parses a configuration.
 pub(super) fn parse(text: &str) -> Result<Map<String, Value>, Problem> {
     let Tree(value) = json5::from_str(text).map_err(|error| {
-        // If the text ends too early, the reader names the innermost open bracket, or no position.
-        let place = error.position().unwrap_or(json5::Position { line: 0, column: 0 });
+        // If the text ends too early, the parser names the innermost open bracket, or no position.
+        let position = error.position().unwrap_or(json5::Position { line: 0, column: 0 });
         let what = match error.code().map(|code| code.to_string()) {
             Some(code) if code.starts_with("EOF") => "the text ends within what begins here".to_owned(),
             Some(code) => format!("this is not JSON5: {code}"),
             None => error.to_string().split(" at line ").next().unwrap_or_default().to_owned(),
         };
-        Problem::new(format!("line {}, column {}: {what}", place.line + 1, place.column + 1))
+        Problem::new(format!("line {}, column {}: {what}", position.line + 1, position.column + 1))
     })?;
     match value {
         Value::Object(map) => Ok(map),
@@ -70,7 +66,7 @@ impl<'de> Deserialize<'de> for Tree {
     }
 }
 
-/// Reads one value. Holds the number of levels that it may still have.
+/// Deserializes one value. Holds the number of levels that it may have.
 #[derive(Clone, Copy)]
 struct Level(usize);
 

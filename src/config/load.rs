@@ -18,10 +18,10 @@ use super::{
 pub struct Sources {
     /// A JSON5 file of at most 1 MiB.
     pub file: Option<PathBuf>,
-    /// Environment variables, name and value. Unknown ones are ignored, with a warning if they begin with `MESA_`.
+    /// Environment variables, as name and value. Unknown variables are ignored, with a warning if they begin with `MESA_`.
     pub env: Vec<(String, String)>,
-    /// Names of environment variables whose value is not valid UTF-8. A setting among them is an error. For others the rule
-    /// of `env` applies.
+    /// Names of environment variables whose value is not valid UTF-8. A setting among them is an error, an unknown variable a
+    /// warning as in `env`.
     pub env_not_utf8: Vec<String>,
     /// Options of the command line: dotted key, value, and option as typed (`--port`). A text is parsed as from the
     /// environment if the key has another type.
@@ -71,7 +71,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let mut config = Config { dev: sources.dev, ..Config::default() };
     decode::read(&settings, &mut config, &mut problems);
     if sources.embedded {
-        // The key is ignored, also with an invalid value.
+        // `redis` is ignored, also with an invalid value.
         config.redis = None;
         problems.retain(|problem| problem.about[..] != ["redis"]);
     }
@@ -80,17 +80,17 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         if sources.dev && config.api.keys.is_empty() { generate_api_key(&mut problems) } else { None };
     config.api.keys.extend(generated_api_key.clone());
 
-    let (found, more) = validate::check(&config);
-    // A key with an unreadable value has its default here. Problems with that default would be misleading.
-    let unread: Vec<&str> = problems.iter().flat_map(|problem| problem.about.iter().copied()).collect();
+    let (found, further_warnings) = validate::check(&config);
+    // A key with an invalid value has its default here. Problems with that default would be misleading.
+    let undecoded: Vec<&str> = problems.iter().flat_map(|problem| problem.about.iter().copied()).collect();
     for mut problem in found {
-        if !problem.about.iter().any(|key| unread.contains(key)) {
+        if !problem.about.iter().any(|key| undecoded.contains(key)) {
             problem.origin = problem.about.iter().find_map(|key| settings.origin(key)).map(str::to_owned);
             problems.push(problem);
         }
     }
     ConfigError::from_problems(problems)?;
-    warnings.extend(more);
+    warnings.extend(further_warnings);
     let variables = settings.origins().filter_map(|origin| origin.strip_prefix(env::ORIGIN).map(str::to_owned));
     let variables: std::collections::BTreeSet<String> = variables.collect();
     Ok(Loaded { config, warnings, generated_api_key, variables: variables.into_iter().collect() })
@@ -117,7 +117,7 @@ fn flag_settings(flags: &[(String, Value, String)], problems: &mut Vec<Problem>)
     let mut settings = Settings::default();
     for (name, value, flag) in flags {
         let Some(key) = schema::find(name) else {
-            problems.push(Problem::new(schema::unknown_key(name)).from(flag));
+            problems.push(Problem::new(schema::unknown_key(name)).with_origin(flag));
             continue;
         };
         let value = match value {
@@ -160,7 +160,7 @@ fn check_unsupported(settings: &Settings, embedded: bool, problems: &mut Vec<Pro
                     "redis is set, but this build has no support for Redis; build with `--features redis`, remove the key, \
                      or start with `--store embedded`, which ignores it",
                 )
-                .from(origin),
+                .with_origin(origin),
             ),
             Kind::Library => problems.push(
                 Problem::about(
@@ -170,7 +170,7 @@ fn check_unsupported(settings: &Settings, embedded: bool, problems: &mut Vec<Pro
                         key.name
                     ),
                 )
-                .from(origin),
+                .with_origin(origin),
             ),
             _ => {}
         }

@@ -1,8 +1,9 @@
-//! Configuration of the server: the keys that the original documents, and further ones.
+//! Configures a server: the keys that the original documents, and further ones.
 //!
-//! A [`Config`] is built once, checked by [`Config::validate`], and not checked again. [`load`] builds it from several
-//! sources. A later one overrides an earlier one: defaults, file, environment, command line. Files in reading order:
+//! [`Config::validate`] checks a [`Config`] once; later code relies on it. [`load`] builds a [`Config`] from several sources. A
+//! later source overrides an earlier one: defaults, `--dev`, file, environment, command line. Files in reading order:
 //!
+//! - `defaults`: default values
 //! - `schema`: table of all keys, with environment variable, type and bounds
 //! - `file`, `env`: read one source into values under dotted keys
 //! - `service_links`: recognizes variables that Kubernetes and Docker inject
@@ -10,7 +11,7 @@
 //! - `decode`: converts settings to a [`Config`]
 //! - `endpoints`: settings of the webhooks and of JWKS
 //! - `redis`: parses the key `redis`
-//! - `validate`: checks a whole [`Config`]
+//! - `validate`: checks a complete [`Config`]
 //! - `render`: converts a [`Config`] back to JSON, with secrets masked
 //!
 //! In files and variables a duration is a whole number of milliseconds; in a [`Config`] it is a [`Duration`].
@@ -49,14 +50,14 @@ pub struct Config {
     pub port: u16,
     /// Path of the WebSocket. Default `/`.
     pub path: String,
-    /// Namespace, which keeps applications apart. A store belongs to one namespace.
+    /// Namespace, which separates applications. A store belongs to one namespace.
     pub namespace: Option<String>,
     /// `redis`: the Redis that several servers share; needs a build with `--features redis`. `None` (default): the embedded
     /// store.
     pub redis: Option<Redis>,
     /// `client.*`
     pub client: Client,
-    /// `options.storeMessages`: asks clients to keep what they send and receive. Default false.
+    /// `options.storeMessages`: requests that clients store the messages that they send and receive. Default false.
     pub store_messages: bool,
     /// `sync.*`
     pub sync: Sync,
@@ -125,21 +126,21 @@ pub struct Sync {
     pub max_messages: u64,
     /// Quota: bytes of one user's pending messages. Beyond it `overflow` applies. Default 64 MiB.
     pub max_bytes: u64,
-    /// What happens to a message beyond a quota.
+    /// Handling of a message beyond a quota.
     pub overflow: Overflow,
-    /// A device offline for this long is forgotten, unless it is its user's only one. Zero: never. Default 30 days.
+    /// A device offline for this long is removed, unless it is its user's only one. Zero: never. Default 30 days.
     pub device_max_age: Duration,
     /// Devices of one user. One more replaces the device that was offline for longest. Default 16.
     pub max_devices: usize,
 }
 
-/// What happens to a message beyond a user's quota.
+/// Handling of a message beyond a user's quota.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Overflow {
     /// It is rejected for this user. The result of the dispatch names the user and the reason.
     #[default]
     Reject,
-    /// The oldest pending messages are evicted and counted. Clients that resume get a gap.
+    /// The oldest pending messages are evicted and counted. Clients that resume receive a gap.
     DropOldest,
 }
 
@@ -191,7 +192,7 @@ pub struct Reconnect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Authentication {
-    /// A connection that has not authenticated by then is closed with 1008. Default 10 s.
+    /// Time for a connection to authenticate; then it closes with 1008. Default 10 s.
     pub timeout: Duration,
     /// Unauthenticated clients receive no broadcasts. Default false.
     pub required: bool,
@@ -199,7 +200,7 @@ pub struct Authentication {
     pub send_user_object: bool,
     /// Close with 1008 on failure; `false`: the client may retry until the timeout. Default true.
     pub disconnect_on_fail: bool,
-    /// Keep a list of connected users; sync needs it. Default true.
+    /// Maintain a list of connected users; sync needs it. Default true.
     pub store_connected_users: bool,
     /// `authentication.insecure`: the token *is* the user id; for development. Default false.
     pub insecure: bool,
@@ -260,13 +261,14 @@ pub struct Store {
     pub min_free: u64,
 }
 
-/// When a dispatch is answered, and so what a crash may lose.
+/// When a dispatch is answered, which decides what a crash may lose.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Durability {
     /// After the sync. Neither a crash nor a power cut loses it.
     #[default]
     Always,
-    /// Before the sync, which follows at least this often. A power cut may lose that much, a killed process nothing.
+    /// Before the sync, which follows within this time. A power cut may lose the dispatches of that time, a killed process
+    /// none.
     Interval(Duration),
     /// Before the sync, which is left to the operating system.
     Never,
@@ -280,7 +282,7 @@ pub struct Api {
     pub keys: Vec<String>,
     /// Deduplication window: a retry with the same idempotency id within it gets the first result. Default 10 minutes.
     pub id_window: Duration,
-    /// Idempotency ids that are remembered; beyond that the oldest is forgotten early. Default 1 000 000.
+    /// Idempotency ids that are stored; one more removes the oldest before its window ends. Default 1 000 000.
     pub ids: usize,
 }
 
@@ -346,7 +348,7 @@ pub struct Limits {
     /// Bytes written to a connection and not yet received by the client. Until it receives some, the server reads nothing
     /// more from its log. Default 64 KiB.
     pub unsent_bytes: usize,
-    /// A connection (WebSocket or HTTP) that receives nothing for this long is cut; its entries stay pending. Default 30 s.
+    /// A connection (WebSocket or HTTP) that receives nothing for this long closes; its entries stay pending. Default 30 s.
     pub write_timeout: Duration,
 }
 

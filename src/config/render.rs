@@ -1,12 +1,11 @@
 //! Converts a [`Config`] to JSON in the structure of the file, with secrets masked.
 
-use std::time::Duration;
-
 use serde_json::{Map, Value, json};
 
 use super::{AuthWebhook, Config, Confirmation, Durability, Jwks, Jwt, LogFormat, Overflow, Webhook};
+use crate::util::millis::millis;
 
-/// Replaces a secret. It is too short to be accepted as one when the output is loaded again.
+/// Replaces a secret. It is too short to be a valid secret when the output is loaded again.
 const MASK: &str = "********";
 
 impl Config {
@@ -165,7 +164,7 @@ fn effective_jwks(jwks: Option<&Jwks>) -> Value {
     })
 }
 
-/// Renders the webhook settings. Without a webhook, URL and secret are null, and the rest has its defaults.
+/// Renders the webhook settings. Without a webhook, URL and secret are null, and the other keys have their defaults.
 fn effective_webhook(webhook: Option<&Webhook>) -> Value {
     let unset = Webhook::default();
     let (is_set, webhook) = (webhook.is_some(), webhook.unwrap_or(&unset));
@@ -203,9 +202,4 @@ fn without_secrets(url: &str) -> String {
         Some((address, _)) => format!("{address}?{MASK}"),
         None => url.to_owned(),
     }
-}
-
-/// Returns whole milliseconds.
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -43,14 +43,14 @@ pub(super) enum Kind {
     Texts,
     Choice(&'static [&'static str]),
     Durability,
-    /// `redis`: any value, also in a build without support for Redis.
+    /// `redis`: `config::redis` checks its structure.
     Redis,
     /// Has an effect only where the server is a library of an application.
     Library,
 }
 
 impl fmt::Display for Kind {
-    /// Writes what is expected, to follow "must be".
+    /// Writes the expected values, to follow "must be".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bool => f.write_str("true or false"),
@@ -122,7 +122,7 @@ pub(super) const KEYS: &[Key] = &[
     key("portal.webhook.retryMax", &["MESA_WEBHOOK_RETRY_MAX"], millis(10, 60 * 60 * 1000)),
     key("portal.webhook.maxEvents", &["MESA_WEBHOOK_MAX_EVENTS"], integer(1, 10_000)),
     key("portal.webhook.maxBytes", &["MESA_WEBHOOK_MAX_BYTES"], integer(1 << 10, 64 << 20)),
-    // Each stored event costs some memory.
+    // Each stored event uses memory.
     key("portal.webhook.outboxEvents", &["MESA_WEBHOOK_OUTBOX_EVENTS"], integer(1, 100_000_000)),
     key("portal.webhook.outboxBytes", &["MESA_WEBHOOK_OUTBOX_BYTES"], integer(1 << 10, DISK_BYTES_MAX)),
     key("portal.webhook.allowPrivate", &["MESA_WEBHOOK_ALLOW_PRIVATE"], Kind::Bool),
@@ -165,7 +165,7 @@ pub(super) const KEYS: &[Key] = &[
     key("store.minFree", &["MESA_STORE_MIN_FREE"], integer(0, DISK_BYTES_MAX)),
     Key { secret: true, ..key("api.keys", &["MESA_API_KEYS"], Kind::Texts) },
     key("api.idWindow", &["MESA_API_ID_WINDOW"], millis(1000, 7 * DAY_MS)),
-    // Each remembered id costs memory.
+    // Each stored id uses memory.
     key("api.ids", &["MESA_API_IDS"], integer(1, 100_000_000)),
     key("origins", &["MESA_ORIGINS"], Kind::Texts),
     key("limits.connections", &["MESA_LIMITS_CONNECTIONS"], integer(1, 10_000_000)),
@@ -186,8 +186,8 @@ pub(super) const KEYS: &[Key] = &[
     key("redisProtocol.host", &["MESA_REDIS_PROTOCOL_HOST"], Kind::Text),
     Key { secret: true, ..key("redisProtocol.password", &["MESA_REDIS_PROTOCOL_PASSWORD"], Kind::Text) },
     key("redisProtocol.connections", &["MESA_REDIS_PROTOCOL_CONNECTIONS"], integer(1, 1_000_000)),
-    // A Dispatcher sends back the array of pending messages that it has read, and one more message. A lower limit would
-    // disconnect it.
+    // A Dispatcher of the original reads a user's array of pending messages, and writes it back with one more message. A lower
+    // limit would disconnect it.
     key("redisProtocol.commandBytes", &["MESA_REDIS_PROTOCOL_COMMAND_BYTES"], integer(512 << 10, 1 << 30)),
     // A limit below the size of one event would disconnect every subscriber.
     key("redisProtocol.backlogBytes", &["MESA_REDIS_PROTOCOL_BACKLOG_BYTES"], integer(128 << 10, 1 << 30)),
@@ -197,14 +197,14 @@ pub(super) const KEYS: &[Key] = &[
     key("beforeExit", &[], Kind::Library),
 ];
 
-/// Returns the key of that name.
+/// Returns the key with a name.
 pub(super) fn find(name: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.name == name)
 }
 
-/// Returns the key of that name, which must be in the table.
+/// Returns the key with a name that must be in the table.
 pub(super) fn expect_key(name: &str) -> &'static Key {
-    // Names come from the source of `config`; a test reads all of them.
+    // All names are literals in `config`. A test reads each of them.
     find(name).expect("a key of the table")
 }
 
@@ -226,10 +226,13 @@ pub(super) fn unknown_key(name: &str) -> String {
     }
 }
 
+/// Longest name that is compared with known ones, in bytes. A comparison costs the product of the lengths. No key is nearly
+/// this long.
+const MISSPELT_BYTES_MAX: usize = 100;
+
 /// Returns the known key or group nearest to a misspelt name.
 fn nearest(name: &str) -> Option<&'static str> {
-    // A comparison costs the product of the lengths. No key is nearly this long.
-    if name.len() > 100 {
+    if name.len() > MISSPELT_BYTES_MAX {
         return None;
     }
     let name = name.to_lowercase();
@@ -245,39 +248,39 @@ fn nearest(name: &str) -> Option<&'static str> {
 fn distance(name: &str, candidate: &str) -> Option<usize> {
     let (group, leaf) = name.rsplit_once('.').unwrap_or(("", name));
     let (candidate_group, candidate_leaf) = candidate.rsplit_once('.').unwrap_or(("", candidate));
-    // Within a group only the last words count, because the common group would make any two keys similar. The right
-    // word in a wrong group counts as a misspelling.
-    let (slips, length) = if group == candidate_group {
+    // Within a group only the last words are compared, because the common group would make any two keys similar. The right
+    // word in a wrong group counts as two edits.
+    let (edits, length) = if group == candidate_group {
         (strsim::osa_distance(leaf, candidate_leaf), leaf.len().max(candidate_leaf.len()))
     } else if leaf == candidate_leaf && leaf != "enabled" {
         return Some(2);
     } else {
         (strsim::osa_distance(name, candidate), name.len().max(candidate.len()))
     };
-    (slips * 3 <= length).then_some(slips)
+    (edits * 3 <= length).then_some(edits)
 }
 
 /// Returns the environment variable nearest to a misspelt name.
 pub(super) fn nearest_env(name: &str) -> Option<&'static str> {
-    if name.len() > 100 {
+    if name.len() > MISSPELT_BYTES_MAX {
         return None;
     }
     KEYS.iter()
         .flat_map(|key| key.env)
         .map(|known| (strsim::osa_distance(name, known), *known))
-        .filter(|(slips, known)| slips * 4 <= known.len())
+        .filter(|(edits, known)| edits * 4 <= known.len())
         .min()
         .map(|(_, known)| known)
 }
 
 /// Returns the webhook event nearest to a misspelt name.
 pub(super) fn nearest_event(name: &str) -> Option<&'static str> {
-    if name.len() > 100 {
+    if name.len() > MISSPELT_BYTES_MAX {
         return None;
     }
     let name = name.to_lowercase();
-    let slips = WEBHOOK_EVENTS.iter().map(|known| (strsim::osa_distance(&name, known), *known));
-    slips.filter(|(slips, known)| slips * 3 <= known.len()).min().map(|(_, known)| known)
+    let distances = WEBHOOK_EVENTS.iter().map(|known| (strsim::osa_distance(&name, known), *known));
+    distances.filter(|(edits, known)| edits * 3 <= known.len()).min().map(|(_, known)| known)
 }
 
 /// Describes an unexpected value, to follow "but is".
@@ -288,7 +291,7 @@ pub(super) fn describe(value: &Value, secret: bool) -> String {
         Value::String(text) if secret => format!("a string of {} characters", text.chars().count()),
         Value::String(text) => format!("\"{}\"", excerpt(text)),
         Value::Array(items) if items.iter().all(Value::is_string) => "a list of strings".into(),
-        Value::Array(_) => "a list with other things than strings".into(),
+        Value::Array(_) => "a list with values that are not strings".into(),
         Value::Object(_) => "an object".into(),
     }
 }

@@ -9,7 +9,7 @@ use super::{
     schema::{self, Key},
 };
 
-/// A value with its origin: the place where it was set.
+/// A value with its origin: the file, variable or option that set it.
 pub(super) struct Entry {
     pub value: Value,
     pub origin: String,
@@ -35,7 +35,7 @@ impl Settings {
         self.get(name).is_some_and(|entry| !entry.value.is_null())
     }
 
-    /// Returns the place where `name` was set.
+    /// Returns the origin of the value of `name`.
     pub fn origin(&self, name: &str) -> Option<&str> {
         self.get(name).map(|entry| entry.origin.as_str())
     }
@@ -62,7 +62,7 @@ impl Settings {
             if word.contains('.') {
                 let text =
                     format!("`{}` has a dot in it; write groups as objects: sync: {{ enabled: true }}", excerpt(&word));
-                problems.push(Problem::new(text).from(origin));
+                problems.push(Problem::new(text).with_origin(origin));
             } else if let Some(key) = schema::find(&name) {
                 self.set(key, value, origin);
             } else if schema::is_section(&name) {
@@ -71,11 +71,13 @@ impl Settings {
                     Value::Null => {}
                     other => {
                         let found = schema::describe(&other, true);
-                        problems.push(Problem::new(format!("{name} must be an object, but is {found}")).from(origin));
+                        problems.push(
+                            Problem::new(format!("{name} must be an object, but is {found}")).with_origin(origin),
+                        );
                     }
                 }
             } else {
-                problems.push(Problem::new(schema::unknown_key(&name)).from(origin));
+                problems.push(Problem::new(schema::unknown_key(&name)).with_origin(origin));
             }
         }
     }

@@ -7,13 +7,14 @@ use tokio::time::timeout;
 
 use super::{DispatchError, Dispatcher, TIMEOUT};
 
-/// Time limit of a backup.
+/// Time limit of a complete backup.
 const BACKUP_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 
 impl Dispatcher {
     /// Fetches a backup of the server's store, and passes it to `write` in chunks.
     ///
-    /// Check the written file for completeness with [`portable::verify`](crate::embedded::backup::format::verify).
+    /// A connection that breaks can leave an incomplete file. `mesa restore` and
+    /// [`verify`](crate::embedded::backup::format::verify) detect it.
     ///
     /// # Errors
     /// Fails if the server rejects the request, a chunk takes longer than 30 s, or `write` fails.
@@ -25,7 +26,7 @@ impl Dispatcher {
         }
         loop {
             let chunk = timeout(TIMEOUT, response.chunk()).await;
-            let chunk = chunk.map_err(|_| DispatchError::Silent { url: self.origin(), waited: TIMEOUT })?;
+            let chunk = chunk.map_err(|_| DispatchError::TimedOut { url: self.origin(), waited: TIMEOUT })?;
             let Some(chunk) = chunk.map_err(|error| self.network_error(&error))? else { return Ok(()) };
             write(&chunk).map_err(|error| DispatchError::NotWritten(error.to_string()))?;
         }

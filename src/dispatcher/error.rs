@@ -1,8 +1,8 @@
-//! Defines the errors of API calls, as sentences that say what to do.
+//! Defines the errors of API calls. Each text names a remedy.
 
 use std::time::Duration;
 
-/// Says why a call failed.
+/// Describes why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DispatchError {
@@ -31,7 +31,7 @@ pub enum DispatchError {
     },
     /// The call timed out. The server may have accepted the request.
     #[error("{url} did not answer within {} s; the request may have been accepted. Retry with an id", waited.as_secs())]
-    Silent {
+    TimedOut {
         /// Origin of the server's URL.
         url: String,
         /// Time limit.
@@ -47,7 +47,7 @@ pub enum DispatchError {
     },
     /// The server rejected the request.
     #[error("the server rejected the request ({code}): {message}{hint}")]
-    Refused {
+    Rejected {
         /// HTTP status.
         status: u16,
         /// Code for programs.
@@ -62,23 +62,23 @@ pub enum DispatchError {
     NotWritten(String),
     /// The response is not that of a mesa server.
     #[error("{url} is not a mesa server: {what}. Check the address")]
-    Strange {
+    InvalidResponse {
         /// Origin of the server's URL.
         url: String,
-        /// Difference to a valid response.
+        /// Defect of the response.
         what: String,
     },
 }
 
 impl DispatchError {
-    /// Tests whether a retry may succeed: no connection, no response, or status 429, 503 or 507.
+    /// Returns whether a retry may succeed: no connection, no response, or status 429, 503 or 507.
     ///
-    /// Only those statuses mean that the request was not accepted.
+    /// After one of these statuses the request was not accepted. Without a response it may have been.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Silent { .. } | Self::Broken { .. } => true,
-            Self::Refused { status, .. } => matches!(status, 429 | 503 | 507),
+            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
+            Self::Rejected { status, .. } => matches!(status, 429 | 503 | 507),
             _ => false,
         }
     }

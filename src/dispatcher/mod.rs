@@ -12,11 +12,11 @@
 //! # }
 //! ```
 //!
-//! A dispatch that returned `Ok` is stored as durably as the server is configured, except for rejected recipients in the
-//! result. After an error the dispatch may have been accepted. Sent again it may arrive twice, unless it has an id
-//! ([`Dispatch::id`]). Expiry and collapsing are set in the message itself ([`Options`](crate::message::Options)).
+//! A dispatch that returned `Ok` is stored as durably as the server is configured, except for the rejected recipients in the
+//! result. After an error the server may have accepted the dispatch. A retry may then deliver it twice, unless it has an id
+//! ([`Dispatch::id`]). Time to live and collapse key are options of the message ([`Options`](crate::message::Options)).
 //!
-//! [`Dispatcher::retrying`] retries temporary failures, and makes ids by itself.
+//! [`Dispatcher::retrying`] retries temporary failures, and generates ids.
 //!
 //! Many dispatches are fastest over a stream ([`Dispatcher::dispatch_all`], [`Dispatcher::stream`]): they share group commits,
 //! and do not wait for each other.
@@ -44,17 +44,20 @@ use crate::{
 
 pub use error::DispatchError;
 pub use ndjson::{DispatchWriter, ResultReader};
-pub use response::{Cleared, Device, DispatchResult, Messages, PendingMessage, Refusal, Rejected, User, Users};
+pub use response::{Cleared, Device, DispatchResult, Messages, PendingMessage, Rejected, Rejection, User, Users};
 use retry::Attempts;
 pub use retry::Retry;
 
 /// Time limit for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time limit of a call. A commit may have to wait for others, but not this long.
+/// Time limit of a call. A dispatch may wait for earlier commits, but not this long.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Size limit of a response in bytes. The server keeps pages smaller.
+/// Time limit of a stream: one year, because a stream may stay open without an end.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Size limit of a response, in bytes. The server's pages are smaller.
 const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Calls the API of one server. Cheap to clone; reuses connections.
@@ -155,14 +158,14 @@ impl Dispatcher {
     /// # Errors
     /// Fails if `url` is not such an address, or the key cannot be in a header.
     pub fn new(url: &str, api_key: &str) -> Result<Self, DispatchError> {
-        let named = |base: &Url| {
+        let is_server_url = |base: &Url| {
             // A user name would be a second authentication in the request.
             matches!(base.scheme(), "http" | "https")
                 && base.has_host()
                 && base.username().is_empty()
                 && base.password().is_none()
         };
-        let base = Url::parse(url).ok().filter(named);
+        let base = Url::parse(url).ok().filter(is_server_url);
         let mut base = base.ok_or_else(|| DispatchError::Address(without_userinfo(url)))?;
         // The server prints its address with `/v1`, which each call adds.
         if let Some(server) = base.path().trim_end_matches('/').strip_suffix("/v1").map(str::to_owned) {
@@ -185,8 +188,7 @@ impl Dispatcher {
         Ok(Self { http, base, key: api_key.to_owned(), retry: None })
     }
 
-    /// Sends a message, and returns once every stored entry is durable. Check
-    /// [`DispatchResult::rejected`].
+    /// Sends a message, and returns after the server has stored its entries. Check [`DispatchResult::rejected`].
     ///
     /// # Errors
     /// Fails if the server cannot be reached, or rejects the dispatch as a whole.
@@ -228,10 +230,10 @@ impl Dispatcher {
         }
     }
 
-    /// Makes an id for a dispatch that may be retried. Internal events need none: they are idempotent.
+    /// Generates an id for a dispatch that may be retried. Internal events need none: they are idempotent.
     fn generated_id(&self, message: &Message) -> Result<Option<DispatchId>, DispatchError> {
-        let wanted = self.retry.is_some() && message.op != INTERNAL_EVENT;
-        wanted.then(retry::random_id).transpose()
+        let is_needed = self.retry.is_some() && message.op != INTERNAL_EVENT;
+        is_needed.then(retry::random_id).transpose()
     }
 
     /// Gets a user.
@@ -300,7 +302,7 @@ impl Dispatcher {
     /// Fails if the server cannot be reached, or rejects the request.
     pub async fn disconnect(&self, id: &UserId) -> Result<(), DispatchError> {
         let request = self.request(Method::POST, self.user_url(id, Some("disconnect"))?);
-        self.answer(request).await.map(drop)
+        self.successful_body(request).await.map(drop)
     }
 
     fn url(&self, path: &[&str]) -> Result<Url, DispatchError> {
@@ -316,8 +318,8 @@ impl Dispatcher {
     }
 
     fn user_url(&self, id: &UserId, what: Option<&str>) -> Result<Url, DispatchError> {
-        // In a path these are relative steps, even if escaped: clearing the messages of a user named `..` must not
-        // become a call to another endpoint.
+        // In a path these are relative segments, even if escaped. A call to clear the messages of a user named `..` must not
+        // reach another endpoint.
         if matches!(id.as_str(), "." | "..") {
             return Err(DispatchError::Unaddressable(id.to_string()));
         }
@@ -330,14 +332,35 @@ impl Dispatcher {
         self.http.request(method, url).bearer_auth(&self.key)
     }
 
+    /// Opens a response that has no end, for portals. `header` is an additional header.
+    pub(crate) async fn open_stream(
+        &self,
+        path: &[&str],
+        query: &[(&str, &str)],
+        header: Option<(&'static str, &str)>,
+    ) -> Result<Response, DispatchError> {
+        let mut url = self.url(path)?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut request = self.request(Method::GET, url).timeout(STREAM_TIMEOUT);
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        let sending = tokio::time::timeout(TIMEOUT, request.send()).await;
+        let silent = |_| DispatchError::TimedOut { url: self.origin(), waited: TIMEOUT };
+        let response = sending.map_err(silent)?.map_err(|error| self.network_error(&error))?;
+        if response.status().is_success() { Ok(response) } else { Err(self.rejection(response).await) }
+    }
+
     async fn call<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, DispatchError> {
-        let body = self.answer(request).await?;
+        let body = self.successful_body(request).await?;
         serde_json::from_slice(&body)
             .map_err(|error| self.invalid_response(&format!("its response cannot be parsed ({})", json_error(&error))))
     }
 
     /// Returns the body of a successful response.
-    async fn answer(&self, request: RequestBuilder) -> Result<Vec<u8>, DispatchError> {
+    async fn successful_body(&self, request: RequestBuilder) -> Result<Vec<u8>, DispatchError> {
         let response = request.send().await.map_err(|error| self.network_error(&error))?;
         if response.status().is_success() {
             return self.body(response).await;
@@ -353,7 +376,7 @@ impl Dispatcher {
             Err(error) => return error,
         };
         match serde_json::from_slice::<response::ErrorResponse>(&body) {
-            Ok(response) => DispatchError::Refused {
+            Ok(response) => DispatchError::Rejected {
                 status: status.as_u16(),
                 hint: hint(status, &response.error),
                 code: response.error.code,
@@ -381,14 +404,14 @@ impl Dispatcher {
         if error.is_connect() {
             DispatchError::Unreachable { url, reason: network_error(error) }
         } else if error.is_timeout() {
-            DispatchError::Silent { url, waited: TIMEOUT }
+            DispatchError::TimedOut { url, waited: TIMEOUT }
         } else {
             DispatchError::Broken { url, reason: network_error(error) }
         }
     }
 
     fn invalid_response(&self, what: &str) -> DispatchError {
-        DispatchError::Strange { url: self.origin(), what: what.to_owned() }
+        DispatchError::InvalidResponse { url: self.origin(), what: what.to_owned() }
     }
 
     /// Returns the origin of the URL, without parts that may be secret.
@@ -414,12 +437,12 @@ impl Dispatcher {
     }
 }
 
-/// Returns advice for a status, in addition to the server's sentence.
-fn hint(status: StatusCode, refusal: &Refusal) -> &'static str {
+/// Returns advice for a status, to follow the server's text.
+fn hint(status: StatusCode, rejection: &Rejection) -> &'static str {
     match status {
-        // Their sentences end with advice already.
-        _ if matches!(&*refusal.code, "unreachable" | "store_failed") => "",
-        _ if refusal.message.contains("api.keys") => "",
+        // The texts of these errors end with advice already.
+        _ if matches!(&*rejection.code, "unreachable" | "store_failed") => "",
+        _ if rejection.message.contains("api.keys") => "",
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ". Check the API key: it must be one of the server's api.keys"
         }

@@ -1,12 +1,15 @@
-//! Sends many dispatches over one NDJSON stream: a line each, and a result for each in the same order.
+//! Sends many dispatches over one NDJSON stream: one line for each, with the results in the same order.
 
-use std::{collections::VecDeque, convert::Infallible, time::Duration};
+use std::{collections::VecDeque, convert::Infallible};
 
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
 use reqwest::{Body, Method, Response};
 
-use super::{Dispatch, DispatchError, DispatchResult, Dispatcher, RESPONSE_BYTES_MAX, Refusal, TIMEOUT, response};
+use super::{
+    Dispatch, DispatchError, DispatchResult, Dispatcher, RESPONSE_BYTES_MAX, Rejection, STREAM_TIMEOUT, TIMEOUT,
+    response,
+};
 use crate::logging::json_error;
 
 /// Chunks that are queued for the connection.
@@ -15,26 +18,23 @@ const CHUNKS_MAX: usize = 2;
 /// Bytes of lines that are sent as one chunk, approximately.
 const CHUNK_BYTES: usize = 32 << 10;
 
-/// Lines for which memory is reserved in advance.
+/// Maximum number of lines for which memory is reserved in advance.
 const LINES_EXPECTED_MAX: usize = 1 << 16;
 
-/// Time limit of a stream. Streams stay open, so it is only a formal bound.
-const STREAM_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
-
 impl Dispatcher {
-    /// Sends dispatches in order, and returns their results in that order. Rejected ones do not delay the others.
+    /// Sends dispatches in order, and returns their results in the same order.
     ///
+    /// With retries ([`Dispatcher::retrying`]), all dispatches are in memory. When a stream breaks, the dispatcher resends those
+    /// without a result over the next stream. A stream that returned results resets the delay between attempts, but not the
+    /// time limit.
     ///
-    /// With retries ([`Dispatcher::retrying`]), all dispatches are held in memory. Those without a result when a stream breaks
-    /// are sent again on the next one. A stream that returned results resets the delay between attempts, but not the time
-    /// limit.
     /// # Errors
-    /// Fails if the server cannot be reached, ends the stream early, or sends nothing for 30 s. Dispatches without a result may
-    /// have been accepted; with ids they can be retried.
+    /// Fails if the server cannot be reached, ends the stream early, or sends nothing for 30 s. The server may have accepted
+    /// dispatches without a result. With ids they can be retried.
     pub async fn dispatch_all(
         &self,
         dispatches: impl IntoIterator<Item = Dispatch, IntoIter: Send> + Send,
-    ) -> Result<Vec<Result<DispatchResult, Refusal>>, DispatchError> {
+    ) -> Result<Vec<Result<DispatchResult, Rejection>>, DispatchError> {
         let (mut results, dispatches) = (Vec::new(), dispatches.into_iter());
         if self.retry.is_none() {
             self.dispatch_each(dispatches.map(|dispatch| dispatch.body()), &mut results).await?;
@@ -64,7 +64,7 @@ impl Dispatcher {
     async fn dispatch_each(
         &self,
         bodies: impl Iterator<Item = Result<Vec<u8>, DispatchError>> + Send,
-        results: &mut Vec<Result<DispatchResult, Refusal>>,
+        results: &mut Vec<Result<DispatchResult, Rejection>>,
     ) -> Result<(), DispatchError> {
         let (mut lines, mut reader) = self.stream().await?;
         let before = results.len();
@@ -86,7 +86,7 @@ impl Dispatcher {
         let receive = async {
             loop {
                 match tokio::time::timeout(TIMEOUT, reader.next()).await {
-                    Err(_) => return Err(DispatchError::Silent { url: self.origin(), waited: TIMEOUT }),
+                    Err(_) => return Err(DispatchError::TimedOut { url: self.origin(), waited: TIMEOUT }),
                     Ok(Err(error)) => return Err(error),
                     Ok(Ok(None)) => return Ok(()),
                     Ok(Ok(Some(result))) => results.push(result),
@@ -95,13 +95,13 @@ impl Dispatcher {
         };
         // Concurrently: the server reads no more lines while results are not read.
         let (sent, received) = tokio::join!(send, receive);
-        // The reader's error has the cause; a failed write only follows from it.
+        // The reader's error is the cause. A failed write is only its consequence.
         received?;
-        let (sent, got): (usize, usize) = (sent?, results.len() - before);
-        if got == sent {
+        let (sent, received): (usize, usize) = (sent?, results.len() - before);
+        if received == sent {
             return Ok(());
         }
-        let reason = format!("the stream ended after {got} of {sent} results");
+        let reason = format!("the stream ended after {received} of {sent} results");
         Err(DispatchError::Broken { url: self.origin(), reason })
     }
 
@@ -124,30 +124,7 @@ impl Dispatcher {
     }
 }
 
-impl Dispatcher {
-    /// Opens a response without an end, for portals.
-    pub(crate) async fn open(
-        &self,
-        path: &[&str],
-        query: &[(&str, &str)],
-        header: Option<(&'static str, &str)>,
-    ) -> Result<Response, DispatchError> {
-        let mut url = self.url(path)?;
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
-        let mut request = self.request(Method::GET, url).timeout(STREAM_TIMEOUT);
-        if let Some((name, value)) = header {
-            request = request.header(name, value);
-        }
-        let sending = tokio::time::timeout(TIMEOUT, request.send()).await;
-        let silent = |_| DispatchError::Silent { url: self.origin(), waited: TIMEOUT };
-        let response = sending.map_err(silent)?.map_err(|error| self.network_error(&error))?;
-        if response.status().is_success() { Ok(response) } else { Err(self.rejection(response).await) }
-    }
-}
-
-/// Writes dispatches to a stream. Dropping it ends the dispatches; the remaining results still arrive.
+/// Writes dispatches to a stream. After it is dropped, the remaining results still arrive.
 pub struct DispatchWriter {
     chunks: Sender<Bytes, Infallible>,
     url: String,
@@ -164,7 +141,7 @@ impl DispatchWriter {
         self.send_json(line).await
     }
 
-    /// Sends JSON lines as they are; a chunk may end anywhere.
+    /// Sends a part of the stream that is JSON lines already. It may end within a line.
     ///
     /// # Errors
     /// Fails if the stream has ended: the reader has the cause.
@@ -196,7 +173,7 @@ impl ResultReader {
     ///
     /// # Errors
     /// Fails if the connection breaks, or a line is not a result.
-    pub async fn next(&mut self) -> Result<Option<Result<DispatchResult, Refusal>>, DispatchError> {
+    pub async fn next(&mut self) -> Result<Option<Result<DispatchResult, Rejection>>, DispatchError> {
         let Some(line) = self.next_line().await? else { return Ok(None) };
         if let Ok(result) = serde_json::from_slice(&line) {
             return Ok(Some(Ok(result)));

@@ -12,19 +12,19 @@ use crate::message::{
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DispatchResult {
-    /// Recipients without the excluded ones; for `*`: connections.
+    /// Number of recipients, without the excluded users; for `*`: of connections.
     pub recipients: u64,
-    /// Online recipients.
+    /// Number of online recipients.
     pub online: u64,
-    /// Offline recipients.
+    /// Number of offline recipients.
     pub offline: u64,
-    /// Logs that the message was appended to. 0 with sync off, and for unsynced messages: offline users do not get those.
+    /// Number of logs to which the message was appended; 0 for an unsynced message, which offline users do not receive.
     #[serde(default)]
     pub stored: u64,
     /// Rejected recipients, with reasons.
     #[serde(default)]
     pub rejected: Vec<Rejected>,
-    /// The id was seen before: this is the first result, and nothing was sent again.
+    /// Whether the id was used before. Then this is the first result, and nothing was sent again.
     #[serde(default)]
     pub duplicate: bool,
 }
@@ -33,7 +33,7 @@ pub struct DispatchResult {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Rejected {
-    /// Recipient as in the dispatch, with U+FFFD in place of unpaired surrogates.
+    /// Recipient as in the dispatch, with U+FFFD in place of lone surrogates.
     #[serde(deserialize_with = "lossy")]
     pub user: String,
     /// Reason, for programs.
@@ -48,7 +48,7 @@ pub struct User {
     /// User id.
     #[serde(alias = "user")]
     pub id: String,
-    /// True if the user has a connection.
+    /// Whether the user has a session.
     pub online: bool,
     /// Number of connections.
     #[serde(default)]
@@ -67,7 +67,7 @@ pub struct User {
     /// Sequence of the user's last message; 0 if there was none.
     #[serde(default)]
     pub last_sequence: Seq,
-    /// Some of the user's stored data is unreadable.
+    /// Whether some of the user's stored data is unreadable.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub damaged: bool,
 }
@@ -132,14 +132,14 @@ pub struct Cleared {
 /// Mirrors an error response.
 #[derive(Deserialize)]
 pub(super) struct ErrorResponse {
-    pub error: Refusal,
+    pub error: Rejection,
 }
 
 /// Holds the error of a rejected request.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("rejected ({code}): {message}")]
 #[non_exhaustive]
-pub struct Refusal {
+pub struct Rejection {
     /// Code for programs.
     pub code: String,
     /// Sentence for people.

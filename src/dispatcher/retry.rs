@@ -1,4 +1,4 @@
-//! Retries dispatches that may have failed temporarily. An id makes a retry idempotent.
+//! Retries calls that failed temporarily. An id makes the retry of a dispatch idempotent.
 
 use std::time::Duration;
 
@@ -7,17 +7,19 @@ use tokio::time::Instant;
 use super::DispatchError;
 use crate::{message::DispatchId, util::backoff::Backoff};
 
-/// Configures how a [`Dispatcher`](super::Dispatcher) retries temporary failures: no connection, no response, a broken connection,
-/// or status 503 (stopping or busy), 507 (full) or 429 (too many requests).
+/// Configures how a [`Dispatcher`](super::Dispatcher) retries temporary failures.
 ///
-/// Dispatches without an id get a random one. A retry of an accepted dispatch returns its first result with `duplicate` set,
-/// as long as the server remembers the id (`api.idWindow`, 10 min by default), also over crashes. So `timeout` must be shorter.
+/// These are: no connection, no response, a broken connection, and status 503 (stopping or busy), 507 (full) or 429 (too many
+/// requests).
+///
+/// A dispatch without an id gets a random one. Within the server's `api.idWindow` (10 min by default), a retry of an accepted
+/// dispatch returns its first result with `duplicate` set, also after a crash. So `timeout` must be shorter than that window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Retry {
-    /// Time after the first attempt within which others begin. Each takes 30 s at most. Default 60 s.
+    /// Time from the first attempt, after which no attempt begins. Each attempt takes 30 s at most. Default 60 s.
     pub timeout: Duration,
-    /// Delay before the second attempt; it doubles with each attempt. Default 200 ms.
+    /// Delay before the second attempt; it doubles with each further one. Default 200 ms. Jitter subtracts up to half.
     pub delay: Duration,
     /// Maximum delay. Default 5 s.
     pub delay_max: Duration,
@@ -55,7 +57,7 @@ impl Attempts {
     }
 }
 
-/// Makes a random id.
+/// Generates a random id.
 pub(super) fn random_id() -> Result<DispatchId, DispatchError> {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).map_err(|error| DispatchError::Setup(format!("no random numbers: {error}")))?;

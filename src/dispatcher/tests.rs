@@ -1,4 +1,4 @@
-//! Tests the dispatcher against a responder with a single response.
+//! Tests the dispatcher against a server that answers one request.
 
 use serde_json::json;
 use tokio::{
@@ -128,7 +128,7 @@ async fn each_call_uses_its_endpoint() {
     assert_eq!(request.await.unwrap().line, "POST /v1/users/a/disconnect HTTP/1.1");
 }
 
-/// In a path `..` is a relative step, however it is escaped, so it must not be sent.
+/// In a path `..` is a relative segment, even if it is escaped, so it must not be sent.
 #[tokio::test]
 async fn user_named_like_relative_path_is_rejected() {
     for name in [".", ".."] {
@@ -141,9 +141,9 @@ async fn user_named_like_relative_path_is_rejected() {
 #[tokio::test]
 async fn rejection_carries_server_message_and_hint() {
     let body = r#"{"error":{"code":"unauthorized","message":"no such key"}}"#;
-    let (url, _asked) = responder("401 Unauthorized", body).await;
+    let (url, _request) = responder("401 Unauthorized", body).await;
     let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
-    assert!(matches!(&error, DispatchError::Refused { status: 401, code, .. } if code == "unauthorized"), "{error:?}");
+    assert!(matches!(&error, DispatchError::Rejected { status: 401, code, .. } if code == "unauthorized"), "{error:?}");
     let text = error.to_string();
     assert!(text.contains("no such key") && text.contains("api.keys"), "{text}");
 }
@@ -166,9 +166,9 @@ async fn response_of_other_server_is_invalid() {
         // The key must not be sent to the redirect's target.
         ("302 Found\r\nlocation: http://127.0.0.1:9/", ""),
     ] {
-        let (url, _asked) = responder(status, body).await;
+        let (url, _request) = responder(status, body).await;
         let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
-        assert!(matches!(error, DispatchError::Strange { .. }), "{status}: {error:?}");
+        assert!(matches!(error, DispatchError::InvalidResponse { .. }), "{status}: {error:?}");
     }
 }
 
@@ -183,7 +183,7 @@ async fn endless_response_is_bounded() {
 
 #[tokio::test]
 async fn broken_connection_reports_possible_acceptance() {
-    let (url, _asked) = respond("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{".into()).await;
+    let (url, _request) = respond("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{".into()).await;
     let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
     assert!(matches!(error, DispatchError::Broken { .. }), "{error:?}");
     assert!(error.to_string().contains("may have been accepted"), "{error}");
@@ -202,7 +202,7 @@ fn invalid_address_or_key_is_rejected_at_construction() {
 }
 
 #[test]
-fn path_prefix_is_kept_and_key_is_hidden() {
+fn path_prefix_is_used_and_key_is_hidden() {
     let bases = ["http://example.org/prefix", "http://example.org/prefix/", "http://example.org/prefix/v1"];
     for base in bases.into_iter().chain(["http://example.org/prefix/v1/"]) {
         let dispatcher = dispatcher(base);

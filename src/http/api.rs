@@ -9,7 +9,7 @@ use axum::{
 };
 
 use crate::{
-    auth::{ApiKeys, Guesses},
+    auth::{ApiKeys, GuessLimiter},
     config::Limits,
     hub::Hub,
     metrics::Metrics,
@@ -23,7 +23,7 @@ pub struct Api {
     /// Keys that backends authenticate with.
     pub keys: ApiKeys,
     /// Limits wrong keys per address.
-    pub guesses: Arc<Guesses>,
+    pub guess_limiter: Arc<GuessLimiter>,
     /// Counts requests.
     pub metrics: Arc<Metrics>,
     /// Limits of a request's size and recipients.

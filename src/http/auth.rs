@@ -58,14 +58,14 @@ pub(super) async fn check(api: &Api, caller: &Caller, headers: &HeaderMap) -> Re
     let key = bearer_key(headers)?;
     // An address over its limit can still use connections on which it has presented a valid key.
     if !caller.proof.is_given() {
-        api.guesses.admit(caller.address).map_err(ApiError::TooManyWrongKeys)?;
+        api.guess_limiter.admit(caller.address).map_err(ApiError::TooManyWrongKeys)?;
     }
     if api.keys.check(key) {
-        api.guesses.right(caller.address, &caller.proof);
+        api.guess_limiter.record_valid(caller.address, &caller.proof);
         return Ok(());
     }
     api.metrics.wrong_secrets.inc();
-    tokio::time::sleep(api.guesses.wrong(caller.address, key.as_bytes())).await;
+    tokio::time::sleep(api.guess_limiter.record_wrong(caller.address, key.as_bytes())).await;
     Err(ApiError::WrongKey)
 }
 

@@ -58,7 +58,7 @@ pub(super) enum ApiError {
     #[error("the body is not a dispatch: {0}")]
     Shape(String),
     #[error("{0}")]
-    HalfPair(String),
+    LoneSurrogate(String),
     #[error("{0}")]
     Head(&'static str),
     #[error("{0}")]
@@ -104,7 +104,7 @@ impl ApiError {
             Self::TooSlow => (StatusCode::REQUEST_TIMEOUT, "too_slow"),
             Self::Body(_) => (StatusCode::BAD_REQUEST, "bad_body"),
             Self::BadJson(_) => (StatusCode::BAD_REQUEST, "bad_json"),
-            Self::Shape(_) | Self::HalfPair(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_dispatch"),
+            Self::Shape(_) | Self::LoneSurrogate(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_dispatch"),
             Self::Busy(_) => (StatusCode::CONFLICT, "busy"),
             Self::BackupElsewhere => (StatusCode::CONFLICT, "backup_elsewhere"),
             Self::NoPortals => (StatusCode::CONFLICT, "portals_off"),

@@ -53,7 +53,7 @@ pub(super) fn events(
     let resumed = last_event_id(&headers)?.map(|(stream, number)| portals.resume(&stream, number));
     let portal = match resumed {
         Some(Some(portal)) => portal,
-        Some(None) => portals.join_after_unknown(query.all).ok_or(ApiError::ManyPortals)?,
+        Some(None) => portals.join_with_gap(query.all).ok_or(ApiError::ManyPortals)?,
         None => portals.join(query.all).ok_or(ApiError::ManyPortals)?,
     };
     let first = format!("retry: {RETRY_DELAY_MS}\nid: {}-{}\n\n", portal.stream().as_str(), portal.number());

@@ -146,7 +146,7 @@ pub(super) async fn clear(FromState(api): State, path: UserPath) -> Result<Respo
 /// `POST /v1/users/{id}/disconnect`
 pub(super) async fn disconnect(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
     let user = user(path)?;
-    let connections = api.hub.connections_to(&user).await;
+    let connections = api.hub.connection_count_of(&user).await;
     api.hub.disconnect(&Recipients::Users(vec![user]), &[]).await;
     Ok(super::json(StatusCode::OK, json!({"disconnected": connections}).to_string()))
 }

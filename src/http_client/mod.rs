@@ -1,8 +1,9 @@
-//! Sends HTTP requests of the server: webhooks, and fetches of published keys.
+//! Sends the server's HTTP requests: to webhooks, and for published keys (JWKS).
 //!
-//! The configured host may be under control of a third party (SSRF). So redirects are not followed, proxies are not used,
-//! and time and response size are bounded. Private addresses are rejected unless allowed. The check is made on the
-//! resolved address that is connected to, so a name that changes its address cannot bypass it.
+//! A third party may control the configured host, and could direct requests to internal services (server-side request
+//! forgery, SSRF). So the client follows no redirect, uses no proxy, and bounds time and response size. It rejects private
+//! addresses unless they are allowed. It checks the resolved address to which it connects, so a name whose address changes
+//! (DNS rebinding) cannot bypass the check.
 //!
 //! - [`private_ip`]: classifies private addresses
 //! - [`signing`]: signs requests
@@ -37,14 +38,16 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum delay that `Retry-After` can cause.
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(60 * 60);
 
-/// Concurrent DNS lookups of one client. A lookup cannot be cancelled and occupies a thread until the system ends it.
-/// Without the limit each timed-out request would leave another thread behind.
+/// Maximum number of concurrent DNS lookups of one client.
+///
+/// A lookup cannot be cancelled, and occupies a thread until the system ends it. Without the limit each timed-out request
+/// would occupy another thread.
 const LOOKUPS_MAX: usize = 4;
 
-/// Time after which an idle connection is closed: less than most servers keep theirs.
+/// Time after which the client closes an idle connection: shorter than the keep-alive timeout of most servers.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// Says why a URL is rejected, as the end of a sentence that begins with its configuration key.
+/// Describes why a URL is rejected, as the end of a sentence that begins with its configuration key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct UrlError(String);
@@ -104,18 +107,18 @@ pub struct HttpResponse {
 }
 
 impl HttpResponse {
-    /// Tests for a status of 200 to 299.
+    /// Returns whether the status is 200 to 299.
     #[must_use]
     pub fn is_success(&self) -> bool {
         (200..300).contains(&self.status)
     }
 }
 
-/// Says why there is no response.
+/// Describes why there is no response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HttpError {
-    /// No connection was possible, or none is allowed.
+    /// The host is unreachable, or its address is private and not allowed.
     #[error("{host} cannot be reached: {reason}")]
     Unreachable {
         /// Origin of the URL.
@@ -125,7 +128,7 @@ pub enum HttpError {
     },
     /// The request timed out.
     #[error("{host} did not answer within {} ms", waited.as_millis())]
-    Silent {
+    TimedOut {
         /// Origin of the URL.
         host: String,
         /// Time limit of the request.
@@ -150,7 +153,7 @@ pub enum HttpError {
 }
 
 impl HttpClient {
-    /// Creates a client of `url`, without a connection yet. `timeout` covers a request from DNS lookup to the response's end.
+    /// Creates a client of `url`, and does not connect. `timeout` covers a request from DNS lookup to the end of the response.
     ///
     /// # Errors
     /// Fails if the URL is rejected (see [`check_url`]), or the system's certificates cannot be loaded.
@@ -188,7 +191,7 @@ impl HttpClient {
                 }
             }
         };
-        // A body that does not end in time costs only its connection.
+        // If the body does not end in time, its connection is closed and not reused.
         _ = timeout(DISCARD_TIMEOUT, discard).await;
         result.body = Vec::new();
         Ok(result)
@@ -247,7 +250,7 @@ impl HttpClient {
     fn error(&self, error: &reqwest::Error) -> HttpError {
         let host = self.host();
         if error.is_timeout() {
-            HttpError::Silent { host, waited: self.timeout }
+            HttpError::TimedOut { host, waited: self.timeout }
         } else if error.is_connect() {
             HttpError::Unreachable { host, reason: network_error(error) }
         } else {
@@ -267,7 +270,7 @@ impl std::fmt::Debug for HttpClient {
     }
 }
 
-/// Reads the status of a response, and leaves the body out.
+/// Converts the status and `Retry-After` of a response, without its body.
 fn status_of(response: &Response) -> HttpResponse {
     let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.trim().parse().ok());
     HttpResponse {

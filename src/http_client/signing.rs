@@ -10,7 +10,7 @@ pub const TIMESTAMP_HEADER: &str = "mesa-timestamp";
 /// Header with the signature: `v1=` and 64 hexadecimal digits in lower case.
 pub const SIGNATURE_HEADER: &str = "mesa-signature";
 
-/// Makes both headers for a body that is sent now.
+/// Creates both headers for a body that is sent now.
 #[must_use]
 pub fn headers(secret: &str, body: &[u8]) -> [(&'static str, String); 2] {
     // A clock before 1970 is wrong, and receivers will reject the timestamp.
@@ -19,7 +19,7 @@ pub fn headers(secret: &str, body: &[u8]) -> [(&'static str, String); 2] {
     [(TIMESTAMP_HEADER, timestamp), (SIGNATURE_HEADER, signature)]
 }
 
-/// Signs the timestamp as in its header, a full stop, and the body.
+/// Signs the timestamp, a full stop, and the body. The timestamp is the text of its header.
 #[must_use]
 pub fn sign(secret: &str, timestamp: &str, body: &[u8]) -> String {
     let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());

@@ -10,23 +10,23 @@ use tokio::{runtime::Handle, sync::mpsc, time::timeout};
 
 use super::Hub;
 
-/// Chunks queued for a slow reader.
+/// Chunks queued for the reader; then the backup waits.
 const CHUNKS_MAX: usize = 4;
 
-/// Size of a chunk, in bytes.
-const CHUNK_BYTES: usize = 128 << 10;
+/// Smallest size of a chunk but the last, in bytes.
+const CHUNK_BYTES_MIN: usize = 128 << 10;
 
-/// A reader that takes no chunk for this long is dropped, so that another backup may begin.
+/// Time for the reader to take a chunk. Then the backup ends, so that another can begin.
 const READER_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Hub {
-    /// Reports whether the logs are stored elsewhere, so that this server cannot back them up.
+    /// Reports whether the logs are in a remote store, so that this server cannot back them up.
     #[must_use]
     pub fn has_remote_logs(&self) -> bool {
         self.store.is_remote()
     }
 
-    /// Starts a backup; `None` while another is running. It stops early when its reader is dropped.
+    /// Starts a backup; `None` while another is running. It stops early when the returned stream is dropped.
     #[must_use]
     pub fn backup(&self) -> Option<Backup> {
         let permit = self.backups.clone().try_acquire_owned().ok()?;
@@ -37,7 +37,7 @@ impl Hub {
             let mut out = ChunkWriter { buffer: Vec::new(), to: chunks, runtime };
             match store.backup(&mut out).and_then(|contents| Ok(out.flush().map(|()| contents)?)) {
                 Ok(contents) => {
-                    // The backup is complete, whether or not the reader takes the end.
+                    // The backup is complete, whether or not the reader takes this item.
                     _ = out.send(Item::End);
                     tracing::info!(contents.users, contents.entries, contents.bytes, "backup complete");
                 }
@@ -77,7 +77,7 @@ impl Backup {
     }
 }
 
-/// An item of the stream.
+/// An item of the queue between the backup and its reader.
 #[derive(Debug)]
 enum Item {
     Bytes(Bytes),
@@ -93,8 +93,8 @@ struct ChunkWriter {
 }
 
 impl ChunkWriter {
-    fn send(&self, chunk: Item) -> io::Result<()> {
-        match self.runtime.block_on(timeout(READER_TIMEOUT, self.to.send(chunk))) {
+    fn send(&self, item: Item) -> io::Result<()> {
+        match self.runtime.block_on(timeout(READER_TIMEOUT, self.to.send(item))) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(io::Error::new(io::ErrorKind::BrokenPipe, "the reader of the backup is gone")),
             Err(_) => {
@@ -107,7 +107,7 @@ impl ChunkWriter {
 impl Write for ChunkWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.buffer.extend_from_slice(bytes);
-        if self.buffer.len() >= CHUNK_BYTES {
+        if self.buffer.len() >= CHUNK_BYTES_MIN {
             self.flush()?;
         }
         Ok(bytes.len())

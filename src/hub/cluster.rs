@@ -17,36 +17,34 @@ use crate::{
     store::{Append, StoreError},
 };
 
-/// Time within which messages of the original's servers are stored. After that they are sent unsynced.
+/// Time for storing a message of the original's servers. After that it is sent unsynced.
 ///
-/// A store remembers little longer which entries it has (`Append::per_recipient_id`); a later attempt could store them twice.
+/// A store remembers for 10 min which entries it has (`Append::per_recipient_id`). An attempt after that could store them
+/// twice.
 const STORE_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// A user at the quota rejects every further message, so this warning is rate-limited for each reason.
+/// Limits the warning about rejected entries, for each reason: a user at the quota causes one per message.
 static REJECTED: LogLimit = LogLimit::new();
 
-/// A lasting cause fails every message from the original's servers, so this warning is rate-limited.
+/// Limits the warning about messages that are not stored: a lasting cause fails every message.
 static NOT_STORED: LogLimit = LogLimit::new();
 
-/// Delay between two attempts to store them.
+/// Delay between two attempts to store a message of the original's servers.
 const STORE_RETRY_DELAY: Duration = Duration::from_millis(250);
 
 impl Hub {
-    /// Subscribes to broadcasts of other servers.
+    /// Subscribes to broadcasts of other servers, and to messages of the original's servers.
     pub(super) fn subscribe_to_cluster(self: &Arc<Self>) {
         let Some(cluster) = &self.cluster else { return };
         let hub = Arc::downgrade(self);
-        let on_broadcast = Arc::new(move |word| {
+        let on_broadcast = Arc::new(move |broadcast| {
             let Some(hub) = hub.upgrade() else { return };
-            match word {
+            match broadcast {
                 Broadcast::Message { payload, recipients: Recipients::Everyone, excluding } => {
                     _ = hub.broadcast_local(&payload, &excluding);
                 }
                 Broadcast::Message { payload, recipients: Recipients::Users(users), .. } => {
-                    for user in users {
-                        let (_, dropped) = hub.registry.put(&user, &payload);
-                        hub.metrics.unsynced_dropped.inc_by(dropped);
-                    }
+                    users.iter().for_each(|user| hub.put_unsynced(user, &payload));
                 }
                 Broadcast::Disconnect { recipients, excluding } => _ = hub.disconnect_local(&recipients, &excluding),
             }
@@ -66,16 +64,14 @@ impl Hub {
         cluster.subscribe(on_broadcast, on_messages);
     }
 
-    /// Stores messages from servers of the original; false if the store is unreachable and a `retry` is wanted.
+    /// Stores messages from servers of the original; false if the caller has to retry.
     ///
-    /// If they cannot be stored, they are sent unsynced to online users, as the original does.
+    /// `retry`: whether the caller can retry while the store is unreachable. If the messages cannot be stored, they are sent
+    /// unsynced to online users, as the original does.
     async fn store_from_original(&self, messages: &[OriginalMessage], retry: bool) -> bool {
         let send_unsynced = || {
             for OriginalMessage { payload, users, .. } in messages.iter().filter(|message| !message.late) {
-                for user in users {
-                    let (_, dropped) = self.registry.put(user, payload);
-                    self.metrics.unsynced_dropped.inc_by(dropped);
-                }
+                users.iter().for_each(|user| self.put_unsynced(user, payload));
             }
         };
         if self.settings.sync.is_none() {
@@ -99,7 +95,7 @@ impl Hub {
                     }
                 }
             }
-            // The append may have been committed. Sent unsynced the message could arrive twice, and offline users would miss it.
+            // The append may have been committed. Sent unsynced, the message could arrive twice, and offline users would miss it.
             Err(StoreError::Unreachable(error)) if retry => {
                 tracing::debug!(%error, "storing messages from the original's servers is retried");
                 return false;
@@ -114,19 +110,21 @@ impl Hub {
         true
     }
 
-    pub(super) fn broadcast_to_servers(&self, word: impl FnOnce() -> Broadcast) {
+    /// Sends a broadcast to the other servers, if there are any.
+    pub(super) fn broadcast_to_servers(&self, broadcast: impl FnOnce() -> Broadcast) {
         if let Some(cluster) = &self.cluster {
-            cluster.broadcast(word());
+            cluster.broadcast(broadcast());
         }
     }
 
+    /// Publishes this server's number of connections to the other servers.
     pub(super) fn publish_connection_count(&self) {
         if let Some(cluster) = &self.cluster {
-            cluster.set_connection_count(self.registry.count());
+            cluster.set_connection_count(self.registry.connection_count());
         }
     }
 
-    /// Returns the number of connections at other servers, as last published.
+    /// Returns the number of connections at other servers, as these last published it.
     pub(super) async fn remote_connection_count(&self) -> usize {
         match &self.cluster {
             Some(cluster) => cluster.remote_connection_count().await,
@@ -134,24 +132,25 @@ impl Hub {
         }
     }
 
-    /// Removes recipients connected only to servers of the original, and records for whom those servers have to send.
+    /// Moves recipients at servers of the original to `original_recipients`.
     ///
-    /// A recipient that may be connected to both is handled both ways: the client or its server may be gone unnoticed.
+    /// A recipient that may also be connected to a server of ours remains a recipient of the append: a client or server may
+    /// have died unnoticed.
     ///
     /// # Errors
     /// When presence cannot be read.
     pub(super) async fn split_original_recipients(&self, prepared: &mut PreparedDispatch) -> Result<(), StoreError> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
-        let found = cluster.original_presence(&prepared.context.users).await.map_err(StoreError::Unreachable)?;
-        if found.iter().all(|one| *one == OriginalPresence::Offline) {
+        let presences = cluster.original_presence(&prepared.context.users).await.map_err(StoreError::Unreachable)?;
+        if presences.iter().all(|presence| *presence == OriginalPresence::Offline) {
             return Ok(());
         }
-        for (user, presence) in std::mem::take(&mut prepared.context.users).into_iter().zip(found) {
+        for (user, presence) in std::mem::take(&mut prepared.context.users).into_iter().zip(presences) {
             if presence != OriginalPresence::Offline {
                 prepared.original_recipients.push(user.clone());
             }
             // A session that has just begun may not be in the shared presence yet.
-            if presence == OriginalPresence::Exclusive && self.registry.connections(&user) == 0 {
+            if presence == OriginalPresence::Exclusive && self.registry.session_count(&user) == 0 {
                 prepared.context.original_only += 1;
             } else {
                 prepared.context.users.push(user);
@@ -163,16 +162,16 @@ impl Hub {
 
     /// Publishes messages to servers of the original for their users.
     ///
-    /// This happens before the commit, so that an accepted dispatch has been published. A dispatch that fails afterwards may
-    /// be published once more by its retry.
+    /// This happens before the commit, so that an accepted dispatch has been published. If the commit fails, a retry of the
+    /// dispatch may publish the message again.
     ///
     /// # Errors
-    /// When they cannot be published.
+    /// When a message cannot be published.
     pub(super) async fn publish_to_original(&self, prepared: &[PreparedDispatch]) -> Result<(), StoreError> {
         let Some(cluster) = &self.cluster else { return Ok(()) };
         let mut published = HashSet::new();
         for PreparedDispatch { append, original_recipients, .. } in
-            prepared.iter().filter(|one| !one.original_recipients.is_empty())
+            prepared.iter().filter(|dispatch| !dispatch.original_recipients.is_empty())
         {
             let id = append.idempotency.as_ref().map(|idempotency| &idempotency.id);
             let repeated = id.is_some_and(|id| !published.insert(id));
@@ -186,9 +185,9 @@ impl Hub {
         Ok(())
     }
 
-    /// Returns each user's number of connections at all servers; only local ones if the others cannot be queried.
-    pub(super) async fn connections_of(&self, users: &[UserId]) -> Vec<usize> {
-        let mut counts: Vec<usize> = users.iter().map(|user| self.registry.connections(user)).collect();
+    /// Returns each user's number of connections at all servers; at this one if the others cannot be queried.
+    pub(super) async fn connection_counts_of(&self, users: &[UserId]) -> Vec<usize> {
+        let mut counts: Vec<usize> = users.iter().map(|user| self.registry.session_count(user)).collect();
         if let (Some(cluster), false) = (&self.cluster, users.is_empty())
             && let Some(remote) = cluster.remote_connections(users).await
         {
@@ -197,16 +196,16 @@ impl Hub {
         counts
     }
 
-    /// Returns which users are online at any server; only local presence if the others cannot be queried.
+    /// Returns which users are online at any server; at this one if the others cannot be queried.
     ///
     /// The other servers are queried only about users without a local session.
     pub(super) async fn online_flags(&self, users: &[UserId]) -> Vec<bool> {
-        let mut online: Vec<bool> = users.iter().map(|user| self.registry.connections(user) > 0).collect();
+        let mut online: Vec<bool> = users.iter().map(|user| self.registry.session_count(user) > 0).collect();
         let Some(cluster) = &self.cluster else { return online };
         let offline = users.iter().zip(&online).filter(|(_, online)| !**online);
-        let others: Vec<UserId> = offline.map(|(user, _)| user.clone()).collect();
-        if !others.is_empty()
-            && let Some(remote) = cluster.remote_connections(&others).await
+        let offline: Vec<UserId> = offline.map(|(user, _)| user.clone()).collect();
+        if !offline.is_empty()
+            && let Some(remote) = cluster.remote_connections(&offline).await
         {
             online.iter_mut().filter(|online| !**online).zip(remote).for_each(|(online, count)| *online = count > 0);
         }
@@ -214,13 +213,18 @@ impl Hub {
     }
 
     /// Returns which recipients of a disconnect are online at any server; `None` for a broadcast or a single server.
-    pub(super) async fn online_flags_of(&self, recipients: &Recipients, excluding: &[UserId]) -> Option<Vec<bool>> {
+    pub(super) async fn online_flags_of_recipients(
+        &self,
+        recipients: &Recipients,
+        excluding: &[UserId],
+    ) -> Option<Vec<bool>> {
         self.cluster.as_ref()?;
         let Recipients::Users(users) = recipients else { return None };
         let users = super::dispatch::deduplicate(users.clone(), excluding);
         Some(self.online_flags(&users).await)
     }
 
+    /// Requests the other servers to close connections of these users.
     pub(super) fn disconnect_remote(&self, recipients: &Recipients, excluding: &[UserId]) {
         self.broadcast_to_servers(|| Broadcast::Disconnect {
             recipients: recipients.clone(),
@@ -232,14 +236,10 @@ impl Hub {
     pub(super) fn disconnect_local(&self, recipients: &Recipients, excluding: &[UserId]) -> (usize, usize) {
         match recipients {
             Recipients::Everyone => {
-                let mut excluded = self.registry.connections_of_users(excluding);
-                excluded.sort_unstable();
                 let mut closed = 0;
-                self.registry.for_each_connection(|id, mailbox| {
-                    if excluded.binary_search(&id).is_err() {
-                        mailbox.close(CloseReason::Requested);
-                        closed += 1;
-                    }
+                self.registry.for_each_connection_except(excluding, |_, mailbox| {
+                    mailbox.close(CloseReason::Requested);
+                    closed += 1;
                 });
                 (closed, closed)
             }

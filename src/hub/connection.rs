@@ -1,4 +1,4 @@
-//! A connection as the hub sees it, from before its authentication: its mailbox and the events it causes.
+//! The hub's handle of a connection, from before its authentication: its mailbox and the events it causes.
 
 use std::{
     error::Error,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     message::UserId,
-    middleware::{Client, Decision, Middleware},
+    middleware::{Client, Decision},
     store::StoreError,
 };
 
@@ -33,9 +33,9 @@ pub struct ConnectionHandle {
     pub(super) mailbox: Arc<Mailbox>,
     /// The client's IP address, if it is known.
     pub(super) address: Option<IpAddr>,
-    /// The user as whom the client first authenticated.
+    /// The user, once the client has authenticated.
     pub(super) user: OnceLock<UserId>,
-    /// Close code and reason.
+    /// Close code and reason; `None`: there was no close frame.
     pub(super) close: Option<(u16, Box<str>)>,
 }
 
@@ -56,14 +56,13 @@ impl Hub {
         address: Option<IpAddr>,
         on_id: impl FnOnce(ConnectionId),
     ) -> ConnectionHandle {
-        let (id, mailbox) = self.registry.enter(self.settings.mailbox);
+        let (id, mailbox) = self.registry.register_connection(self.settings.mailbox);
         on_id(id);
-        let connected =
-            ConnectionHandle { hub: self.clone(), id, mailbox, address, user: OnceLock::new(), close: None };
-        self.middleware.each(Some(&connected.client()), |one| one.on_connection(&connected.client()));
+        let handle = ConnectionHandle { hub: self.clone(), id, mailbox, address, user: OnceLock::new(), close: None };
+        self.middleware.call_each(Some(&handle.client()), |middleware| middleware.on_connection(&handle.client()));
         self.listeners.notify(id, Event::Connection);
         self.publish_connection_count();
-        connected
+        handle
     }
 }
 
@@ -81,13 +80,13 @@ impl ConnectionHandle {
     #[cfg(test)]
     pub fn attach(&self, user: UserId, how: Attach, now: Instant) -> Result<Session, StoreError> {
         let session = self.hub.attach(self.id, self.mailbox.clone(), user, how, now)?;
-        self.attached(&session);
+        self.mark_attached(&session);
         Ok(session)
     }
 
-    /// Attaches the connection to a user without blocking, also where the log is behind a network.
+    /// Attaches the connection to a user without blocking the event loop, also with a remote store.
     ///
-    /// Once the future has resolved, pass the session to [`ConnectionHandle::attached`].
+    /// Once the future has resolved, pass the session to [`ConnectionHandle::mark_attached`].
     #[must_use]
     pub fn attach_without_blocking(
         &self,
@@ -104,15 +103,15 @@ impl ConnectionHandle {
     }
 
     /// Marks the connection as authenticated as its session's user, and notifies the listeners.
-    pub fn attached(&self, session: &Session) {
+    pub fn mark_attached(&self, session: &Session) {
         self.mailbox.set_authenticated();
         if self.user.set(session.user().clone()).is_ok() {
-            let (middleware, client) = (&self.hub.middleware, self.client());
-            middleware.each(Some(&client), |one| one.on_authenticated(&client));
-            if let (true, Some(backlog)) = (middleware.any(), session.backlog()) {
-                let redeliver =
-                    |one: &dyn Middleware| one.on_redeliver_undeliverable_messages(backlog.clone(), &client);
-                middleware.each(Some(&client), redeliver);
+            let (chain, client) = (&self.hub.middleware, self.client());
+            chain.call_each(Some(&client), |middleware| middleware.on_authenticated(&client));
+            if let (true, Some(backlog)) = (chain.any(), session.backlog()) {
+                chain.call_each(Some(&client), |middleware| {
+                    middleware.on_redeliver_undeliverable_messages(backlog.clone(), &client)
+                });
             }
             self.hub.listeners.notify(self.id, Event::Authentication { user: session.user() });
         }
@@ -129,7 +128,7 @@ impl ConnectionHandle {
         self.close = Some((code, reason.into()));
     }
 
-    /// Ready when every listener has room for another message, so that the client's next frame may be read.
+    /// Ready when every listener has capacity for another message, so that the client's next frame may be read.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.hub.listeners.poll_ready(self.id, cx)
     }
@@ -147,7 +146,7 @@ impl ConnectionHandle {
 
     /// Reports an error on this connection to the middleware.
     pub fn report_error(&self, error: &(dyn Error + 'static)) {
-        self.hub.middleware.error(error, Some(&self.client()));
+        self.hub.middleware.report_error(error, Some(&self.client()));
     }
 
     pub(super) fn client(&self) -> Client<'_> {
@@ -157,11 +156,11 @@ impl ConnectionHandle {
 
 impl Drop for ConnectionHandle {
     fn drop(&mut self) {
-        self.hub.registry.exit(self.id);
+        self.hub.registry.unregister_connection(self.id);
         self.hub.publish_connection_count();
         let (code, reason) = self.close.as_ref().map_or((ABNORMAL_CLOSURE, ""), |(code, reason)| (*code, reason));
         let client = self.client();
-        self.hub.middleware.each(Some(&client), |one| one.on_disconnection(&client, code, reason));
+        self.hub.middleware.call_each(Some(&client), |middleware| middleware.on_disconnection(&client, code, reason));
         self.hub.listeners.notify(self.id, Event::Disconnection { user: self.user.get(), code, reason });
     }
 }

@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use super::{Hub, mailbox::Mailbox};
 use crate::{
     cluster::Broadcast,
-    message::{CollapseKey, DispatchId, NameError, Options, Payload, Recipients, UserId},
+    message::{CollapseKey, DispatchId, IdError, Options, Payload, Recipients, UserId},
     middleware::SentTo,
     store::{Append, AppendResult, DispatchSummary, Idempotency, Rejected, StoreError},
 };
@@ -17,11 +17,11 @@ use crate::{
 pub struct Dispatch {
     /// The message.
     pub payload: Payload,
-    /// Whether it is stored for recipients (`o.sync`). Has no effect while sync is off, or for a broadcast.
+    /// Whether it is stored for its recipients (`o.sync`). Has no effect while sync is off, or on a broadcast.
     pub sync: bool,
     /// The recipients.
     pub recipients: Recipients,
-    /// Users excluded from receiving it, even if they are recipients.
+    /// Users who do not receive it, even if they are recipients.
     pub excluding: Vec<UserId>,
     /// How long it is stored (`o.ttl`). `None`: until the store's own limits expire it.
     pub ttl: Option<Duration>,
@@ -67,14 +67,14 @@ impl Dispatch {
         })
     }
 
-    /// Reports options that only a stored message can follow. With sync off such a dispatch is rejected.
+    /// Reports whether it has an option of stored messages. With sync off such a dispatch is rejected.
     #[must_use]
     pub fn requires_storage(&self) -> bool {
         self.ttl.is_some() || self.collapse.is_some()
     }
 }
 
-/// Says why a message cannot have its options.
+/// Error of [`Dispatch::with_options`].
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
     /// Options of stored messages, on a message that is not stored.
@@ -82,11 +82,11 @@ pub enum OptionsError {
     NotStored,
     /// The collapse key is invalid.
     #[error(transparent)]
-    Collapse(#[from] NameError),
+    Collapse(#[from] IdError),
 }
 
 impl OptionsError {
-    /// The sentence of [`Self::NotStored`].
+    /// Text of [`Self::NotStored`].
     pub const NOT_STORED: &str =
         "o.ttl and o.collapse are for stored messages: omit them with sync: false, and for `*`";
 }
@@ -95,7 +95,7 @@ impl OptionsError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Outcome {
-    /// Recipients without excluded users and with rejected ones. For a broadcast: connections.
+    /// Recipients, including rejected ones and without excluded users. For a broadcast: connections.
     pub recipients: usize,
     /// Accepted recipients that are online.
     pub online: usize,
@@ -115,24 +115,25 @@ impl Hub {
     /// Dropping the future after its first poll does not cancel the dispatch.
     ///
     /// # Errors
-    /// When the store accepts nothing. Then no user received anything, except users of servers of the original.
+    /// When the store accepts no entry. Then no user received the message, except users of the original's servers.
     pub async fn dispatch(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
         let mut outcomes = self.dispatch_all(vec![dispatch]).await?;
         Ok(outcomes.pop().unwrap_or_default())
     }
 
-    /// Sends messages in order; synced ones share a commit. Resolves with one outcome each, in order.
+    /// Sends messages in order, and returns their outcomes in the same order.
     ///
-    /// It resolves once every synced entry is durable. An unsynced message is sent when everything before it is durable.
+    /// It resolves once every synced entry is durable. Consecutive synced messages share a commit. An unsynced message is
+    /// sent once all messages before it are durable.
     ///
     /// # Errors
-    /// When the store accepts no more. Messages before the failed one may have been sent.
+    /// When the store fails a commit. Messages of earlier commits were sent.
     pub async fn dispatch_all(&self, dispatches: Vec<Dispatch>) -> Result<Vec<Outcome>, StoreError> {
         let mut outcomes = Vec::with_capacity(dispatches.len());
         let mut prepared = Vec::new();
         for dispatch in dispatches {
             match self.prepare(dispatch) {
-                Ok(one) => prepared.push(one),
+                Ok(synced) => prepared.push(synced),
                 Err(unsynced) => {
                     outcomes.extend(self.outcomes(self.commit(std::mem::take(&mut prepared)).await?));
                     self.metrics.dispatches.inc();
@@ -146,11 +147,11 @@ impl Hub {
 
     /// Prepares a synced dispatch for the store; returns an unsynced one to the caller.
     ///
-    /// This, [`Hub::commit`] and [`Hub::outcomes`] are the steps of [`Hub::dispatch_all`], for callers that have other work
+    /// This, [`Hub::commit`] and [`Hub::outcomes`] are the steps of [`Hub::dispatch_all`], for callers that do other work
     /// between them.
     ///
     /// # Errors
-    /// With the dispatch, if it is not to be stored.
+    /// With the dispatch, if it is unsynced.
     #[expect(clippy::result_large_err, reason = "the error is the argument")]
     pub fn prepare(&self, dispatch: Dispatch) -> Result<PreparedDispatch, Dispatch> {
         if !dispatch.sync || self.settings.sync.is_none() {
@@ -158,11 +159,10 @@ impl Hub {
         }
         let Recipients::Users(users) = dispatch.recipients else { return Err(dispatch) };
         let recipients = deduplicate(users, &dispatch.excluding);
-        let online = |users: &[UserId]| users.iter().map(|user| self.registry.connections(user) > 0).collect();
         let (mut rejected, mut idempotency) = (dispatch.rejected, None);
         if let Some(id) = dispatch.id {
-            idempotency =
-                Some(Idempotency { id, online: online(&recipients), rejected: std::mem::take(&mut rejected) });
+            let online = recipients.iter().map(|user| self.registry.session_count(user) > 0).collect();
+            idempotency = Some(Idempotency { id, online, rejected: std::mem::take(&mut rejected) });
         }
         let Dispatch { payload, ttl, collapse, .. } = dispatch;
         let observed = self.middleware.any().then(|| payload.clone());
@@ -185,23 +185,24 @@ impl Hub {
         let mut prepared = prepared;
         if self.cluster.is_some() {
             // An idempotent result must be the same for every retry, so presence is determined before the commit.
-            for one in &mut prepared {
-                self.split_original_recipients(one).await?;
-                if let Some(idempotency) = &mut one.append.idempotency {
-                    idempotency.online = self.online_flags(&one.context.users).await;
-                    one.context.online = Some(idempotency.online.clone());
-                    idempotency.online.extend(std::iter::repeat_n(true, one.context.original_only));
+            for dispatch in &mut prepared {
+                self.split_original_recipients(dispatch).await?;
+                if let Some(idempotency) = &mut dispatch.append.idempotency {
+                    idempotency.online = self.online_flags(&dispatch.context.users).await;
+                    dispatch.context.online = Some(idempotency.online.clone());
+                    idempotency.online.extend(std::iter::repeat_n(true, dispatch.context.original_only));
                 }
             }
         }
         self.publish_to_original(&prepared).await?;
         let (appends, mut contexts): (Vec<_>, Vec<_>) =
-            prepared.into_iter().map(|one| (one.append, one.context)).unzip();
-        let unknown = contexts.iter_mut().filter(|one| one.online.is_none());
-        let querying = join_all(unknown.map(async |one| one.online = Some(self.online_flags(&one.users).await)));
+            prepared.into_iter().map(|dispatch| (dispatch.append, dispatch.context)).unzip();
+        let unknown = contexts.iter_mut().filter(|context| context.online.is_none());
+        let querying =
+            join_all(unknown.map(async |context| context.online = Some(self.online_flags(&context.users).await)));
         let appending = self.store.append_all(appends);
         let appended = if self.cluster.is_some() {
-            // Concurrently: each is one round trip to Redis.
+            // Concurrently, because each is one round trip to Redis.
             tokio::join!(appending, querying).0?
         } else {
             let appended = appending.await?;
@@ -233,8 +234,8 @@ impl Hub {
         self.metrics.messages_appended.inc_by(accepted);
         self.metrics.messages_rejected.inc_by(appended.seqs.len() as u64 - accepted);
         self.metrics.messages_dropped.inc_by(appended.dropped);
-        if let Some(answered) = appended.summary {
-            return stored_outcome(answered, appended.duplicate);
+        if let Some(summary) = appended.summary {
+            return stored_outcome(summary, appended.duplicate);
         }
         let mut outcome = Outcome {
             recipients: users.len() + rejected.len() + original_only,
@@ -255,11 +256,11 @@ impl Hub {
 
     /// Sends an unsynced message to online recipients.
     ///
-    /// One with an idempotency id is stored first, without entries, so that it is sent once at most.
+    /// The store first records its idempotency id, if it has one, so that the message is sent at most once.
     async fn send_unsynced(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
         let Dispatch { payload, sync, recipients, excluding, id, rejected, .. } = dispatch;
-        // Only a synced message is lost by not being stored.
-        let drops = sync && self.settings.sync.is_none();
+        // With sync off a synced message is lost for offline users.
+        let is_lost_offline = sync && self.settings.sync.is_none();
         let users = match recipients {
             Recipients::Everyone => None,
             Recipients::Users(users) => Some(deduplicate(users, &excluding)),
@@ -278,37 +279,40 @@ impl Hub {
                 self.store.append(Append { idempotency, ..Append::new(payload.clone(), Vec::new()) }).await?;
             if !appended.duplicate {
                 let outcome = self.fan_out_unsynced(&payload, users.as_deref(), &excluding).await;
-                self.count_dropped(drops, &outcome);
+                self.count_lost_offline(is_lost_offline, &outcome);
             }
             return Ok(stored_outcome(appended.summary.unwrap_or_default(), appended.duplicate));
         }
         let mut outcome = self.fan_out_unsynced(&payload, users.as_deref(), &excluding).await;
-        self.count_dropped(drops, &outcome);
+        self.count_lost_offline(is_lost_offline, &outcome);
         outcome.recipients += rejected.len();
         outcome.rejected = rejected;
         Ok(outcome)
     }
 
-    fn count_dropped(&self, drops: bool, outcome: &Outcome) {
-        if drops {
+    fn count_lost_offline(&self, is_lost_offline: bool, outcome: &Outcome) {
+        if is_lost_offline {
             self.metrics.sync_off_dropped.inc_by(outcome.offline as u64);
         }
     }
 
-    /// Reports a stored message to the middleware. Each user comes with whether any server has a connection of theirs.
+    /// Reports a stored message to the middleware. `users`: recipients, and whether each is online at any server.
     fn report_sent(&self, payload: &Payload, users: Vec<(UserId, bool)>) {
         let (mut online_users, mut offline_users) = (Vec::new(), Vec::new());
-        for (user, online) in users {
-            if online { online_users.push(user) } else { offline_users.push(user) }
+        for (user, is_online) in users {
+            if is_online { online_users.push(user) } else { offline_users.push(user) }
         }
         if !online_users.is_empty() {
-            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&online_users)));
+            self.middleware
+                .call_each(None, |middleware| middleware.on_message_sent(payload, SentTo::Users(&online_users)));
         }
         if !offline_users.is_empty() {
-            self.middleware.each(None, |one| one.on_undeliverable_message_sent(payload, &offline_users));
+            self.middleware
+                .call_each(None, |middleware| middleware.on_undeliverable_message_sent(payload, &offline_users));
         }
     }
 
+    /// Sends an unsynced message at all servers. `users: None`: a broadcast.
     async fn fan_out_unsynced(&self, payload: &Payload, users: Option<&[UserId]>, excluding: &[UserId]) -> Outcome {
         self.broadcast_to_servers(|| Broadcast::Message {
             payload: payload.clone(),
@@ -320,7 +324,8 @@ impl Hub {
             None => {
                 let sent = self.broadcast_local(payload, excluding) + self.remote_connection_count().await;
                 if sent > 0 {
-                    self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Everyone(sent)));
+                    self.middleware
+                        .call_each(None, |middleware| middleware.on_message_sent(payload, SentTo::Everyone(sent)));
                 }
                 Outcome { recipients: sent, online: sent, ..Outcome::default() }
             }
@@ -329,7 +334,7 @@ impl Hub {
 
     /// Closes the connections of these users at every server (close code 1000).
     pub async fn disconnect(&self, recipients: &Recipients, excluding: &[UserId]) -> Outcome {
-        let online = self.online_flags_of(recipients, excluding).await;
+        let online = self.online_flags_of_recipients(recipients, excluding).await;
         self.disconnect_remote(recipients, excluding);
         let (local_recipients, local_online) = self.disconnect_local(recipients, excluding);
         match (recipients, online) {
@@ -338,9 +343,10 @@ impl Hub {
                 Outcome { recipients: closed, online: closed, ..Outcome::default() }
             }
             (Recipients::Users(_), online) => {
-                let count = online.map_or(local_online, |online| online.into_iter().filter(|one| *one).count());
-                let (recipients, online, offline) = (local_recipients, count, local_recipients - count);
-                Outcome { recipients, online, offline, ..Outcome::default() }
+                let online =
+                    online.map_or(local_online, |flags| flags.into_iter().filter(|is_online| *is_online).count());
+                let offline = local_recipients - online;
+                Outcome { recipients: local_recipients, online, offline, ..Outcome::default() }
             }
         }
     }
@@ -358,14 +364,16 @@ impl Hub {
 
     /// Visits the mailboxes of local connections that receive broadcasts.
     fn for_each_broadcast_target(&self, excluding: &[UserId], mut visit: impl FnMut(&Mailbox)) {
-        let mut excluded = self.registry.connections_of_users(excluding);
-        excluded.sort_unstable();
-        self.registry.for_each_connection(|id, mailbox| {
-            let allowed = mailbox.is_authenticated() || !self.settings.authentication_required;
-            if allowed && excluded.binary_search(&id).is_err() {
+        self.registry.for_each_connection_except(excluding, |_, mailbox| {
+            if mailbox.is_authenticated() || !self.settings.authentication_required {
                 visit(mailbox);
             }
         });
+    }
+
+    /// Puts an unsynced message into the mailboxes of a user's local connections.
+    pub(super) fn put_unsynced(&self, user: &UserId, payload: &Payload) {
+        self.metrics.unsynced_dropped.inc_by(self.registry.put(user, payload));
     }
 
     /// Sends an unsynced message to the online users among `users`.
@@ -375,35 +383,35 @@ impl Hub {
         let online = self.online_flags(users).await;
         let (observed, mut receivers) = (self.middleware.any(), Vec::new());
         for (user, is_online) in users.iter().zip(&online) {
-            let (_, dropped) = self.registry.put(user, payload);
-            self.metrics.unsynced_dropped.inc_by(dropped);
+            self.put_unsynced(user, payload);
             if observed && *is_online {
                 receivers.push(user.clone());
             }
         }
         if !receivers.is_empty() {
-            self.middleware.each(None, |one| one.on_message_sent(payload, SentTo::Users(&receivers)));
+            self.middleware
+                .call_each(None, |middleware| middleware.on_message_sent(payload, SentTo::Users(&receivers)));
         }
         let online = online.into_iter().filter(|is_online| *is_online).count();
         Outcome { recipients: users.len(), online, offline: users.len() - online, ..Outcome::default() }
     }
 }
 
-/// A dispatch ready for the store, with what its outcome needs.
+/// A dispatch ready for the store, and the data for its outcome.
 #[derive(Debug)]
 pub struct PreparedDispatch {
     pub(super) append: Append,
     pub(super) context: OutcomeContext,
-    /// Recipients to whom servers of the original have to send it.
+    /// Recipients who may be connected to servers of the original, which then send it to them.
     pub(super) original_recipients: Vec<UserId>,
 }
 
-/// What the outcome of a dispatch needs.
+/// Data for the outcome of a dispatch that the store does not return.
 #[derive(Debug)]
 pub(super) struct OutcomeContext {
     pub(super) users: Vec<UserId>,
     rejected: Vec<Rejected>,
-    /// The message, if a middleware is installed that receives it.
+    /// The message, if middleware is installed.
     observed: Option<Payload>,
     /// Which users are online at any server; `None` until presence was read.
     online: Option<Vec<bool>>,
@@ -418,13 +426,14 @@ pub struct CommittedBatch {
     contexts: Vec<OutcomeContext>,
 }
 
-fn stored_outcome(answered: DispatchSummary, duplicate: bool) -> Outcome {
+/// Converts the result that the store returns for an idempotency id.
+fn stored_outcome(summary: DispatchSummary, duplicate: bool) -> Outcome {
     Outcome {
-        recipients: answered.recipients as usize,
-        online: answered.online as usize,
-        offline: answered.offline as usize,
-        stored: answered.stored as usize,
-        rejected: answered.rejected,
+        recipients: summary.recipients as usize,
+        online: summary.online as usize,
+        offline: summary.offline as usize,
+        stored: summary.stored as usize,
+        rejected: summary.rejected,
         duplicate,
     }
 }

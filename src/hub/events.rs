@@ -1,7 +1,7 @@
 //! Client events, passed to every listener: portals, webhooks, and handlers of an embedding program.
 //!
 //! Events of one connection arrive in order: connection, authentication, messages, disconnection. Between connections
-//! there is no order. No event is passed twice. A listener receives nothing that happened before it was added.
+//! there is no order. Each event is passed once. A listener receives only events after it was added.
 
 use std::{
     fmt,
@@ -18,7 +18,7 @@ pub use super::registry::ConnectionId;
 pub use crate::message::InboundMessage;
 use crate::message::UserId;
 
-/// An event of one client. Borrowed: a listener copies what it stores.
+/// An event of one client, borrowed: a listener copies what it stores.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
     /// The client has connected and is not authenticated yet.
@@ -39,7 +39,7 @@ pub enum Event<'a> {
     Disconnection {
         /// The user, if the client was authenticated.
         user: Option<&'a UserId>,
-        /// The close code: the client's if it closed, ours if the server closed, 1006 without a close frame.
+        /// The close code: the client's if the client closed, the server's if the server closed, 1006 without a close frame.
         code: u16,
         /// The reason from the close frame; often empty.
         reason: &'a str,
@@ -48,16 +48,16 @@ pub enum Event<'a> {
 
 /// Receives client events.
 ///
-/// Called on the connection's own task, so it must not wait. A listener with more work puts it into a bounded queue and
-/// defines what happens when that is full.
+/// Called on the connection's task, so it must not wait. A listener with more work puts it into a bounded queue, and
+/// defines what happens when that queue is full.
 pub trait Listener: Send + Sync {
     /// Receives an event of the client on `connection`.
     fn event(&self, connection: ConnectionId, event: Event<'_>);
 
-    /// Ready when the listener has room for another message from this connection; by default always.
+    /// Ready when the listener has capacity for another message from this connection; by default always.
     ///
     /// While it is pending the server reads nothing from the client, so backpressure reaches the client's socket. The
-    /// listener wakes the waker when it has room again.
+    /// listener wakes the waker when it has capacity again.
     fn poll_ready(&self, connection: ConnectionId, cx: &mut Context<'_>) -> Poll<()> {
         _ = (connection, cx);
         Poll::Ready(())
@@ -83,7 +83,7 @@ impl Listeners {
         }
     }
 
-    /// Ready when every listener has room for another message.
+    /// Ready when every listener has capacity for another message.
     pub(super) fn poll_ready(&self, connection: ConnectionId, cx: &mut Context<'_>) -> Poll<()> {
         if !self.any.load(Ordering::Acquire) {
             return Poll::Ready(());

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use crate::message::Payload;
 
+/// Bits of `Mailbox::signals`.
 const LOG: u8 = 1;
 const UNSYNCED: u8 = 2;
 const CLOSE: u8 = 4;
@@ -33,7 +34,7 @@ pub enum CloseReason {
 pub struct Signals {
     /// The user's log may have more entries.
     pub log: bool,
-    /// There are unsynced messages in the mailbox.
+    /// The mailbox has unsynced messages.
     pub unsynced: bool,
     /// The connection is to be closed.
     pub close: Option<CloseReason>,
@@ -50,7 +51,7 @@ pub struct MailboxBounds {
     pub bytes: usize,
 }
 
-/// Mailbox of one connection. The hub puts in and never waits; the connection's task takes out.
+/// Mailbox of one connection. The hub adds messages without waiting; the connection's task takes them.
 #[derive(Debug)]
 pub struct Mailbox {
     bounds: MailboxBounds,
@@ -87,23 +88,23 @@ impl Mailbox {
     }
 
     /// Signals that the user's log has more entries.
-    pub(super) fn log_has_more(&self) {
+    pub(super) fn signal_log(&self) {
         self.signal(LOG);
     }
 
-    /// Requests the connection to close. The first reason stands; returns false for any later one.
-    pub(super) fn close(&self, why: CloseReason) -> bool {
+    /// Requests the connection to close. The first reason counts; returns false for any later one.
+    pub(super) fn close(&self, reason: CloseReason) -> bool {
         let is_first = {
             let mut state = self.state.lock();
             let is_first = state.close.is_none();
-            state.close.get_or_insert(why);
+            state.close.get_or_insert(reason);
             is_first
         };
         self.signal(CLOSE);
         is_first
     }
 
-    /// Puts in an unsynced message; returns the number of older messages dropped for it.
+    /// Adds an unsynced message; returns the number of messages dropped for it.
     pub(super) fn put(&self, payload: &Payload) -> u64 {
         let mut dropped = 0;
         {
@@ -132,7 +133,7 @@ impl Mailbox {
         oldest
     }
 
-    /// Resolves with the signals since the last call. One task may wait at a time.
+    /// Returns the signals since the last call. One task may wait at a time.
     pub fn poll_signals(&self, cx: &mut Context<'_>) -> Poll<Signals> {
         // Registered first: a signal from here on wakes the task, whether or not the swap below finds one.
         self.waker.register(cx.waker());
@@ -184,11 +185,11 @@ mod tests {
     }
 
     #[test]
-    fn signals_are_returned_once_and_the_first_close_reason_stands() {
+    fn signals_are_returned_once_and_the_first_close_reason_counts() {
         let mailbox = mailbox(1, 100);
         let mut cx = Context::from_waker(Waker::noop());
         assert!(mailbox.poll_signals(&mut cx).is_pending());
-        mailbox.log_has_more();
+        mailbox.signal_log();
         assert!(mailbox.close(CloseReason::Shutdown));
         assert!(!mailbox.close(CloseReason::Requested), "it is closing already");
         let all = Signals { log: true, unsynced: false, close: Some(CloseReason::Shutdown) };

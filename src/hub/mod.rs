@@ -9,7 +9,7 @@
 //! - [`queries`]: read-only queries about users, and readiness
 //! - [`cluster`]: other servers, if there are any
 //! - [`events`]: client events, passed to every listener
-//! - [`portals`]: backends that receive client events, each event at one of them
+//! - [`portals`]: backends that receive client events, each event by one of them
 //! - [`backup`](Hub::backup): the whole store, as a stream of chunks
 
 mod backup;
@@ -59,15 +59,14 @@ use portals::{Bounds, Portals};
 use presence::Presence;
 use registry::{Registry, SessionEntry};
 
-/// Cold reads of all sessions together that may wait for the disk at the same time.
+/// Concurrent reads from the disk, over all sessions. Further sessions queue in order, each for one batch.
 ///
-/// Further sessions queue for one batch each, first come, first served. A session at the head of its log reads from memory
-/// and never queues here. A thousand users reconnecting at once must not take every thread from live delivery. Measured
-/// on two cores during twenty replays, with 4, 2 and 1 reads: a live message took 1.4, 0.5 and 0.5 ms longer, and the
-/// replays got 456, 427 and 295 MB/s (`cargo bench --bench fairness`).
+/// A session at the head of its log reads from memory and never queues here. A thousand users who reconnect at once must
+/// not take every thread from live delivery. Measured on two cores during twenty replays, with 4, 2 and 1 reads: a live
+/// message took 1.4, 0.5 and 0.5 ms longer. The replays got 456, 427 and 295 MB/s (`cargo bench --bench fairness`).
 const COLD_READS_MAX: usize = 2;
 
-/// The same limit for logs behind a network, where waiting costs a thread and no disk.
+/// The same limit for a remote store, whose reads wait for a network and occupy neither disk nor thread.
 const REMOTE_READS_MAX: usize = 64;
 
 /// Settings of the hub.
@@ -85,16 +84,16 @@ pub struct Settings {
     pub portals: Option<PortalSettings>,
 }
 
-/// How client events are distributed to portals.
+/// Settings of the distribution of client events to portals.
 #[derive(Clone, Copy, Debug)]
 pub struct PortalSettings {
     /// Round robin, rather than at random.
     pub round_robin: bool,
-    /// Bounds of their queues.
+    /// Bounds of the portals' queues.
     pub bounds: Bounds,
 }
 
-/// How stored messages are redelivered.
+/// Settings of message sync.
 #[derive(Clone, Copy, Debug)]
 pub struct SyncSettings {
     /// Interval between backlog entries of a session. Zero: no pacing.
@@ -112,12 +111,12 @@ pub struct Hub {
     listeners: Listeners,
     middleware: Arc<Chain>,
     portals: Option<Arc<Portals>>,
-    /// A second listener for commits, after the registry.
-    appended: Arc<OnceLock<CommitListener>>,
+    /// Called after each commit, once the sessions are woken.
+    append_listener: Arc<OnceLock<CommitListener>>,
     cold_reads: Arc<Semaphore>,
     /// One backup at a time.
     backups: Arc<Semaphore>,
-    /// Whether the last client event has passed.
+    /// Whether the listeners have received the last client event.
     drained: watch::Sender<bool>,
 }
 
@@ -131,16 +130,16 @@ impl Hub {
         cluster: Option<Arc<dyn Cluster>>,
     ) -> Arc<Self> {
         let registry = Arc::new(Registry::new());
-        let appended: Arc<OnceLock<CommitListener>> = Arc::default();
-        let (sessions, second) = (registry.clone(), appended.clone());
+        let append_listener: Arc<OnceLock<CommitListener>> = Arc::default();
+        let (sessions, listener) = (registry.clone(), append_listener.clone());
         store.on_commit(Arc::new(move |users| {
             users.iter().for_each(|user| sessions.wake(user));
-            if let Some(second) = second.get() {
-                second(users);
+            if let Some(listener) = listener.get() {
+                listener(users);
             }
         }));
         let resync = registry.clone();
-        store.on_resync(Arc::new(move || resync.for_each_connection(|_, mailbox| mailbox.log_has_more())));
+        store.on_resync(Arc::new(move || resync.for_each_connection(|_, mailbox| mailbox.signal_log())));
         let cold_reads = Arc::new(Semaphore::new(if store.is_remote() { REMOTE_READS_MAX } else { COLD_READS_MAX }));
         let backups = Arc::new(Semaphore::new(1));
         let (presence, listeners, middleware) = (Presence::default(), Listeners::default(), Arc::default());
@@ -162,7 +161,7 @@ impl Hub {
             listeners,
             middleware,
             portals,
-            appended,
+            append_listener,
             cold_reads,
             backups,
             drained: watch::Sender::new(false),
@@ -171,13 +170,15 @@ impl Hub {
         hub
     }
 
-    /// Sets the middleware. To be called once, before the first connection.
+    /// Sets the middleware. Called once, before the first connection.
     pub fn install(&self, middleware: Vec<Arc<dyn Middleware>>) {
         self.middleware.set(middleware);
         if let (true, Some(portals)) = (self.middleware.any(), &self.portals) {
             let chain = self.middleware.clone();
             portals.on_change(Box::new(move |portal, joins| {
-                chain.each(None, |one| if joins { one.on_portal_join(portal) } else { one.on_portal_leave(portal) });
+                chain.call_each(None, |middleware| {
+                    if joins { middleware.on_portal_join(portal) } else { middleware.on_portal_leave(portal) }
+                });
             }));
         }
     }
@@ -198,8 +199,8 @@ impl Hub {
     }
 
     /// Requests one connection to close; false if it is gone, or closing already.
-    pub fn close_connection(&self, connection: ConnectionId, why: CloseReason) -> bool {
-        self.registry.mailbox(connection).is_some_and(|mailbox| mailbox.close(why))
+    pub fn close_connection(&self, connection: ConnectionId, reason: CloseReason) -> bool {
+        self.registry.mailbox(connection).is_some_and(|mailbox| mailbox.close(reason))
     }
 
     /// Adds a listener for client events, for the lifetime of the hub.
@@ -213,11 +214,11 @@ impl Hub {
         self.portals.as_ref()
     }
 
-    /// Sets a listener for users whose logs have new entries. Only the first one set is called.
+    /// Sets the listener for users whose logs have new entries. Only the first call has an effect.
     ///
-    /// It is called on the commit thread, so it must not wait.
+    /// The listener is called on the commit thread, so it must not wait.
     pub fn on_appended(&self, listener: impl Fn(&[UserId]) + Send + Sync + 'static) {
-        _ = self.appended.set(Arc::new(listener));
+        _ = self.append_listener.set(Arc::new(listener));
     }
 
     /// Reports whether messages are stored for offline users.
@@ -228,27 +229,27 @@ impl Hub {
 
     /// Returns the number of connections, authenticated or not.
     #[must_use]
-    pub fn connections(&self) -> usize {
-        self.registry.count()
+    pub fn connection_count(&self) -> usize {
+        self.registry.connection_count()
     }
 
-    /// Marks the end of client events: the last connection is gone. Receivers of [`Hub::drained`] end too.
+    /// Marks the end of client events: the last connection has closed. Receivers of [`Hub::drained`] end then.
     pub fn mark_drained(&self) {
         self.drained.send_replace(true);
     }
 
-    /// Becomes true once no more client events will happen and all of them have been passed on.
+    /// Returns a flag that becomes true once the listeners have received the last client event.
     #[must_use]
     pub fn drained(&self) -> watch::Receiver<bool> {
         self.drained.subscribe()
     }
 
     /// Requests every connection to close.
-    pub fn close_all(&self, why: CloseReason) {
-        self.registry.for_each_connection(|_, mailbox| _ = mailbox.close(why));
+    pub fn close_all(&self, reason: CloseReason) {
+        self.registry.for_each_connection(|_, mailbox| _ = mailbox.close(reason));
     }
 
-    /// Records a user's number of local sessions. Called under the registry's lock, so that the later count holds.
+    /// Records a user's number of local sessions. Called under the registry's lock, so counts arrive in order.
     fn set_session_count(&self, user: &UserId, sessions: usize) {
         self.presence.set_session_count(user, sessions);
         if let Some(cluster) = &self.cluster {
@@ -259,10 +260,11 @@ impl Hub {
     /// Ends a session. Called when it is dropped.
     fn end_session(&self, user: &UserId, entry: &SessionEntry) {
         self.metrics.sessions.dec();
-        self.registry.unregister(user, entry.connection, |sessions| self.set_session_count(user, sessions));
+        self.registry.unregister_session(user, entry.connection, |sessions| self.set_session_count(user, sessions));
         self.record_seen(user);
     }
 
+    /// Records that the user has connected or disconnected now.
     fn record_seen(&self, user: &UserId) {
         if self.settings.store_connected_users {
             let seen = Some(SystemTime::now());
@@ -274,13 +276,13 @@ impl Hub {
 
     /// Records that a client has received `range` of `user`'s log, both ends included.
     fn record_received(&self, user: &UserId, device: Option<&DeviceId>, range: (Seq, Seq)) {
-        let (received, device) = (Some(range), device.cloned());
+        let (acknowledged, device) = (Some(range), device.cloned());
         self.registry.with_lowest_position(user, |lowest| {
-            self.store.report(user, SessionReport { device, acknowledged: received, hold: lowest, seen: None });
+            self.store.report(user, SessionReport { device, acknowledged, hold: lowest, seen: None });
         });
     }
 
-    /// Finds the reasons for missing sequences, where that waits for a network.
+    /// Returns the reasons of missing sequences from a remote store.
     fn explain_gaps(
         &self,
         user: UserId,
@@ -292,7 +294,7 @@ impl Hub {
         Box::pin(run_blocking(move || store.explain_gaps(&user, device.as_ref(), from, to)))
     }
 
-    /// Reads from the log where that may wait for a disk or a network.
+    /// Reads entries that are not in memory, from the disk or a remote store.
     fn read(&self, user: UserId, after: Seq, limit: ReadLimit) -> BoxFuture<'static, Result<ReadResult, StoreError>> {
         let (store, permits) = (self.store.clone(), self.cold_reads.clone());
         Box::pin(async move {
@@ -311,7 +313,7 @@ impl Hub {
     }
 }
 
-/// Creates a hub over a store in memory, for tests of modules that use one.
+/// Creates a hub over a store in memory, for tests of other modules.
 #[cfg(test)]
 pub(crate) fn for_test(metrics: Arc<Metrics>) -> Arc<Hub> {
     tests::hub_with_metrics(metrics, Duration::ZERO)
@@ -332,6 +334,6 @@ async fn run_blocking<T: Send + 'static>(
 
 impl fmt::Debug for Hub {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hub").field("connections", &self.connections()).finish_non_exhaustive()
+        f.debug_struct("Hub").field("connections", &self.connection_count()).finish_non_exhaustive()
     }
 }

@@ -24,7 +24,7 @@ const COMMIT_STALL_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct UserReport {
     /// The user.
     pub user: UserId,
-    /// Whether the user ever received a message or connected.
+    /// Whether a message was ever sent to this user, or a client connected as this user.
     pub known: bool,
     /// Current connections authenticated as this user.
     pub connections: usize,
@@ -61,7 +61,7 @@ impl Hub {
             connections,
             user,
             last_seen: state.seen,
-            devices: state.devices.iter().map(of_device).collect(),
+            devices: state.devices.iter().map(device_report).collect(),
             pending: state.pending,
             pending_bytes: state.pending_bytes,
             last_sequence: state.head,
@@ -103,17 +103,17 @@ impl Hub {
     /// Reports whether a user is connected to any server; to this one if the others cannot be queried.
     pub async fn is_online(&self, user: &UserId) -> bool {
         match &self.cluster {
-            _ if self.registry.connections(user) > 0 => true,
+            _ if self.registry.session_count(user) > 0 => true,
             Some(cluster) => cluster.is_online(user).await.unwrap_or(false),
             None => false,
         }
     }
 
     /// Returns the number of connections at all servers; at this one if the others cannot be queried.
-    pub async fn all_connections(&self) -> usize {
+    pub async fn all_connection_count(&self) -> usize {
         match &self.cluster {
-            Some(cluster) => cluster.connection_count().await.unwrap_or_else(|| self.connections()),
-            None => self.connections(),
+            Some(cluster) => cluster.connection_count().await.unwrap_or_else(|| self.connection_count()),
+            None => self.connection_count(),
         }
     }
 
@@ -147,7 +147,7 @@ impl Hub {
         }
         let after = state.acknowledged.through();
         let mut entries = match self.store.read_cached(user, after, limit) {
-            Some(found) => found.entries,
+            Some(result) => result.entries,
             None => {
                 let (store, user) = (self.store.clone(), user.clone());
                 run_blocking(move || store.read(&user, after, limit)).await?.entries
@@ -164,9 +164,9 @@ impl Hub {
     pub async fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<UserReport>, StoreError> {
         let (store, after) = (self.store.clone(), after.cloned());
         let users = run_blocking(move || store.users(after.as_ref(), limit)).await?;
-        let users: Vec<_> = users.into_iter().map(readable).collect::<Result<_, _>>()?;
+        let users: Vec<_> = users.into_iter().map(with_damage_flag).collect::<Result<_, _>>()?;
         let ids: Vec<UserId> = users.iter().map(|(user, _)| user.clone()).collect();
-        let connections = self.connections_of(&ids).await.into_iter();
+        let connections = self.connection_counts_of(&ids).await.into_iter();
         let report =
             |((user, state), connections)| UserReport { known: true, ..Self::report(user, connections, &state) };
         Ok(users.into_iter().zip(connections).map(report).collect())
@@ -177,11 +177,12 @@ impl Hub {
     /// # Errors
     /// When the store cannot be read.
     pub async fn users_of(&self, ids: Vec<UserId>) -> Result<Vec<UserReport>, StoreError> {
-        let (store, asked) = (self.store.clone(), ids.clone());
-        let states =
-            run_blocking(move || store.states(asked)?.into_iter().map(readable).collect::<Result<Vec<_>, _>>());
+        let (store, requested) = (self.store.clone(), ids.clone());
+        let states = run_blocking(move || {
+            store.states(requested)?.into_iter().map(with_damage_flag).collect::<Result<Vec<_>, _>>()
+        });
         let states = states.await?;
-        let connections = self.connections_of(&ids).await;
+        let connections = self.connection_counts_of(&ids).await;
         let report = |((user, state), connections)| Self::report(user, connections, &state);
         Ok(states.into_iter().zip(connections).map(report).collect())
     }
@@ -203,12 +204,12 @@ impl Hub {
             Ok(state)
         });
         let state = state.await?;
-        Ok(Self::report(user.clone(), self.connections_to(user).await, &state))
+        Ok(Self::report(user.clone(), self.connection_count_of(user).await, &state))
     }
 
-    /// Returns a user's number of connections at any server; at this one if the others cannot be queried.
-    pub async fn connections_to(&self, user: &UserId) -> usize {
-        self.connections_of(std::slice::from_ref(user)).await.first().copied().unwrap_or(0)
+    /// Returns a user's number of connections at all servers; at this one if the others cannot be queried.
+    pub async fn connection_count_of(&self, user: &UserId) -> usize {
+        self.connection_counts_of(std::slice::from_ref(user)).await.first().copied().unwrap_or(0)
     }
 
     /// Returns a user's pending messages above `after`.
@@ -220,9 +221,9 @@ impl Hub {
         run_blocking(move || {
             let limit = ReadLimit { entries: limit, bytes: PAGE_BYTES_MAX };
             // Entries retained for another session may be acknowledged already. They are not pending.
-            let received = store.state(&user)?.acknowledged;
-            let mut entries = store.read(&user, after.max(received.through()), limit)?.entries;
-            entries.retain(|entry| !received.contains(entry.seq));
+            let acknowledged = store.state(&user)?.acknowledged;
+            let mut entries = store.read(&user, after.max(acknowledged.through()), limit)?.entries;
+            entries.retain(|entry| !acknowledged.contains(entry.seq));
             Ok(entries)
         })
         .await
@@ -247,13 +248,13 @@ impl Hub {
         self.store.health()
     }
 
-    /// Reports whether every component is ready, so that dispatches are accepted.
+    /// Updates the polled health conditions, and reports whether every component is ready.
     ///
     /// # Errors
     /// Every component that is not ready, with its reason.
     pub fn ready(&self) -> Result<(), Vec<NotReady>> {
         let health = self.store.health();
-        // Conditions that are polled. Components report other conditions themselves.
+        // Components report all other conditions themselves.
         let unreachable = self.store.unreachable().map(|why| format!("the store cannot be reached: {why}"));
         health.set("store_connection", unreachable.map(Into::into));
         // A full disk has been reported by the store.
@@ -268,8 +269,8 @@ impl Hub {
     }
 }
 
-/// Turns damage of one listed user into a flag, so that it does not fail the whole list.
-fn readable((user, state): KnownUser) -> Result<(UserId, UserState), StoreError> {
+/// Turns damage of a user's data into a flag, so that it does not fail a list of users.
+fn with_damage_flag((user, state): KnownUser) -> Result<(UserId, UserState), StoreError> {
     match state {
         Ok(state) => Ok((user, state)),
         Err(StoreError::Damaged(_)) => Ok((user, UserState { damaged: true, ..UserState::default() })),
@@ -277,7 +278,7 @@ fn readable((user, state): KnownUser) -> Result<(UserId, UserState), StoreError>
     }
 }
 
-fn of_device(state: &DeviceState) -> DeviceReport {
+fn device_report(state: &DeviceState) -> DeviceReport {
     let DeviceState { device, pending, seen } = state;
     DeviceReport { device: device.clone(), pending: *pending, last_seen: *seen }
 }

@@ -36,12 +36,12 @@ pub struct Registry {
     count: AtomicUsize,
 }
 
-/// A session as other tasks see it: its mailbox and position.
+/// State of a session that other tasks use: its mailbox and position.
 #[derive(Debug)]
 pub struct SessionEntry {
     pub(super) connection: ConnectionId,
     pub(super) mailbox: Arc<Mailbox>,
-    /// The session needs nothing up to and including this sequence, so the store may trim that far.
+    /// The session needs no entry up to and including this sequence, so the store may trim that far.
     pub(super) position: AtomicU64,
 }
 
@@ -56,42 +56,42 @@ impl Registry {
         }
     }
 
-    fn connections_of(&self, id: ConnectionId) -> &Shard<ConnectionId, Arc<Mailbox>> {
+    fn connection_shard(&self, id: ConnectionId) -> &Shard<ConnectionId, Arc<Mailbox>> {
         &self.connections[id as usize % SHARDS]
     }
 
-    fn users_of(&self, user: &UserId) -> &Shard<UserId, Vec<Arc<SessionEntry>>> {
+    fn session_shard(&self, user: &UserId) -> &Shard<UserId, Vec<Arc<SessionEntry>>> {
         &self.users[self.hasher.hash_one(user) as usize % SHARDS]
     }
 
     /// Returns the number of connections, authenticated or not.
-    pub(super) fn count(&self) -> usize {
+    pub(super) fn connection_count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    pub(super) fn enter(&self, bounds: MailboxBounds) -> (ConnectionId, Arc<Mailbox>) {
+    pub(super) fn register_connection(&self, bounds: MailboxBounds) -> (ConnectionId, Arc<Mailbox>) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mailbox = Arc::new(Mailbox::new(bounds));
-        self.connections_of(id).lock().insert(id, mailbox.clone());
+        self.connection_shard(id).lock().insert(id, mailbox.clone());
         self.count.fetch_add(1, Ordering::Relaxed);
         (id, mailbox)
     }
 
-    pub(super) fn exit(&self, id: ConnectionId) {
-        if self.connections_of(id).lock().remove(&id).is_some() {
+    pub(super) fn unregister_connection(&self, id: ConnectionId) {
+        if self.connection_shard(id).lock().remove(&id).is_some() {
             self.count.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
     /// Returns the mailbox of a connection, if it is registered.
     pub(super) fn mailbox(&self, id: ConnectionId) -> Option<Arc<Mailbox>> {
-        self.connections_of(id).lock().get(&id).cloned()
+        self.connection_shard(id).lock().get(&id).cloned()
     }
 
     /// Registers a session, and passes the user's number of sessions to `count`.
     ///
-    /// Until its position is set it retains the whole log.
-    pub(super) fn register(
+    /// Until the session's position is set, the store may trim nothing of the log.
+    pub(super) fn register_session(
         &self,
         user: &UserId,
         connection: ConnectionId,
@@ -99,7 +99,7 @@ impl Registry {
         count: impl FnOnce(usize),
     ) -> Arc<SessionEntry> {
         let session = Arc::new(SessionEntry { connection, mailbox, position: AtomicU64::new(0) });
-        let mut shard = self.users_of(user).lock();
+        let mut shard = self.session_shard(user).lock();
         let sessions = shard.entry(user.clone()).or_default();
         sessions.push(session.clone());
         count(sessions.len());
@@ -107,8 +107,8 @@ impl Registry {
     }
 
     /// Unregisters a session, and passes the user's number of sessions to `count`.
-    pub(super) fn unregister(&self, user: &UserId, connection: ConnectionId, count: impl FnOnce(usize)) {
-        let mut shard = self.users_of(user).lock();
+    pub(super) fn unregister_session(&self, user: &UserId, connection: ConnectionId, count: impl FnOnce(usize)) {
+        let mut shard = self.session_shard(user).lock();
         let Some(sessions) = shard.get_mut(user) else { return };
         sessions.retain(|session| session.connection != connection);
         let remaining = sessions.len();
@@ -122,37 +122,34 @@ impl Registry {
     ///
     /// Called under the lock, so that of two concurrent reports the later one is the more recent.
     pub(super) fn with_lowest_position(&self, user: &UserId, report: impl FnOnce(Option<Seq>)) {
-        let shard = self.users_of(user).lock();
+        let shard = self.session_shard(user).lock();
         let sessions = shard.get(user).map_or(&[][..], Vec::as_slice);
         report(sessions.iter().map(|session| session.position.load(Ordering::Acquire)).min());
     }
 
-    /// Returns a user's number of connections.
-    pub(super) fn connections(&self, user: &UserId) -> usize {
-        self.users_of(user).lock().get(user).map_or(0, Vec::len)
+    /// Returns a user's number of local sessions.
+    pub(super) fn session_count(&self, user: &UserId) -> usize {
+        self.session_shard(user).lock().get(user).map_or(0, Vec::len)
     }
 
-    /// Signals a user's sessions that the log has more.
+    /// Signals a user's sessions that the log has more entries.
     pub(super) fn wake(&self, user: &UserId) {
-        if let Some(sessions) = self.users_of(user).lock().get(user) {
-            sessions.iter().for_each(|session| session.mailbox.log_has_more());
+        if let Some(sessions) = self.session_shard(user).lock().get(user) {
+            sessions.iter().for_each(|session| session.mailbox.signal_log());
         }
     }
 
-    /// Puts an unsynced message into the mailboxes of a user's connections.
-    ///
-    /// Returns the number of connections, and of older messages dropped for it.
-    pub(super) fn put(&self, user: &UserId, payload: &Payload) -> (usize, u64) {
-        let shard = self.users_of(user).lock();
-        let Some(sessions) = shard.get(user) else { return (0, 0) };
-        (sessions.len(), sessions.iter().map(|session| session.mailbox.put(payload)).sum())
+    /// Puts an unsynced message into the mailboxes of a user's sessions; returns the number of older messages dropped.
+    pub(super) fn put(&self, user: &UserId, payload: &Payload) -> u64 {
+        let shard = self.session_shard(user).lock();
+        shard.get(user).map_or(0, |sessions| sessions.iter().map(|session| session.mailbox.put(payload)).sum())
     }
 
     /// Requests a user's connections to close; returns their number.
-    pub(super) fn close_user(&self, user: &UserId, why: CloseReason) -> usize {
-        let shard = self.users_of(user).lock();
+    pub(super) fn close_user(&self, user: &UserId, reason: CloseReason) -> usize {
+        let shard = self.session_shard(user).lock();
         let Some(sessions) = shard.get(user) else { return 0 };
-        sessions.iter().for_each(|session| _ = session.mailbox.close(why));
+        sessions.iter().for_each(|session| _ = session.mailbox.close(reason));
         sessions.len()
     }
 
@@ -165,10 +162,25 @@ impl Registry {
         }
     }
 
+    /// Calls `visit` for every connection except those of `excluding`.
+    pub(super) fn for_each_connection_except(
+        &self,
+        excluding: &[UserId],
+        mut visit: impl FnMut(ConnectionId, &Mailbox),
+    ) {
+        let mut excluded = self.connections_of_users(excluding);
+        excluded.sort_unstable();
+        self.for_each_connection(|id, mailbox| {
+            if excluded.binary_search(&id).is_err() {
+                visit(id, mailbox);
+            }
+        });
+    }
+
     /// Returns the connections of these users.
-    pub(super) fn connections_of_users(&self, users: &[UserId]) -> Vec<ConnectionId> {
+    fn connections_of_users(&self, users: &[UserId]) -> Vec<ConnectionId> {
         let of = |user| {
-            let shard = self.users_of(user).lock();
+            let shard = self.session_shard(user).lock();
             shard
                 .get(user)
                 .map(|sessions| sessions.iter().map(|session| session.connection).collect())

@@ -53,7 +53,7 @@ async fn send(hub: &Hub, count: usize) {
 
 /// Accepts what the session has for its socket now; returns the sequences.
 fn next(session: &mut Session, now: Instant) -> Vec<Seq> {
-    session.log_has_more();
+    session.on_log_signal();
     match session.poll_batch(&mut Context::from_waker(Waker::noop()), now, 1 << 20) {
         Poll::Ready(Ok(Batch::Entries(entries))) => {
             entries.iter().for_each(|entry| _ = session.accept(entry, now).unwrap());
@@ -112,7 +112,7 @@ async fn resuming_client_receives_every_entry_and_unacknowledged_ones_again() {
         assert_eq!(sent_to_resuming(&mut session, now), ["1..3", "1", "2", "3"]);
         assert_eq!(session.unacknowledged(), None, "no acknowledgement is requested of a resuming client");
         send(&hub, 2).await;
-        session.log_has_more();
+        session.on_log_signal();
         assert_eq!(sent_to_resuming(&mut session, now), ["4", "5"]);
         assert!(session.acknowledge_through(4));
         drop(session);
@@ -138,7 +138,7 @@ async fn gaps_are_sent_in_order_with_their_reasons() {
     let mut session = connected.attach(alice(), after(0, None), now).unwrap();
     assert_eq!(sent_to_resuming(&mut session, now), ["4..5 1-2 cleared 3-3 collapsed", "4", "5"]);
     send_with(&hub, None, Some("score")).await;
-    session.log_has_more();
+    session.on_log_signal();
     assert_eq!(sent_to_resuming(&mut session, now), ["6"], "no gap for 5, which the session has sent");
     drop(session);
     // The client resumes after 4, and has acknowledged nothing else.
@@ -269,7 +269,7 @@ async fn user_with_a_session_is_online_until_the_last_one_ends() {
     assert_eq!(hub.online(None, 10).await, [alice()]);
     drop(other);
     assert!(hub.online(None, 10).await.is_empty());
-    assert_eq!(hub.connections(), 2, "the connections stay open");
+    assert_eq!(hub.connection_count(), 2, "the connections stay open");
 }
 
 #[tokio::test]

@@ -33,7 +33,7 @@ fn reworded(reason: &str) -> String {
             "expected value" => "expected a value".into(),
             "invalid number" => "this is no number of JSON".into(),
             "number out of range" => "the number is too large".into(),
-            "lone leading surrogate in hex escape" => "an escape has half of a surrogate pair".into(),
+            "lone leading surrogate in hex escape" => "an escape has a lone surrogate".into(),
             "unexpected end of hex escape" => {
                 "\\u is followed by fewer than four hexadecimal digits, or by half of a pair".into()
             }

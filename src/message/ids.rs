@@ -5,17 +5,17 @@ use std::{fmt, sync::Arc};
 /// Reason why a text is not a valid id of its kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} must have 1 to {characters_max} characters and no control characters")]
-pub struct NameError {
+pub struct IdError {
     what: &'static str,
     characters_max: usize,
 }
 
-fn check(name: &str, what: &'static str, characters_max: usize) -> Result<Arc<str>, NameError> {
-    let fits = !name.is_empty() && name.chars().nth(characters_max).is_none();
-    if fits && !name.chars().any(char::is_control) { Ok(name.into()) } else { Err(NameError { what, characters_max }) }
+fn validate(id: &str, what: &'static str, characters_max: usize) -> Result<Arc<str>, IdError> {
+    let is_bounded = !id.is_empty() && id.chars().nth(characters_max).is_none();
+    if is_bounded && !id.chars().any(char::is_control) { Ok(id.into()) } else { Err(IdError { what, characters_max }) }
 }
 
-macro_rules! names {
+macro_rules! ids {
     ($($(#[doc = $help:literal])+ $name:ident: $what:literal, $max:ident = $characters:literal;)+) => {$(
         #[doc = concat!("Longest ", $what, ", in characters.")]
         pub const $max: usize = $characters;
@@ -25,12 +25,12 @@ macro_rules! names {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Validates and copies `name`.
+            /// Validates and copies `id`.
             ///
             /// # Errors
             /// If it is empty, too long, or has a control character.
-            pub fn new(name: &str) -> Result<Self, NameError> {
-                check(name, concat!("a ", $what), $max).map(Self)
+            pub fn new(id: &str) -> Result<Self, IdError> {
+                validate(id, concat!("a ", $what), $max).map(Self)
             }
 
             /// Returns the id as text.
@@ -54,7 +54,7 @@ macro_rules! names {
     )+};
 }
 
-names! {
+ids! {
     /// Name of one of a user's devices, chosen by the client. Each device has its own cursor.
     DeviceId: "device", DEVICE_CHARACTERS_MAX = 64;
     /// Idempotency id of a dispatch, chosen by the backend. A retry with the same id returns the first result.

@@ -1,7 +1,7 @@
-//! A JSON string of a peer that is forwarded unchanged, also if it is not valid Unicode.
+//! Represents a JSON string of a peer that is forwarded unchanged, also if it is not valid Unicode.
 //!
-//! `"\ud83d"` is valid JSON, but no Rust string can hold it (see [`surrogates`]). Such a string stays JSON, so that the server
-//! forwards it unchanged. Code that needs a text gets none, or one with U+FFFD.
+//! `"\ud83d"` is valid JSON, but no Rust string can hold it (see [`surrogates`]). Such a string stays raw JSON.
+//! Code that needs a text gets none, or one with U+FFFD.
 
 use std::borrow::Cow;
 
@@ -13,12 +13,12 @@ use serde_json::{Number, value::RawValue};
 
 use super::surrogates;
 
-/// A JSON string: decoded, or as raw JSON if it has half of a surrogate pair.
+/// A JSON string: decoded, or as raw JSON if it has a lone surrogate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JsonString<'a> {
     /// The decoded string.
     Text(Cow<'a, str>),
-    /// Raw JSON with quotation marks, because the string has half of a surrogate pair.
+    /// Raw JSON with quotation marks, because the string has a lone surrogate.
     Raw(Cow<'a, str>),
 }
 
@@ -41,13 +41,15 @@ impl JsonString<'_> {
         }
     }
 
-    /// Returns the text, with U+FFFD in place of each half of a surrogate pair.
+    /// Returns the text, with U+FFFD in place of each lone surrogate.
     #[must_use]
     pub fn lossy(&self) -> Cow<'_, str> {
         match self {
             Self::Text(text) => Cow::Borrowed(text),
-            // The string is valid JSON. Only its halves prevented decoding.
-            Self::Raw(json) => Cow::Owned(serde_json::from_str(&surrogates::replace_halves(json)).unwrap_or_default()),
+            // The string is valid JSON. Only its lone surrogates prevented decoding.
+            Self::Raw(json) => {
+                Cow::Owned(serde_json::from_str(&surrogates::replace_lone_surrogates(json)).unwrap_or_default())
+            }
         }
     }
 
@@ -76,7 +78,7 @@ impl JsonString<'_> {
         }
     }
 
-    /// Returns the same string without a copy.
+    /// Borrows the string.
     #[must_use]
     pub fn borrowed(&self) -> JsonString<'_> {
         match self {
@@ -106,14 +108,14 @@ impl Serialize for JsonString<'_> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for JsonString<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        // Only `RawValue` of serde_json accepts halves and rejects control characters.
+        // Only `RawValue` of serde_json accepts lone surrogates and rejects control characters.
         let json = <&RawValue>::deserialize(deserializer)?.get();
         let inside = json.strip_prefix('"').and_then(|json| json.strip_suffix('"'));
         let inside = inside.ok_or_else(|| D::Error::invalid_type(unexpected(json), &"a string"))?;
         if !inside.contains('\\') {
             return Ok(Self::from(inside));
         }
-        // The string is valid JSON, so decoding fails only because of halves.
+        // The string is valid JSON, so decoding fails only because of lone surrogates.
         let text = serde_json::from_str::<String>(json);
         Ok(text.map_or(Self::Raw(json.into()), |text| Self::Text(text.into())))
     }
@@ -154,7 +156,7 @@ pub fn truncate(json: &str, bytes_max: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}\"", &json[..end]))
 }
 
-/// Deserializes a string, with U+FFFD in place of each half of a surrogate pair.
+/// Deserializes a string, with U+FFFD in place of each lone surrogate.
 ///
 /// Also works with a reader, and with a `serde_json::Value`, from which programs may deserialize a stored response.
 pub fn lossy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -181,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn string_with_half_of_a_pair_is_written_unchanged() {
+    fn string_with_lone_surrogate_is_written_unchanged() {
         for (json, text) in [
             (r#""""#, Some("")),
             (r#""A\"\n\u0041""#, Some("A\"\nA")),
@@ -245,7 +247,7 @@ mod tests {
             string.write(&mut written);
             let written = String::from_utf8(written).unwrap();
             prop_assert_eq!(&read(&written), &string);
-            prop_assert_eq!(string.raw().is_some(), surrogates::has_half(&json));
+            prop_assert_eq!(string.raw().is_some(), surrogates::has_lone_surrogate(&json));
             prop_assert_eq!(string.lossy(), String::from_utf16_lossy(&units));
         }
     }

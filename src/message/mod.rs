@@ -1,8 +1,10 @@
 //! Messages, their recipients, ids and bounds: the types that all other modules use.
 //!
-//! The module handles JSON, because a message is a JSON text. It knows no socket and no store, and imports no other module of
-//! the crate. Files: `ids` (device, idempotency id, collapse key), `internal_event`, `json_string` and `surrogates` (JSON strings that are not
-//! valid Unicode).
+//! The module handles JSON, because a message is a JSON text. It knows no socket and no store.
+//!
+//! - `ids`: device ids, idempotency ids and collapse keys
+//! - `internal_event`: opcode 5
+//! - `json_string`, `surrogates`: JSON strings that are not valid Unicode
 
 use std::{borrow::Borrow, fmt, sync::Arc};
 
@@ -17,7 +19,7 @@ pub(crate) mod surrogates;
 
 pub use ids::{
     COLLAPSE_KEY_CHARACTERS_MAX, CollapseKey, DEVICE_CHARACTERS_MAX, DISPATCH_ID_CHARACTERS_MAX, DeviceId, DispatchId,
-    NameError,
+    IdError,
 };
 #[cfg(feature = "redis")]
 pub(crate) use internal_event::DISCONNECT_CLIENT;
@@ -34,7 +36,7 @@ pub const USER_ID_BYTES_MAX: usize = 256;
 
 /// Largest JSON text of one message (`op`, `d` and `t` together), in bytes. A larger one is rejected at dispatch.
 ///
-/// This is a property of the store's format, and not a setting: a record holds at least one whole message.
+/// This is a property of the store's format, and not a setting: a WAL record holds at least one complete message.
 pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 
 /// Deepest nesting of arrays and objects in a message.
@@ -247,10 +249,13 @@ pub enum MessageError {
     TooDeep,
 }
 
+/// Bytes that are reserved for the fields of a message besides its data and its type: names, braces and opcode.
+const ENVELOPE_BYTES: usize = 32;
+
 /// JSON text of a message as a client receives it: `{"op":0,"d":…,"t":…}`.
 ///
-/// It is encoded once at dispatch, stored, and shared by all recipients. Cheap to clone. Always one object, and never with
-/// `s`, which differs between deliveries.
+/// It is encoded once at dispatch, stored, and shared by all recipients. Cheap to clone. It is always one object, without `s`:
+/// the position differs between deliveries.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payload(Bytes);
 
@@ -263,7 +268,7 @@ impl Payload {
         Self::with_type(op, data, kind.map(JsonString::from).as_ref())
     }
 
-    /// Encodes a message whose type may have half of a surrogate pair.
+    /// Encodes a message with a type that may have a lone surrogate.
     ///
     /// # Errors
     /// Same as [`encode`](Self::encode).
@@ -271,14 +276,15 @@ impl Payload {
         if op != 0 && op <= OPCODE_RESERVED_MAX {
             return Err(MessageError::Opcode { op });
         }
-        let bytes = data.map_or(0, str::len) + kind.map_or(0, JsonString::bytes) + 32;
-        if bytes > PAYLOAD_BYTES_MAX + 32 {
-            return Err(MessageError::TooLarge { bytes: bytes - 32 });
+        // Before anything is copied.
+        let bytes = data.map_or(0, str::len) + kind.map_or(0, JsonString::bytes);
+        if bytes > PAYLOAD_BYTES_MAX {
+            return Err(MessageError::TooLarge { bytes });
         }
         if data.is_some_and(|text| json_depth(text) > JSON_DEPTH_MAX) {
             return Err(MessageError::TooDeep);
         }
-        let mut text = Vec::with_capacity(bytes);
+        let mut text = Vec::with_capacity(bytes + ENVELOPE_BYTES);
         write_message(&mut text, op, data, kind);
         if text.len() > PAYLOAD_BYTES_MAX {
             return Err(MessageError::TooLarge { bytes: text.len() });
@@ -336,9 +342,9 @@ pub struct InboundMessage<'a> {
     pub op: u64,
     /// Data, as JSON.
     pub data: Option<&'a str>,
-    /// Type, with U+FFFD in place of each half of a surrogate pair.
+    /// Type, with U+FFFD in place of each lone surrogate.
     pub kind: Option<&'a str>,
-    /// Type as raw JSON, if it has such halves. It is forwarded unchanged.
+    /// Type as raw JSON, if it has a lone surrogate. It is forwarded unchanged.
     pub kind_json: Option<&'a str>,
 }
 

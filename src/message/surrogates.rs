@@ -1,10 +1,10 @@
-//! Halves of surrogate pairs (lone surrogates) in JSON, such as `"\ud83d"`, which JavaScript writes for half of an emoji.
+//! Finds and replaces lone surrogates in JSON: halves of surrogate pairs, such as `"\ud83d"` for half of an emoji.
 //!
-//! RFC 8259 allows them, and JavaScript reads them, but a Rust string cannot hold them. Three rules:
+//! RFC 8259 allows them, and JavaScript writes and reads them, but a Rust string cannot hold them. Three rules:
 //!
-//! - Data that is only forwarded stays raw JSON, with its halves.
-//! - A value that is needed as text is rejected. [`reason`] names it.
-//! - In values that decide nothing, [`replace_halves`] replaces each half by U+FFFD, as UTF-8 encoders do.
+//! - Data that is only forwarded stays raw JSON, with its lone surrogates.
+//! - A value that is needed as text is rejected. [`describe_lone_surrogate`] names it.
+//! - In values that are only shown or compared, [`replace_lone_surrogates`] replaces each by U+FFFD, as UTF-8 encoders do.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -15,35 +15,35 @@ pub(super) const ESCAPE_BYTES: usize = 6;
 
 const REPLACEMENT: &str = "\\ufffd";
 
-/// Fields that may have halves: they are forwarded as JSON, or each id in them is rejected by itself.
+/// Fields that may have lone surrogates: they are forwarded as JSON, or each id in them is rejected by itself.
 const IGNORED_FIELDS: [&str; 4] = ["d", "t", "recipients", "excluding"];
 
-/// Longest path that [`reason`] quotes, in bytes. `message.o.collapse` has 18.
+/// Longest path that [`describe_lone_surrogate`] quotes, in bytes. `message.o.collapse` has 18.
 const PATH_BYTES_MAX: usize = 64;
 
-/// Reports whether a JSON text has half of a surrogate pair.
-pub fn has_half(text: &str) -> bool {
-    halves(text).next().is_some()
+/// Reports whether a JSON text has a lone surrogate.
+pub fn has_lone_surrogate(text: &str) -> bool {
+    lone_surrogates(text).next().is_some()
 }
 
-/// Replaces each half by U+FFFD, without changing the length.
-pub fn replace_halves(text: &str) -> Cow<'_, str> {
+/// Replaces each lone surrogate by U+FFFD, without changing the length.
+pub fn replace_lone_surrogates(text: &str) -> Cow<'_, str> {
     let mut replaced = Cow::Borrowed(text);
-    for at in halves(text) {
+    for at in lone_surrogates(text) {
         replaced.to_mut().replace_range(at..at + ESCAPE_BYTES, REPLACEMENT);
     }
     replaced
 }
 
-/// Names the value that has half of a surrogate pair; `None` if none has, or if the text is not JSON.
+/// Names the value that has a lone surrogate; `None` if none has, or if the text is not JSON.
 ///
 /// For texts that could not be decoded: it scans the whole text again. It skips the values of [`IGNORED_FIELDS`].
-pub fn reason(text: &str) -> Option<String> {
+pub fn describe_lone_surrogate(text: &str) -> Option<String> {
     // `RawValue` validates without decoding strings.
     serde_json::from_str::<&RawValue>(text).ok()?;
     // For each open object or list: the name of the current field.
     let mut open: Vec<Option<&str>> = Vec::new();
-    // Number of open objects and lists at the begin of an ignored value.
+    // Number of open objects and lists at the start of an ignored value.
     let mut ignored_at: Option<usize> = None;
     let (mut last, mut rest) = ("", text);
     while let Some(at) = rest.find(['{', '[', '}', ']', ':', ',', '"']) {
@@ -60,12 +60,12 @@ pub fn reason(text: &str) -> Option<String> {
             _ => {
                 let end = end_of_string(rest)?;
                 (last, rest) = (&rest[..end], &rest[end + 1..]);
-                if ignored_at.is_none() && has_half(last) {
+                if ignored_at.is_none() && has_lone_surrogate(last) {
                     let path = open.into_iter().flatten().collect::<Vec<_>>().join(".");
                     // Field names come from the peer. Those that are needed as text are short.
                     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._".contains(&byte);
                     let is_plain = (1..=PATH_BYTES_MAX).contains(&path.len()) && path.bytes().all(is_name);
-                    return Some(half_pair_error(if is_plain { &path } else { "a text" }));
+                    return Some(lone_surrogate_error(if is_plain { &path } else { "a text" }));
                 }
             }
         }
@@ -76,14 +76,14 @@ pub fn reason(text: &str) -> Option<String> {
     None
 }
 
-/// Returns the error for a value with half of a surrogate pair.
-pub fn half_pair_error(what: &str) -> String {
-    format!("{what} has half of a surrogate pair (a character that was cut in two), so it is no text")
+/// Returns the error for a value with a lone surrogate.
+pub fn lone_surrogate_error(what: &str) -> String {
+    format!("{what} has a lone surrogate (half of a character), so it is not valid text")
 }
 
-/// Returns the entries of a JSON object: names with halves replaced, values unchanged. `None` if it is no object.
+/// Returns the entries of a JSON object: names with lone surrogates replaced, values unchanged. `None` if it is no object.
 pub fn entries(text: &str) -> Option<BTreeMap<String, &str>> {
-    let replaced = replace_halves(text);
+    let replaced = replace_lone_surrogates(text);
     let entries: BTreeMap<String, &RawValue> = serde_json::from_str(&replaced).ok()?;
     let start = replaced.as_ptr() as usize;
     let original = entries.into_iter().map(|(name, value)| {
@@ -99,8 +99,8 @@ pub fn object<'a>(entries: impl IntoIterator<Item = (String, &'a str)>) -> Strin
     format!("{{{}}}", entries.collect::<Vec<_>>().join(","))
 }
 
-/// Returns the offsets of all halves. Backslashes occur only in strings, so no other syntax matters.
-fn halves(text: &str) -> impl Iterator<Item = usize> + '_ {
+/// Returns the offsets of all lone surrogates. Backslashes occur only in strings, so no other syntax matters.
+fn lone_surrogates(text: &str) -> impl Iterator<Item = usize> + '_ {
     let mut at = 0;
     std::iter::from_fn(move || {
         while let Some(found) = text.as_bytes().get(at..)?.iter().position(|byte| *byte == b'\\') {
@@ -144,12 +144,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn has_half_finds_half_of_a_pair_and_no_whole_pair() {
+    fn has_lone_surrogate_ignores_complete_pairs() {
         for whole in [r#""\ud83d\ude00""#, r#""\uD83D\uDE00""#, r#""\\ud83d""#, r#""\u0041""#, r#""\\\\ud83d""#, "7"] {
-            assert!(!has_half(whole), "{whole}");
-            assert_eq!(replace_halves(whole), whole);
+            assert!(!has_lone_surrogate(whole), "{whole}");
+            assert_eq!(replace_lone_surrogates(whole), whole);
         }
-        for (half, replaced) in [
+        for (lone, replaced) in [
             (r#""\ud83d""#, r#""\ufffd""#),
             (r#""a\uDE00b""#, r#""a\ufffdb""#),
             (r#""\ud83d\ud83d\ude00""#, r#""\ufffd\ud83d\ude00""#),
@@ -157,14 +157,16 @@ mod tests {
             (r#""\\\ud83d\n""#, r#""\\\ufffd\n""#),
             (r#""\ud83d\u0041""#, r#""\ufffd\u0041""#),
         ] {
-            assert!(has_half(half), "{half}");
-            assert_eq!(replace_halves(half), replaced);
+            assert!(has_lone_surrogate(lone), "{lone}");
+            assert_eq!(replace_lone_surrogates(lone), replaced);
         }
     }
 
     #[test]
-    fn reason_names_the_value_and_skips_forwarded_fields() {
-        let path = |text: &str| reason(text).map(|reason| reason.split_once(" has half").unwrap().0.to_owned());
+    fn description_names_the_value_and_skips_forwarded_fields() {
+        let path = |text: &str| {
+            describe_lone_surrogate(text).map(|reason| reason.split_once(" has a lone").unwrap().0.to_owned())
+        };
         let text = r#"{"message":{"op":0,"d":["\ud83d"],"t":"a\ud83d","o":{"collapse":"\ude00"}},"recipients":[]}"#;
         assert_eq!(path(text).unwrap(), "message.o.collapse");
         assert_eq!(path(r#"{"message":{},"recipients":["a","\ud83d"],"id":"\ud83d"}"#).unwrap(), "id");
@@ -192,18 +194,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn text_with_replaced_halves_decodes_and_keeps_its_length(units in prop::collection::vec(prop::sample::select(vec![0x41_u16, 0xd83d, 0xde00, 0x5c, 0x22]), 0..12)) {
+        fn text_with_replaced_surrogates_decodes_with_equal_length(units in prop::collection::vec(prop::sample::select(vec![0x41_u16, 0xd83d, 0xde00, 0x5c, 0x22]), 0..12)) {
             let escapes = units.iter().map(|unit| format!("\\u{unit:04x}")).collect::<Vec<_>>().concat();
             let text = format!("\"{escapes}\"");
-            let replaced = replace_halves(&text);
+            let replaced = replace_lone_surrogates(&text);
             prop_assert_eq!(replaced.len(), text.len());
             prop_assert_eq!(serde_json::from_str::<String>(&replaced).unwrap(), String::from_utf16_lossy(&units));
-            prop_assert_eq!(has_half(&text), serde_json::from_str::<String>(&text).is_err());
+            prop_assert_eq!(has_lone_surrogate(&text), serde_json::from_str::<String>(&text).is_err());
         }
 
         #[test]
         fn arbitrary_text_does_not_panic(text in r#"[\\u"d8{\[:,é\]}]*"#) {
-            _ = (has_half(&text), replace_halves(&text), reason(&text), entries(&text));
+            _ = (has_lone_surrogate(&text), replace_lone_surrogates(&text), describe_lone_surrogate(&text), entries(&text));
         }
     }
 }

@@ -206,16 +206,16 @@ impl Chain {
     }
 
     /// Calls each middleware. `client`: the client that the event concerns.
-    pub fn each(&self, client: Option<&Client<'_>>, call: impl Fn(&dyn Middleware) -> MiddlewareResult) {
-        for one in self.all() {
-            self.call_caught(client, || call(one.as_ref()));
+    pub fn call_each(&self, client: Option<&Client<'_>>, call: impl Fn(&dyn Middleware) -> MiddlewareResult) {
+        for middleware in self.all() {
+            self.call_caught(client, || call(middleware.as_ref()));
         }
     }
 
     /// Decides about a message from a client.
     pub fn filter(&self, message: &InboundMessage<'_>, client: &Client<'_>) -> Decision {
-        for one in self.all() {
-            match self.call_caught(Some(client), || one.on_message_received(message, client)) {
+        for middleware in self.all() {
+            match self.call_caught(Some(client), || middleware.on_message_received(message, client)) {
                 None | Some(Decision::Pass) => {}
                 Some(decision) => return decision,
             }
@@ -224,10 +224,10 @@ impl Chain {
     }
 
     /// Calls [`Middleware::on_error`] of each middleware.
-    pub fn error(&self, error: &(dyn Error + 'static), client: Option<&Client<'_>>) {
-        for one in self.all() {
+    pub fn report_error(&self, error: &(dyn Error + 'static), client: Option<&Client<'_>>) {
+        for middleware in self.all() {
             // Unwind safety: the middleware is responsible for its own state after a panic.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| one.on_error(error, client))) {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| middleware.on_error(error, client))) {
                 tracing::error!("a middleware panicked in on_error: {}", sentence(panic_text(panic.as_ref())));
             }
         }
@@ -248,7 +248,7 @@ impl Chain {
             "a middleware failed: {}",
             sentence(&error)
         );
-        self.error(error.as_ref(), client);
+        self.report_error(error.as_ref(), client);
         None
     }
 }

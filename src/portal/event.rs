@@ -65,7 +65,7 @@ impl Message {
         self.kind.as_deref().unwrap_or_default()
     }
 
-    /// Deserializes the data. Clients can send any data, so handle the error.
+    /// Deserializes the data. A client can send any data, so handle the error.
     ///
     /// # Errors
     /// Fails if the data does not match the type.

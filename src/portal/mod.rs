@@ -41,8 +41,8 @@ pub use self::event::{Event, Message};
 use crate::dispatcher::{DispatchError, Dispatcher};
 use reader::Reader;
 
-/// Events that are queued for the program. When the queue is full, nothing more is read; then events wait in the server,
-/// in a bounded queue.
+/// Events that are queued for the program. When the queue is full, the portal reads nothing more, and further events wait in
+/// the server's bounded queue.
 const EVENTS_MAX: usize = 256;
 
 /// Default maximum delay between two attempts to connect.
@@ -68,15 +68,16 @@ impl PortalBuilder {
 
     /// Resumes after an event of an earlier portal ([`Portal::last_event_id`]).
     ///
-    /// For 1 min after that portal disconnected, the server has its unread events and up to 1,024 of the read ones. Later, an
-    /// [`Event::Missed`] without a count comes first.
+    /// For 1 min after that portal disconnected, the server retains its unread events and up to 1,024 read ones. After that, the
+    /// first event is an [`Event::Missed`] without a count.
     pub fn after(mut self, event_id: &str) -> Self {
         self.after = Some(event_id.to_owned());
         self
     }
 
-    /// Sets the maximum delay between two attempts to reconnect. Default 30 s. The first delay is about 1 s, or the server's
-    /// `retry`, and doubles with each attempt.
+    /// Sets the maximum delay between two attempts to reconnect. Default 30 s.
+    ///
+    /// The first delay is 1 s, or the server's `retry`. It doubles with each attempt. Jitter subtracts up to half.
     pub fn reconnect_delay_max(mut self, delay: Duration) -> Self {
         self.reconnect_delay_max = delay;
         self
@@ -103,14 +104,14 @@ impl fmt::Debug for PortalBuilder {
     }
 }
 
-/// A portal that reconnects and resumes after the last event it has read.
+/// A portal that reconnects, and resumes after the last event that it has read.
 ///
-/// No event is lost or repeated over a broken connection. While the server restarts, events are lost, which an
-/// [`Event::Missed`] reports.
+/// No event is lost or repeated when a connection breaks. When the server restarts, events are lost, and an [`Event::Missed`]
+/// reports it.
 ///
-/// It is a [`Stream`] (the trait of the `futures` crates) of events. An error is its last item: the server rejects this portal
-/// for good. Up to 256 events are read ahead. They are lost with the process, unless the next one resumes from
-/// [`Portal::last_event_id`] within 1 min. Dropping a portal closes the connection; its unread events go to other portals.
+/// It is a [`Stream`] of events (the trait of the `futures` crates). An error is its last item: the server rejects this portal,
+/// and a retry would not help. Up to 256 events are read ahead. They are lost with the process, unless the next process resumes
+/// after [`Portal::last_event_id`] within 1 min. Dropping a portal closes the connection; its unread events go to other portals.
 pub struct Portal {
     events: mpsc::Receiver<PortalItem>,
     last: Option<String>,

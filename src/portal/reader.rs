@@ -16,7 +16,7 @@ use crate::{
     util::backoff::Backoff,
 };
 
-/// Silence after which the connection counts as broken: a server sends at least a comment every 15 s.
+/// Time without data after which the connection counts as broken. The server sends at least a comment every 15 s.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 
 /// First delay before reconnecting, unless the server sends another.
@@ -57,20 +57,20 @@ impl Reader {
     pub(super) async fn open(&self) -> Result<Response, DispatchError> {
         let query = if self.all { &[("all", "true")][..] } else { &[] };
         let header = self.last.as_deref().map(|last| ("last-event-id", last));
-        self.dispatcher.open(&["events"], query, header).await
+        self.dispatcher.open_stream(&["events"], query, header).await
     }
 
     /// Forwards events until the program drops the portal.
     pub(super) async fn run(mut self, mut response: Response, events: mpsc::Sender<PortalItem>) {
         loop {
-            let lost = tokio::select! {
+            let reason = tokio::select! {
                 read = self.read(response, &events) => match read {
-                    Some(lost) => lost,
+                    Some(reason) => reason,
                     None => return,
                 },
                 () = events.closed() => return,
             };
-            tracing::debug!(%lost, "portal lost its connection; reconnecting");
+            tracing::debug!(%reason, "the portal lost its connection and reconnects");
             response = tokio::select! {
                 reconnected = self.reconnect() => match reconnected {
                     Ok(response) => response,
@@ -103,15 +103,14 @@ impl Reader {
                 Ok(Ok(Some(chunk))) => chunk,
                 Ok(Ok(None)) => return Some("the stream ended".into()),
                 Ok(Err(error)) => return Some(error.to_string()),
-                Err(_) => return Some("the server is silent".into()),
+                Err(_) => return Some(format!("the server sent nothing for {} s", SILENCE_TIMEOUT.as_secs())),
             };
             self.backoff.reset();
             if parser.push(&chunk, &mut parsed).is_err() {
                 return Some("the response is not a stream of events".into());
             }
             for event in parsed.drain(..) {
-                let item = self.convert(event);
-                if let Some(item) = item {
+                if let Some(item) = self.convert(event) {
                     events.send(Ok(item)).await.ok()?;
                 }
             }

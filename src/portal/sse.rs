@@ -2,7 +2,7 @@
 
 use std::mem;
 
-/// Size limit of an event and of a line, in bytes. The server's events have a tenth of it at most.
+/// Size limit of an event and of a line, in bytes. The server's events have at most a tenth of it.
 const EVENT_BYTES_MAX: usize = 1 << 20;
 
 /// Holds a parsed event.
@@ -18,7 +18,7 @@ pub(super) struct SseEvent {
     pub retry: Option<u64>,
 }
 
-/// Reports that the input is not a stream of events: an event is too long, or not UTF-8.
+/// Error of an input that is not a stream of events: an event is too long, or not UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct InvalidStream;
 
@@ -26,7 +26,7 @@ pub(super) struct InvalidStream;
 #[derive(Debug, Default)]
 pub(super) struct Parser {
     line: Vec<u8>,
-    /// The last byte was CR, so a following LF belongs to the same line end.
+    /// Whether the last byte was CR. Then a following LF belongs to the same line end.
     after_cr: bool,
     event: SseEvent,
 }
@@ -35,9 +35,9 @@ impl Parser {
     /// Parses a chunk, and appends the events that end in it.
     pub(super) fn push(&mut self, chunk: &[u8], events: &mut Vec<SseEvent>) -> Result<(), InvalidStream> {
         for &byte in chunk {
-            let second_of_two = mem::take(&mut self.after_cr) && byte == b'\n';
+            let is_lf_of_crlf = mem::take(&mut self.after_cr) && byte == b'\n';
             match byte {
-                _ if second_of_two => {}
+                _ if is_lf_of_crlf => {}
                 b'\r' | b'\n' => {
                     self.after_cr = byte == b'\r';
                     let line = String::from_utf8(mem::take(&mut self.line)).map_err(|_| InvalidStream)?;

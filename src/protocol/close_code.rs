@@ -1,6 +1,6 @@
-//! Defines close codes in one table, with whether a client should reconnect.
+//! Defines the close codes, their reasons, and whether a client should reconnect.
 
-/// Says why the server closes a connection.
+/// Identifies why the server closes a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CloseCode {
     /// A backend disconnected the user.
@@ -69,7 +69,7 @@ impl CloseCode {
         self.row().2
     }
 
-    /// Tests whether a client should reconnect after this code.
+    /// Returns whether a client should reconnect after this code.
     #[must_use]
     pub fn should_reconnect(self) -> bool {
         self.row().3
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn table_has_order_of_variants_and_fits_close_frame() {
+    fn table_has_order_of_variants_and_reasons_fit_close_frame() {
         for (at, (code, number, reason, _)) in TABLE.iter().enumerate() {
             assert_eq!(*code as usize, at);
             assert_eq!(CloseCode::from_code(*number), Some(*code));
@@ -92,7 +92,8 @@ mod tests {
 
     #[test]
     fn clients_reconnect_after_server_side_closes() {
-        let back: Vec<u16> = CloseCode::all().filter(|code| code.should_reconnect()).map(CloseCode::code).collect();
-        assert_eq!(back, [1001, 1011, 1012, 1013]);
+        let reconnecting: Vec<u16> =
+            CloseCode::all().filter(|code| code.should_reconnect()).map(CloseCode::code).collect();
+        assert_eq!(reconnecting, [1001, 1011, 1012, 1013]);
     }
 }

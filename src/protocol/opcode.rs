@@ -1,9 +1,11 @@
-//! Defines the opcodes of frames. 1 to 22 belong to the protocol. Clients of the original hand unknown opcodes to the
-//! application, so new opcodes are sent only to clients that request them.
+//! Defines the opcodes of frames. The protocol reserves 1 to 22.
+//!
+//! Clients of the original pass unknown opcodes to the application. So the server sends opcodes that the original does not
+//! have only to clients that request them.
 
 /// Both directions: an application's message.
 pub const DISPATCH: u64 = 0;
-/// Server to client, answered by [`HEARTBEAT_ACK`]. A client may send it too, and gets an answer.
+/// Server to client, answered by [`HEARTBEAT_ACK`]. A client may send it too; the server then answers.
 pub const HEARTBEAT: u64 = 1;
 /// Client to server: authentication.
 pub const AUTHENTICATION: u64 = 2;

@@ -299,7 +299,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     /// Counts the address as proven: when the password is right, and while the connection is used.
     fn count_as_proven(&self) {
         if self.server.password.is_some() {
-            self.server.guesses.right(Some(self.subscriber.address), &self.proof);
+            self.server.guess_limiter.record_valid(Some(self.subscriber.address), &self.proof);
         }
     }
 
@@ -309,7 +309,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         if self.authenticated {
             return Ok(());
         }
-        self.server.guesses.admit(Some(self.subscriber.address)).map_err(|wait| {
+        self.server.guess_limiter.admit(Some(self.subscriber.address)).map_err(|wait| {
             let seconds = wait.as_secs().max(1);
             self.reject(&format!("ERR too many wrong passwords came from this address: retry in {seconds} s"));
             SessionEnd::Rejected
@@ -320,7 +320,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     pub(super) async fn wrong_password(&mut self, password: &[u8]) -> Result<(), SessionEnd> {
         self.wrong_passwords += 1;
         self.server.metrics.wrong_secrets.inc();
-        let delay = self.server.guesses.wrong(Some(self.subscriber.address), password);
+        let delay = self.server.guess_limiter.record_wrong(Some(self.subscriber.address), password);
         // Earlier commands must not wait for the delay.
         self.commit().await;
         self.write().await?;

@@ -61,7 +61,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             }
             Command::Get(key) => match self.server.names.find(&key) {
                 Some(Name::Count) => {
-                    let count = self.server.hub.all_connections().await.to_string();
+                    let count = self.server.hub.all_connection_count().await.to_string();
                     encode::bulk(self.batch.reply(), count.as_bytes());
                 }
                 _ => encode::nil(self.batch.reply()),

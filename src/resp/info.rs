@@ -26,7 +26,7 @@ pub(super) fn text(server: &RespServer) -> String {
         "role:master".to_owned(),
         String::new(),
         "# Mesa".to_owned(),
-        format!("connections:{}", server.hub.connections()),
+        format!("connections:{}", server.hub.connection_count()),
         format!("users_online:{}", server.hub.online_count()),
         format!("portals:{portals}"),
         format!("ready:{}", ready(server)),

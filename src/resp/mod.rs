@@ -49,7 +49,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    auth::{Guesses, Password},
+    auth::{GuessLimiter, Password},
     compat::keyspace::{Keyspace, Name},
     config::Config,
     hub::{Hub, Outcome, portals::ClientEvent},
@@ -83,7 +83,7 @@ pub struct RespServer {
     metrics: Arc<Metrics>,
     names: Keyspace,
     password: Option<Password>,
-    guesses: Arc<Guesses>,
+    guess_limiter: Arc<GuessLimiter>,
     bounds: Bounds,
     channels: Arc<Channels>,
     portals: Option<Arc<OriginalPortals>>,
@@ -102,7 +102,7 @@ const REJECTION_LOG_INTERVAL: Duration = Duration::from_secs(10);
 const UNSTORED_LOG_INTERVAL: Duration = Duration::from_secs(300);
 
 impl RespServer {
-    /// Creates the server. `guesses` counts wrong passwords.
+    /// Creates the server. `guess_limiter` counts wrong passwords.
     ///
     /// `remembered` holds the portals that were in the pool when an earlier process stopped.
     #[must_use]
@@ -110,7 +110,7 @@ impl RespServer {
         config: &Config,
         hub: Arc<Hub>,
         metrics: Arc<Metrics>,
-        guesses: Arc<Guesses>,
+        guess_limiter: Arc<GuessLimiter>,
         remembered: Vec<AnnouncedPortal>,
     ) -> Arc<Self> {
         let names = Keyspace::new(config.namespace.as_deref());
@@ -121,7 +121,7 @@ impl RespServer {
             metrics,
             names,
             password: config.redis_protocol.password.as_deref().map(Password::new),
-            guesses,
+            guess_limiter,
             bounds: Bounds {
                 command_bytes: config.redis_protocol.command_bytes,
                 backlog_bytes: config.redis_protocol.backlog_bytes,

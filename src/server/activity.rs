@@ -166,7 +166,7 @@ pub(super) struct Entry {
 }
 
 impl Activities {
-    /// Adds a connection. `crowded`: few permits were left when it came, so it is evicted before earlier ones.
+    /// Registers a connection. `crowded`: few permits were left when it arrived, so it is evicted before earlier ones.
     pub(super) fn enter(self: &Arc<Self>, crowded: bool) -> Entry {
         let activity = Arc::new(Activity::new());
         let mut open = self.0.lock();

@@ -159,7 +159,7 @@ impl Builder {
         self
     }
 
-    /// Adds middleware: the original's `server.use`. Several are called in the order in which they were added.
+    /// Adds middleware, like the original's `server.use`. Several are called in the order in which they were added.
     pub fn middleware(self, middleware: impl Middleware) -> Self {
         self.middleware_with(|_| middleware)
     }

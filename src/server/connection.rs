@@ -193,7 +193,7 @@ impl Connection {
         }
         self.unsynced |= signals.unsynced;
         if let (true, Some(session)) = (signals.log, &mut self.session) {
-            session.log_has_more();
+            session.on_log_signal();
         }
         Ok(())
     }

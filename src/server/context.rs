@@ -12,6 +12,7 @@ use crate::{
     hub::Hub,
     metrics::Metrics,
     protocol::encode::{self, Hello},
+    util::millis::millis,
 };
 
 pub(super) struct Shared {
@@ -40,7 +41,6 @@ impl Shared {
         runner: Option<Arc<HandlerRunner>>,
         sockets_max: usize,
     ) -> Self {
-        let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let hello = encode::hello(&Hello {
             heartbeat_interval_ms: config.heartbeat.enabled.then(|| millis(config.heartbeat.interval)),
             reconnect_interval_ms: config.reconnect.enabled.then(|| millis(config.reconnect.interval)),

@@ -5,7 +5,7 @@ use std::{fmt, sync::Weak};
 use crate::{
     hub::{CloseReason, Dispatch, Hub, OptionsError, Outcome, StoreError, UserReport},
     message::{
-        DispatchId, INTERNAL_EVENT, Message, MessageError, NameError, Payload, Recipients, UserId, check_internal_event,
+        DispatchId, INTERNAL_EVENT, IdError, Message, MessageError, Payload, Recipients, UserId, check_internal_event,
     },
 };
 
@@ -18,7 +18,7 @@ pub enum SendError {
     Message(#[from] MessageError),
     /// An option, or its type, is longer than allowed.
     #[error(transparent)]
-    Name(#[from] NameError),
+    Name(#[from] IdError),
     /// More recipients than `limits.recipients`.
     #[error("{given} recipients are more than the {max} that limits.recipients allows; send it in parts")]
     Recipients {
@@ -138,7 +138,7 @@ impl Handle {
     /// Returns the number of connections, authenticated or not; 0 once the server has stopped.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.hub.upgrade().map_or(0, |hub| hub.connections())
+        self.hub.upgrade().map_or(0, |hub| hub.connection_count())
     }
 
     /// Returns a page of at most `limit` online users above `after`, in the order of their ids.

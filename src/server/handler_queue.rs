@@ -220,7 +220,7 @@ async fn call(handler: &dyn DynHandler, peer: &Peer, event: HandlerEvent) {
         tracing::error!(connection = peer.connection(), user = named, "{}", sentence(&panicked));
         if let Some(hub) = peer.server().hub.upgrade() {
             let client = Client::new(peer.connection(), peer.address().map(|from| from.ip()), user.as_ref());
-            hub.middleware().error(&panicked, Some(&client));
+            hub.middleware().report_error(&panicked, Some(&client));
         }
     }
 }

@@ -207,14 +207,14 @@ impl Connection {
     }
 
     fn authenticate(&mut self, authentication: Authentication) -> Result<(), End> {
-        let Authentication { data, text, token_is_cut, should_sync, after, device } = authentication;
+        let Authentication { data, text, token_has_lone_surrogate, should_sync, after, device } = authentication;
         let how = Attach { should_sync, after, device };
         let Some(authenticator) = self.shared.authenticator.clone() else {
             tracing::debug!("a client tried to authenticate, but no authentication is configured");
             return self.reject_authentication();
         };
-        if token_is_cut {
-            let error = "the token has half of a surrogate pair (a character that was cut in two), so it is no text";
+        if token_has_lone_surrogate {
+            let error = "the token has a lone surrogate (half of a character), so it is not valid text";
             info_seldom!(REJECTED, error, "authentication failed");
             return self.reject_authentication();
         }
@@ -303,7 +303,7 @@ impl Connection {
         let Some(Attaching { frame, resumes, expires, .. }) = self.attaching.take() else { return Ok(false) };
         match attached {
             Ok(session) => {
-                self.connected.attached(&session);
+                self.connected.mark_attached(&session);
                 self.push(&frame);
                 self.session = Some(session);
                 if !resumes {

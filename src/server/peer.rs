@@ -44,7 +44,7 @@ impl HandshakeInfo {
 pub struct ReceivedMessage {
     /// 0, or an opcode above those of the protocol (23 and up).
     pub op: u64,
-    /// The type. U+FFFD replaces each half of a surrogate pair.
+    /// The type. U+FFFD replaces each lone surrogate.
     pub kind: Option<String>,
     /// The data as JSON text, unchanged; `None` if there was none.
     pub data: Option<Box<RawValue>>,

@@ -21,7 +21,7 @@ use super::{
     settings, shutdown,
 };
 use crate::{
-    auth::{ApiKeys, Authenticator, Guesses},
+    auth::{ApiKeys, Authenticator, GuessLimiter},
     config::Config,
     health::supervise,
     http::{Api, Http},
@@ -64,11 +64,11 @@ impl Runtime {
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::with(store.health().restarted()));
         let hub = Hub::new(settings(&config), store.clone(), metrics.clone(), cluster);
-        let guesses = Arc::new(Guesses::default());
+        let guess_limiter = Arc::new(GuessLimiter::default());
         let http = Http::new(Api {
             hub: hub.clone(),
             keys: ApiKeys::new(&config.api),
-            guesses: guesses.clone(),
+            guess_limiter: guess_limiter.clone(),
             metrics: metrics.clone(),
             limits: config.limits.clone(),
             local_only: config.is_local_only(),
@@ -83,7 +83,7 @@ impl Runtime {
             None => None,
             Some(listener) => {
                 let remembered = ids.as_ref().map(PortalIdFile::read).unwrap_or_default();
-                let server = RespServer::new(&config, hub.clone(), metrics.clone(), guesses, remembered);
+                let server = RespServer::new(&config, hub.clone(), metrics.clone(), guess_limiter, remembered);
                 Some(RespListener::new(listener, descriptors.resp, server, metrics.clone(), ids)?)
             }
         };
@@ -158,7 +158,7 @@ async fn run_maintenance(hub: Arc<Hub>, resp: Option<Arc<RespServer>>, authentic
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if let Some(portals) = hub.portals() {
-            portals.sweep(Instant::now());
+            portals.expire(Instant::now());
         }
         if let Some(resp) = &resp {
             resp.sweep(Instant::now());

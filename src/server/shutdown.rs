@@ -37,7 +37,7 @@ pub(super) async fn stop(
     if let Some(error) = &failed {
         tracing::error!(%error, "stopping");
     } else {
-        tracing::info!(connections = hub.connections(), "stopping");
+        tracing::info!(connections = hub.connection_count(), "stopping");
     }
     // Ends the accept loop, which drops the listener, and ends HTTP connections after their response.
     stop.send_replace(true);
@@ -71,7 +71,7 @@ pub(super) async fn stop(
     });
     if drained.await.is_err() {
         tracing::warn!(
-            connections = hub.connections(),
+            connections = hub.connection_count(),
             "some clients did not complete the closing handshake and were disconnected"
         );
     }

@@ -189,6 +189,7 @@ async fn entry_of_another_owner_or_namespace_closes_the_connection_and_is_not_se
             assert_closed_without_a_message(&mut alices).await;
             assert_eq!(metrics.foreign_entries.get(), count, "expected the backlog entry to be counted");
         }
+        bobs.close().await;
         let pending = handle.user(&alice()).await.unwrap().pending;
         assert_eq!(pending, 1, "expected the entry not to count as received");
         _ = stop.send(());

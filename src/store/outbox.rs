@@ -104,7 +104,7 @@ pub enum OutboxEvent {
         /// The counts are minimums, because a crash lost some.
         at_least: bool,
     },
-    /// A client has sent a message whose type has an unpaired surrogate.
+    /// A client has sent a message whose type has a lone surrogate.
     CutMessage {
         /// Id of the connection.
         connection: String,

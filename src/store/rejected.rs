@@ -50,7 +50,7 @@ pub enum Reason {
     Quota = 1,
     /// The user's stored data is unreadable.
     Damaged = 2,
-    /// The recipient is not a valid user id, because it has an unpaired surrogate.
+    /// The recipient is not a valid user id, because it has a lone surrogate.
     Cut = 3,
 }
 

@@ -1,7 +1,13 @@
 //! Small helpers that several modules use.
 //!
-//! - `backoff`: delays between attempts · `rfc3339`: times as text · `sleep`: sleeping until an optional deadline
+//! - `backoff`: delays between attempts
+//! - `millis`: durations as whole milliseconds
+//! - `read_bounded`: files of bounded size
+//! - `rfc3339`: times as text
+//! - `sleep`: sleeping until an optional deadline
 
 pub mod backoff;
+pub(crate) mod millis;
+pub(crate) mod read_bounded;
 pub mod rfc3339;
-pub(crate) mod sleep;
+pub mod sleep;

@@ -85,7 +85,7 @@ async fn client_yields_its_events_as_a_stream() {
         }
     }
     assert!(client.next().await.is_none() && client.next().await.is_none());
-    assert!(matches!(client.send("T", &()), Err(ClientError::Gone)));
+    assert!(matches!(client.send("T", &()), Err(ClientError::Ended)));
     server.stop().await;
 }
 
@@ -186,7 +186,7 @@ async fn credentials_are_requested_per_connection_and_a_rejection_is_final() {
 
     let mut rejected = connect(&proxy.url()).await;
     let error = rejected.authenticate(token("no"), Options::default()).await.unwrap_err();
-    assert!(matches!(error, ClientError::Refused { code: 1008, .. }), "{error:?}");
+    assert!(matches!(error, ClientError::Closed { code: 1008, .. }), "{error:?}");
     server.stop().await;
 }
 

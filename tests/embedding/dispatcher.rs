@@ -117,7 +117,7 @@ async fn transient_errors_are_retried_with_the_same_id() {
         let before = receiver.requests().len();
         receiver.script([rejection(status, code)]);
         let error = dispatcher.dispatch(&message(1), &to("alice"), &[]).await.unwrap_err();
-        assert!(matches!(&error, DispatchError::Refused { status: returned, .. } if *returned == status), "{error:?}");
+        assert!(matches!(&error, DispatchError::Rejected { status: returned, .. } if *returned == status), "{error:?}");
         assert_eq!(receiver.requests().len(), before + 1, "{code} is not retried");
     }
     // A dispatcher without retries sends no id.
@@ -156,7 +156,7 @@ async fn dispatch_to_a_full_store_succeeds_after_space_is_freed() {
         }
         assert!(sent < 200, "the store rejects entries above `max_bytes`");
     };
-    assert!(matches!(&full, DispatchError::Refused { status: 507, .. }) && full.is_transient(), "{full:?}");
+    assert!(matches!(&full, DispatchError::Rejected { status: 507, .. }) && full.is_transient(), "{full:?}");
     let (retrying, handle) = (dispatcher.retrying(fast_retry()), server.handle.clone());
     let to_bob = to("bob");
     let dispatching = retrying.dispatch(&large, &to_bob, &[]);
@@ -193,5 +193,5 @@ async fn stored_counts_the_logs_that_have_the_message() {
     let rejected = server.handle.send(&expiring, to_both.clone(), &[]).await.unwrap_err();
     assert!(matches!(rejected, SendError::SyncOff), "{rejected}");
     let rejected = dispatcher.dispatch(&expiring, &to_both, &[]).await.unwrap_err();
-    assert!(matches!(&rejected, DispatchError::Refused { status: 422, code, .. } if code == "sync_off"), "{rejected}");
+    assert!(matches!(&rejected, DispatchError::Rejected { status: 422, code, .. } if code == "sync_off"), "{rejected}");
 }

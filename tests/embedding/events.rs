@@ -292,7 +292,7 @@ async fn custom_authenticator_decides_on_credentials() {
     for n in [0, 1] {
         let mut client = Connection::connect(&server.url()).await.unwrap();
         let rejected = client.authenticate(ticket(n), true).await.unwrap_err();
-        assert!(matches!(rejected, mesa::client::ClientError::Refused { code: 1008, .. }), "{n}: {rejected:?}");
+        assert!(matches!(rejected, mesa::client::ClientError::Closed { code: 1008, .. }), "{n}: {rejected:?}");
     }
     server.stop().await;
 }

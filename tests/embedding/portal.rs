@@ -148,12 +148,15 @@ async fn rejected_portal_returns_the_reason() {
     let with = start_server(true).await;
     let url = format!("http://{}", with.address);
     let error = Portal::builder(&url, "another-key-0123").connect().await.unwrap_err();
-    assert!(matches!(error, DispatchError::Refused { status: 401, .. }), "{error:?}");
+    assert!(matches!(error, DispatchError::Rejected { status: 401, .. }), "{error:?}");
     let error = Portal::builder(&url, KEY).after("nonsense").connect().await.unwrap_err();
-    assert!(matches!(error, DispatchError::Refused { status: 400, .. }), "{error:?}");
+    assert!(matches!(error, DispatchError::Rejected { status: 400, .. }), "{error:?}");
     with.stop().await;
     let without = start_server(false).await;
     let error = Portal::builder(&format!("http://{}", without.address), KEY).connect().await.unwrap_err();
-    assert!(matches!(&error, DispatchError::Refused { .. }) && error.to_string().contains("portal.enabled"), "{error}");
+    assert!(
+        matches!(&error, DispatchError::Rejected { .. }) && error.to_string().contains("portal.enabled"),
+        "{error}"
+    );
     without.stop().await;
 }

@@ -18,10 +18,11 @@ use crate::{
     message::{UserId, surrogates},
 };
 
-/// Holds the claims of a token: an object without repeated names. Of two `id`s one parser would take the first and another
-/// the last, so a proxy that checked one would let the other through.
+/// Holds the claims of a token: an object without repeated names.
 ///
-/// Values are parsed on demand, so an unpaired surrogate in an unused claim does no harm.
+/// Of two `id`s one parser uses the first and another the last. A proxy could check one `id`, and this server use the other.
+///
+/// Values are parsed on demand, so a lone surrogate in an unused claim is no error.
 pub(super) struct Claims(BTreeMap<String, Box<RawValue>>);
 
 impl<'de> Deserialize<'de> for Claims {
@@ -54,8 +55,8 @@ impl Claims {
     /// Returns the value of a claim, if the token has it.
     fn get(&self, name: &str) -> Result<Option<Value>, AuthError> {
         let Some(raw) = self.0.get(name) else { return Ok(None) };
-        if surrogates::has_half(raw.get()) {
-            return Err(rejected(format!("the claim {name} has half of a surrogate pair")));
+        if surrogates::has_lone_surrogate(raw.get()) {
+            return Err(rejected(format!("the claim {name} has a lone surrogate")));
         }
         let value = serde_json::from_str(raw.get());
         value.map(Some).map_err(|_| rejected(format!("the claim {name} is malformed")))
@@ -103,8 +104,9 @@ impl Rules {
         Ok(Identity { id, user, expires, user_text })
     }
 
-    /// Checks that the token is valid now, and returns when it expires. It is valid from `nbf` on and before `exp`, not at
-    /// it. The leeway extends both.
+    /// Checks that the token is valid at `now`, and returns when it expires.
+    ///
+    /// It is valid from `nbf` (inclusive) to `exp` (exclusive). The leeway extends both ends.
     fn times(&self, claims: &Claims, now: SystemTime) -> Result<Option<SystemTime>, AuthError> {
         if let Some(claim) = claims.get("nbf")? {
             let begins = time(&claim).ok_or_else(|| rejected("the token's nbf is not a time"))?;
@@ -149,7 +151,7 @@ fn time(claim: &Value) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(since)
 }
 
-/// Tests an `aud`, which is one audience or a list of them.
+/// Returns whether `aud`, one audience or a list of audiences, has `audience`.
 fn is_for(claim: &Value, audience: &str) -> bool {
     match claim {
         Value::String(one) => one == audience,

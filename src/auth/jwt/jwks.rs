@@ -1,8 +1,8 @@
 //! Fetches and caches public keys: a JSON Web Key Set (JWKS) from a URL.
 //!
-//! Tokens cannot cause more than one request per `retryInterval`, whatever keys they name. A client that disconnects does not
-//! cancel a fetch, which runs in its own task. A fetched set replaces the previous one, so a withdrawn key is no longer
-//! accepted. While fetches fail, the previous set stays in use for `maxStale`.
+//! Tokens cause at most one request per `retryInterval`, whatever keys they name. A fetch runs in its own task, so a client
+//! that disconnects does not cancel it. A fetched set replaces the previous one, so a withdrawn key is no longer accepted.
+//! While fetches fail, the previous set is used until it is older than `maxStale`.
 
 use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -30,10 +30,10 @@ use crate::{
 /// Size limit of a set, in bytes.
 const SET_BYTES_MAX: usize = 256 << 10;
 
-/// Keys of a set; one with more is rejected.
+/// Maximum number of keys in a set. A larger set is rejected.
 const KEYS_MAX: usize = 100;
 
-/// Caches a set of keys. See the module.
+/// Caches a set of keys, as the module describes.
 pub(super) struct Jwks {
     http: HttpClient,
     refresh_interval: Duration,
@@ -52,7 +52,7 @@ struct Cache {
     requested: Option<Instant>,
     /// Becomes true when the fetch in progress has ended.
     in_progress: Option<watch::Receiver<bool>>,
-    /// Says why the last fetch failed.
+    /// Reason of the last failed fetch; `None` after a success.
     failed: Option<String>,
     /// The last fetch panicked.
     panicked: bool,
@@ -210,8 +210,8 @@ impl Jwks {
 
     /// Parses a published key; `None` if it is unusable. The other keys stay usable.
     fn key(&self, text: &RawValue) -> Option<Key> {
-        // An unpaired surrogate is harmless here: other fields are ignored, and the id only selects a key.
-        let jwk: Jwk = serde_json::from_str(&surrogates::replace_halves(text.get())).ok()?;
+        // A lone surrogate is harmless here: other fields are ignored, and the id only selects a key.
+        let jwk: Jwk = serde_json::from_str(&surrogates::replace_lone_surrogates(text.get())).ok()?;
         let common = &jwk.common;
         let for_signatures = common.public_key_use.as_ref().is_none_or(|what| *what == PublicKeyUse::Signature)
             && common.key_operations.as_ref().is_none_or(|all| all.contains(&KeyOperations::Verify));

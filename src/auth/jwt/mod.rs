@@ -50,9 +50,12 @@ impl Jwt {
     /// Reads the key and checks that it matches the algorithms.
     ///
     /// # Errors
-    /// Fails if the key file cannot be read, or has no public key of at least 2048 bits (RSA), on P-256 or P-384 (EC) or of
-    /// Ed25519, or if the key does not match every algorithm. Fails unless exactly one of secret, key file and JWKS is set,
-    /// and if the URL of the JWKS is rejected. Keys are fetched from it later.
+    /// Fails in these cases:
+    ///
+    /// - Not exactly one of secret, key file and JWKS is set.
+    /// - The key file cannot be read, or has no public key of RSA (2048 to 8192 bits), EC (P-256 or P-384) or Ed25519.
+    /// - The key does not match every algorithm.
+    /// - The URL of the JWKS is rejected. Keys are fetched from it later.
     pub fn new(jwt: &config::Jwt) -> Result<Self, AuthSetupError> {
         install_provider();
         let (keys, algorithms) = match (&jwt.jwks, &jwt.secret, &jwt.key_file) {
@@ -114,8 +117,10 @@ impl Authenticator for Jwt {
     }
 }
 
-/// Makes the crate check only algorithm and signature. `claims` checks the claims: the crate accepts a token in the second
-/// of its `exp`, and ignores claims of the wrong type.
+/// Configures the crate to check only algorithm and signature.
+///
+/// `claims` checks the claims, because the crate accepts a token in the second of its `exp`, and ignores claims of the wrong
+/// type.
 fn signature_only(algorithms: Vec<Algorithm>) -> Validation {
     let mut validation = Validation { algorithms, ..Validation::default() };
     validation.required_spec_claims.clear();
@@ -125,7 +130,7 @@ fn signature_only(algorithms: Vec<Algorithm>) -> Validation {
     validation
 }
 
-/// Words why a token is rejected. The crate's own texts may quote parts of the token.
+/// Describes why a token is rejected. The crate's own texts may quote parts of the token.
 fn reason(kind: &ErrorKind) -> &'static str {
     match kind {
         ErrorKind::InvalidToken => "the token does not have three parts",
@@ -137,9 +142,10 @@ fn reason(kind: &ErrorKind) -> &'static str {
     }
 }
 
-/// Installs the provider of cryptography. Otherwise the crate derives it from its features, and panics if another
-/// dependency has enabled a second one.
+/// Installs the crypto provider.
+///
+/// Otherwise the crate derives it from its features, and panics if another dependency has enabled a second provider.
 fn install_provider() {
-    // An error means that one is installed already, which is as good.
+    // An error means that a provider is installed already, which is sufficient.
     let _ = aws_lc::DEFAULT_PROVIDER.install_default();
 }

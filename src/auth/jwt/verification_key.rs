@@ -1,16 +1,16 @@
 //! Loads the key that verifies tokens: a secret, or a public key from a file.
 
-use std::{fs, io::Read as _, path::Path};
+use std::path::Path;
 
 use jsonwebtoken::{Algorithm, DecodingKey, crypto::aws_lc};
 
 use super::AuthSetupError;
-use crate::config;
+use crate::{config, util::read_bounded::read_bounded};
 
 /// Size limit of a key file in bytes. A public key has a few hundred.
 const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 
-/// Sizes of RSA keys in bits that the provider verifies. Any other would make every token fail.
+/// Sizes of RSA keys that the provider supports, in bits. With any other size every token would be rejected.
 pub(super) const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 const HMAC: &[Algorithm] = &[Algorithm::HS256, Algorithm::HS384, Algorithm::HS512];
@@ -40,7 +40,7 @@ impl Key {
     }
 
     fn from_file(path: &Path) -> Result<Self, String> {
-        let pem = read_bounded(path)
+        let pem = read_bounded(path, KEY_FILE_BYTES_MAX)
             .map_err(|error| format!("the key cannot be read: {error}; check the path and its permissions"))?;
         if pem.len() as u64 > KEY_FILE_BYTES_MAX {
             return Err(format!(
@@ -129,12 +129,6 @@ impl Key {
         };
         names.iter().map(find).collect()
     }
-}
-
-fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(KEY_FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 /// Returns the size of the modulus in bits; `None` if this is not a valid key.

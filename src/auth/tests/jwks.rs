@@ -56,7 +56,7 @@ fn assert_rejected_with(result: Result<(), AuthError>, expected: &str) {
 }
 
 #[tokio::test]
-async fn published_key_with_unpaired_surrogate_leaves_others_usable() {
+async fn published_key_with_lone_surrogate_leaves_others_usable() {
     let receiver = Receiver::start();
     let good = published("rsa", "rsa", Algorithm::RS256);
     let bad = good.to_string().replacen("\"rsa\"", r#""\ud83d""#, 1);

@@ -75,7 +75,7 @@ fn user_claim_is_merged_and_cannot_change_id() {
 }
 
 #[test]
-fn unpaired_surrogate_in_claim_is_forwarded_or_ignored_and_rejected_in_id() {
+fn lone_surrogate_in_claim_is_forwarded_or_ignored_and_rejected_in_id() {
     let check = |jwt: &config::Jwt, claims: &str| check(jwt, &hs256_with(r#"{"alg":"HS256","typ":"JWT"}"#, claims));
     let jwt = config::Jwt { user_claim: Some("user".into()), issuer: Some("us".into()), ..with_secret() };
     let identity = check(&jwt, r#"{"id":"a","iss":"us","nick":"\ud83d","user":{"name":"\ude00"}}"#).unwrap();
@@ -84,7 +84,7 @@ fn unpaired_surrogate_in_claim_is_forwarded_or_ignored_and_rejected_in_id() {
     assert!(check(&jwt, r#"{"id":"a","iss":"us","nick":"\ud83d"}"#).unwrap().user_text.is_none());
     for claims in [r#"{"id":"a\ud83d","iss":"us"}"#, r#"{"id":"a","iss":"us\ud83d"}"#] {
         let error = check(&jwt, claims).unwrap_err().to_string();
-        assert!(error.contains("half of a surrogate pair"), "{claims}: {error}");
+        assert!(error.contains("a lone surrogate"), "{claims}: {error}");
     }
 }
 

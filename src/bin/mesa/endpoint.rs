@@ -1,4 +1,4 @@
-//! Address and key of a server, from options and environment.
+//! Reads address and key of a server from options and environment.
 
 use mesa::{dispatcher::Dispatcher, message::UserId};
 
@@ -26,8 +26,8 @@ pub fn websocket_url(flag: Option<&str>) -> Result<String, Failure> {
 }
 
 /// Returns the value of an option, or else of a variable.
-pub fn option_or_variable(typed: Option<&str>, name: &str) -> Result<Option<String>, Failure> {
-    typed.map_or_else(|| variable(name), |typed| Ok(Some(typed.to_owned())))
+pub fn option_or_variable(given: Option<&str>, name: &str) -> Result<Option<String>, Failure> {
+    given.map_or_else(|| variable(name), |given| Ok(Some(given.to_owned())))
 }
 
 /// Parses a user id of the command line.

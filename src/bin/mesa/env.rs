@@ -1,13 +1,10 @@
-//! Reads the environment. No other file of the command line does.
+//! Reads the environment, for all commands.
 
 use std::{env, path::PathBuf};
 
 use mesa::config::Sources;
 
 use crate::error::Failure;
-
-/// Variables of the commands. They are not settings of a server.
-const COMMAND_VARIABLES: &[&str] = &["MESA_CONFIG", "MESA_URL", "MESA_API_KEY", "MESA_TOKEN"];
 
 /// Returns the value of a variable; `None` if it is unset or empty.
 ///
@@ -39,9 +36,6 @@ pub fn sources(file: Option<PathBuf>) -> Sources {
     for (name, value) in env::vars_os() {
         // No setting has a name that is not UTF-8, so the replacement does no harm.
         let name = name.to_string_lossy().into_owned();
-        if COMMAND_VARIABLES.contains(&name.as_str()) {
-            continue;
-        }
         match value.into_string() {
             Ok(value) => sources.env.push((name, value)),
             Err(_) => sources.env_not_utf8.push(name),

@@ -1,4 +1,4 @@
-//! Failures of commands, and their exit codes.
+//! Defines the failures of commands, and their exit codes.
 
 use std::{fmt::Display, io};
 
@@ -15,12 +15,12 @@ pub enum Failure {
     Usage(String),
     /// The command failed, and has printed the reason already: exit code 1.
     Reported,
-    /// The reader of standard output has gone, as in `… | head`: exit code 0.
+    /// The reader of standard output has closed the pipe, as in `… | head`: exit code 0.
     PipeClosed,
 }
 
 impl Failure {
-    /// Creates a failure with a reason on one line. Text of a server in it is escaped.
+    /// Creates a failure with a reason on one line. Control characters are escaped, because a server may have sent them.
     pub fn because(reason: impl Display) -> Self {
         Self::Failed(printable(&reason.to_string()))
     }

@@ -1,10 +1,10 @@
-//! `mesa import` and `mesa export`: copy pending messages from a Redis of the original into a store, and back.
+//! `mesa import` and `mesa export`: copies pending messages from a Redis of the original into a store, and back.
 
-use crate::{args::MoveArgs, error::Failure};
+use crate::{args::ImportExportArgs, error::Failure};
 
 /// Copies pending messages from Redis into a store.
 #[cfg(feature = "redis")]
-pub async fn import(args: &MoveArgs) -> Result<(), Failure> {
+pub async fn import(args: &ImportExportArgs) -> Result<(), Failure> {
     let (store, link) = open(args, Some(mesa::embedded::tables::unfinished::Operation::Import))?;
     let moved = mesa::redis::import_export::import(&link, &*store).await;
     close(&*store, &link).await?;
@@ -17,7 +17,7 @@ pub async fn import(args: &MoveArgs) -> Result<(), Failure> {
 
 /// Copies pending messages from a store into Redis.
 #[cfg(feature = "redis")]
-pub async fn export(args: &MoveArgs) -> Result<(), Failure> {
+pub async fn export(args: &ImportExportArgs) -> Result<(), Failure> {
     if !args.store_path.exists() {
         return Err(Failure::because(format!(
             "there is no store at {}. Name its directory with --store-path",
@@ -33,10 +33,13 @@ pub async fn export(args: &MoveArgs) -> Result<(), Failure> {
 }
 
 #[cfg(feature = "redis")]
-type Ends = (std::sync::Arc<dyn mesa::store::Store>, std::sync::Arc<mesa::redis::ServerLink>);
+type StoreAndLink = (std::sync::Arc<dyn mesa::store::Store>, std::sync::Arc<mesa::redis::ServerLink>);
 
 #[cfg(feature = "redis")]
-fn open(args: &MoveArgs, operation: Option<mesa::embedded::tables::unfinished::Operation>) -> Result<Ends, Failure> {
+fn open(
+    args: &ImportExportArgs,
+    operation: Option<mesa::embedded::tables::unfinished::Operation>,
+) -> Result<StoreAndLink, Failure> {
     use std::time::Duration;
 
     use mesa::{
@@ -46,7 +49,7 @@ fn open(args: &MoveArgs, operation: Option<mesa::embedded::tables::unfinished::O
     };
     let redis = parse_redis(&serde_json::Value::String(args.redis.clone())).map_err(Failure::usage)?;
     let link = ServerLink::open(&redis, args.namespace.as_deref(), LinkOptions::default()).map_err(Failure::because)?;
-    // Quotas and expiry of a server do not apply to messages that are pending already.
+    // Quotas and expiry do not apply to messages that are already pending.
     let limits = Limits {
         messages: u64::MAX,
         bytes: u64::MAX >> 1,
@@ -74,14 +77,14 @@ async fn close(store: &dyn mesa::store::Store, link: &std::sync::Arc<mesa::redis
 #[cfg(feature = "redis")]
 fn report(
     moved: Result<mesa::redis::import_export::Moved, mesa::redis::import_export::MoveError>,
-    place: &str,
+    target: &str,
 ) -> Result<(), Failure> {
     use crate::output::{count, line, remark};
 
     let moved = moved.map_err(Failure::because)?;
     let (users, messages) = (count(moved.users, "user"), count(moved.messages, "message"));
     let known = if moved.known > 0 { format!("; {} copied before", moved.known) } else { String::new() };
-    line(&format!("{users}, {messages} copied to {place}, and verified{known}"))?;
+    line(&format!("{users}, {messages} copied to {target}, and verified{known}"))?;
     if moved.refused > 0 {
         remark(&format!("mesa: {} could not be copied, and stays at its source", count(moved.refused, "message")));
         return Err(Failure::Reported);
@@ -94,12 +97,12 @@ const NO_REDIS: &str = "this build has no support for Redis; build one with `car
 
 /// Fails: this build has no support for Redis.
 #[cfg(not(feature = "redis"))]
-pub fn import(_: &MoveArgs) -> std::future::Ready<Result<(), Failure>> {
+pub fn import(_: &ImportExportArgs) -> std::future::Ready<Result<(), Failure>> {
     std::future::ready(Err(Failure::because(NO_REDIS)))
 }
 
 /// Fails: this build has no support for Redis.
 #[cfg(not(feature = "redis"))]
-pub fn export(_: &MoveArgs) -> std::future::Ready<Result<(), Failure>> {
+pub fn export(_: &ImportExportArgs) -> std::future::Ready<Result<(), Failure>> {
     std::future::ready(Err(Failure::because(NO_REDIS)))
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Messages per request.
-const PAGE: usize = 100;
+const PAGE_MESSAGES: usize = 100;
 
 /// Runs the command.
 pub async fn run(args: &InboxArgs) -> Result<(), Failure> {
@@ -34,25 +34,26 @@ async fn clear(args: &InboxArgs, dispatcher: &Dispatcher, user: &UserId) -> Resu
 
 async fn show(args: &InboxArgs, dispatcher: &Dispatcher, user: &UserId) -> Result<(), Failure> {
     let mut after = args.after;
-    let mut left = args.limit;
-    while left > 0 {
-        let page = dispatcher.messages(user, after, Some(left.min(PAGE))).await.map_err(Failure::because)?;
-        for message in page.messages.iter().take(left) {
+    let mut remaining = args.limit;
+    while remaining > 0 {
+        let page =
+            dispatcher.messages(user, after, Some(remaining.min(PAGE_MESSAGES))).await.map_err(Failure::because)?;
+        for message in page.messages.iter().take(remaining) {
             if args.json {
                 output::json(message)?;
             } else {
                 output::line(&row(message))?;
             }
         }
-        left = left.saturating_sub(page.messages.len());
+        remaining = remaining.saturating_sub(page.messages.len());
         match page.messages.last() {
-            // A page without progress would be requested forever.
+            // Without this check, a page that does not advance would be requested forever.
             Some(last) if last.s > after => after = last.s,
             _ => break,
         }
     }
     if !args.json {
-        output::remark(&summary(dispatcher, user, args.limit - left, after).await?);
+        output::remark(&summary(dispatcher, user, args.limit - remaining, after).await?);
     }
     Ok(())
 }

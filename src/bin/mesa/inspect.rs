@@ -27,7 +27,7 @@ use crate::{
     output::{self, count, printable},
 };
 
-/// Alternative to stopping the server of a store in use.
+/// Alternative to stopping the server that uses a store.
 const INSTEAD_OF_STOPPING: &str = ", or inspect a copy: `mesa backup` saves a running server's store in a file, \
                                     `mesa restore` creates a store from it";
 
@@ -38,18 +38,18 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     if let Some(out) = &args.salvage {
         return write_salvaged(&mut inspection, out, args);
     }
-    let mut found = Found { wanted: args.limit, all: args.json && args.user.is_none(), ..Found::default() };
+    let mut summary = Summary { limit: args.limit, all: args.json && args.user.is_none(), ..Summary::default() };
     let visited = match &args.user {
-        Some(user) => inspection.visit_one(user, &mut found),
-        None => inspection.visit(&mut found),
+        Some(user) => inspection.visit_one(user, &mut summary),
+        None => inspection.visit(&mut summary),
     };
     visited.map_err(Failure::because)?;
     if args.json {
-        print_json(&inspection, &found, args)?;
+        print_json(&inspection, &summary, args)?;
     } else {
-        print(&inspection, &found, args)?;
+        print(&inspection, &summary, args)?;
     }
-    if args.user.is_some() && found.users == 0 {
+    if args.user.is_some() && summary.users == 0 {
         return Err(Failure::because("the store has nothing of this user"));
     }
     if inspection.is_whole() { Ok(()) } else { Err(Failure::Reported) }
@@ -73,10 +73,12 @@ fn write_salvaged(inspection: &mut Inspection, out: &Path, args: &InspectArgs) -
     Ok(())
 }
 
-/// Totals of a store, and the users to be shown.
+/// Totals of a store, and the users to show.
 #[derive(Default)]
-struct Found {
-    wanted: usize,
+struct Summary {
+    /// Number of users to show.
+    limit: usize,
+    /// Whether to show all users, whatever `limit` is.
     all: bool,
     users: u64,
     pending: u64,
@@ -85,7 +87,7 @@ struct Found {
     shown: Vec<LogFacts>,
 }
 
-impl InspectSink for Found {
+impl InspectSink for Summary {
     fn entries(&mut self, _: &str, _: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
         Ok(())
     }
@@ -95,7 +97,7 @@ impl InspectSink for Found {
         self.pending += facts.pending.len() as u64;
         self.bytes += facts.pending_bytes();
         self.expired += facts.expired;
-        if self.shown.len() < self.wanted.max(1) || self.all {
+        if self.shown.len() < self.limit.max(1) || self.all {
             facts.gaps.shrink_to_fit();
             self.shown.push(facts);
         }
@@ -103,7 +105,7 @@ impl InspectSink for Found {
     }
 }
 
-fn print_json(inspection: &Inspection, found: &Found, args: &InspectArgs) -> Result<(), Failure> {
+fn print_json(inspection: &Inspection, summary: &Summary, args: &InspectArgs) -> Result<(), Failure> {
     let facts = inspection.facts();
     output::json(&json!({
         "store": {
@@ -120,13 +122,13 @@ fn print_json(inspection: &Inspection, found: &Found, args: &InspectArgs) -> Res
             "walBytes": facts.wal_bytes,
             "fileBytes": facts.file_bytes,
             "ids": facts.ids,
-            "users": found.users,
-            "pending": found.pending,
-            "pendingBytes": found.bytes,
+            "users": summary.users,
+            "pending": summary.pending,
+            "pendingBytes": summary.bytes,
             "damage": inspection.damage().len() as u64 + inspection.omitted_damage(),
         }
     }))?;
-    for user in &found.shown {
+    for user in &summary.shown {
         output::json(&user_json(user, args.user.is_some()))?;
     }
     print_damage_json(inspection)
@@ -168,11 +170,11 @@ fn user_json(facts: &LogFacts, detail: bool) -> Value {
     user
 }
 
-fn print(inspection: &Inspection, found: &Found, args: &InspectArgs) -> Result<(), Failure> {
-    if let (Some(_), Some(user)) = (&args.user, found.shown.first()) {
+fn print(inspection: &Inspection, summary: &Summary, args: &InspectArgs) -> Result<(), Failure> {
+    if let (Some(_), Some(user)) = (&args.user, summary.shown.first()) {
         print_user(user, args.limit)?;
     } else if args.user.is_none() {
-        print_store(inspection, found)?;
+        print_store(inspection, summary)?;
     }
     print_damage(inspection);
     Ok(())
@@ -188,11 +190,11 @@ fn print_damage(inspection: &Inspection) {
 }
 
 fn describe(damage: &Damage) -> String {
-    let whose = damage.user.as_ref().map_or_else(String::new, |user| format!("user {user:?}, "));
-    printable(&format!("{whose}{damage}"))
+    let user = damage.user.as_ref().map_or_else(String::new, |user| format!("user {user:?}, "));
+    printable(&format!("{user}{damage}"))
 }
 
-fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
+fn print_store(inspection: &Inspection, summary: &Summary) -> Result<(), Failure> {
     let facts = inspection.facts();
     let unknown = || "unknown".to_owned();
     let records = match facts.records {
@@ -203,9 +205,9 @@ fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
     };
     let damage = inspection.damage().len() as u64 + inspection.omitted_damage();
     let lines = [
-        ("users", found.users.to_string()),
-        ("pending", format!("{} ({} bytes)", count(found.pending, "message"), found.bytes)),
-        ("expired", count(found.expired, "message")),
+        ("users", summary.users.to_string()),
+        ("pending", format!("{} ({} bytes)", count(summary.pending, "message"), summary.bytes)),
+        ("expired", count(summary.expired, "message")),
         ("format", facts.format.clone().unwrap_or_else(unknown)),
         ("namespace", facts.namespace.as_ref().map_or_else(unknown, |name| format!("{name:?}"))),
         ("end", facts.ending.as_str().to_owned()),
@@ -222,20 +224,20 @@ fn print_store(inspection: &Inspection, found: &Found) -> Result<(), Failure> {
     for (name, value) in lines {
         output::line(&printable(&format!("{name:<14} {value}")))?;
     }
-    if found.users > 0 {
+    if summary.users > 0 {
         output::line("")?;
         output::line(&format!(
             "{:>9} {:>9} {:>11} {:>9} {:>7}  user",
             "head", "pending", "bytes", "oldest", "cursors"
         ))?;
     }
-    for user in &found.shown {
+    for user in &summary.shown {
         let oldest = user.pending.first().map_or_else(|| "-".to_owned(), |(seq, ..)| seq.to_string());
         let (pending, bytes, cursors) = (user.pending.len(), user.pending_bytes(), user.cursors.len());
         let row = format!("{:>9} {pending:>9} {bytes:>11} {oldest:>9} {cursors:>7}  ", user.head);
         output::line(&format!("{row}{}", printable(&user.user)))?;
     }
-    let more = found.users.saturating_sub(found.shown.len() as u64);
+    let more = summary.users.saturating_sub(summary.shown.len() as u64);
     if more > 0 {
         output::remark(&format!("{} more; raise --limit, or use --json for all", count(more, "user")));
     }

@@ -17,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{env, error::Failure, output};
 
-/// Longest wait for log lines at the end of the program. A stalled reader delays it no longer.
+/// Longest wait for log lines at the end of the program, for example for a stalled reader.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Longest wait for log lines after a panic that aborts the process.
@@ -72,10 +72,10 @@ fn log_panic(panic: &PanicHookInfo<'_>) {
     let text = panic_text(panic.payload());
     let thread = std::thread::current();
     let name = thread.name().unwrap_or("without a name").to_owned();
-    let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+    let location = panic.location().map_or_else(|| "an unknown location".to_owned(), ToString::to_string);
     let backtrace = std::backtrace::Backtrace::capture();
     let backtrace = (backtrace.status() == std::backtrace::BacktraceStatus::Captured).then(|| backtrace.to_string());
-    tracing::error!(thread = name, backtrace, "thread panicked at {place}: {text}");
+    tracing::error!(thread = name, backtrace, "thread panicked at {location}: {text}");
     // With this text the standard library aborts the process. No later line can be written.
     if text.starts_with("panic in a ") {
         flush_before_abort();

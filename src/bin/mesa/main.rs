@@ -27,7 +27,7 @@ use std::{future::Future, process::ExitCode};
 use args::{Cli, Command};
 use error::Failure;
 
-/// Connections open and close constantly, with allocations of few sizes. mimalloc is fast with that pattern.
+/// Allocates with mimalloc, which is fast with many short-lived allocations of few sizes, as connections cause them.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

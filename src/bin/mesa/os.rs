@@ -1,4 +1,4 @@
-//! Services of the operating system: limit of open files, listening socket, signals.
+//! Uses services of the operating system: limit of open files, listening socket, signals.
 
 use std::{
     future::Future,
@@ -14,6 +14,9 @@ use tokio::{
 };
 
 use crate::{error::Failure, logging};
+
+/// Number of the signal SIGXFSZ.
+const SIGXFSZ: i32 = rustix::process::Signal::XFSZ.as_raw();
 
 /// Raises the limit of open files as far as the system allows. The server limits its connections to the result.
 pub fn raise_file_limit() {
@@ -54,7 +57,7 @@ fn bind_error(error: &io::Error, host: &str, port: u16) -> String {
     }
 }
 
-/// Handles SIGTERM and SIGINT. The future ends with the first one. The second one ends the process at once.
+/// Handles SIGTERM and SIGINT. The future ends with the first signal. The second signal ends the process at once.
 pub fn shutdown() -> io::Result<impl Future<Output = ()> + Send> {
     let mut signals = Signals::new()?;
     Ok(async move {
@@ -96,8 +99,8 @@ pub fn ignore_reload_signals() -> io::Result<()> {
 /// By default it ends the process without a log line. When it is ignored, the write fails: a log line is dropped and counted,
 /// and the store handles it as a full disk.
 pub fn ignore_file_size_signal() -> io::Result<()> {
-    // The handler logs nothing: a log line could cause the next signal.
-    signal(SignalKind::from_raw(Signals::FILE_SIZE)).map(drop)
+    // Nothing is logged: a log line could cause the next signal.
+    signal(SignalKind::from_raw(SIGXFSZ)).map(drop)
 }
 
 /// Receiver of SIGTERM and SIGINT.
@@ -107,9 +110,6 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Number of SIGXFSZ.
-    const FILE_SIZE: i32 = rustix::process::Signal::XFSZ.as_raw();
-
     /// Installs the handlers. From then on these signals do not end the process by themselves.
     pub fn new() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })

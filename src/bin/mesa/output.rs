@@ -1,4 +1,4 @@
-//! Output to terminals and scripts.
+//! Writes output for terminals and scripts.
 
 use std::{
     fmt::Write as _,
@@ -28,7 +28,7 @@ pub fn json_text(value: &impl Serialize) -> io::Result<()> {
     line(&json_escaped(&serde_json::to_string_pretty(value).map_err(io::Error::other)?))
 }
 
-/// Writes a remark to standard error. Errors are ignored.
+/// Writes a remark to standard error. An error of writing is ignored.
 pub fn remark(text: &str) {
     _ = writeln!(io::stderr().lock(), "{}", escaped(text, "\n"));
 }

@@ -33,7 +33,7 @@ pub fn run(args: &TokenArgs) -> Result<(), Failure> {
 /// Returns the signer that matches the configuration of a server.
 fn configured(args: &TokenArgs, id: &str) -> Result<Signer, Failure> {
     let file = env::config_file(args.config.as_ref());
-    // If the environment has the secret, no file is needed.
+    // `WS_KEY` alone is sufficient.
     if file.is_none() && !env::is_set("WS_KEY") {
         return Err(Failure::usage(
             "a secret is required: name the server's configuration with --config, or set WS_KEY (or give --secret)",

@@ -27,7 +27,7 @@ pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
             }
             total += 1;
         }
-        // A cursor that does not move would loop forever.
+        // Without this check, a cursor that does not advance would loop forever.
         if page.cursor.is_none() || page.cursor == cursor {
             break;
         }

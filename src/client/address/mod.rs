@@ -2,7 +2,7 @@
 
 /// Returns `url` on one line, with `…` in place of user name and password.
 ///
-/// Rejected texts that are not URLs are shown too, so everything up to the last `@` counts as secret.
+/// Also used for texts that are not URLs, so everything up to the last `@` counts as secret.
 pub(crate) fn without_userinfo(url: &str) -> String {
     let from = url.find("://").map_or(0, |at| at + "://".len());
     match url[from..].rfind('@') {

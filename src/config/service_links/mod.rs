@@ -8,7 +8,7 @@
 /// Schemes of the values of such variables.
 const SCHEMES: &[&str] = &["tcp://", "udp://", "sctp://"];
 
-/// Variables named in the warning. It counts the rest.
+/// Variables that the warning names. It counts the others.
 const NAMED_MAX: usize = 4;
 
 /// Reports whether a variable was injected for a service, and not set for this program.

@@ -20,7 +20,10 @@ fn invalid_value_is_an_error_with_key_and_hint() {
         ("{ sync: { enabled: [] } }", "sync.enabled must be true or false, but is a list"),
         ("{ sync: { confirmation: 'maybe' } }", "sync.confirmation must be 'receipt' or 'write', but is \"maybe\""),
         ("{ api: { keys: 'abc' } }", "api.keys must be a list of strings, but is a string of 3 characters"),
-        ("{ api: { keys: [1] } }", "api.keys must be a list of strings, but is a list with other things"),
+        (
+            "{ api: { keys: [1] } }",
+            "api.keys must be a list of strings, but is a list with values that are not strings",
+        ),
         ("{ namespace: 7 }", "namespace must be a string, but is 7"),
         ("{ log: { format: 'xml' } }", "log.format must be 'text' or 'json'"),
         // Unknown keys.
@@ -200,7 +203,7 @@ fn all_problems_are_reported_at_once_with_their_origins() {
     assert_eq!(in_file, 3, "{text}");
 }
 
-/// A value that cannot be decoded is replaced by its default, so it causes no second problem.
+/// A value that cannot be decoded is replaced by its default, which must cause no second problem.
 #[test]
 fn undecodable_value_is_reported_as_one_problem() {
     let error = problems("{ sync: { enabled: true }, authentication: { jwt: { secret: 7 } } }");

@@ -1,6 +1,6 @@
 //! Validates the settings of webhooks and JWKS.
 
-use super::{Checks, SECRET_BYTES_MIN, millis};
+use super::{Checks, SECRET_BYTES_MIN};
 use crate::{
     config::{
         AuthWebhook, Config, Jwks, Webhook,
@@ -8,6 +8,7 @@ use crate::{
         schema::{WEBHOOK_EVENTS, nearest_event},
     },
     http_client::check_url,
+    util::millis::millis,
 };
 
 impl Checks {

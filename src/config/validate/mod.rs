@@ -10,8 +10,9 @@ use super::{
     error::{Problem, excerpt},
     schema::{self, DAY_MS, Kind},
 };
+use crate::util::millis::millis;
 
-/// Paths of the HTTP API. The WebSocket cannot be at or below them. `/openapi.json` and `/admin` are reserved.
+/// Paths of the HTTP API, and `/admin`, which is reserved. The WebSocket cannot be at or below them.
 const PATHS_RESERVED: &[&str] = &["/v1", "/healthz", "/readyz", "/metrics", "/openapi.json", "/admin"];
 
 /// Longest `path`, in bytes.
@@ -38,7 +39,7 @@ impl Config {
     }
 }
 
-/// Returns problems and warnings.
+/// Checks the configuration, and returns problems and warnings.
 pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     let mut checks = Checks::default();
     checks.bounds(config);
@@ -278,7 +279,8 @@ impl Checks {
             ));
         }
         if authentication.jwt.is_none() && authentication.webhook.is_none() && !authentication.insecure {
-            // Only a warning: the documented object names no authentication either, because the original has it in code.
+            // Only a warning, because the object in the documentation of the original has no authentication either: there it is
+            // code.
             self.warn(
                 "sync.enabled needs authentication; set authentication.jwt (secret, which may be WS_KEY in the environment, \
                  keyFile or jwks) or authentication.webhook, or start with --dev for development",
@@ -323,7 +325,7 @@ impl Checks {
         }
     }
 
-    /// Checks settings that need the embedded store.
+    /// Rejects settings that need the embedded store next to `redis`.
     fn redis(&mut self, config: &Config) {
         if config.redis.is_some() && config.portal.webhook.is_some() {
             self.reject(
@@ -383,7 +385,9 @@ impl Checks {
         }
     }
 
-    /// Checks the filter of the log. The logging crate takes a misspelt level for a module, and logs everything or nothing.
+    /// Checks the filter of the log.
+    ///
+    /// The logging crate interprets a misspelt level as a module, and logs everything or nothing.
     fn log(&mut self, filter: &str) {
         const LEVELS: &[&str] = &["off", "error", "warn", "info", "debug", "trace"];
         let is_level = |text: &str| LEVELS.iter().any(|level| text.eq_ignore_ascii_case(level));
@@ -411,8 +415,4 @@ fn reserved(path: &str) -> Option<&'static str> {
 /// Reports whether only this machine can reach `host`.
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -13,6 +13,7 @@ use crate::{
     failpoints::{self, Failpoint},
     message::DispatchId,
     store::{DispatchSummary, Limits, Reason, Rejected},
+    util::millis::millis,
 };
 
 /// Limit of the bytes of rejected recipients in the table. Above it, the oldest ids are removed early.
@@ -45,7 +46,7 @@ pub struct DedupTable {
 impl DedupTable {
     pub fn new(limits: &Limits) -> Self {
         Self {
-            window_ms: u64::try_from(limits.ids_window.as_millis()).unwrap_or(u64::MAX),
+            window_ms: millis(limits.ids_window),
             max: limits.ids,
             hashers: [RandomState::new(), RandomState::new()],
             known: HashMap::default(),

@@ -12,6 +12,7 @@ use crate::{
         user_log::is_expired,
     },
     message::UserId,
+    util::millis::millis,
 };
 
 /// Limit of rows that one step checks. A million users take about an hour.
@@ -64,7 +65,7 @@ impl Committer {
     /// Returns the time before which an offline device counts as inactive, and is removed.
     fn inactive_before_ms(&self) -> u64 {
         let Some(age) = self.limits.device_age else { return 0 };
-        self.shared.clock.now_ms().saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX))
+        self.shared.clock.now_ms().saturating_sub(millis(age))
     }
 
     /// Returns the time before which the stored time of an attached device is refreshed.

@@ -36,7 +36,7 @@ fn http() -> (Http, Arc<dyn Store>) {
     let hub = Hub::new(settings, store.clone(), metrics.clone(), None);
     let keys = ApiKeys::new(&config::Api { keys: vec![KEY.into()], ..config::Api::default() });
     let limits = config::Limits { request_bytes: 1024, recipients: 3, ..Config::default().limits };
-    (Http::new(Api { hub, keys, guesses: Arc::default(), metrics, limits, local_only: false }), store)
+    (Http::new(Api { hub, keys, guess_limiter: Arc::default(), metrics, limits, local_only: false }), store)
 }
 
 /// Holds an open stream: the sender of its lines, and its results.

@@ -36,9 +36,9 @@ const PRIVATE_V6: &[Net6] = &[
     ([0x3fff, 0, 0, 0], 20),     // documentation
 ];
 
-/// Tests that an address is private, loopback, link-local or reserved.
+/// Returns whether an address is private, loopback, link-local or reserved.
 ///
-/// For an IPv6 address that embeds an IPv4 address (mapped, NAT64, 6to4), the IPv4 address is tested.
+/// For an IPv6 address that embeds an IPv4 address (mapped, NAT64, 6to4), the IPv4 address decides.
 #[must_use]
 pub fn is_private(address: IpAddr) -> bool {
     match address {

@@ -1,21 +1,21 @@
-//! Bounds of the portal queues.
+//! Bounds of the pool of portals.
 
 use std::time::Duration;
 
 /// Bounds of the pool. None of them grows with the number of clients.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// Portals. At this limit a new portal replaces a disconnected one that could still resume; if none is, it is rejected.
+    /// Portals. At this limit a new portal replaces a disconnected one; if all are connected, it is rejected.
     pub portals: usize,
-    /// Events in one queue. Beyond it events go to other portals, or the oldest are dropped.
+    /// Events in one queue. At this limit events go to other portals, or the oldest are dropped.
     pub events: usize,
     /// Bytes of those events, with the same consequence; also the limit for bytes of retained events.
     pub bytes: usize,
-    /// Taken events that are retained for a resume, within `bytes`. A portal that needs more receives a marker instead.
+    /// Taken events that are retained for a resume, within `bytes`. A gap marker replaces older ones.
     pub retained: usize,
     /// Time within which a disconnected portal may resume its queue.
     pub resume_timeout: Duration,
-    /// A portal that takes none of its queued events for this long counts as dead.
+    /// Time within which a portal has to take an event while some are queued. Then it is disconnected.
     pub stall_timeout: Duration,
 }
 
@@ -31,6 +31,3 @@ impl Default for Bounds {
         }
     }
 }
-
-/// Id of a consumer without a queue: an [`EventForwarder`](super::EventForwarder) delivers its events.
-pub type ConsumerId = u64;

@@ -1,24 +1,24 @@
 //! Pool of portals: backends that receive client events.
 //!
 //! Each event goes to exactly one portal, round robin or at random, and to every portal that requested all events. The
-//! pool never waits for a portal: its events stand in a bounded queue until it takes them.
+//! pool never waits for a portal: events are in the portal's bounded queue until it takes them.
 //!
 //! - `bounds`: bounds of queues and times
 //! - `event`: owned copy of a client event
-//! - `queue`: queued events of one portal, and those it took last
+//! - `queue`: queued events of one portal, and taken ones retained for a resume
 //! - `scheduler`: chooses the portal for an event
 //! - `remote`: portals at other servers, and their events for portals here
 //!
 //! # Slow and dead portals
 //!
-//! - While a queue is full, its events go to portals with capacity. If all are full, the chosen queue drops its oldest
-//!   event, and its portal receives a marker with the number. A slow portal is not disconnected: it can hold up no more
-//!   than its queue, and a new connection would not make it faster.
-//! - A portal that takes nothing for [`Bounds::stall_timeout`] counts as dead, and so does one whose connection ends. Its
-//!   queued events go to the other portals.
-//! - A portal that returns within [`Bounds::resume_timeout`] resumes its queue. Events that may have been lost with the
-//!   old connection are repeated, as far as [`Bounds::retained`] reaches. Without other portals its queue collects the
-//!   events of the meantime.
+//! - While a queue is full, events go to portals with capacity. If all are full, the chosen queue drops its oldest events,
+//!   and its portal receives a gap marker with their number. A slow portal is not disconnected: it delays at most the
+//!   events in its queue, and a new connection would not make it faster.
+//! - A portal that takes no event for [`Bounds::stall_timeout`] is disconnected. The queued events of a disconnected portal
+//!   go to the other portals.
+//! - A portal that reconnects within [`Bounds::resume_timeout`] resumes its queue. Events that may have been lost with the
+//!   old connection are repeated, up to [`Bounds::retained`]. Without other portals its queue collects new events
+//!   meanwhile.
 
 mod bounds;
 mod event;
@@ -39,7 +39,7 @@ use std::{
 
 use parking_lot::{Mutex, RwLock};
 
-pub use self::bounds::{Bounds, ConsumerId};
+pub use self::{bounds::Bounds, scheduler::ConsumerId};
 use super::events::{ConnectionId, Event, Listener};
 use crate::{
     cluster::portals::{PortalTarget, RemotePortals},
@@ -50,8 +50,8 @@ use queue::PortalQueue;
 pub use queue::{Item, StreamId, TakenItem};
 use scheduler::{Consumer, Scheduler, Scope};
 
-/// Prefix of the name that a forwarded consumer has among the servers of a cluster.
-const FORWARDED_PREFIX: &str = "seat-";
+/// Prefix of the name of a consumer without a queue, unlike the name of any queue.
+const FORWARDED_PREFIX: &str = "forwarded-";
 
 /// Forwards events to consumers without a queue.
 ///
@@ -59,7 +59,7 @@ const FORWARDED_PREFIX: &str = "seat-";
 pub trait EventForwarder: Send + Sync {
     /// Forwards an event, to `consumer` if it was chosen.
     ///
-    /// `redispatched`: another consumer was chosen before and is gone, so observers of all events have it already.
+    /// `redispatched`: the consumer chosen before has disconnected, and observers of all events have the event already.
     fn forward(&self, event: &Arc<ClientEvent>, consumer: Option<ConsumerId>, redispatched: bool);
 }
 
@@ -67,28 +67,29 @@ pub trait EventForwarder: Send + Sync {
 pub struct Portals {
     bounds: Bounds,
     metrics: Arc<Metrics>,
-    /// Whether any portal or observer may want events.
+    /// Whether any portal or observer may receive events.
     active: AtomicBool,
     scheduler: Mutex<Scheduler>,
     forwarder: RwLock<Option<Weak<dyn EventForwarder>>>,
     /// Number of observers that `forwarder` sends every event.
     observers: AtomicUsize,
     /// Called when a portal joins or leaves.
-    change: OnceLock<Change>,
+    change_listener: OnceLock<ChangeListener>,
     /// Portals at other servers; unset without a cluster.
     remote: OnceLock<RemotePool>,
 }
 
+/// Portals at other servers.
 struct RemotePool {
     portals: Arc<dyn RemotePortals>,
-    /// This server, as the origin of events from here.
+    /// This server, as the origin of its clients' events.
     origin: EventOrigin,
-    /// Whether an observer at another server wants every event.
+    /// Whether an observer at another server receives every event.
     observed: AtomicBool,
 }
 
-/// Called with a portal's name, and true when it joins or false when it leaves.
-pub type Change = Box<dyn Fn(&str, bool) + Send + Sync>;
+/// Listener that is called with a portal's name: with true when it joins, with false when it leaves.
+pub type ChangeListener = Box<dyn Fn(&str, bool) + Send + Sync>;
 
 impl Portals {
     /// Creates an empty pool: round robin if `round_robin`, else at random (`portal.distributeLoad`).
@@ -101,30 +102,31 @@ impl Portals {
             scheduler: Mutex::new(Scheduler::new(round_robin)),
             forwarder: RwLock::default(),
             observers: AtomicUsize::new(0),
-            change: OnceLock::new(),
+            change_listener: OnceLock::new(),
             remote: OnceLock::new(),
         })
     }
 
-    /// Sets the callback for joining and leaving portals, called without a lock. Only the first one set is used.
-    pub fn on_change(&self, change: Change) {
-        _ = self.change.set(change);
+    /// Sets the listener for joining and leaving portals, called without a lock. Only the first call has an effect.
+    pub fn on_change(&self, listener: ChangeListener) {
+        _ = self.change_listener.set(listener);
     }
 
-    fn report_join(&self, portal: &str, chosen: bool) {
+    /// Counts a new portal, and reports it to the other servers if they may choose it (`choosable`).
+    fn report_join(&self, portal: &str, choosable: bool) {
         self.metrics.portals.inc();
-        if let (true, Some(remote_pool)) = (chosen, self.remote.get()) {
+        if let (true, Some(remote_pool)) = (choosable, self.remote.get()) {
             remote_pool.portals.add(portal);
         }
-        self.change.get().inspect(|change| change(portal, true));
+        self.change_listener.get().inspect(|listener| listener(portal, true));
     }
 
-    fn report_leave(&self, portal: &str, chosen: bool) {
+    fn report_leave(&self, portal: &str, choosable: bool) {
         self.metrics.portals.dec();
-        if let (true, Some(remote_pool)) = (chosen, self.remote.get()) {
+        if let (true, Some(remote_pool)) = (choosable, self.remote.get()) {
             remote_pool.portals.remove(portal);
         }
-        self.change.get().inspect(|change| change(portal, false));
+        self.change_listener.get().inspect(|listener| listener(portal, false));
     }
 
     /// Adds a portal with a queue; `None` at the limit of portals.
@@ -147,17 +149,17 @@ impl Portals {
         Some(Portal { pool: self.clone(), reader, queue })
     }
 
-    /// Adds a portal that named an unknown stream: a marker of missing events precedes all events.
+    /// Adds a portal that tried to resume an unknown stream. A gap marker precedes its events.
     #[must_use]
-    pub fn join_after_unknown(self: &Arc<Self>, all: bool) -> Option<Portal> {
+    pub fn join_with_gap(self: &Arc<Self>, all: bool) -> Option<Portal> {
         let portal = self.join(all)?;
-        portal.queue.push_unknown_missed();
+        portal.queue.push_unknown_gap();
         Some(portal)
     }
 
-    /// Resumes a portal's queue after event `number`. `None`: the queue does not exist any more.
+    /// Resumes a portal's queue after item `number`; `None` if the queue does not exist any more.
     ///
-    /// A previous reader of the queue is ended.
+    /// The previous reader of the queue receives no more items.
     #[must_use]
     pub fn resume(self: &Arc<Self>, stream: &StreamId, number: u64) -> Option<Portal> {
         let queue = {
@@ -198,7 +200,7 @@ impl Portals {
         }
     }
 
-    /// Sets whether a consumer has capacity. One without is skipped while others have some.
+    /// Sets whether a consumer has capacity. A consumer without capacity is skipped while others have some.
     pub fn set_consumer_capacity(&self, consumer: ConsumerId, has_capacity: bool) {
         self.scheduler.lock().set_capacity(consumer, has_capacity);
     }
@@ -221,8 +223,8 @@ impl Portals {
         self.scheduler.lock().consumers.iter().filter(|consumer| consumer.is_connected()).count()
     }
 
-    /// Removes dead portals, and queues that were not resumed, as of `now`. To be called about every second.
-    pub fn sweep(&self, now: Instant) {
+    /// Disconnects stalled portals, and removes queues that were not resumed in time. Called about once per second.
+    pub fn expire(&self, now: Instant) {
         if !self.active.load(Ordering::Acquire) {
             return;
         }
@@ -234,7 +236,7 @@ impl Portals {
             if queue.end_reader(now) {
                 self.report_leave(queue.stream().as_str(), !queue.is_for_all());
                 tracing::warn!(
-                    "a portal took none of its events for {:?} and is disconnected; it can resume its queue",
+                    "a portal took none of its queued events for {:?} and is disconnected; it can resume its queue",
                     self.bounds.stall_timeout
                 );
             }
@@ -258,6 +260,7 @@ impl Portals {
         Some(())
     }
 
+    /// Updates `active` after a change of portals or observers.
     fn refresh_active(&self, scheduler: &Scheduler) {
         let observed = self.observers.load(Ordering::Acquire) > 0;
         let mut active = !scheduler.consumers.is_empty() || observed;
@@ -274,12 +277,13 @@ impl Portals {
         self.dispatch(event, true, Scope::PreferLocal);
     }
 
-    /// Dispatches such an event to a portal at this server only.
+    /// Dispatches an event that its portal did not take to another portal of this server.
     fn redispatch_locally(&self, event: &Arc<ClientEvent>) {
         self.metrics.portal_events_passed_on.inc();
         self.dispatch(event, true, Scope::LocalOnly);
     }
 
+    /// Delivers an event to a chosen portal, and unless it is `redispatched` also to every receiver of all events.
     fn dispatch(&self, event: &Arc<ClientEvent>, redispatched: bool, scope: Scope) {
         let remote_pool = self.remote.get();
         let (mut consumer, mut queue_id, mut remote) = (None, None, None);
@@ -315,11 +319,12 @@ impl Portals {
         }
     }
 
-    /// Queues an event for every portal that receives all; returns the number of events dropped for it.
+    /// Queues an event for every portal that receives all events; returns the number of events dropped for it.
     fn queue_for_all(&self, scheduler: &Scheduler, event: &Arc<ClientEvent>) -> u64 {
         scheduler.queues().filter(|queue| queue.is_for_all()).map(|queue| queue.push(event.clone(), &self.bounds)).sum()
     }
 
+    /// Passes an event to the forwarder if a consumer was chosen or there are observers.
     fn forward(&self, event: &Arc<ClientEvent>, consumer: Option<ConsumerId>, redispatched: bool) {
         if consumer.is_some() || self.observers.load(Ordering::Acquire) > 0 {
             let forwarder = self.forwarder.read().as_ref().and_then(Weak::upgrade);
@@ -329,7 +334,7 @@ impl Portals {
         }
     }
 
-    /// Reserves a queue for the next portal, so that events are stored while no portal is connected.
+    /// Reserves a queue for the next portal, so that events are queued while no portal is connected.
     ///
     /// A portal that joins within [`Bounds::resume_timeout`] receives them.
     pub fn reserve_queue(&self) {
@@ -342,15 +347,15 @@ impl Portals {
 
     /// Moves events of disconnected portals to connected ones, as far as these have capacity.
     ///
-    /// The next [`Portals::sweep`] moves more.
+    /// The next [`Portals::expire`] moves more.
     pub fn redistribute_orphans(&self) {
         loop {
             let event = {
                 let scheduler = self.scheduler.lock();
                 let orphaned = scheduler.queues().filter(|queue| !queue.has_reader() && !queue.is_for_all());
-                let left = orphaned.filter_map(|queue| Some((queue.oldest_bytes()?, queue)));
-                let mut fits = left.filter(|(bytes, _)| scheduler.any_ready(*bytes, &self.bounds));
-                fits.find_map(|(_, queue)| queue.take_orphan())
+                let oldest = orphaned.filter_map(|queue| Some((queue.oldest_bytes()?, queue)));
+                let mut movable = oldest.filter(|(bytes, _)| scheduler.any_ready(*bytes, &self.bounds));
+                movable.find_map(|(_, queue)| queue.take_orphan())
             };
             match event {
                 Some(event) => self.redispatch(&event),
@@ -376,7 +381,7 @@ impl fmt::Debug for Portals {
     }
 }
 
-/// A reader of a portal's queue. Dropping it disconnects the portal; the queue stays for [`Bounds::resume_timeout`].
+/// A reader of a portal's queue. Dropping it disconnects the portal, which may resume for [`Bounds::resume_timeout`].
 #[derive(Debug)]
 pub struct Portal {
     pool: Arc<Portals>,
@@ -391,20 +396,20 @@ impl Portal {
         self.queue.stream()
     }
 
-    /// Returns the number of the last event that was taken or acknowledged at resume; 0 before the first.
+    /// Returns the number of the item taken last, or acknowledged at resume; 0 before the first.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.queue.number()
     }
 
-    /// Returns the next event or marker; `None` when another reader has resumed the queue, or the portal was removed.
+    /// Returns the next event or gap marker; `None` once another reader has resumed the queue, or the portal was removed.
     ///
     /// Cancel safe: dropping the future loses no event.
     pub async fn next(&mut self) -> Option<TakenItem> {
         self.queue.next(self.reader, &self.pool.bounds).await
     }
 
-    /// Returns the next event or marker, if there is one.
+    /// Returns the next event or gap marker, if one is queued.
     #[must_use]
     pub fn try_next(&mut self) -> Option<TakenItem> {
         self.queue.try_next(self.reader, &self.pool.bounds).flatten()

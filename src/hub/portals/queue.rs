@@ -1,8 +1,8 @@
 //! Bounded, resumable event queue of one portal.
 //!
-//! Events are numbered when they are taken: 1, 2, 3 …, whatever was dropped or moved to other portals before. A marker of
-//! missing events has a number of its own. A portal that resumes after a number receives what follows, markers too, as
-//! far as it is retained.
+//! Items are numbered when the portal takes them: 1, 2, 3 …, whatever was dropped or moved to other portals before. An item
+//! is an event, or a gap marker for events that the portal missed. A portal that resumes after a number receives all later
+//! items that are retained, and a gap marker for the others.
 
 use std::{
     collections::VecDeque,
@@ -49,12 +49,12 @@ impl fmt::Debug for StreamId {
     }
 }
 
-/// An event or marker taken from a queue.
+/// An item that was taken from a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TakenItem {
     /// Its number in this queue.
     pub number: u64,
-    /// The event or marker.
+    /// The item.
     pub item: Item,
 }
 
@@ -63,7 +63,7 @@ pub struct TakenItem {
 pub enum Item {
     /// An event.
     Event(Arc<ClientEvent>),
-    /// Events were dropped because the portal was too slow, or are not retained any more. Their number, if it is known.
+    /// Gap marker: events were dropped or are not retained any more. Their number, if it is known.
     Gap(Option<u64>),
 }
 
@@ -88,34 +88,35 @@ pub(super) struct PortalQueue {
 }
 
 struct State {
-    /// Not taken yet.
+    /// Items that are not taken yet.
     queued: VecDeque<Numbered>,
-    /// Events in `queued`, and their bytes. Markers are not counted: each replaces at least one event.
+    /// Events in `queued`, and their bytes. Gap markers are not counted: each replaces at least one event.
     queued_events: usize,
     queued_bytes: usize,
-    /// Taken last, and retained for a resume. The last item has the number `number`.
+    /// Items taken last, and retained for a resume.
     taken: VecDeque<Numbered>,
     taken_bytes: usize,
+    /// Number of the item taken last.
     number: u64,
-    /// Number of the last marker that is not retained. For a portal that resumes before it the number of missing events is
-    /// unknown.
+    /// Number of the last gap marker that is not retained. A portal that resumes before it has missed an unknown number of
+    /// events.
     last_dropped_marker: u64,
-    /// Id of the reader that may take items: the one connected last.
+    /// Id of the reader that connected last, which alone may take items.
     reader: u64,
     /// Whether that reader is connected.
     connected: bool,
-    /// When the reader last took an item while others were queued, or when it disconnected.
-    since: Instant,
+    /// When that reader connected, disconnected, last took an item, or was last offered one by an empty queue.
+    idle_since: Instant,
 }
 
-/// An item, and how many numbers it covers: its own, and those of items that were taken before and are not retained.
+/// An item, and how many numbers it covers: more than one for a gap marker that replaces taken items.
 struct Numbered {
     item: Item,
     numbers: u64,
 }
 
 impl Numbered {
-    fn one(item: Item) -> Self {
+    fn single(item: Item) -> Self {
         Self { item, numbers: 1 }
     }
 }
@@ -132,7 +133,7 @@ impl PortalQueue {
             last_dropped_marker: 0,
             reader: 0,
             connected: false,
-            since: Instant::now(),
+            idle_since: Instant::now(),
         };
         Arc::new(Self { stream: StreamId::random(), all, state: Mutex::new(state), changed: Notify::new() })
     }
@@ -159,14 +160,14 @@ impl PortalQueue {
         state.queued_events < bounds.events && state.queued_bytes + bytes <= bounds.bytes
     }
 
-    /// Connects a reader and ends the previous one; returns its id, and whether there was a previous one.
+    /// Connects a reader in place of the previous one; returns its id, and whether the previous one was connected.
     ///
-    /// `acknowledged`: the number of the last event that the reader has received, if it resumes.
+    /// `acknowledged`: the number of the last item that the reader has received, if it resumes.
     pub(super) fn connect(&self, acknowledged: Option<u64>) -> (u64, bool) {
         let mut state = self.state.lock();
         state.reader += 1;
         let was_connected = std::mem::replace(&mut state.connected, true);
-        state.since = Instant::now();
+        state.idle_since = Instant::now();
         if let Some(acknowledged) = acknowledged {
             state.rewind_to(acknowledged);
         }
@@ -179,36 +180,36 @@ impl PortalQueue {
     /// Disconnects a reader; false if it was not the current one.
     pub(super) fn disconnect(&self, reader: u64, now: Instant) -> bool {
         let mut state = self.state.lock();
-        let was = state.connected && state.reader == reader;
-        if was {
+        let is_current = state.connected && state.reader == reader;
+        if is_current {
             state.connected = false;
-            state.since = now;
+            state.idle_since = now;
         }
-        was
+        is_current
     }
 
     /// Ends the current reader; false if there is none.
     pub(super) fn end_reader(&self, now: Instant) -> bool {
         let mut state = self.state.lock();
-        let was = state.connected;
+        let was_connected = state.connected;
         state.reader += 1;
         state.connected = false;
-        state.since = now;
+        state.idle_since = now;
         drop(state);
         self.changed.notify_waiters();
-        was
+        was_connected
     }
 
     /// Reports whether the reader has taken nothing of a non-empty queue for longer than `timeout`.
     pub(super) fn is_stalled(&self, now: Instant, timeout: Duration) -> bool {
         let state = self.state.lock();
-        state.connected && !state.queued.is_empty() && now.saturating_duration_since(state.since) > timeout
+        state.connected && !state.queued.is_empty() && now.saturating_duration_since(state.idle_since) > timeout
     }
 
-    /// Returns the number of lost events if no reader has returned for longer than `timeout`, else `None`.
+    /// Returns the number of queued events if no reader has been connected for longer than `timeout`, else `None`.
     pub(super) fn events_if_expired(&self, now: Instant, timeout: Duration) -> Option<u64> {
         let state = self.state.lock();
-        let expired = !state.connected && now.saturating_duration_since(state.since) > timeout;
+        let expired = !state.connected && now.saturating_duration_since(state.idle_since) > timeout;
         expired.then_some(state.queued_events as u64)
     }
 
@@ -217,7 +218,7 @@ impl PortalQueue {
         let dropped = {
             let mut state = self.state.lock();
             if state.queued.is_empty() && state.connected {
-                state.since = Instant::now();
+                state.idle_since = Instant::now();
             }
             state.push_back(Item::Event(event));
             state.drop_oldest(bounds)
@@ -226,13 +227,13 @@ impl PortalQueue {
         dropped
     }
 
-    /// Puts a marker of an unknown number of missing events before all queued items.
-    pub(super) fn push_unknown_missed(&self) {
-        self.state.lock().push_front(Numbered::one(Item::Gap(None)));
+    /// Puts a gap marker without a number of events before all queued items.
+    pub(super) fn push_unknown_gap(&self) {
+        self.state.lock().push_front(Numbered::single(Item::Gap(None)));
         self.changed.notify_waiters();
     }
 
-    /// Removes the oldest queued event for another portal, unless a reader is connected. Markers stay.
+    /// Removes the oldest queued event for another portal, unless a reader is connected. Gap markers stay.
     pub(super) fn take_orphan(&self) -> Option<Arc<ClientEvent>> {
         let mut state = self.state.lock();
         if state.connected { None } else { state.remove_oldest_event() }
@@ -246,10 +247,10 @@ impl PortalQueue {
     /// Returns the size of the oldest queued event, in bytes.
     pub(super) fn oldest_bytes(&self) -> Option<usize> {
         let state = self.state.lock();
-        state.queued.iter().find(|one| one.item.is_event()).map(|one| one.item.bytes())
+        state.queued.iter().find(|queued| queued.item.is_event()).map(|queued| queued.item.bytes())
     }
 
-    /// Takes the next item; `None` if there is none yet, `Some(None)` if the reader was replaced or ended.
+    /// Takes the next item; `None` if none is queued, `Some(None)` if the reader was replaced or disconnected.
     pub(super) fn try_next(&self, reader: u64, bounds: &Bounds) -> Option<Option<TakenItem>> {
         let mut state = self.state.lock();
         if state.reader != reader || !state.connected {
@@ -257,11 +258,12 @@ impl PortalQueue {
         }
         let next = state.pop_front()?;
         let item = next.item.clone();
-        state.since = Instant::now();
+        state.idle_since = Instant::now();
         state.retain_taken(next, bounds);
         Some(Some(TakenItem { number: state.number, item }))
     }
 
+    /// Waits for the next item and takes it; `None` if the reader was replaced or disconnected.
     pub(super) async fn next(&self, reader: u64, bounds: &Bounds) -> Option<TakenItem> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -276,46 +278,45 @@ impl PortalQueue {
 }
 
 impl State {
-    fn add_size(&mut self, one: &Numbered) {
-        self.queued_events += usize::from(one.item.is_event());
-        self.queued_bytes += one.item.bytes();
+    fn add_size(&mut self, item: &Item) {
+        self.queued_events += usize::from(item.is_event());
+        self.queued_bytes += item.bytes();
     }
 
-    fn subtract_size(&mut self, one: &Numbered) {
-        self.queued_events -= usize::from(one.item.is_event());
-        self.queued_bytes -= one.item.bytes();
+    fn subtract_size(&mut self, item: &Item) {
+        self.queued_events -= usize::from(item.is_event());
+        self.queued_bytes -= item.bytes();
     }
 
     fn push_back(&mut self, item: Item) {
-        let one = Numbered::one(item);
-        self.add_size(&one);
-        self.queued.push_back(one);
+        self.add_size(&item);
+        self.queued.push_back(Numbered::single(item));
     }
 
-    fn push_front(&mut self, one: Numbered) {
-        self.add_size(&one);
-        self.queued.push_front(one);
+    fn push_front(&mut self, numbered: Numbered) {
+        self.add_size(&numbered.item);
+        self.queued.push_front(numbered);
     }
 
     fn pop_front(&mut self) -> Option<Numbered> {
-        let one = self.queued.pop_front()?;
-        self.subtract_size(&one);
-        Some(one)
+        let numbered = self.queued.pop_front()?;
+        self.subtract_size(&numbered.item);
+        Some(numbered)
     }
 
     fn remove_oldest_event(&mut self) -> Option<Arc<ClientEvent>> {
-        let at = self.queued.iter().position(|one| one.item.is_event())?;
-        let one = self.queued.remove(at)?;
-        self.subtract_size(&one);
-        match one.item {
+        let at = self.queued.iter().position(|queued| queued.item.is_event())?;
+        let item = self.queued.remove(at)?.item;
+        self.subtract_size(&item);
+        match item {
             Item::Event(event) => Some(event),
             Item::Gap(_) => None,
         }
     }
 
-    /// Drops the oldest events until the queue is within its bounds, and puts one marker in their place.
+    /// Drops the oldest events until the queue is within its bounds; returns their number.
     ///
-    /// Markers among them are merged into it. Returns the number of dropped events.
+    /// One gap marker replaces them, and the gap markers among them.
     fn drop_oldest(&mut self, bounds: &Bounds) -> u64 {
         let (mut dropped, mut missed) = (0, Some(0));
         while self.queued_events > bounds.events || (self.queued_bytes > bounds.bytes && self.queued_events > 1) {
@@ -330,7 +331,7 @@ impl State {
             missed = missed.zip(count).map(|(missed, count)| missed + count);
         }
         if dropped > 0 {
-            self.push_front(Numbered::one(Item::Gap(missed)));
+            self.push_front(Numbered::single(Item::Gap(missed)));
         }
         dropped
     }
@@ -344,14 +345,14 @@ impl State {
             let Some(oldest) = self.taken.pop_front() else { break };
             self.taken_bytes -= oldest.item.bytes();
             if !oldest.item.is_event() {
-                self.last_dropped_marker = self.number - self.taken.iter().map(|one| one.numbers).sum::<u64>();
+                self.last_dropped_marker = self.number - self.taken.iter().map(|taken| taken.numbers).sum::<u64>();
             }
         }
     }
 
-    /// Queues again what was taken after `acknowledged`.
+    /// Queues again the items that were taken after `acknowledged`.
     ///
-    /// A marker replaces items that are not retained, and covers all of their numbers.
+    /// One gap marker replaces those that are not retained, and covers all of their numbers.
     fn rewind_to(&mut self, acknowledged: u64) {
         while self.number > acknowledged {
             let Some(last) = self.taken.pop_back() else {

@@ -9,7 +9,7 @@ use super::{ClientEvent, ConsumerId, EventOrigin, FORWARDED_PREFIX, Portals, Rem
 use crate::cluster::{Cluster, portals::LocalPortals};
 
 impl Portals {
-    /// Connects the pool to those of other servers. To be called once, before the first portal joins.
+    /// Connects the pool to the pools of other servers. Called once, before the first portal joins.
     pub fn join_cluster(self: &Arc<Self>, cluster: &dyn Cluster) {
         let local: Arc<dyn LocalPortals> = self.clone();
         let portals = cluster.join_portals(Arc::downgrade(&local) as Weak<dyn LocalPortals>);
@@ -17,13 +17,13 @@ impl Portals {
         _ = self.remote.set(RemotePool { portals, origin, observed: AtomicBool::new(false) });
     }
 
-    /// Returns the names of portals at other servers that are chosen for events.
+    /// Returns the names of portals at other servers that can be chosen for events.
     #[must_use]
     pub fn remote_names(&self) -> Vec<Arc<str>> {
         self.scheduler.lock().remote().cloned().collect()
     }
 
-    /// Delivers an event to a portal at this server; false if the portal is gone.
+    /// Delivers an event to a portal at this server; false if the portal has disconnected.
     ///
     /// Delivery to a forwarded consumer also reaches observers of all events, unless the event was redispatched.
     fn deliver_local(&self, event: &Arc<ClientEvent>, portal: &str, redispatched: bool) -> bool {
@@ -70,9 +70,8 @@ impl LocalPortals for Portals {
         }
         match (delivered, redispatched) {
             (true, _) => {}
-            // The portal is gone.
             (false, false) => self.redispatch(&event),
-            // Redispatched for the second time: between servers with outdated views of each other this must end.
+            // Servers with outdated lists of each other's portals must not redispatch an event between them for ever.
             (false, true) => self.redispatch_locally(&event),
         }
     }

@@ -5,9 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Bounds, ConsumerId, queue::PortalQueue};
+use super::{Bounds, queue::PortalQueue};
 
-/// A consumer of events: chosen one by one, or receiving all.
+/// Id of a consumer without a queue: an [`EventForwarder`](super::EventForwarder) delivers its events.
+pub type ConsumerId = u64;
+
+/// A consumer of events: chosen for single events, or receiving all.
 #[derive(Debug)]
 pub(super) enum Consumer {
     Queue(Arc<PortalQueue>),
@@ -25,7 +28,7 @@ pub(super) enum Consumer {
 enum Readiness {
     /// Connected, with capacity.
     Ready,
-    /// At another server, while a consumer here would do as well.
+    /// At another server, while consumers here are preferred.
     Remote,
     /// Connected, but an older event has to be dropped for this one.
     Full,
@@ -44,6 +47,7 @@ pub(super) enum Scope {
     LocalOnly,
 }
 
+/// Consumers of events, and the state of choosing among them.
 #[derive(Debug)]
 pub(super) struct Scheduler {
     pub(super) consumers: Vec<Consumer>,
@@ -141,12 +145,13 @@ impl Scheduler {
         self.consumers.len() < before
     }
 
-    pub(super) fn set_capacity(&mut self, changed: ConsumerId, has: bool) {
+    /// Sets whether a consumer without a queue has capacity.
+    pub(super) fn set_capacity(&mut self, changed: ConsumerId, capacity: bool) {
         for consumer in &mut self.consumers {
             if let Consumer::Forwarded { id, has_capacity } = consumer
                 && *id == changed
             {
-                *has_capacity = has;
+                *has_capacity = capacity;
             }
         }
     }
@@ -156,6 +161,7 @@ impl Scheduler {
         self.consumers.iter().any(|consumer| !matches!(consumer, Consumer::Queue(queue) if queue.is_for_all()))
     }
 
+    /// Reports whether any consumer is connected and has capacity for an event of `bytes`.
     pub(super) fn any_ready(&self, bytes: usize, bounds: &Bounds) -> bool {
         self.consumers
             .iter()
@@ -198,8 +204,8 @@ impl Scheduler {
         } else {
             let count = self.consumers.iter().filter(|consumer| is_best(consumer)).count();
             let skipped = self.random_below(count);
-            let mut all = self.consumers.iter().enumerate().filter(|(_, consumer)| is_best(consumer));
-            all.nth(skipped)?.0
+            let mut best = self.consumers.iter().enumerate().filter(|(_, consumer)| is_best(consumer));
+            best.nth(skipped)?.0
         };
         self.last = at;
         Some(&self.consumers[at])

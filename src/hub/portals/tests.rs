@@ -48,11 +48,11 @@ fn number(event: &ClientEvent) -> u64 {
     }
 }
 
-/// Returns the event of an item that is not a marker.
+/// Returns the event of an item that is not a gap marker.
 fn event(taken: TakenItem) -> Arc<ClientEvent> {
     match taken.item {
         Item::Event(event) => event,
-        Item::Gap(count) => panic!("expected an event, not a marker: {count:?}"),
+        Item::Gap(count) => panic!("expected an event, not a gap marker: {count:?}"),
     }
 }
 
@@ -70,7 +70,7 @@ fn numbered(portal: &mut Portal) -> Vec<(u64, u64)> {
             Item::Event(_) => all.push((taken.number, std::mem::take(&mut missed))),
         }
     }
-    assert_eq!(missed, 0, "expected an event after each marker");
+    assert_eq!(missed, 0, "expected an event after each gap marker");
     all
 }
 
@@ -107,7 +107,7 @@ fn random_selection_uses_every_portal() {
 }
 
 #[test]
-fn full_portal_is_skipped_and_full_pool_drops_the_oldest_with_a_marker() {
+fn full_portal_is_skipped_and_full_pool_drops_the_oldest_with_a_gap_marker() {
     let pool = pool(true);
     let (mut slow, mut quick) = (pool.join(false).unwrap(), pool.join(false).unwrap());
     let mut quick_numbers = Vec::new();
@@ -188,13 +188,13 @@ fn stalled_portal_is_disconnected_and_unresumed_queue_is_removed() {
     send(&pool, 0..4);
     let now = Instant::now();
     assert_eq!(take_numbers(&mut other).len(), 2);
-    pool.sweep(now + BOUNDS.stall_timeout / 2);
+    pool.expire(now + BOUNDS.stall_timeout / 2);
     assert_eq!(pool.count(), 2);
-    pool.sweep(now + BOUNDS.stall_timeout * 2);
+    pool.expire(now + BOUNDS.stall_timeout * 2);
     assert_eq!((pool.count(), take_numbers(&mut other).len()), (1, 2));
-    pool.sweep(now + BOUNDS.stall_timeout * 2 + BOUNDS.resume_timeout / 2);
+    pool.expire(now + BOUNDS.stall_timeout * 2 + BOUNDS.resume_timeout / 2);
     assert!(pool.resume(&stream, 0).is_some());
-    pool.sweep(now + BOUNDS.stall_timeout * 2 + BOUNDS.resume_timeout * 2);
+    pool.expire(now + BOUNDS.stall_timeout * 2 + BOUNDS.resume_timeout * 2);
     assert!(pool.resume(&stream, 0).is_none());
     assert_eq!(pool.metrics.portals.get(), 1);
     drop(stalled);
@@ -373,7 +373,7 @@ fn remote_event_for_a_disconnected_portal_is_redispatched_once() {
 }
 
 #[test]
-fn portal_resumed_at_random_numbers_receives_a_marker_for_each_gap() {
+fn portal_resumed_at_random_numbers_receives_a_gap_marker_for_each_gap() {
     let (mut exact, mut unknown) = (0, 0);
     for seed in 0..300_u64 {
         let (pool, mut random) = (pool(true), seed);
@@ -414,5 +414,5 @@ fn portal_resumed_at_random_numbers_receives_a_marker_for_each_gap() {
         }
         assert_eq!((expected, is_known), (sent, true));
     }
-    assert!(exact > 0 && unknown > 0, "expected both kinds of markers: {exact} exact, {unknown} unknown");
+    assert!(exact > 0 && unknown > 0, "expected both kinds of gap markers: {exact} exact, {unknown} unknown");
 }

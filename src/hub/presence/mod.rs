@@ -1,7 +1,6 @@
-//! Online users, ordered by id, so that they can be listed page by page.
+//! Online users of this server, ordered by id, so that they can be listed page by page.
 //!
-//! In memory only: after a crash no user is online until the client reconnects. The store records when a user was last
-//! seen.
+//! In memory only: after a crash a user is offline until a client reconnects. The store records when a user was last seen.
 
 use std::{collections::BTreeSet, ops::Bound};
 
@@ -9,6 +8,7 @@ use parking_lot::Mutex;
 
 use crate::message::UserId;
 
+/// Set of the users with a session on this server.
 #[derive(Debug, Default)]
 pub(super) struct Presence(Mutex<BTreeSet<UserId>>);
 
@@ -22,6 +22,7 @@ impl Presence {
         }
     }
 
+    /// Returns the number of online users.
     pub(super) fn count(&self) -> usize {
         self.0.lock().len()
     }

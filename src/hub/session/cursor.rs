@@ -1,8 +1,8 @@
-//! The cursor of a session on its log: which entries are read and acknowledged.
+//! The cursor of a session on its log: which entries are sent and acknowledged.
 
 use crate::message::Seq;
 
-/// Position up to which a session has written to its socket. An acknowledgement of it covers everything before.
+/// Position up to which a session has sent entries. An acknowledgement of it covers all entries before it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SentPosition {
     pub(super) backlog: Seq,
@@ -23,12 +23,12 @@ impl SentPosition {
 pub(super) struct Cursor {
     /// Head of the log at attach: the last sequence of the backlog.
     pub(super) backlog_end: Seq,
-    /// Read up to here.
-    pub(super) read: SentPosition,
+    /// Sent, or skipped, up to here.
+    pub(super) sent: SentPosition,
     /// Acknowledged up to here.
     acknowledged: SentPosition,
-    /// Backlog entries delivered so far: the `s` of the last one.
-    position: u64,
+    /// Number of backlog entries sent: the `s` of the last one.
+    redelivered: u64,
     pub(super) paced: bool,
 }
 
@@ -42,35 +42,35 @@ pub(super) enum Range {
 impl Cursor {
     pub(super) fn new(base: Seq, backlog_end: Seq, paced: bool) -> Self {
         let start = SentPosition { backlog: base, live: backlog_end };
-        Self { backlog_end, read: start, acknowledged: start, position: 0, paced }
+        Self { backlog_end, sent: start, acknowledged: start, redelivered: 0, paced }
     }
 
     pub(super) fn has_backlog(&self) -> bool {
-        self.read.backlog < self.backlog_end
+        self.sent.backlog < self.backlog_end
     }
 
     /// Returns the position after which to read in a range.
     pub(super) fn after(&self, range: Range) -> Seq {
         match range {
-            Range::Backlog => self.read.backlog,
-            Range::Live => self.read.live,
+            Range::Backlog => self.sent.backlog,
+            Range::Live => self.sent.live,
         }
     }
 
     /// Moves past an entry; returns its redelivery number, counted from 1, if it is a backlog entry.
     pub(super) fn advance(&mut self, seq: Seq) -> Option<u64> {
         if seq <= self.backlog_end {
-            debug_assert!(seq > self.read.backlog, "a backlog cursor only moves forward");
-            self.read.backlog = seq;
-            self.position += 1;
-            Some(self.position)
+            debug_assert!(seq > self.sent.backlog, "a backlog cursor only moves forward");
+            self.sent.backlog = seq;
+            self.redelivered += 1;
+            Some(self.redelivered)
         } else {
-            debug_assert!(seq > self.read.live, "a cursor only moves forward");
-            // Reading past the end of the backlog means that nothing of it is left.
+            debug_assert!(seq > self.sent.live, "a cursor only moves forward");
+            // Without pacing a live entry is sent only after the whole backlog.
             if !self.paced {
-                self.read.backlog = self.backlog_end;
+                self.sent.backlog = self.backlog_end;
             }
-            self.read.live = seq;
+            self.sent.live = seq;
             None
         }
     }
@@ -78,26 +78,27 @@ impl Cursor {
     /// Skips backlog entries that were acknowledged before the session began.
     pub(super) fn skip_acknowledged(&mut self, seq: Seq) {
         debug_assert!(seq <= self.backlog_end, "only backlog entries can be acknowledged before attach");
-        self.read.backlog = self.read.backlog.max(seq);
+        self.sent.backlog = self.sent.backlog.max(seq);
     }
 
-    /// Ends the backlog: the rest of it was acknowledged before, or cleared.
+    /// Ends the backlog: all further entries of it were acknowledged before attach, or cleared.
     pub(super) fn end_backlog(&mut self) {
-        self.read.backlog = self.backlog_end;
+        self.sent.backlog = self.backlog_end;
     }
 
-    /// Returns the sequence up to which the session needs nothing any more.
+    /// Returns the sequence up to which the session needs no entry any more.
     pub(super) fn needed_after(&self) -> Seq {
-        if self.has_backlog() { self.read.backlog } else { self.read.live }
+        if self.has_backlog() { self.sent.backlog } else { self.sent.live }
     }
 
+    /// Returns the position up to which entries are sent; `None` if all of them are acknowledged.
     pub(super) fn unacknowledged(&self) -> Option<SentPosition> {
-        (self.read != self.acknowledged).then_some(self.read)
+        (self.sent != self.acknowledged).then_some(self.sent)
     }
 
     /// Records an acknowledgement; returns the ranges it newly covers, both ends included, at most one per range kind.
     pub(super) fn acknowledge(&mut self, upto: SentPosition) -> [Option<(Seq, Seq)>; 2] {
-        let upto = SentPosition { backlog: upto.backlog.min(self.read.backlog), live: upto.live.min(self.read.live) };
+        let upto = SentPosition { backlog: upto.backlog.min(self.sent.backlog), live: upto.live.min(self.sent.live) };
         let backlog = (upto.backlog > self.acknowledged.backlog).then(|| (self.acknowledged.backlog + 1, upto.backlog));
         let live = (upto.live > self.acknowledged.live).then(|| (self.acknowledged.live + 1, upto.live));
         self.acknowledged.backlog = self.acknowledged.backlog.max(upto.backlog);

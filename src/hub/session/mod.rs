@@ -1,11 +1,11 @@
 //! A session: one connection's attachment to its user's log. It is a cursor on that log.
 //!
-//! There are two ranges. The *backlog* is what was pending at attach. It is numbered from one and may be paced
-//! (`sync.redeliveryInterval`). Later entries are *live*. Without pacing the backlog is sent first, so both ranges are in
-//! strict order. With pacing live entries may overtake the backlog, and [`AckSet`](crate::store::AckSet) tracks the
+//! There are two ranges. The *backlog* is what was pending at attach. Its entries are numbered from one, and may be paced
+//! (`sync.redeliveryInterval`). Later entries are *live*. Without pacing the backlog is sent first, so the session sends in
+//! the order of the log. With pacing live entries may overtake the backlog, and [`AckSet`](crate::store::AckSet) tracks the
 //! gap.
 //!
-//! A slow, an offline and a half-open client need no cases of their own: their cursor moves late or not at all.
+//! A slow, an offline and a half-open client need no cases of their own: the cursor moves late or not at all.
 
 mod cursor;
 
@@ -36,7 +36,7 @@ const READ_ENTRIES_MAX: usize = 256;
 /// Delay before the next read of a log that could not be reached.
 const READ_RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// How a connection attaches to its user.
+/// Options with which a connection attaches to its user.
 #[derive(Clone, Debug)]
 pub struct Attach {
     /// False: everything pending counts as acknowledged (`shouldSync`).
@@ -67,25 +67,25 @@ pub struct Resumed {
     pub missed: Vec<Gap>,
 }
 
-/// What the session has for the socket now.
+/// The next action of a session for its socket.
 #[derive(Debug)]
 pub enum Batch {
-    /// Entries to write, each through [`Session::accept`].
+    /// Writes entries, each after [`Session::accept`].
     Entries(Vec<Entry>),
-    /// To be written to a resuming client: once at the beginning, and again at every gap.
+    /// Writes an op 13 to a resuming client: once at the beginning, and at each gap.
     Resumed(Resumed),
-    /// Nothing before this time.
+    /// Writes nothing before this time.
     WaitUntil(Instant),
-    /// Nothing until the mailbox signals that the log has more.
+    /// Writes nothing until the mailbox signals that the log has more entries.
     Idle,
 }
 
-/// An entry belongs to another user. Never expected; the connection must be closed.
+/// Error for an entry of another user. It is never expected, and the connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the log returned an entry that does not belong to this session's user")]
-pub struct Foreign;
+pub struct ForeignEntry;
 
-/// A connection's attachment to its user. Dropping it detaches.
+/// A connection's attachment to its user. Dropping it detaches the connection.
 pub struct Session {
     hub: Arc<Hub>,
     user: UserId,
@@ -107,23 +107,24 @@ struct LogCursor {
     reading: Option<(Range, Reading)>,
     /// A pending look-up of gap reasons.
     explaining: Option<BoxFuture<'static, Result<Vec<Gap>, StoreError>>>,
-    /// State of a resuming client.
+    /// `None`: the client does not resume.
     resuming: Option<Resuming>,
 }
 
-/// Entries read for a resuming client and not sent yet.
+/// State of a resuming client.
 struct Resuming {
     /// Whether the first [`Resumed`] was sent.
     announced: bool,
     first: Seq,
     last: Seq,
-    /// Read and not written yet.
-    found: VecDeque<Entry>,
+    /// Entries that were read and not sent.
+    unsent: VecDeque<Entry>,
     /// Last sequence that a read has covered.
     through: Seq,
 }
 
 impl Hub {
+    /// Registers a session, and opens its cursor on the user's log. May wait for a disk or a network.
     pub(super) fn attach(
         self: &Arc<Self>,
         connection: ConnectionId,
@@ -133,12 +134,13 @@ impl Hub {
         now: Instant,
     ) -> Result<Session, StoreError> {
         // Registered before the state is read, so that a commit in between wakes the session.
-        let entry =
-            self.registry.register(&user, connection, mailbox, |sessions| self.set_session_count(&user, sessions));
+        let entry = self
+            .registry
+            .register_session(&user, connection, mailbox, |sessions| self.set_session_count(&user, sessions));
         let session = match Session::begin(self.clone(), user.clone(), entry.clone(), how, now) {
             Ok(session) => session,
             Err(error) => {
-                self.registry.unregister(&user, connection, |sessions| self.set_session_count(&user, sessions));
+                self.registry.unregister_session(&user, connection, |sessions| self.set_session_count(&user, sessions));
                 return Err(error);
             }
         };
@@ -177,7 +179,7 @@ impl Session {
                     announced: false,
                     first: base + 1,
                     last: state.head,
-                    found: VecDeque::new(),
+                    unsent: VecDeque::new(),
                     through: base,
                 });
                 // A resuming client gets everything in one order, and sets the pace by its acknowledgements.
@@ -209,13 +211,13 @@ impl Session {
         let log = self.log.as_ref()?;
         let (after, last) = match &log.resuming {
             Some(resuming) => (resuming.through, resuming.last),
-            None => (log.cursor.read.backlog, log.cursor.backlog_end),
+            None => (log.cursor.sent.backlog, log.cursor.backlog_end),
         };
         (after < last).then(|| after + 1..=last)
     }
 
-    /// Records the mailbox's signal that the log has more.
-    pub fn log_has_more(&mut self) {
+    /// Records the mailbox's signal that the log has more entries.
+    pub fn on_log_signal(&mut self) {
         if let Some(log) = &mut self.log {
             log.more = true;
         }
@@ -254,12 +256,12 @@ impl Session {
                 return Poll::Ready(Ok(batch));
             }
             if let Some((range, reading)) = &mut log.reading {
-                let (range, found) = (*range, ready!(reading.as_mut().poll(cx)));
+                let (range, result) = (*range, ready!(reading.as_mut().poll(cx)));
                 log.reading = None;
-                if let Err(StoreError::Unreachable(_)) = &found {
+                if let Err(StoreError::Unreachable(_)) = &result {
                     return Poll::Ready(Ok(log.retry_later(now)));
                 }
-                if let Some(entries) = log.apply_read(range, found?) {
+                if let Some(entries) = log.apply_read(range, result?) {
                     return Poll::Ready(Ok(Batch::Entries(entries)));
                 }
                 self.entry.position.store(log.cursor.needed_after(), Ordering::Release);
@@ -284,8 +286,8 @@ impl Session {
             }
             let after = log.cursor.after(range);
             match self.hub.store.read_cached(&self.user, after, limit) {
-                Some(found) => {
-                    if let Some(entries) = log.apply_read(range, found) {
+                Some(result) => {
+                    if let Some(entries) = log.apply_read(range, result) {
                         return Poll::Ready(Ok(Batch::Entries(entries)));
                     }
                     self.entry.position.store(log.cursor.needed_after(), Ordering::Release);
@@ -297,18 +299,18 @@ impl Session {
         }
     }
 
-    /// Checks an entry's owner and moves the cursor past it; returns the position to send, if there is one.
+    /// Checks an entry's owner and moves the cursor past it; returns the `s` to send with it, if it has one.
     ///
     /// # Errors
-    /// When the entry belongs to another user. Then nothing of it may reach the socket.
-    pub fn accept(&mut self, entry: &Entry, now: Instant) -> Result<Option<u64>, Foreign> {
-        let ours = entry.namespace == self.hub.store.namespace() && entry.owner == self.user.as_str().as_bytes();
-        if !ours && !failpoints::enabled(Failpoint::ForeignEntry) {
+    /// When the entry is of another user. Then no part of it may reach the socket.
+    pub fn accept(&mut self, entry: &Entry, now: Instant) -> Result<Option<u64>, ForeignEntry> {
+        let is_owner = entry.namespace == self.hub.store.namespace() && entry.owner == self.user.as_str().as_bytes();
+        if !is_owner && !failpoints::enabled(Failpoint::ForeignEntry) {
             self.hub.metrics.foreign_entries.inc();
             tracing::error!(user = %excerpt(&self.user), seq = entry.seq, "an entry of another user was not sent; the connection is closed");
-            return Err(Foreign);
+            return Err(ForeignEntry);
         }
-        let Some(log) = &mut self.log else { return Err(Foreign) };
+        let Some(log) = &mut self.log else { return Err(ForeignEntry) };
         let position = log.cursor.advance(entry.seq);
         let is_backlog = match &log.resuming {
             Some(resuming) => entry.seq <= resuming.last,
@@ -330,7 +332,7 @@ impl Session {
         }
     }
 
-    /// Returns the position that is written and not acknowledged; `None` if everything is acknowledged.
+    /// Returns the position up to which entries are sent; `None` if all of them are acknowledged.
     ///
     /// Always `None` for a resuming client: it acknowledges with [`Session::acknowledge_through`].
     #[must_use]
@@ -340,7 +342,7 @@ impl Session {
 
     /// Records a resuming client's acknowledgement of everything up to `seq`, as far as it was written.
     ///
-    /// False if the client does not resume: then it cannot acknowledge this way.
+    /// False if the client does not resume, and so cannot acknowledge this way.
     pub fn acknowledge_through(&mut self, seq: Seq) -> bool {
         let resumes = self.log.as_ref().is_some_and(|log| log.resuming.is_some());
         if resumes {
@@ -371,22 +373,22 @@ impl LogCursor {
         Batch::WaitUntil(now + READ_RETRY_DELAY)
     }
 
-    /// Processes the result of a read; `None` if there is nothing to write and the next step has to be chosen anew.
-    fn apply_read(&mut self, range: Range, found: ReadResult) -> Option<Vec<Entry>> {
+    /// Processes the result of a read; returns the entries to send, `None` if there are none.
+    fn apply_read(&mut self, range: Range, result: ReadResult) -> Option<Vec<Entry>> {
         if let Some(resuming) = &mut self.resuming {
             // A read that made progress may have stopped at its limit.
-            self.more |= found.through > resuming.through;
-            resuming.through = resuming.through.max(found.through);
-            resuming.found.extend(found.entries);
+            self.more |= result.through > resuming.through;
+            resuming.through = resuming.through.max(result.through);
+            resuming.unsent.extend(result.entries);
             if !resuming.announced {
-                resuming.first = resuming.found.front().map_or(resuming.through + 1, |entry| entry.seq);
+                resuming.first = resuming.unsent.front().map_or(resuming.through + 1, |entry| entry.seq);
             }
             return None;
         }
-        let mut entries = found.entries;
+        let mut entries = result.entries;
         let paced_backlog = range == Range::Backlog && self.cursor.paced;
         if paced_backlog {
-            // A paced read must not run on into the live range, which has its own position.
+            // A paced read must not reach into the live range, which has its own position.
             entries.retain(|entry| entry.seq <= self.cursor.backlog_end);
         }
         let Some(last) = entries.last().map(|entry| entry.seq) else {
@@ -412,7 +414,7 @@ impl LogCursor {
     ) -> Poll<Result<Option<Batch>, StoreError>> {
         let Some(resuming) = &mut self.resuming else { return Poll::Ready(Ok(None)) };
         let next = self.cursor.after(Range::Live) + 1;
-        let until = resuming.found.front().map_or(resuming.through, |entry| entry.seq - 1);
+        let until = resuming.unsent.front().map_or(resuming.through, |entry| entry.seq - 1);
         if next <= until {
             let missed =
                 if failpoints::enabled(Failpoint::UnreportedGap) { Vec::new() } else { ready!(explain(next, until))? };
@@ -421,16 +423,16 @@ impl LogCursor {
             let Resuming { first, last, .. } = *resuming;
             return Poll::Ready(Ok(Some(Batch::Resumed(Resumed { first, last, missed }))));
         }
-        if !resuming.announced && (!resuming.found.is_empty() || resuming.through >= resuming.last) {
+        if !resuming.announced && (!resuming.unsent.is_empty() || resuming.through >= resuming.last) {
             resuming.announced = true;
             let Resuming { first, last, .. } = *resuming;
             return Poll::Ready(Ok(Some(Batch::Resumed(Resumed { first, last, missed: Vec::new() }))));
         }
-        let run = resuming.found.iter().enumerate().take_while(|(at, entry)| entry.seq == next + *at as Seq).count();
+        let run = resuming.unsent.iter().enumerate().take_while(|(at, entry)| entry.seq == next + *at as Seq).count();
         if run == 0 {
             return Poll::Ready(Ok(None));
         }
-        Poll::Ready(Ok(Some(Batch::Entries(resuming.found.drain(..run).collect()))))
+        Poll::Ready(Ok(Some(Batch::Entries(resuming.unsent.drain(..run).collect()))))
     }
 }
 

@@ -45,19 +45,19 @@ pub struct ClientMessage<'a> {
 pub struct Authentication {
     /// Data that the application passed, without the fields below.
     pub data: Map<String, Value>,
-    /// The same as JSON, if a string has an unpaired surrogate; `data` has U+FFFD in its place.
+    /// `data` as JSON, if a string has a lone surrogate, for which `data` has U+FFFD.
     pub text: Option<String>,
-    /// The token has an unpaired surrogate, so it is invalid.
-    pub token_is_cut: bool,
-    /// The client wants pending messages (`shouldSync`). Default true.
+    /// Whether the token has a lone surrogate. Such a token is invalid.
+    pub token_has_lone_surrogate: bool,
+    /// Whether the client requests pending messages (`shouldSync`). Default true.
     pub should_sync: bool,
-    /// Last sequence that the client has finished (`after`), 0 for none. Set if the client resumes.
+    /// Last sequence that the client has processed (`after`), 0 for none. Set if the client resumes.
     pub after: Option<Seq>,
     /// Device of the client (`device`).
     pub device: Option<DeviceId>,
 }
 
-/// Says why a text is not a frame.
+/// Describes why a text is not a frame.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FrameError {
@@ -67,9 +67,9 @@ pub enum FrameError {
     /// The JSON has another structure.
     #[error("not a frame: {0}")]
     Shape(String),
-    /// A string has an unpaired surrogate where none is allowed.
+    /// A string has a lone surrogate where none is allowed.
     #[error("{0}")]
-    HalfPair(String),
+    LoneSurrogate(String),
     /// The JSON is nested deeper than [`JSON_DEPTH_MAX`].
     #[error("nested deeper than {JSON_DEPTH_MAX}")]
     TooDeep,
@@ -91,7 +91,7 @@ impl FrameError {
         match self {
             Self::NotJson(_) => CloseCode::NotJson,
             Self::Shape(_)
-            | Self::HalfPair(_)
+            | Self::LoneSurrogate(_)
             | Self::TooDeep
             | Self::Opcode(_)
             | Self::Authentication(_)
@@ -105,7 +105,7 @@ impl FrameError {
         match self {
             Self::NotJson(_) => CloseCode::NotJson.reason(),
             Self::Shape(_) => "not a frame: an object with a number op is needed, and t must be a text",
-            Self::HalfPair(_) => "a text has half of a surrogate pair",
+            Self::LoneSurrogate(_) => "a text has a lone surrogate",
             Self::TooDeep => "nested too deeply",
             Self::Opcode(_) => "this opcode is not for clients",
             Self::Authentication(reason) => reason,
@@ -133,7 +133,7 @@ pub fn decode(text: &str) -> Result<ClientFrame<'_>, FrameError> {
     }
     let shape: Shape<'_> = serde_json::from_str(text).map_err(|error| match error.classify() {
         Category::Data => FrameError::Shape(json_error(&error)),
-        _ => surrogates::reason(text).map_or(FrameError::NotJson(error), FrameError::HalfPair),
+        _ => surrogates::describe_lone_surrogate(text).map_or(FrameError::NotJson(error), FrameError::LoneSurrogate),
     })?;
     // Serde would accept an array of the field values too.
     if text.trim_start().starts_with('[') {
@@ -155,12 +155,14 @@ fn authentication(data: Option<&RawValue>) -> Result<Authentication, FrameError>
     let reject = FrameError::Authentication;
     let no_object = || reject("the data of an authentication must be an object");
     let raw = data.ok_or_else(no_object)?.get();
-    let (mut data, cut) = match serde_json::from_str::<Map<String, Value>>(raw) {
+    let (mut data, is_lossy) = match serde_json::from_str::<Map<String, Value>>(raw) {
         Ok(data) => (data, false),
-        Err(_) => (serde_json::from_str(&surrogates::replace_halves(raw)).map_err(|_| no_object())?, true),
+        Err(_) => (serde_json::from_str(&surrogates::replace_lone_surrogates(raw)).map_err(|_| no_object())?, true),
     };
-    let entries = if cut { surrogates::entries(raw) } else { None };
-    let is_cut = |name| entries.as_ref().and_then(|all| all.get(name)).is_some_and(|value| surrogates::has_half(value));
+    let entries = if is_lossy { surrogates::entries(raw) } else { None };
+    let has_lone_surrogate = |name| {
+        entries.as_ref().and_then(|all| all.get(name)).is_some_and(|value| surrogates::has_lone_surrogate(value))
+    };
     let should_sync = match data.remove("shouldSync") {
         None => true,
         Some(Value::Bool(should_sync)) => should_sync,
@@ -169,30 +171,33 @@ fn authentication(data: Option<&RawValue>) -> Result<Authentication, FrameError>
     let after =
         data.remove("after").map(|after| after.as_u64().ok_or(reject("after must be a whole number from 0 up")));
     let after = after.transpose()?;
-    // Applications of the original may have a `device` of their own, in any form. So it must be a valid device id only if the
-    // client resumes.
-    let device = data.get("device").filter(|_| !is_cut("device")).and_then(Value::as_str);
+    // Applications of the original may send a `device` of any type. So it must be a valid device id only if the client
+    // resumes.
+    let device = data.get("device").filter(|_| !has_lone_surrogate("device")).and_then(Value::as_str);
     let device = device.and_then(|name| DeviceId::new(name).ok());
     if device.is_none() && after.is_some() && data.contains_key("device") {
-        return Err(reject("device must be a text of 1 to 64 characters, without control characters or half a pair"));
+        return Err(reject(
+            "device must be a text of 1 to 64 characters, without control characters or lone surrogates",
+        ));
     }
     if device.is_some() {
         data.remove("device");
     }
-    let token_is_cut = is_cut("token");
-    let remaining = |entries: BTreeMap<String, _>| entries.into_iter().filter(|(name, _)| data.contains_key(name));
-    let text = entries.map(|entries| surrogates::object(remaining(entries)));
-    Ok(Authentication { data, text, token_is_cut, should_sync, after, device })
+    let token_has_lone_surrogate = has_lone_surrogate("token");
+    let without_own_fields =
+        |entries: BTreeMap<String, _>| entries.into_iter().filter(|(name, _)| data.contains_key(name));
+    let text = entries.map(|entries| surrogates::object(without_own_fields(entries)));
+    Ok(Authentication { data, text, token_has_lone_surrogate, should_sync, after, device })
 }
 
 fn ack(data: Option<&RawValue>) -> Result<ClientFrame<'static>, FrameError> {
     #[derive(Deserialize)]
-    struct Received {
+    struct AckData {
         s: Seq,
     }
-    // As above, an array of the field values must be rejected.
+    // Serde would accept an array of the field values too.
     let object = data.map(RawValue::get).filter(|data| data.starts_with('{')).ok_or(FrameError::Ack)?;
-    let Received { s } = serde_json::from_str(object).map_err(|_| FrameError::Ack)?;
+    let AckData { s } = serde_json::from_str(object).map_err(|_| FrameError::Ack)?;
     Ok(ClientFrame::Ack { s })
 }
 

@@ -53,31 +53,33 @@ fn malformed_frame_is_rejected_with_its_close_code() {
 }
 
 #[test]
-fn unpaired_surrogate_in_forwarded_text_is_kept() {
+fn lone_surrogate_in_forwarded_text_is_unchanged() {
     let text = r#"{"op":0,"d":{"x":"\ud83d"},"t":"T\ude00"}"#;
     let ClientFrame::Dispatch(sent) = decode(text).unwrap() else { panic!("expected a message") };
     assert_eq!(sent.data.unwrap().get(), r#"{"x":"\ud83d"}"#);
     assert_eq!(sent.kind.unwrap().raw(), Some(r#""T\ude00""#));
     let text = r#"{"op":2,"d":{"token":"t","after":3,"name":"a\ud83d","device":"phone","shouldSync":false}}"#;
     let ClientFrame::Authentication(sent) = decode(text).unwrap() else { panic!("expected an authentication") };
-    assert_eq!((sent.after, sent.should_sync, sent.token_is_cut), (Some(3), false, false));
+    assert_eq!((sent.after, sent.should_sync, sent.token_has_lone_surrogate), (Some(3), false, false));
     assert_eq!(sent.text.unwrap(), r#"{"name":"a\ud83d","token":"t"}"#);
     assert_eq!(Value::Object(sent.data), serde_json::json!({"token": "t", "name": "a\u{fffd}"}));
     // Without `after` the device belongs to the application.
     let text = r#"{"op":2,"d":{"token":"t\ud83d","device":"\ude00"}}"#;
     let ClientFrame::Authentication(sent) = decode(text).unwrap() else { panic!("expected an authentication") };
-    assert!(sent.token_is_cut && sent.device.is_none() && sent.text.unwrap().contains(r#""device":"\ude00""#));
+    assert!(
+        sent.token_has_lone_surrogate && sent.device.is_none() && sent.text.unwrap().contains(r#""device":"\ude00""#)
+    );
     let ClientFrame::Authentication(sent) = decode(r#"{"op":2,"d":{"token":"\ud83d\ude00"}}"#).unwrap() else {
         panic!("expected an authentication")
     };
-    assert!(sent.text.is_none() && !sent.token_is_cut && sent.data["token"] == "\u{1f600}");
+    assert!(sent.text.is_none() && !sent.token_has_lone_surrogate && sent.data["token"] == "\u{1f600}");
 }
 
 #[test]
-fn unpaired_surrogate_in_other_text_is_rejected() {
+fn lone_surrogate_in_other_text_is_rejected() {
     let rejected = decode(r#"{"op":0,"d":"\ud83d","t":"a\ude00","\ude00":1}"#).unwrap_err();
-    assert!(rejected.to_string().starts_with("a text has half of a surrogate pair"), "{rejected}");
-    assert_eq!((rejected.close_code(), rejected.reason()), (CloseCode::Policy, "a text has half of a surrogate pair"));
+    assert!(rejected.to_string().starts_with("a text has a lone surrogate"), "{rejected}");
+    assert_eq!((rejected.close_code(), rejected.reason()), (CloseCode::Policy, "a text has a lone surrogate"));
 }
 
 #[test]

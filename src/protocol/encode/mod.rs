@@ -1,4 +1,4 @@
-//! Encodes frames for clients. A message is encoded when it is dispatched; here it gets at most a position.
+//! Encodes frames for clients. A message is encoded at its dispatch; [`delivery`] only adds its position.
 
 use std::borrow::Cow;
 
@@ -17,11 +17,11 @@ const DIGITS_MAX: usize = 20;
 /// Configures the greeting, the first frame of a connection.
 #[derive(Clone, Debug, Default)]
 pub struct Hello {
-    /// Heartbeat interval in milliseconds, if heartbeats are on.
+    /// Heartbeat interval, in milliseconds; `None`: heartbeats are off.
     pub heartbeat_interval_ms: Option<u64>,
-    /// Delay before reconnecting in milliseconds, if reconnecting is on.
+    /// Delay before reconnecting, in milliseconds; `None`: clients do not reconnect by themselves.
     pub reconnect_interval_ms: Option<u64>,
-    /// Time limit for authentication in milliseconds.
+    /// Time limit of the authentication, in milliseconds; `None`: there is none.
     pub authentication_timeout_ms: Option<u64>,
     /// Rule `enforce_equal_versions`: the client must send its version.
     pub enforce_equal_versions: bool,
@@ -51,20 +51,22 @@ pub fn hello(hello: &Hello) -> String {
     format!("{{\"op\":10,\"d\":{{{}}}}}", fields.join(","))
 }
 
-/// Encodes the success of an authentication, with the user object if it is configured.
+/// Encodes op 22, the success of an authentication; `None`: without a user object.
 #[must_use]
 pub fn authenticated(user: Option<&Map<String, Value>>) -> String {
     authenticated_text(&user.map_or_else(|| json!({}), |user| Value::Object(user.clone())).to_string())
 }
 
-/// Encodes the success of an authentication with a user object as JSON.
+/// Encodes op 22 with a user object that is JSON already.
 #[must_use]
 pub fn authenticated_text(user: &str) -> String {
     format!("{{\"op\":22,\"d\":{user}}}")
 }
 
-/// Encodes op 13 for clients that resume: the log has `first` to `last`. The requested range `missed` (both ends included)
-/// is missing, with a gap reason.
+/// Encodes op 13, the state of a log, for clients that resume.
+///
+/// The log has the sequences `first` to `last`. `missed` is a gap in the requested sequences: both ends included, and the gap
+/// reason.
 #[must_use]
 pub fn resumed(first: Seq, last: Seq, missed: Option<(Seq, Seq, &str)>) -> String {
     let missed = missed.map(|(from, to, reason)| json!({"from": from, "to": to, "reason": reason}));
@@ -72,7 +74,7 @@ pub fn resumed(first: Seq, last: Seq, missed: Option<(Seq, Seq, &str)>) -> Strin
     format!("{{\"op\":13,\"d\":{{\"first\":{first},\"last\":{last},\"missed\":{missed}}}}}")
 }
 
-/// Encodes a heartbeat (op 1); a repeated one with the number of attempts and their limit.
+/// Encodes op 1, a heartbeat; `retry` has the number of attempts and their limit.
 #[must_use]
 pub fn heartbeat(retry: Option<(u32, u32)>) -> Cow<'static, str> {
     match retry {
@@ -81,13 +83,13 @@ pub fn heartbeat(retry: Option<(u32, u32)>) -> Cow<'static, str> {
     }
 }
 
-/// Appends a message for a client, with its position in a redelivery if it has one.
+/// Appends a message for a client. `position` is its sequence, or its number in the backlog.
 pub fn delivery(payload: &Payload, position: Option<u64>, out: &mut Vec<u8>) {
     let text = payload.as_bytes();
     match position {
         None => out.extend_from_slice(text),
         Some(position) => {
-            // A payload is one object, so its last byte ends it.
+            // A payload is one object, so its last byte is the closing brace.
             out.extend_from_slice(&text[..text.len() - 1]);
             out.extend_from_slice(b",\"s\":");
             let mut digits = [0; DIGITS_MAX];

@@ -431,7 +431,7 @@ mod tests {
     #[test]
     fn of_ours_recognizes_only_names_of_our_portals() {
         let server = "1764057612345-0123456789abcdef";
-        assert_eq!(of_ours(&format!("{server}.seat-1")), Some((server, "seat-1")));
+        assert_eq!(of_ours(&format!("{server}.forwarded-1")), Some((server, "forwarded-1")));
         for original in ["3b241101-e2bb-4255-8caf-4136c566a962", "1-2.3", "", ".", "a-0123456789abcdef.x"] {
             assert_eq!(of_ours(original), None);
         }

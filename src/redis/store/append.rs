@@ -20,6 +20,7 @@ use crate::{
     message::{Seq, UserId},
     redis::RedisError,
     store::{Append, AppendResult, DispatchSummary, Idempotency, Reason, Rejected},
+    util::millis::millis,
 };
 
 /// Entries of one step, so that no other client of Redis waits long.
@@ -267,7 +268,7 @@ impl Shared {
         let Some(Ok(stored)) = stored.map(|stored| serde_json::from_slice::<StoredResult>(&stored)) else {
             return Ok(None);
         };
-        let window_ms = u64::try_from(self.script_client.limits().ids_window.as_millis()).unwrap_or(u64::MAX);
+        let window_ms = millis(self.script_client.limits().ids_window);
         if stored.at_ms.saturating_add(window_ms) <= self.now_ms().await? {
             return Ok(None);
         }

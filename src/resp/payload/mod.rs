@@ -31,7 +31,7 @@ pub(super) fn parse_publish(text: &[u8], recipients_max: usize) -> Result<Publis
     let text = utf8(text)?;
     let mut rejected = Vec::new();
     let Envelope { message, recipients } =
-        object(text, "a dispatch").or_else(|error| parse_with_unpaired_surrogates(text, &mut rejected).ok_or(error))?;
+        object(text, "a dispatch").or_else(|error| parse_with_lone_surrogates(text, &mut rejected).ok_or(error))?;
     if recipients.len() + rejected.len() > recipients_max {
         return Err(format!("a dispatch may have at most {recipients_max} recipients (limits.recipients); split it"));
     }
@@ -61,9 +61,9 @@ pub(super) fn parse_publish(text: &[u8], recipients_max: usize) -> Result<Publis
     Ok(Published::Dispatches(dispatches))
 }
 
-/// Parses a dispatch in which some recipients have an unpaired surrogate, and rejects only those.
+/// Parses a dispatch in which some recipients have a lone surrogate, and rejects only those.
 #[cold]
-fn parse_with_unpaired_surrogates<'a>(text: &'a str, rejected: &mut Vec<Rejected>) -> Option<Envelope<'a>> {
+fn parse_with_lone_surrogates<'a>(text: &'a str, rejected: &mut Vec<Rejected>) -> Option<Envelope<'a>> {
     #[derive(Deserialize)]
     struct Raw<'a> {
         #[serde(borrow)]
@@ -74,7 +74,7 @@ fn parse_with_unpaired_surrogates<'a>(text: &'a str, rejected: &mut Vec<Rejected
     let Raw { message, recipients } = serde_json::from_str(text).ok()?;
     let mut texts = Vec::with_capacity(recipients.len());
     for recipient in recipients {
-        if surrogates::has_half(recipient.get()) {
+        if surrogates::has_lone_surrogate(recipient.get()) {
             rejected.push(Rejected::invalid(&serde_json::from_str(recipient.get()).ok()?));
         } else {
             texts.push(serde_json::from_str(recipient.get()).ok()?);
@@ -116,7 +116,8 @@ fn object<'a, T: Deserialize<'a>>(text: &'a str, what: &str) -> Result<T, String
         return Err(format!("the text is not {what}: expected an object"));
     }
     serde_json::from_str(text).map_err(|error| {
-        surrogates::reason(text).unwrap_or_else(|| format!("the text is not {what}: {}", json_error(&error)))
+        surrogates::describe_lone_surrogate(text)
+            .unwrap_or_else(|| format!("the text is not {what}: {}", json_error(&error)))
     })
 }
 

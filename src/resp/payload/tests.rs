@@ -35,7 +35,7 @@ fn published_dispatch_is_parsed_as_the_original_sends_it() {
 }
 
 #[test]
-fn unpaired_surrogate_is_forwarded_in_data_and_rejected_elsewhere() {
+fn lone_surrogate_is_forwarded_in_data_and_rejected_elsewhere() {
     let text = r#"{"message":{"d":"\ud83d","t":"T\ude00"},"recipients":["a","\ud83d",7]}"#;
     let [dispatch] = &dispatches(text)[..] else { panic!("expected one dispatch") };
     assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d","t":"T\ude00"}"#);
@@ -43,7 +43,7 @@ fn unpaired_surrogate_is_forwarded_in_data_and_rejected_elsewhere() {
     assert_eq!(dispatch.rejected, [Rejected { user: r#""\ud83d""#.into(), reason: Reason::Cut }]);
     let text = r#"{"message":{"t":"\ud83d","o":{"collapse":"\ud83d"}},"recipients":["\ud83d"]}"#;
     let error = parse_publish(text.as_bytes(), 4).unwrap_err();
-    assert!(error.starts_with("o.collapse has half of a surrogate pair"), "{error}");
+    assert!(error.starts_with("o.collapse has a lone surrogate"), "{error}");
     let user = UserId::new("a").unwrap();
     let list = r#"[{"t":"\ud83d"},{"d":{"x":"\ud83d"}}]"#;
     assert_eq!(
@@ -54,7 +54,11 @@ fn unpaired_surrogate_is_forwarded_in_data_and_rejected_elsewhere() {
         &parse_hset_value(br#"[{"t":"\ud83d"}]"#, user).unwrap().payload.as_bytes()[..],
         br#"{"op":0,"t":"\ud83d"}"#
     );
-    assert!(parse_portal_announcement(br#"{"id":"\ud83d","ready":true}"#).unwrap_err().starts_with("id has half"));
+    assert!(
+        parse_portal_announcement(br#"{"id":"\ud83d","ready":true}"#)
+            .unwrap_err()
+            .starts_with("id has a lone surrogate")
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::{num::NonZeroU32, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use numbers::{count, port, seconds, whole};
-pub use store::{BackupArgs, InspectArgs, MoveArgs, RestoreArgs};
+pub use store::{BackupArgs, ImportExportArgs, InspectArgs, RestoreArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -17,7 +17,7 @@ Exit codes:
   1  failure; the reason is on standard error
   2  wrong arguments";
 
-const AFTER: &str = "\
+const AFTER_HELP: &str = "\
 Try it, in three terminals:
   mesa serve --dev
   mesa connect --as alice
@@ -42,7 +42,7 @@ Environment:
 /// reconnect. The server needs no other service.
 #[derive(Debug, Parser)]
 #[command(name = "mesa", version, arg_required_else_help = true, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Each command has examples: mesa help COMMAND", after_long_help = format!("{AFTER}\n{EXIT_CODES}"))]
+#[command(after_help = "Each command has examples: mesa help COMMAND", after_long_help = format!("{AFTER_HELP}\n{EXIT_CODES}"))]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
@@ -66,12 +66,12 @@ pub enum Command {
     /// The original is @cryb/mesa. Needs a build with --features redis, and a store that no server has open. Stop everything
     /// that writes to the Redis first. Nothing is removed there. When run again, the command continues, and copies no message
     /// twice.
-    Import(MoveArgs),
+    Import(ImportExportArgs),
     /// Copy pending messages from a store into a Redis of the original Mesa
     ///
     /// Appends them to the messages that are pending there, and copies no message twice. The store is not changed. The
     /// original has no times to live, devices and sequences, so they are not copied.
-    Export(MoveArgs),
+    Export(ImportExportArgs),
 }
 
 /// Run the server
@@ -106,7 +106,7 @@ pub struct ServeArgs {
     /// Path of the WebSocket
     #[arg(long)]
     pub path: Option<String>,
-    /// Namespace, which keeps applications apart
+    /// Namespace, which separates applications
     #[arg(long)]
     pub namespace: Option<String>,
     /// Which store; `embedded` ignores a configured redis

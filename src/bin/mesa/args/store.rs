@@ -91,7 +91,7 @@ Examples:
   mesa export redis://localhost:6379 --store-path data/store
 
 {EXIT_CODES}"))]
-pub struct MoveArgs {
+pub struct ImportExportArgs {
     /// URL of the Redis: redis://user:password@host:port/database
     #[arg(value_name = "URL")]
     pub redis: String,

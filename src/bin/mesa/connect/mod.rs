@@ -7,7 +7,7 @@ use std::{io::BufRead, time::Duration};
 use mesa::{
     client::{self, ClientError, Connection, ConnectionEvent, Gap, close_code},
     message::{DeviceId, Seq},
-    util::backoff::jitter,
+    util::{backoff::jitter, sleep::sleep_until_optional},
 };
 use serde::Serialize;
 use serde_json::{
@@ -22,12 +22,12 @@ use crate::{
     error::Failure,
     output::{self, printable, remark},
 };
-use input::Typed;
+use input::Input;
 
 /// Delay before a reconnect, unless the server announces another one.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Lines that are read ahead. Further ones stay in the terminal or pipe.
+/// Maximum number of lines that are read ahead. Further lines stay in the terminal or pipe.
 const LINES_MAX: usize = 16;
 
 /// Longest time between printing a message and acknowledging it (op 3), after a resume.
@@ -40,7 +40,7 @@ const ACK_DELAY: Duration = Duration::from_millis(100);
 struct Progress {
     /// Sequence of the last printed message.
     after: Seq,
-    /// When it must be acknowledged; `None` if it is.
+    /// Time at which it must be acknowledged; `None`: it is acknowledged.
     ack_by: Option<Instant>,
 }
 
@@ -54,8 +54,8 @@ enum End {
 
 /// Runs the command until the user ends it or a reconnect is excluded.
 pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
-    let typed = args.user.as_deref().or(args.token.as_deref());
-    let Some(token) = endpoint::option_or_variable(typed, "MESA_TOKEN")? else {
+    let given = args.user.as_deref().or(args.token.as_deref());
+    let Some(token) = endpoint::option_or_variable(given, "MESA_TOKEN")? else {
         return Err(Failure::usage(
             "a token is required: give --as USER for a server that takes user ids (serve --dev), else set MESA_TOKEN (or \
              give --token); `mesa token` generates one",
@@ -90,7 +90,7 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
                         return Ok(());
                     }
                     End::Closed { code, reason } => {
-                        let why = ClientError::Refused { code, reason };
+                        let why = ClientError::Closed { code, reason };
                         if args.once || !close_code::should_reconnect(code) {
                             return Err(Failure::because(why));
                         }
@@ -101,9 +101,9 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
             Err(error) if connected_before && !args.once && error.is_transient() => error,
             Err(error) => return Err(Failure::because(error)),
         };
-        let pause = jitter(interval);
-        remark(&format!("* {}; reconnecting in {:.1} s", printable(&lost.to_string()), pause.as_secs_f64()));
-        if !lines.wait(pause).await {
+        let delay = jitter(interval);
+        remark(&format!("* {}; reconnecting in {:.1} s", printable(&lost.to_string()), delay.as_secs_f64()));
+        if !lines.wait(delay).await {
             return Ok(());
         }
     }
@@ -114,7 +114,7 @@ async fn connect(url: &str, token: &str, options: &client::Options) -> Result<Co
     let mut client = Connection::connect(url).await?;
     let user = client.authenticate_with(client::token(token), options).await?;
     let id = user.get("id").and_then(|id| id.as_str()).map(|id| format!(" as {}", printable(id)));
-    // The query may have a secret. A URL with a user name is rejected before.
+    // The query may have a secret. `Connection::connect` rejects a URL with a user name.
     let address = url.split(['?', '#']).next().unwrap_or_default();
     remark(&format!("* connected to {address}{}; type to send, /quit to end", id.unwrap_or_default()));
     Ok(client)
@@ -151,20 +151,20 @@ async fn exchange(
                 ConnectionEvent::Resumed { first, last, missed } => remark(&describe_resume(first, last, missed.as_ref())),
                 ConnectionEvent::Closed { code, reason } => return Ok(End::Closed { code, reason }),
             },
-            line = lines.next() => match Typed::read(&line) {
-                Ok(Typed::Nothing) => {}
-                Ok(Typed::Quit) => {
+            line = lines.next() => match Input::parse(&line) {
+                Ok(Input::Empty) => {}
+                Ok(Input::Quit) => {
                     if let Some(Progress { after, ack_by: Some(_) }) = &progress {
                         client.acknowledge(*after).await.map_err(Failure::because)?;
                     }
                     return Ok(End::Quit);
                 }
-                Ok(Typed::Frame { op, kind, data }) => {
+                Ok(Input::Frame { op, kind, data }) => {
                     if let Err(error) = client.send_frame(op, kind.as_deref(), &data).await {
                         remark(&format!("* not sent: {error}"));
                     }
                 }
-                Err(mistake) => remark(&format!("* not sent: {mistake}")),
+                Err(error) => remark(&format!("* not sent: {error}")),
             },
         }
     }
@@ -185,13 +185,6 @@ fn describe_resume(first: Seq, last: Seq, missed: Option<&Gap>) -> String {
     }
 }
 
-async fn sleep_until_optional(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// A message for standard output.
 #[derive(Serialize)]
 struct PrintedMessage<'a> {
@@ -204,7 +197,7 @@ struct PrintedMessage<'a> {
 }
 
 impl PrintedMessage<'_> {
-    /// Formats it as text. `#3` is its position: the sequence after a resume, else its place in the backlog.
+    /// Formats it as text. `#3` is its position: the sequence after a resume, else its number in the backlog.
     fn to_text(&self) -> String {
         let mut parts = Vec::new();
         parts.extend(self.s.map(|position| format!("#{position}")));
@@ -250,14 +243,14 @@ impl InputLines {
     }
 
     /// Waits before a reconnect; `false` if the user ends the command meanwhile.
-    async fn wait(&mut self, pause: Duration) -> bool {
-        let until = Instant::now() + pause;
+    async fn wait(&mut self, delay: Duration) -> bool {
+        let until = Instant::now() + delay;
         loop {
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return true,
-                line = self.next() => match Typed::read(&line) {
-                    Ok(Typed::Quit) => return false,
-                    Ok(Typed::Nothing) => {}
+                line = self.next() => match Input::parse(&line) {
+                    Ok(Input::Quit) => return false,
+                    Ok(Input::Empty) => {}
                     _ => remark("* not sent: not connected"),
                 },
             }
@@ -294,7 +287,7 @@ mod tests {
 
     #[test]
     fn transient_error_is_retried_and_a_rejection_is_not() {
-        let rejected = |code| ClientError::Refused { code, reason: String::new() };
+        let rejected = |code| ClientError::Closed { code, reason: String::new() };
         assert!(!rejected(1008).is_transient());
         assert!(rejected(1013).is_transient());
         assert!(ClientError::Unreachable { address: "a:1".into(), reason: "connection refused".into() }.is_transient());

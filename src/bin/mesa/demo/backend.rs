@@ -1,4 +1,4 @@
-//! Backend of the demo: dispatches numbered messages to Alice, one after the other.
+//! Dispatches the numbered messages of the demo to Alice, one after the other.
 
 use mesa::{
     dispatcher::{DispatchResult, Dispatcher},
@@ -57,7 +57,7 @@ fn check(result: &DispatchResult, online: bool) -> Result<(), String> {
     let found = (result.recipients, result.online, result.offline);
     if found != expected {
         return Err(format!(
-            "the server says {} recipients, {} online and {} offline, where {expected:?} was expected",
+            "the server reported {} recipients, {} online and {} offline, where {expected:?} was expected",
             found.0, found.1, found.2
         ));
     }

@@ -1,4 +1,4 @@
-//! Client of the demo: Alice. She checks every message that she receives.
+//! Defines the client of the demo, Alice, which checks every message that it receives.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -20,7 +20,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// One connection of Alice.
 pub struct Alice {
     client: Connection,
-    /// Messages of the backlog received on this connection.
+    /// Number of messages of the backlog that this connection has received.
     redelivered: u64,
 }
 
@@ -84,8 +84,8 @@ impl Alice {
         Ok(format!("{data}{}{repeat}", position.map_or(String::new(), |position| format!(" #{position}"))))
     }
 
-    /// Waits until the server has processed her acknowledgements.
-    pub async fn stay_until_acknowledged(&mut self, backend: &Backend) -> Result<(), Failure> {
+    /// Waits until the server has processed the acknowledgements.
+    pub async fn wait_until_acknowledged(&mut self, backend: &Backend) -> Result<(), Failure> {
         let acknowledged = async {
             while backend.pending().await? > 0 {
                 tokio::select! {
@@ -105,15 +105,15 @@ impl Alice {
     }
 
     /// Closes the connection, and waits until Alice is offline at the server.
-    pub async fn leave(self, backend: &Backend) -> Result<(), Failure> {
+    pub async fn disconnect(self, backend: &Backend) -> Result<(), Failure> {
         self.client.close().await;
-        let noticed = async {
+        let is_offline = async {
             while backend.online().await? {
                 tokio::time::sleep(POLL_INTERVAL).await;
             }
             Ok(())
         };
-        tokio::time::timeout(ARRIVAL_TIMEOUT, noticed).await.unwrap_or_else(|_| {
+        tokio::time::timeout(ARRIVAL_TIMEOUT, is_offline).await.unwrap_or_else(|_| {
             Err(Failure::because("Alice is still online at the server after she closed her connection"))
         })
     }

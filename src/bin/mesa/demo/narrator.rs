@@ -1,4 +1,4 @@
-//! Output of the demo, at a pace that a reader can follow.
+//! Prints the demo, at a pace that a reader can follow.
 
 use std::{
     io::{self, IsTerminal},
@@ -28,7 +28,7 @@ impl Narrator {
     }
 
     /// Prints what an actor did or received.
-    pub async fn tell(&self, actor: &str, event: &str) -> io::Result<()> {
+    pub async fn event(&self, actor: &str, event: &str) -> io::Result<()> {
         output::line(&format!("   {actor:<8} {event}"))?;
         tokio::time::sleep(self.delay).await;
         Ok(())

@@ -1,6 +1,6 @@
-//! Server of the demo: this program as a child process, on a free port, with a temporary store.
+//! Runs the server of the demo: this program as a child process, on a free port, with a temporary store.
 //!
-//! The store survives when the server is killed.
+//! The store outlives a killed server, and is removed at the end.
 
 use std::{
     env, fs,
@@ -22,13 +22,13 @@ use crate::error::Failure;
 /// Longest time for the server to start.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Interval between two checks whether it has started.
+/// Interval between two checks whether the server has started.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Variables that the child inherits. Settings in the environment must not affect the demo.
 const ENV_ALLOWED: &[&str] = &["PATH", "HOME", "TMPDIR", "LD_LIBRARY_PATH", "RUST_BACKTRACE"];
 
-/// Lines of its log that are shown after a failure.
+/// Lines of the server's log that are shown after a failure.
 const LOG_TAIL_LINES: usize = 20;
 
 /// A server that can be killed and restarted on the same store.

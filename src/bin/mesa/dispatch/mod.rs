@@ -6,7 +6,7 @@ use std::io::Read;
 
 use mesa::{
     dispatcher::{Dispatch, DispatchResult},
-    message::{CollapseKey, DispatchId, Message, Options, PAYLOAD_BYTES_MAX, Recipients},
+    message::{CollapseKey, DispatchId, EVERYONE, Message, Options, PAYLOAD_BYTES_MAX, Recipients},
 };
 use serde_json::value::RawValue;
 
@@ -57,7 +57,7 @@ fn message(args: &DispatchArgs) -> Result<Message, Failure> {
     (options.sync, options.ttl, options.collapse) = (!args.no_sync, args.ttl, args.collapse.clone());
     let message = Message { op: args.op, d: Some(data), t: args.kind.clone(), o: options };
     args.collapse.as_deref().map(CollapseKey::new).transpose().map_err(Failure::usage)?;
-    // Reports an invalid message without a request.
+    // Reports an invalid message before a request.
     message.payload().map_err(Failure::usage)?;
     Ok(message)
 }
@@ -79,8 +79,8 @@ fn standard_input() -> Result<String, Failure> {
 
 fn recipients(to: &[String]) -> Result<Recipients, Failure> {
     match to {
-        [everyone] if everyone == "*" => Ok(Recipients::Everyone),
-        users if users.iter().any(|user| user == "*") => {
+        [recipient] if recipient == EVERYONE => Ok(Recipients::Everyone),
+        users if users.iter().any(|user| user == EVERYONE) => {
             Err(Failure::usage("'*' means every connected client; remove it, or the user ids"))
         }
         users => Ok(Recipients::Users(users.iter().map(|id| endpoint::user(id.trim())).collect::<Result<_, _>>()?)),

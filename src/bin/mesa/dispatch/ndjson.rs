@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use mesa::dispatcher::{DispatchResult, DispatchWriter, Dispatcher, Refusal, ResultReader};
+use mesa::dispatcher::{DispatchResult, DispatchWriter, Dispatcher, Rejection, ResultReader};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -17,21 +17,21 @@ use crate::{
 };
 
 /// Bytes per read.
-const PIECE_BYTES: usize = 32 << 10;
+const CHUNK_BYTES: usize = 32 << 10;
 
-/// Pieces that are read ahead.
-const PIECES_MAX: usize = 2;
+/// Maximum number of chunks that are read ahead.
+const CHUNKS_MAX: usize = 2;
 
 /// Counts of results.
 #[derive(Debug, Default)]
 struct ResultCounts {
     answered: u64,
     duplicates: u64,
-    /// Accepted, but rejected for some recipient.
+    /// Accepted, with some rejected recipients.
     partial: u64,
     /// Rejected as a whole.
     rejected: u64,
-    /// For offline users, but stored for none of them.
+    /// With offline recipients, and stored for none of them.
     unstored: u64,
 }
 
@@ -43,10 +43,10 @@ pub async fn run(dispatcher: &Dispatcher, file: &Path, json: bool) -> Result<(),
         let opened = File::open(file);
         Box::new(opened.map_err(|error| Failure::usage(format!("cannot read {}: {error}", file.display())))?)
     };
-    let (lines, answers) = dispatcher.stream().await.map_err(Failure::because)?;
-    let counter = Counter::default();
-    let sending = send(read(source), lines, &counter);
-    let printing = print(answers, json);
+    let (writer, reader) = dispatcher.stream().await.map_err(Failure::because)?;
+    let counter = LineCounter::default();
+    let sending = send(read(source), writer, &counter);
+    let printing = print(reader, json);
     tokio::pin!(sending, printing);
     // The results report how the stream ended. An error of reading or sending matters only without one.
     let (counts, sent) = tokio::select! {
@@ -70,15 +70,15 @@ pub async fn run(dispatcher: &Dispatcher, file: &Path, json: bool) -> Result<(),
 
 /// Reads on a separate thread, because a read from a pipe cannot be cancelled.
 fn read(mut source: Box<dyn Read + Send>) -> mpsc::Receiver<io::Result<Vec<u8>>> {
-    let (sender, pieces) = mpsc::channel(PIECES_MAX);
+    let (sender, chunks) = mpsc::channel(CHUNKS_MAX);
     std::thread::spawn(move || {
         loop {
-            let mut piece = vec![0; PIECE_BYTES];
-            let read = source.read(&mut piece).map(|length| {
-                piece.truncate(length);
-                piece
+            let mut chunk = vec![0; CHUNK_BYTES];
+            let read = source.read(&mut chunk).map(|length| {
+                chunk.truncate(length);
+                chunk
             });
-            let last = !matches!(&read, Ok(piece) if !piece.is_empty());
+            let last = !matches!(&read, Ok(chunk) if !chunk.is_empty());
             if matches!(&read, Err(error) if error.kind() == io::ErrorKind::Interrupted) {
                 continue;
             }
@@ -87,28 +87,28 @@ fn read(mut source: Box<dyn Read + Send>) -> mpsc::Receiver<io::Result<Vec<u8>>>
             }
         }
     });
-    pieces
+    chunks
 }
 
 async fn send(
-    mut pieces: mpsc::Receiver<io::Result<Vec<u8>>>,
-    mut lines: DispatchWriter,
-    counter: &Counter,
+    mut chunks: mpsc::Receiver<io::Result<Vec<u8>>>,
+    mut writer: DispatchWriter,
+    counter: &LineCounter,
 ) -> io::Result<()> {
-    while let Some(piece) = pieces.recv().await {
-        let piece = piece?;
-        counter.count(&piece);
-        if lines.send_json(piece).await.is_err() {
-            // The results have the reason.
+    while let Some(chunk) = chunks.recv().await {
+        let chunk = chunk?;
+        counter.count(&chunk);
+        if writer.send_json(chunk).await.is_err() {
+            // The reason is in the results.
             break;
         }
     }
     Ok(())
 }
 
-async fn print(mut answers: ResultReader, json: bool) -> Result<ResultCounts, Failure> {
+async fn print(mut reader: ResultReader, json: bool) -> Result<ResultCounts, Failure> {
     let mut counts = ResultCounts::default();
-    while let Some(result) = answers.next().await.map_err(Failure::because)? {
+    while let Some(result) = reader.next().await.map_err(Failure::because)? {
         counts.add(&result);
         match &result {
             Ok(result) if json => output::json(result)?,
@@ -120,7 +120,7 @@ async fn print(mut answers: ResultReader, json: bool) -> Result<ResultCounts, Fa
 }
 
 impl ResultCounts {
-    fn add(&mut self, result: &Result<DispatchResult, Refusal>) {
+    fn add(&mut self, result: &Result<DispatchResult, Rejection>) {
         self.answered += 1;
         match result {
             Ok(result) => {
@@ -155,7 +155,7 @@ fn count_of_dispatches(number: u64) -> String {
 }
 
 /// Describes the problems of the dispatch with that number.
-fn problems(number: u64, result: &Result<DispatchResult, Refusal>) -> Vec<String> {
+fn problems(number: u64, result: &Result<DispatchResult, Rejection>) -> Vec<String> {
     match result {
         Ok(result) => result
             .rejected
@@ -166,28 +166,28 @@ fn problems(number: u64, result: &Result<DispatchResult, Refusal>) -> Vec<String
     }
 }
 
-/// Counts the lines that get a result: those that are not blank. Pieces may split them.
+/// Counts the lines that the server answers: those that are not blank. A chunk may end within a line.
 #[derive(Debug, Default)]
-struct Counter {
+struct LineCounter {
     lines: Cell<u64>,
     /// Whether the current line has a character other than white space.
-    begun: Cell<bool>,
+    has_text: Cell<bool>,
 }
 
-impl Counter {
-    fn count(&self, piece: &[u8]) {
-        for byte in piece {
+impl LineCounter {
+    fn count(&self, chunk: &[u8]) {
+        for byte in chunk {
             if *byte == b'\n' {
                 self.lines.set(self.lines());
-                self.begun.set(false);
+                self.has_text.set(false);
             } else if !byte.is_ascii_whitespace() {
-                self.begun.set(true);
+                self.has_text.set(true);
             }
         }
     }
 
     fn lines(&self) -> u64 {
-        self.lines.get() + u64::from(self.begun.get())
+        self.lines.get() + u64::from(self.has_text.get())
     }
 }
 
@@ -196,10 +196,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counter_counts_lines_across_pieces() {
-        let counter = Counter::default();
-        for piece in ["{}\n\n", " ", "\r\n{", "}", "\n{}"] {
-            counter.count(piece.as_bytes());
+    fn counter_counts_lines_across_chunks() {
+        let counter = LineCounter::default();
+        for chunk in ["{}\n\n", " ", "\r\n{", "}", "\n{}"] {
+            counter.count(chunk.as_bytes());
         }
         assert_eq!(counter.lines(), 3);
     }
@@ -220,7 +220,7 @@ mod tests {
             counts.add(result);
             lines.extend(problems(counts.answered, result));
         }
-        assert_eq!(lines, ["dispatch 3: c: rejected (quota)", "dispatch 4: refused (bad_json): this is not JSON"]);
+        assert_eq!(lines, ["dispatch 3: c: rejected (quota)", "dispatch 4: rejected (bad_json): this is not JSON"]);
         let expected = "4 dispatches: 3 accepted, 1 duplicate, 1 rejected for some recipient, 1 rejected, \
                         1 not stored for offline users (sync: false, or sync is off)";
         assert_eq!(counts.to_string(), expected);

@@ -1,4 +1,4 @@
-//! Prints what a started server does, and how to reach it.
+//! Prints the addresses and the main settings of a started server.
 
 use std::{net::SocketAddr, path::absolute, sync::mpsc, thread, time::Duration};
 
@@ -6,7 +6,7 @@ use mesa::config::{Authentication, Config, Durability, Loaded, LogFormat};
 
 use crate::output;
 
-/// Longest wait for the reader of standard output at the start.
+/// Longest wait for the reader of standard output.
 const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Prints the banner to standard output.

@@ -27,7 +27,7 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::because(format!("cannot start: {error}")))?;
-    // Before the first log line: the file of the log may have reached its largest size already.
+    // Before the first log line: the log file may already have its largest allowed size.
     runtime.block_on(async { os::ignore_file_size_signal() }).map_err(Failure::because)?;
     logging::start(&loaded.config.log)?;
     // The server logs the warnings of `validate` itself.
@@ -44,9 +44,9 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
 async fn serve(args: &ServeArgs, loaded: Loaded) -> Result<(), Failure> {
     let config = loaded.config.clone();
     os::ignore_reload_signals().map_err(Failure::because)?;
-    // Before anything is opened. Otherwise a signal during a long start would end the process at once.
+    // Before the store is opened. Otherwise a signal during a long start would end the process at once.
     let shutdown = if config.gracefully_exit { Some(os::shutdown().map_err(Failure::because)?) } else { None };
-    // The address before the store: a second server started by mistake must not touch the store of the first.
+    // The address before the store: a second server, started by mistake, must not open the store of the first.
     let listener = os::listen(&config.host, config.port)?;
     let server = Server::start(config, listener).await.map_err(Failure::because)?;
     let (address, redis_protocol) = (server.local_addr(), server.redis_protocol_addr());
@@ -99,7 +99,7 @@ fn write_ready_file(
         "address": address.to_string(),
         "redisProtocol": redis_protocol.map(|address| address.to_string()),
         "apiKey": config.api.keys.first(),
-        // A caller that started a wrapper needs the id of the server itself.
+        // The caller may have started a wrapper, with another process id.
         "pid": std::process::id(),
     });
     let written = || {

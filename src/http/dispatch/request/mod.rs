@@ -104,8 +104,8 @@ impl Disconnect {
 pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<DispatchRequest, ApiError> {
     let text = std::str::from_utf8(text).map_err(|error| ApiError::BadJson(utf8_error(&error)))?;
     let Object(body) = serde_json::from_str::<Object<DispatchBody<'_>>>(text).map_err(|error| {
-        if let Some(reason) = surrogates::reason(text) {
-            return ApiError::HalfPair(reason);
+        if let Some(reason) = surrogates::describe_lone_surrogate(text) {
+            return ApiError::LoneSurrogate(reason);
         }
         let why = json_error(&error);
         if error.is_data() { ApiError::Shape(why) } else { ApiError::BadJson(why) }

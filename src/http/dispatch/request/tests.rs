@@ -99,7 +99,7 @@ fn invalid_dispatch_is_rejected_with_reason() {
         (r#"{"message":{},"recipients":["a"],"id":"x\ud83d"}"#, "id has"),
     ] {
         let error = error(body);
-        assert!(error.starts_with(path) && error.contains("half of a surrogate pair"), "{body}: {error}");
+        assert!(error.starts_with(path) && error.contains("a lone surrogate"), "{body}: {error}");
     }
     let long = format!(r#"{{"message":{{}},"recipients":[],"id":"{}"}}"#, "x".repeat(129));
     assert!(error(&long).contains("a dispatch id must have"));
@@ -108,7 +108,7 @@ fn invalid_dispatch_is_rejected_with_reason() {
 }
 
 #[test]
-fn unpaired_surrogate_is_forwarded_in_data_and_rejected_in_recipient() {
+fn lone_surrogate_is_forwarded_in_data_and_rejected_in_recipient() {
     let body = r#"{"message":{"d":{"x\ud83d":"\ude00"},"t":"T\ud83d"},"recipients":["a"]}"#;
     let expected = br#"{"op":0,"d":{"x\ud83d":"\ude00"},"t":"T\ud83d"}"#;
     assert_eq!(&dispatched(body).payload.as_bytes()[..], expected);

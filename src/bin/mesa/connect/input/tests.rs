@@ -1,8 +1,8 @@
 use super::*;
 
-fn read(line: &str) -> String {
-    match Typed::read(line) {
-        Ok(Typed::Frame { op, kind, data }) => format!("{op} {} {data}", kind.unwrap_or_default()),
+fn parsed(line: &str) -> String {
+    match Input::parse(line) {
+        Ok(Input::Frame { op, kind, data }) => format!("{op} {} {data}", kind.unwrap_or_default()),
         Ok(other) => format!("{other:?}"),
         Err(_) => "rejected".into(),
     }
@@ -11,8 +11,8 @@ fn read(line: &str) -> String {
 #[test]
 fn line_is_parsed_as_frame_text_or_command() {
     for (line, expected) in [
-        ("", "Nothing"),
-        ("  ", "Nothing"),
+        ("", "Empty"),
+        ("  ", "Empty"),
         ("/quit", "Quit"),
         ("hello \"you\"", r#"0 TEXT {"text":"hello \"you\""}"#),
         ("42", r#"0 TEXT {"text":"42"}"#),
@@ -31,6 +31,6 @@ fn line_is_parsed_as_frame_text_or_command() {
         (r#"{"text":"hi""#, "rejected"),
         (r#"{"op":0"#, "rejected"),
     ] {
-        assert_eq!(read(line), expected, "{line:?}");
+        assert_eq!(parsed(line), expected, "{line:?}");
     }
 }

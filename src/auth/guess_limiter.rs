@@ -1,14 +1,16 @@
-//! Limits guesses of API keys and passwords, per network address.
+//! Limits brute-force guesses of API keys and passwords, with a leaky bucket per network address.
 //!
-//! A wrong secret is answered after a delay that grows with the number of recent ones from the same address. Above a limit of
-//! different wrong secrets, secrets from the address are not compared until some time has passed. A connection that has
-//! presented a right secret is exempt. Right secrets are never delayed.
+//! The reply to a wrong secret is delayed: by 100 ms for the first one, and doubled for each further one up to 2 s. Each
+//! different wrong secret adds one to the bucket of its address. While the bucket is full, secrets of the address are not
+//! compared. A connection that has presented a valid secret is exempt. Replies to valid secrets are never delayed.
 //!
-//! The limit may lock out clients that share an address with a guesser, for example behind a proxy. It cannot be avoided:
-//! comparing a secret reveals whether it is right, so exempting right secrets would remove the limit. Only its height can
-//! be chosen. An address without a right secret has no client to lock out, and its limit is low. If a right one came within
-//! the last hour, the limit is higher. Then only a flood locks clients out, and 20 guesses per second find no key of 16
-//! random characters.
+//! A full bucket locks out all clients of the address, for example those behind one proxy. Valid secrets cannot be exempt:
+//! a comparison reveals whether a secret is valid, so the limit would have no effect. Only the size of the bucket can be
+//! chosen:
+//!
+//! - An address without a valid secret has no client to lock out. It gets 20 guesses, then 1 per second.
+//! - An address with a valid secret within the last hour gets 100 guesses, then 20 per second. Only a flood locks its
+//!   clients out, and 20 guesses per second do not find a key of 16 random characters.
 
 use std::{
     collections::HashMap,
@@ -19,22 +21,22 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Bounds the different wrong secrets of an address.
+/// Configures the bucket of an address.
 #[derive(Debug)]
 struct Limit {
-    /// Wrong secrets at one time. Above it, secrets of the address are not compared.
+    /// Wrong secrets in a full bucket.
     wrong_max: u32,
-    /// Interval after which one wrong secret is forgotten.
-    forget_interval: Duration,
+    /// Interval after which one wrong secret leaves the bucket.
+    leak_interval: Duration,
 }
 
-/// Limit of an address without a right secret within [`PROVEN_TTL`].
-const UNPROVEN: Limit = Limit { wrong_max: 20, forget_interval: Duration::from_secs(1) };
+/// Limit of an address without a valid secret within [`PROVEN_TTL`].
+const UNPROVEN: Limit = Limit { wrong_max: 20, leak_interval: Duration::from_secs(1) };
 
-/// Limit of an address with one.
-const PROVEN: Limit = Limit { wrong_max: 100, forget_interval: Duration::from_millis(50) };
+/// Limit of an address with a valid secret within [`PROVEN_TTL`].
+const PROVEN: Limit = Limit { wrong_max: 100, leak_interval: Duration::from_millis(50) };
 
-/// Time for which an address counts as proven after a right secret.
+/// Time for which an address counts as proven after a valid secret.
 const PROVEN_TTL: Duration = Duration::from_secs(60 * 60);
 
 /// Minimum interval at which a connection renews the proof of its address.
@@ -52,16 +54,16 @@ const DELAY_MAX: Duration = Duration::from_secs(2);
 /// Addresses in the table. If none can be removed from a full table, an arbitrary one is replaced.
 const ADDRESSES_MAX: usize = 10_000;
 
-/// Wrong secrets remembered per address. A backend that repeats one wrong key is not guessing, and does not use up the limit
-/// of others at its address.
+/// Latest wrong secrets of an address, whose repeats are not counted. A backend that repeats one wrong key is not guessing,
+/// and must not lock out other clients of its address.
 const REPEATS_MAX: usize = 4;
 
 /// Minimum interval of log lines about wrong secrets.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Counts wrong secrets per address.
+/// Limits wrong secrets per address.
 #[derive(Debug, Default)]
-pub struct Guesses {
+pub struct GuessLimiter {
     addresses: Mutex<Addresses>,
     report: Mutex<Report>,
     /// Randomly keyed, so that fingerprints reveal nothing about secrets.
@@ -73,7 +75,7 @@ pub struct Guesses {
 pub struct Proof(Mutex<Option<Instant>>);
 
 impl Proof {
-    /// Tests that the connection has presented a right secret.
+    /// Returns whether the connection has presented a valid secret.
     pub fn is_given(&self) -> bool {
         self.0.lock().is_some()
     }
@@ -98,11 +100,11 @@ struct Addresses {
 /// Counts the secrets of one address.
 #[derive(Debug)]
 struct Address {
-    /// Time of the last right secret, to within [`PROOF_INTERVAL`].
+    /// Time of the last valid secret, to within [`PROOF_INTERVAL`].
     proven: Option<Instant>,
-    /// Number of wrong secrets that count now.
+    /// Wrong secrets in the bucket.
     count: u32,
-    /// Time at which one was last forgotten, or the first was counted.
+    /// Time at which one last left the bucket, or the first was added.
     since: Instant,
     /// Fingerprints of the latest wrong secrets.
     latest: [u64; REPEATS_MAX],
@@ -120,10 +122,10 @@ impl Address {
         self.proven.is_some_and(|at| now.saturating_duration_since(at) < PROVEN_TTL)
     }
 
-    /// Forgets wrong secrets whose interval has passed, and returns the limit for the rest.
-    fn forget(&mut self, now: Instant) -> &'static Limit {
+    /// Removes wrong secrets whose interval has passed, and returns the limit of the address.
+    fn leak(&mut self, now: Instant) -> &'static Limit {
         let limit = if self.is_proven(now) { &PROVEN } else { &UNPROVEN };
-        let intervals = now.saturating_duration_since(self.since).as_millis() / limit.forget_interval.as_millis();
+        let intervals = now.saturating_duration_since(self.since).as_millis() / limit.leak_interval.as_millis();
         if intervals > 0 {
             self.count = self.count.saturating_sub(u32::try_from(intervals).unwrap_or(u32::MAX)).min(limit.wrong_max);
             self.since = now;
@@ -132,55 +134,53 @@ impl Address {
     }
 }
 
-impl Guesses {
-    /// Admits a secret to comparison.
-    ///
-    /// An unknown address (`None`) is always admitted.
+impl GuessLimiter {
+    /// Admits a secret to comparison. An unknown address (`None`) is always admitted.
     ///
     /// # Errors
-    /// Returns the time after which to retry, if the address is above its limit.
+    /// Returns the delay until a retry, if the bucket of the address is full.
     pub fn admit(&self, address: Option<IpAddr>) -> Result<(), Duration> {
         self.admit_at(address, Instant::now())
     }
 
-    /// Records a right secret of an address, over the connection with this proof.
-    pub fn right(&self, address: Option<IpAddr>, proof: &Proof) {
-        self.right_at(address, proof, Instant::now());
+    /// Records a valid secret of an address, over the connection with this proof.
+    pub fn record_valid(&self, address: Option<IpAddr>, proof: &Proof) {
+        self.record_valid_at(address, proof, Instant::now());
     }
 
     /// Counts a wrong secret, logs it, and returns the delay of the reply.
-    pub fn wrong(&self, address: Option<IpAddr>, secret: &[u8]) -> Duration {
+    pub fn record_wrong(&self, address: Option<IpAddr>, secret: &[u8]) -> Duration {
         let now = Instant::now();
         self.report(address, now);
-        self.wrong_at(address, secret, now)
+        self.record_wrong_at(address, secret, now)
     }
 
     fn admit_at(&self, address: Option<IpAddr>, now: Instant) -> Result<(), Duration> {
         let Some(address) = address else { return Ok(()) };
         let mut addresses = self.addresses.lock();
         let Some(known) = addresses.known.get_mut(&network(address)) else { return Ok(()) };
-        let limit = known.forget(now);
-        if known.count < limit.wrong_max { Ok(()) } else { Err(limit.forget_interval) }
+        let limit = known.leak(now);
+        if known.count < limit.wrong_max { Ok(()) } else { Err(limit.leak_interval) }
     }
 
-    fn right_at(&self, address: Option<IpAddr>, proof: &Proof, now: Instant) {
+    fn record_valid_at(&self, address: Option<IpAddr>, proof: &Proof, now: Instant) {
         if !proof.renew(now) {
             return;
         }
         let Some(address) = address else { return };
         let mut addresses = self.addresses.lock();
         let known = addresses.entry(network(address), now);
-        // Earlier secrets are forgotten under the old limit.
-        known.forget(now);
+        // Earlier wrong secrets leave the bucket under the old limit.
+        known.leak(now);
         known.proven = Some(now);
     }
 
-    fn wrong_at(&self, address: Option<IpAddr>, secret: &[u8], now: Instant) -> Duration {
+    fn record_wrong_at(&self, address: Option<IpAddr>, secret: &[u8], now: Instant) -> Duration {
         let Some(address) = address else { return DELAY_MIN };
         let fingerprint = self.hasher.hash_one(secret);
         let mut addresses = self.addresses.lock();
         let known = addresses.entry(network(address), now);
-        let limit = known.forget(now);
+        let limit = known.leak(now);
         if !known.latest.contains(&fingerprint) || known.count == 0 {
             known.latest.rotate_right(1);
             known.latest[0] = fingerprint;
@@ -216,15 +216,15 @@ impl Addresses {
         if self.swept.is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP_INTERVAL) {
             self.swept = Some(now);
             self.known.retain(|_, known| {
-                known.forget(now);
+                known.leak(now);
                 known.count > 0 || known.is_proven(now)
             });
         }
         if self.known.len() >= ADDRESSES_MAX {
             // Proven addresses are few, and are replaced last.
             let unproven = self.known.iter().find(|(_, known)| !known.is_proven(now));
-            let any = unproven.or_else(|| self.known.iter().next()).map(|(address, _)| *address);
-            any.and_then(|address| self.known.remove(&address));
+            let victim = unproven.or_else(|| self.known.iter().next()).map(|(address, _)| *address);
+            victim.and_then(|address| self.known.remove(&address));
         }
     }
 }
@@ -248,28 +248,28 @@ mod tests {
 
     const HOME: Option<IpAddr> = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
 
-    fn guess(guesses: &Guesses, address: Option<IpAddr>, number: usize, now: Instant) -> Duration {
-        guesses.wrong_at(address, number.to_string().as_bytes(), now)
+    fn guess(guesses: &GuessLimiter, address: Option<IpAddr>, number: usize, now: Instant) -> Duration {
+        guesses.record_wrong_at(address, number.to_string().as_bytes(), now)
     }
 
     #[test]
     fn wrong_secrets_are_delayed_and_then_not_compared() {
-        let (guesses, now) = (Guesses::default(), Instant::now());
+        let (guesses, now) = (GuessLimiter::default(), Instant::now());
         let delays: Vec<_> = (0..7).map(|n| guess(&guesses, HOME, n, now).as_millis()).collect();
         assert_eq!(delays, [100, 200, 400, 800, 1600, 2000, 2000]);
         assert_eq!(guesses.admit_at(HOME, now), Ok(()));
         (7..1000).for_each(|n| _ = guess(&guesses, HOME, n, now));
-        assert_eq!(guesses.admit_at(HOME, now), Err(UNPROVEN.forget_interval));
+        assert_eq!(guesses.admit_at(HOME, now), Err(UNPROVEN.leak_interval));
         let other = Some("10.0.0.1".parse().unwrap());
         assert_eq!(guesses.admit_at(other, now), Ok(()), "another address is not limited");
-        let later = now + UNPROVEN.forget_interval;
+        let later = now + UNPROVEN.leak_interval;
         assert_eq!(guesses.admit_at(HOME, later), Ok(()), "one more after each interval");
         guess(&guesses, HOME, 1000, later);
-        assert_eq!(guesses.admit_at(HOME, later), Err(UNPROVEN.forget_interval));
+        assert_eq!(guesses.admit_at(HOME, later), Err(UNPROVEN.leak_interval));
     }
 
     /// Returns how many of a minute's guesses are compared, and how often another client is rejected.
-    fn minute(guesses: &Guesses, began: Instant, per_second: u32) -> (usize, usize) {
+    fn minute(guesses: &GuessLimiter, began: Instant, per_second: u32) -> (usize, usize) {
         let (mut compared, mut rejected) = (0, 0);
         for n in 0..60 * per_second {
             let now = began + Duration::from_secs(1) * n / per_second;
@@ -284,11 +284,11 @@ mod tests {
 
     #[test]
     fn proven_address_is_locked_out_only_by_flood() {
-        let (guesses, now) = (Guesses::default(), Instant::now());
+        let (guesses, now) = (GuessLimiter::default(), Instant::now());
         let (compared, rejected) = minute(&guesses, now, 4);
         assert!((60..90).contains(&compared) && rejected > 100, "{compared} {rejected}");
         let now = now + Duration::from_secs(60);
-        guesses.right_at(HOME, &Proof::default(), now);
+        guesses.record_valid_at(HOME, &Proof::default(), now);
         assert_eq!(minute(&guesses, now, 4), (240, 0));
         let now = now + Duration::from_secs(60);
         let (compared, rejected) = minute(&guesses, now, 1000);
@@ -297,28 +297,28 @@ mod tests {
         let later = now + PROVEN_TTL;
         assert_eq!(guesses.admit_at(HOME, later), Ok(()));
         (0..20).for_each(|n| _ = guess(&guesses, HOME, n, later));
-        assert_eq!(guesses.admit_at(HOME, later), Err(UNPROVEN.forget_interval), "the proof expires");
+        assert_eq!(guesses.admit_at(HOME, later), Err(UNPROVEN.leak_interval), "the proof expires");
     }
 
     #[test]
     fn repeated_wrong_secret_counts_once() {
-        let (guesses, now) = (Guesses::default(), Instant::now());
+        let (guesses, now) = (GuessLimiter::default(), Instant::now());
         for _ in 0..1000 {
             assert_eq!(guess(&guesses, HOME, 7, now), DELAY_MIN);
         }
         assert_eq!(guesses.admit_at(HOME, now), Ok(()));
-        let later = now + 100 * UNPROVEN.forget_interval;
+        let later = now + 100 * UNPROVEN.leak_interval;
         assert_eq!(guess(&guesses, HOME, 7, later), DELAY_MIN);
     }
 
     /// Covers a backend that keeps one connection for days.
     #[test]
-    fn address_stays_proven_while_connection_presents_right_secrets() {
-        let (guesses, began, proof) = (Guesses::default(), Instant::now(), Proof::default());
+    fn address_stays_proven_while_connection_presents_valid_secrets() {
+        let (guesses, began, proof) = (GuessLimiter::default(), Instant::now(), Proof::default());
         let later = began + 3 * PROVEN_TTL;
         let mut now = began;
         while now <= later {
-            guesses.right_at(HOME, &proof, now);
+            guesses.record_valid_at(HOME, &proof, now);
             now += PROOF_INTERVAL / 7;
         }
         (0..20).for_each(|n| _ = guess(&guesses, HOME, n, later));
@@ -327,13 +327,13 @@ mod tests {
 
     #[test]
     fn table_of_addresses_is_bounded() {
-        let (guesses, now) = (Guesses::default(), Instant::now());
+        let (guesses, now) = (GuessLimiter::default(), Instant::now());
         let address = |n: usize| Some(IpAddr::from(u32::try_from(n).unwrap().to_be_bytes()));
-        guesses.right_at(HOME, &Proof::default(), now);
+        guesses.record_valid_at(HOME, &Proof::default(), now);
         (0..3 * ADDRESSES_MAX).for_each(|n| _ = guess(&guesses, address(n), n, now));
         assert_eq!(guesses.addresses.lock().known.len(), ADDRESSES_MAX);
         assert!(guesses.addresses.lock().known.contains_key(&HOME.unwrap()), "proven addresses are replaced last");
-        let later = now + UNPROVEN.forget_interval;
+        let later = now + UNPROVEN.leak_interval;
         guess(&guesses, address(usize::MAX >> 33), 0, later);
         assert_eq!(guesses.addresses.lock().known.len(), 2, "addresses without wrong secrets are removed");
     }
