@@ -137,9 +137,9 @@ pub enum TableSpace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompactionMode {
     /// Never copy.
-    No,
+    Off,
     /// Copy when most of the value log is dead.
-    Usual,
+    Normal,
     /// Copy when part of a file is dead: the disk has too little space for new entries.
     Eager,
 }
