@@ -16,11 +16,11 @@ impl Disk {
             Ok(location.and_then(|location| BlockLocation::decode(&location)))
         };
         let (file, mut moved) = match step {
-            CompactionStep::More(compaction) => {
+            CompactionStep::Copy(compaction) => {
                 let step = compaction.step(&self.value_log, |key, location| Ok(location_of(key)? == Some(location)));
                 return step.map(Some).map_err(|error| self.retryable(error));
             }
-            CompactionStep::Copied { file, moved } => (file, moved),
+            CompactionStep::Update { file, moved } => (file, moved),
         };
         for (key, from, to) in moved.drain(moved.len().saturating_sub(STEP_LOCATIONS_MAX)..) {
             if location_of(&key).map_err(|error| self.failed(error))? == Some(from) {
@@ -30,7 +30,7 @@ impl Disk {
             }
         }
         if !moved.is_empty() {
-            return Ok(Some(CompactionStep::Copied { file, moved }));
+            return Ok(Some(CompactionStep::Update { file, moved }));
         }
         self.value_log.set_compacted(file);
         Ok(None)

@@ -465,6 +465,6 @@ impl Engine for Disk {
     }
 
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {
-        Ok(Some(super::space::free(&self.file)?))
+        Ok(Some(super::space::free_bytes(&self.file)?))
     }
 }
