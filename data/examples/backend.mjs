@@ -16,7 +16,7 @@ const SIGNATURE_TTL = 300;
 /** Bytes of a request. The server sends about `portal.webhook.maxBytes`, 1 MiB by default. */
 const BODY_BYTES_MAX = 4 << 20;
 
-/** Tells whether the server signed this request within the last `SIGNATURE_TTL` seconds. */
+/** Returns whether the server signed this request within the last `SIGNATURE_TTL` seconds. */
 function isSigned(headers, body) {
   const timestamp = headers['mesa-timestamp'] ?? '';
   if (!/^\d+$/.test(timestamp) || Math.abs(Date.now() / 1000 - Number(timestamp)) > SIGNATURE_TTL) return false;

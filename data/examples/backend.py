@@ -30,7 +30,7 @@ BODY_BYTES_MAX = 4 << 20
 
 
 def is_signed(headers, body):
-    """Tells whether the server signed this request within the last `SIGNATURE_TTL` seconds."""
+    """Returns whether the server signed this request within the last `SIGNATURE_TTL` seconds."""
     timestamp = headers.get("mesa-timestamp", "")
     if not (timestamp.isascii() and timestamp.isdigit()) or abs(time.time() - int(timestamp)) > SIGNATURE_TTL:
         return False

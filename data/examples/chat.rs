@@ -1,4 +1,4 @@
-//! A chat room, built on the server of this crate. Offline users receive missed messages when they reconnect. The token is the name.
+//! A chat room, built on the server of this crate. Offline members receive messages later. The token is the name.
 //!
 //! Start it with `cargo run --example chat -- 127.0.0.1:4000 data/chat`. Then open `page/index.html`, or run
 //! `cargo run -- connect --as alice` and `--as bob` in two terminals. `{"t":"CHAT","d":{"text":"hello"}}` sends a message.
@@ -24,12 +24,12 @@ struct ChatMessage {
 }
 
 impl Members {
-    /// Sends a message of `client` to all members. With `stored`, offline members receive it later.
-    async fn send_to_all(&self, client: &Peer, kind: &str, text: &str, stored: bool) {
+    /// Sends a message of `client` to all members. With `synced`, offline members receive it later.
+    async fn send_to_all(&self, client: &Peer, kind: &str, text: &str, synced: bool) {
         let Some(from) = client.user() else { return };
         let members: Vec<UserId> = self.0.lock().unwrap().iter().cloned().collect();
         let mut message = Message::new(kind, &json!({ "from": from, "text": text })).expect("JSON");
-        message.o.sync = stored;
+        message.o.sync = synced;
         if let Err(error) = client.server().send(&message, members, &[]).await {
             eprintln!("cannot send the message of {from}: {error}");
         }

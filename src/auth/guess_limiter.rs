@@ -229,7 +229,7 @@ impl Addresses {
     }
 }
 
-/// Returns the network that counts as one address: an IPv6 host commonly has a whole /64.
+/// Returns the network that counts as one address: for IPv6 a /64, which one host commonly has.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(guess(&guesses, HOME, 7, later), DELAY_MIN);
     }
 
-    /// Covers a backend that keeps one connection for days.
+    /// Covers a backend with one connection for days.
     #[test]
     fn address_stays_proven_while_connection_presents_valid_secrets() {
         let (guesses, began, proof) = (GuessLimiter::default(), Instant::now(), Proof::default());

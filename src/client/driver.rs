@@ -133,7 +133,7 @@ impl Driver {
                 ServeEnd::Closed(code, reason) => (code, reason, close_code::should_reconnect(code)),
                 ServeEnd::Failed(error) => (close_code::LOST, error.to_string(), error.is_transient()),
             };
-            // Acknowledgements belong to one connection; the next has its own heartbeats.
+            // The next connection has heartbeats of its own.
             self.acks_due.clear();
             let reconnect = interval.filter(|_| is_transient);
             let event = Event::Disconnected { code, reason: reason.clone(), will_reconnect: reconnect.is_some() };

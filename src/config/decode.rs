@@ -241,12 +241,12 @@ impl Reader<'_> {
     }
 }
 
-/// Reports whether a key under `authentication.jwt` is set.
+/// Returns whether a key under `authentication.jwt` is set.
 pub(super) fn has_jwt(settings: &Settings) -> bool {
     schema::KEYS.iter().any(|key| key.name.starts_with("authentication.jwt.") && settings.has(key.name))
 }
 
-/// Reports whether a webhook authenticates clients.
+/// Returns whether a webhook authenticates clients.
 pub(super) fn has_auth_webhook(settings: &Settings) -> bool {
     settings.has("authentication.webhook.url") || settings.has("authentication.webhook.secret")
 }

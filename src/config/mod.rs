@@ -90,7 +90,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reports whether only web pages of this machine may connect.
+    /// Returns whether only web pages of this machine may connect.
     ///
     /// Without this rule, any page in a developer's browser could read every user's messages from an insecure server.
     pub(crate) fn is_local_only(&self) -> bool {
@@ -255,7 +255,7 @@ pub struct Store {
     pub durability: Durability,
     /// Bytes of cache: half for the newest messages, half for pages of the sled trees. Default 64 MiB.
     pub cache_bytes: u64,
-    /// Capacity: bytes of pending messages; a dispatch beyond it gets 507. 0 (default): as many as the disk has room for.
+    /// Capacity: bytes of pending messages; a dispatch beyond it gets 507. 0 (default): limited by the disk only.
     pub max_bytes: u64,
     /// Bytes that stay free on the disk; a dispatch that would not leave them gets 507. Default 256 MiB.
     pub min_free: u64,

@@ -11,15 +11,15 @@ const SENTINEL_PORT: u16 = 26379;
 
 /// Address of a Redis.
 ///
-/// TLS uses the crypto provider that the process has installed for rustls, or else the only one that is compiled in. An
-/// application that compiles in several has to install one.
+/// TLS uses the crypto provider that the process has installed for rustls, or else the only compiled-in provider. An
+/// application with several compiled-in providers must install one.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Redis {
     /// One Redis, as a URL: `redis://user:password@host:port/database`, or `rediss://` with TLS.
     One(String),
     /// A Redis Cluster: URLs of some of its nodes.
     Cluster(Vec<String>),
-    /// A Redis whose address its Sentinels know.
+    /// A Redis behind Sentinels, which report its address.
     Sentinel {
         /// Host and port of each Sentinel.
         sentinels: Vec<(String, u16)>,
@@ -102,7 +102,7 @@ pub fn parse(value: &Value) -> Result<Redis, String> {
 
 /// Parses `REDIS_SENTINELS` (`host:port,host:port`). The name of the Redis is `mymaster`, the default of Sentinels.
 pub(super) fn parse_sentinels(text: &str) -> Result<Redis, String> {
-    let sentinels: Vec<Value> = text.split(',').map(|one| Value::String(one.trim().to_owned())).collect();
+    let sentinels: Vec<Value> = text.split(',').map(|address| Value::String(address.trim().to_owned())).collect();
     let object: Map<String, Value> = [("sentinels".to_owned(), Value::Array(sentinels))].into_iter().collect();
     sentinel(&object)
 }
@@ -130,7 +130,7 @@ fn url(text: &str) -> Result<String, String> {
     }
 }
 
-/// Reports whether the path of a URL, with or without a query, is a database number.
+/// Returns whether the path of a URL, with or without a query, is a database number.
 fn is_database(text: &str) -> bool {
     let number = text.split(['?', '#']).next().unwrap_or_default();
     number.is_empty() || number.parse::<u32>().is_ok()
@@ -166,7 +166,7 @@ fn tls(object: &Map<String, Value>, name: &str) -> Result<bool, String> {
     }
 }
 
-fn known(object: &Map<String, Value>, names: &[&str]) -> Result<(), String> {
+fn reject_unknown_keys(object: &Map<String, Value>, names: &[&str]) -> Result<(), String> {
     match object.keys().find(|key| !names.contains(&key.as_str())) {
         Some(unknown) => Err(format!("redis.{unknown} is not a known key; the known ones are {}", names.join(", "))),
         None => Ok(()),
@@ -174,9 +174,9 @@ fn known(object: &Map<String, Value>, names: &[&str]) -> Result<(), String> {
 }
 
 fn address(object: &Map<String, Value>) -> Result<String, String> {
-    known(object, &["url", "uri", "host", "port", "username", "password", "db", "tls"])?;
-    if let Some(whole) = text(object, "url")?.or(text(object, "uri")?) {
-        return url(whole);
+    reject_unknown_keys(object, &["url", "uri", "host", "port", "username", "password", "db", "tls"])?;
+    if let Some(text) = text(object, "url")?.or(text(object, "uri")?) {
+        return url(text);
     }
     let host = text(object, "host")?.unwrap_or("localhost");
     let (port, database) = (number(object, "port", PORT)?, number(object, "db", 0)?);
@@ -206,10 +206,10 @@ fn escape(part: &str) -> String {
 fn sentinel(object: &Map<String, Value>) -> Result<Redis, String> {
     let names =
         ["sentinels", "name", "username", "password", "sentinelPassword", "db", "tls", "enableTLSForSentinelMode"];
-    known(object, &names)?;
-    let one = |value: &Value| match value {
+    reject_unknown_keys(object, &names)?;
+    let parse_sentinel = |value: &Value| match value {
         Value::Object(object) => {
-            known(object, &["host", "port"])?;
+            reject_unknown_keys(object, &["host", "port"])?;
             Ok((text(object, "host")?.unwrap_or("localhost").to_owned(), number(object, "port", SENTINEL_PORT)?))
         }
         Value::String(text) => match text.rsplit_once(':') {
@@ -227,7 +227,7 @@ fn sentinel(object: &Map<String, Value>) -> Result<Redis, String> {
         return Err("redis.sentinels must be a list with at least one Sentinel".into());
     };
     Ok(Redis::Sentinel {
-        sentinels: sentinels.iter().map(one).collect::<Result<_, String>>()?,
+        sentinels: sentinels.iter().map(parse_sentinel).collect::<Result<_, String>>()?,
         name: text(object, "name")?.unwrap_or("mymaster").to_owned(),
         username: text(object, "username")?.map(str::to_owned),
         password: text(object, "password")?.map(str::to_owned),

@@ -208,7 +208,7 @@ pub(super) fn expect_key(name: &str) -> &'static Key {
     find(name).expect("a key of the table")
 }
 
-/// Reports whether `name` is a group of keys.
+/// Returns whether `name` is a group of keys.
 pub(super) fn is_section(name: &str) -> bool {
     sections().any(|section| section == name)
 }

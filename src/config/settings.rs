@@ -30,7 +30,7 @@ impl Settings {
         self.entries.get(name)
     }
 
-    /// Reports whether `name` is set to something other than null.
+    /// Returns whether `name` is set to something other than null.
     pub fn has(&self, name: &str) -> bool {
         self.get(name).is_some_and(|entry| !entry.value.is_null())
     }

@@ -1,7 +1,7 @@
 //! The trait `Engine`: a WAL and tables, and the order between them.
 
 use crate::embedded::{
-    tables::contract::{Copying, EngineError, Tables},
+    tables::contract::{CompactionMode, EngineError, Tables},
     wal::contract::Wal,
 };
 
@@ -17,7 +17,7 @@ pub trait Engine: Wal + Tables {
     fn checkpoint(&self) -> Result<(), EngineError>;
 
     /// Reclaims a little unused space. Returns true if there is more to do at once.
-    fn collect_garbage(&self, _copying: Copying) -> Result<bool, EngineError> {
+    fn collect_garbage(&self, _mode: CompactionMode) -> Result<bool, EngineError> {
         Ok(false)
     }
 

@@ -6,6 +6,7 @@
 //! - [`tables`]: ordered tables, on disk ([`tables::sled`]) or in memory ([`tables::memory`])
 //! - `read`: reads from memory, or from files · `recovery`: opens a store
 //! - `shared`: options, and state that the commit thread and callers share · `encoding`, `unreadable`: bincode, and its errors
+//! - `file_io`: reads at an offset, and files with numbers as names
 //! - `outbox`: webhook events · [`backup`]: backup and restore
 //! - [`offline`]: closed or damaged stores
 //!
@@ -24,6 +25,7 @@
 pub mod backup;
 mod encoding;
 mod engine;
+mod file_io;
 pub mod offline;
 mod outbox;
 mod read;

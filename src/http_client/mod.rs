@@ -11,7 +11,7 @@
 pub mod private_ip;
 #[cfg(test)]
 #[path = "../../tests/support/http_receiver.rs"]
-#[allow(dead_code, missing_docs, reason = "the tests of the built binary use the rest")]
+#[allow(dead_code, missing_docs, reason = "the unit tests use only some of it")]
 pub(crate) mod receiver;
 pub mod signing;
 

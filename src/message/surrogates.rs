@@ -21,7 +21,7 @@ const IGNORED_FIELDS: [&str; 4] = ["d", "t", "recipients", "excluding"];
 /// Longest path that [`describe_lone_surrogate`] quotes, in bytes. `message.o.collapse` has 18.
 const PATH_BYTES_MAX: usize = 64;
 
-/// Reports whether a JSON text has a lone surrogate.
+/// Returns whether a JSON text has a lone surrogate.
 pub fn has_lone_surrogate(text: &str) -> bool {
     lone_surrogates(text).next().is_some()
 }
@@ -37,7 +37,7 @@ pub fn replace_lone_surrogates(text: &str) -> Cow<'_, str> {
 
 /// Names the value that has a lone surrogate; `None` if none has, or if the text is not JSON.
 ///
-/// For texts that could not be decoded: it scans the whole text again. It skips the values of [`IGNORED_FIELDS`].
+/// For texts that could not be decoded, because it scans the text again. It skips the values of [`IGNORED_FIELDS`].
 pub fn describe_lone_surrogate(text: &str) -> Option<String> {
     // `RawValue` validates without decoding strings.
     serde_json::from_str::<&RawValue>(text).ok()?;
@@ -62,7 +62,7 @@ pub fn describe_lone_surrogate(text: &str) -> Option<String> {
                 (last, rest) = (&rest[..end], &rest[end + 1..]);
                 if ignored_at.is_none() && has_lone_surrogate(last) {
                     let path = open.into_iter().flatten().collect::<Vec<_>>().join(".");
-                    // Field names come from the peer. Those that are needed as text are short.
+                    // Field names come from the peer. The names of known fields are short and plain.
                     let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b"._".contains(&byte);
                     let is_plain = (1..=PATH_BYTES_MAX).contains(&path.len()) && path.bytes().all(is_name);
                     return Some(lone_surrogate_error(if is_plain { &path } else { "a text" }));
@@ -145,9 +145,9 @@ mod tests {
 
     #[test]
     fn has_lone_surrogate_ignores_complete_pairs() {
-        for whole in [r#""\ud83d\ude00""#, r#""\uD83D\uDE00""#, r#""\\ud83d""#, r#""\u0041""#, r#""\\\\ud83d""#, "7"] {
-            assert!(!has_lone_surrogate(whole), "{whole}");
-            assert_eq!(replace_lone_surrogates(whole), whole);
+        for paired in [r#""\ud83d\ude00""#, r#""\uD83D\uDE00""#, r#""\\ud83d""#, r#""\u0041""#, r#""\\\\ud83d""#, "7"] {
+            assert!(!has_lone_surrogate(paired), "{paired}");
+            assert_eq!(replace_lone_surrogates(paired), paired);
         }
         for (lone, replaced) in [
             (r#""\ud83d""#, r#""\ufffd""#),

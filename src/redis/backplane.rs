@@ -23,16 +23,16 @@ use crate::{
     message::{DispatchId, Payload, Recipients, UserId},
 };
 
-/// Broadcasts that may wait to be published. One more is lost, and logged: it is worth something now or not at all.
+/// Queued broadcasts. One more is lost, and logged: a late broadcast would be of no use.
 const QUEUE_MAX: usize = 4096;
 
 /// Broadcasts published in one batch.
 const BATCH_MAX: usize = 64;
 
-/// While Redis is unreachable, every message would cause such a line.
+/// Limits log lines: while Redis is unreachable every broadcast fails.
 static LOG_LIMIT: LogLimit = LogLimit::new();
 
-/// What the original sends to clients that it disconnects.
+/// The original's message to its servers that disconnects clients.
 const DISCONNECT: &[u8] = br#"{"op":5,"d":{},"t":"DISCONNECT_CLIENT"}"#;
 
 /// [`Cluster`] over one Redis.
@@ -64,7 +64,7 @@ async fn publish_broadcasts(link: Weak<ServerLink>, presence: Arc<Presence>, que
         let Some(link) = link.upgrade() else { return };
         let channel = link.keys().broadcast_channel();
         let has_original = presence.original_is_present();
-        // Resolves the recipients first. Otherwise broadcasts without that step would overtake those with it.
+        // Resolves the recipients of all broadcasts first. Otherwise broadcasts without exclusions would overtake others.
         let resolved = async |broadcast: Broadcast| {
             let (Broadcast::Message { recipients, excluding, .. } | Broadcast::Disconnect { recipients, excluding }) =
                 &broadcast;
@@ -76,18 +76,18 @@ async fn publish_broadcasts(link: Weak<ServerLink>, presence: Arc<Presence>, que
         let publish = async |(broadcast, resolved): (Broadcast, Option<Result<Recipients, RedisError>>)| {
             let mut command = redis::cmd("PUBLISH");
             command.arg(&channel).arg(broadcast::encode(link.server_name(), &broadcast));
-            let ours = link.client().query::<redis::Value>(&command);
-            let Some(resolved) = resolved else { return ours.await.map(drop) };
+            let to_servers = link.client().query::<redis::Value>(&command);
+            let Some(resolved) = resolved else { return to_servers.await.map(drop) };
             let message = match &broadcast {
                 Broadcast::Message { payload, .. } => &payload.as_bytes()[..],
                 Broadcast::Disconnect { .. } => DISCONNECT,
             };
-            // A failed publish to the original is no reason to withhold the broadcast from our servers.
-            let original = async { channel::publish(&link, message, &resolved?).await };
-            let (original, ours) = tokio::join!(original, ours);
-            original.and(ours.map(drop))
+            // Our servers get the broadcast even if the publish to the original fails.
+            let to_original = async { channel::publish(&link, message, &resolved?).await };
+            let (to_original, to_servers) = tokio::join!(to_original, to_servers);
+            to_original.and(to_servers.map(drop))
         };
-        // They share a connection, which keeps their order.
+        // One connection keeps their order.
         let published = futures_util::future::join_all(resolved.into_iter().map(publish)).await;
         link.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= published.len());
         if let Some(Err(error)) = published.into_iter().find(Result::is_err)
@@ -98,7 +98,7 @@ async fn publish_broadcasts(link: Weak<ServerLink>, presence: Arc<Presence>, que
     }
 }
 
-/// Resolves the recipients for the original, which knows no exclusions. With exclusions all remaining users are named.
+/// Resolves the recipients for the original, which supports no exclusions: with exclusions, all other users are named.
 async fn resolve_exclusions(
     link: &ServerLink,
     recipients: &Recipients,
@@ -197,7 +197,10 @@ impl Cluster for RedisBackplane {
         let (link, users) = (self.link.clone(), [user.clone()]);
         let query = async move {
             if original_supported(&link) {
-                Ok(channel::connected(&link, &users).await?.iter().any(|one| *one != OriginalPresence::Offline))
+                Ok(channel::connected(&link, &users)
+                    .await?
+                    .iter()
+                    .any(|presence| *presence != OriginalPresence::Offline))
             } else {
                 presence::is_online(&link, &users[0]).await
             }
@@ -248,7 +251,7 @@ impl Cluster for RedisBackplane {
                 }
             }
         }));
-        // A marker that was published before this may have been missed.
+        // Markers before this were missed, so one is published now.
         if let Some(resubscribed) = resubscribed {
             resubscribed.notify_one();
         }

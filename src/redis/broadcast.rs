@@ -1,4 +1,4 @@
-//! Codec of broadcasts between servers: a line of JSON, then the encoded message, byte for byte.
+//! Codec of broadcasts between servers: a line of JSON, then the message exactly as encoded.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,18 +11,19 @@ use crate::{
 struct Head {
     /// Name of the sending server.
     from: String,
-    to: Vec<String>,
+    recipients: Vec<String>,
     #[serde(default)]
-    not: Vec<String>,
+    excluding: Vec<String>,
+    /// Disconnects the recipients. No message follows.
     #[serde(default)]
-    leave: bool,
+    disconnect: bool,
 }
 
 fn ids(users: &[UserId]) -> Vec<String> {
     users.iter().map(ToString::to_string).collect()
 }
 
-/// Parses user ids read from Redis. Skips what is not a user id.
+/// Parses user ids read from Redis. Skips invalid ones.
 pub(super) fn users(names: &[String]) -> Vec<UserId> {
     names.iter().filter_map(|name| UserId::new(name).ok()).collect()
 }
@@ -33,12 +34,13 @@ pub(super) fn encode(from: &str, broadcast: &Broadcast) -> Vec<u8> {
         Broadcast::Message { payload, recipients, excluding } => (recipients, excluding, Some(payload)),
         Broadcast::Disconnect { recipients, excluding } => (recipients, excluding, None),
     };
-    let to = match recipients {
+    let names = match recipients {
         Recipients::Everyone => vec![EVERYONE.to_owned()],
         Recipients::Users(users) => ids(users),
     };
-    let head = Head { from: from.to_owned(), to, not: ids(excluding), leave: payload.is_none() };
-    // Strings and lists of them always have a JSON form.
+    let head =
+        Head { from: from.to_owned(), recipients: names, excluding: ids(excluding), disconnect: payload.is_none() };
+    // Strings and lists of strings can always be encoded.
     let mut text = serde_json::to_vec(&head).expect("a head is JSON");
     text.push(b'\n');
     if let Some(payload) = payload {
@@ -50,16 +52,16 @@ pub(super) fn encode(from: &str, broadcast: &Broadcast) -> Vec<u8> {
 /// Decodes a broadcast. `None` if it is malformed or from `own`.
 pub(super) fn decode(text: &[u8], own: &str) -> Option<Broadcast> {
     let at = text.iter().position(|byte| *byte == b'\n')?;
-    let Head { from, to, not, leave } = serde_json::from_slice(&text[..at]).ok()?;
+    let Head { from, recipients, excluding, disconnect } = serde_json::from_slice(&text[..at]).ok()?;
     if from == own {
         return None;
     }
-    let recipients = match &to[..] {
-        [one] if one == EVERYONE => Recipients::Everyone,
+    let recipients = match &recipients[..] {
+        [name] if name == EVERYONE => Recipients::Everyone,
         names => Recipients::Users(users(names)),
     };
-    let excluding = users(&not);
-    if leave {
+    let excluding = users(&excluding);
+    if disconnect {
         return Some(Broadcast::Disconnect { recipients, excluding });
     }
     let payload = Payload::from_stored(bytes::Bytes::copy_from_slice(&text[at + 1..]));

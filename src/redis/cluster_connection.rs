@@ -1,8 +1,7 @@
 //! A Redis Cluster: its nodes, and routing of commands to them.
 //!
-//! The client library's own retries are off. After a socket error it is unknown whether a command was done, and an append
-//! that is done twice is a message delivered twice. A command is resent only after an error with which a node has certainly
-//! not done it.
+//! The client library's own retries are off. After a socket error a command may have been done, and an append that is done
+//! twice delivers a message twice. A command is resent only after an error that proves that no node has done it.
 
 use std::time::{Duration, Instant};
 
@@ -18,19 +17,20 @@ use redis::{
 
 use super::outage::Outage;
 
-/// How long to wait for a reply. Then the client reconnects.
+/// Time limit of a reply. Then the client reconnects.
 pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long connecting may take.
+/// Time limit for connecting.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long one command is resent while slots move. For slots without a node all requests share one deadline (`outage`).
+/// Time for which one command is resent while slots move. Then it fails. For slots without a node all requests share one
+/// deadline (`outage`).
 const SLOT_MOVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Delay between two attempts.
+/// Delay between two attempts of a command.
 const RESEND_DELAY: Duration = Duration::from_millis(25);
 
-/// Discovered nodes that are remembered in addition to the configured ones.
+/// Limit of discovered nodes, in addition to the configured ones.
 const NODES_MAX: usize = 64;
 
 /// Host and port.
@@ -41,7 +41,7 @@ pub(super) struct Nodes {
     named: Vec<ConnectionInfo>,
     reply_timeout: Duration,
     discovered: Mutex<Vec<Address>>,
-    /// Counts attempts to subscribe, so that each starts at the next node.
+    /// Number of attempts to subscribe. Each starts at the next node.
     turn: std::sync::atomic::AtomicUsize,
     outage: Outage,
 }
@@ -49,7 +49,7 @@ pub(super) struct Nodes {
 impl Nodes {
     pub(super) fn new(urls: &[String], reply_timeout: Duration) -> RedisResult<Self> {
         let named = urls.iter().map(|url| url.as_str().into_connection_info()).collect::<RedisResult<Vec<_>>>()?;
-        // Reports a mistake in the addresses now, and not with the first attempt.
+        // Reports invalid addresses now, and not at the first attempt to connect.
         ClusterClient::builder(named.clone()).build()?;
         let turn = std::sync::atomic::AtomicUsize::new(0);
         Ok(Self { named, reply_timeout, discovered: Mutex::default(), turn, outage: Outage::default() })
@@ -60,33 +60,34 @@ impl Nodes {
         let mut all = self.named.clone();
         let Some(first) = self.named.first() else { return all };
         for (host, port) in self.discovered.lock().iter() {
-            if all.iter().all(|one| address(one).as_ref() != Some(&(host.clone(), *port))) {
+            if all.iter().all(|node| address(node).as_ref() != Some(&(host.clone(), *port))) {
                 let (host, port) = (host.clone(), *port);
-                let there = match first.addr().clone() {
+                let addr = match first.addr().clone() {
                     ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
                         ConnectionAddr::TcpTls { host, port, insecure, tls_params }
                     }
                     _ => ConnectionAddr::Tcp(host, port),
                 };
-                all.push(first.clone().set_addr(there));
+                all.push(first.clone().set_addr(addr));
             }
         }
         all
     }
 
+    /// Connects to the Redis Cluster, and discovers its nodes.
     pub(super) async fn connect(&self) -> RedisResult<ClusterConnection> {
         let client = ClusterClient::builder(self.all())
             .connection_timeout(CONNECT_TIMEOUT)
             .response_timeout(self.reply_timeout)
             .retries(0)
             .build()?;
-        let mut line = client.get_async_connection().await?;
-        let slots = send(&mut line, self, redis::cmd("CLUSTER").arg("SLOTS")).await?;
+        let mut connection = client.get_async_connection().await?;
+        let slots = send(&mut connection, self, redis::cmd("CLUSTER").arg("SLOTS")).await?;
         *self.discovered.lock() = addresses(&slots);
-        Ok(line)
+        Ok(connection)
     }
 
-    /// Opens a connection for subscriptions at any node: the nodes forward what is published to each other.
+    /// Opens a connection for subscriptions to any node: each node forwards published messages to all others.
     pub(super) async fn pubsub(&self) -> RedisResult<PubSub> {
         let all = self.all();
         let turn = self.turn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -131,25 +132,25 @@ fn addresses(slots: &Value) -> Vec<Address> {
     found
 }
 
-/// Sends a command to every reachable node, about the node itself.
-pub(super) async fn query_each_node(line: &mut ClusterConnection, nodes: &Nodes, command: &Cmd) -> Vec<Value> {
+/// Sends a command to every node, and returns the replies of reachable nodes.
+pub(super) async fn query_each_node(connection: &mut ClusterConnection, nodes: &Nodes, command: &Cmd) -> Vec<Value> {
     let mut answers = Vec::new();
     for node in nodes.all() {
         let Some((host, port)) = address(&node) else { continue };
         let route = RoutingInfo::SingleNode(SingleNodeRoutingInfo::ByAddress { host, port });
-        answers.extend(line.route_command(command.clone(), route).await.and_then(Value::extract_error).ok());
+        answers.extend(connection.route_command(command.clone(), route).await.and_then(Value::extract_error).ok());
     }
     answers
 }
 
-/// Sends a command to the node of its keys, also while slots move or have no node.
-pub(super) async fn send(line: &mut ClusterConnection, nodes: &Nodes, command: &Cmd) -> RedisResult<Value> {
+/// Sends a command to the node of its keys. Resends it for 3 s while slots move or have no node.
+pub(super) async fn send(connection: &mut ClusterConnection, nodes: &Nodes, command: &Cmd) -> RedisResult<Value> {
     let end = Instant::now() + SLOT_MOVE_TIMEOUT;
     let mut asking = None;
     loop {
         let sent = match asking.take() {
-            None => line.req_packed_command(command).await,
-            Some(node) => send_asking(line, command, node).await,
+            None => connection.req_packed_command(command).await,
+            Some(node) => send_asking(connection, command, node).await,
         };
         let error = match sent.and_then(Value::extract_error) {
             Ok(value) => {
@@ -158,7 +159,7 @@ pub(super) async fn send(line: &mut ClusterConnection, nodes: &Nodes, command: &
             }
             Err(error) => error,
         };
-        // With none of these errors has the node done anything.
+        // After each of these errors the node has done nothing.
         let end = match error.kind() {
             ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::TryAgain) => end,
             ErrorKind::ClusterConnectionNotFound
@@ -186,10 +187,15 @@ pub(super) async fn send(line: &mut ClusterConnection, nodes: &Nodes, command: &
     }
 }
 
-/// Sends a command to the node to which a slot is moving.
-async fn send_asking(line: &mut ClusterConnection, command: &Cmd, (host, port): (String, u16)) -> RedisResult<Value> {
-    let mut both = redis::pipe();
-    both.cmd("ASKING").add_command(command.clone());
-    let mut answers = line.route_pipeline(both, 0, 2, SingleNodeRoutingInfo::ByAddress { host, port }).await?;
+/// Sends a command, behind ASKING, to the node to which a slot is moving.
+async fn send_asking(
+    connection: &mut ClusterConnection,
+    command: &Cmd,
+    (host, port): (String, u16),
+) -> RedisResult<Value> {
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("ASKING").add_command(command.clone());
+    let mut answers =
+        connection.route_pipeline(pipeline, 0, 2, SingleNodeRoutingInfo::ByAddress { host, port }).await?;
     answers.pop().ok_or_else(|| RedisError::from((ErrorKind::Io, "a node gave no answer")))
 }

@@ -1,7 +1,7 @@
-//! A client with one multiplexed connection to Redis that reconnects.
+//! A Redis client with one multiplexed connection that reconnects.
 //!
-//! The client library matches replies to requests by their order, and drops a reply that no caller waits for. A connection
-//! with a socket error or a missed reply deadline is not used again.
+//! The client library matches replies to requests by their order. So a connection with a socket error or a missed reply
+//! deadline is not used again. A reply that no caller waits for is dropped.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -25,13 +25,13 @@ use super::{
 };
 use crate::{config, health::LogLimit, logging::network_error};
 
-/// How long callers get the error of the last failed attempt before another attempt is made.
+/// Delay after a failed attempt to connect. Until then callers get its error.
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// The same where Redis has refused the connection, which needs a change by an operator.
+/// Delay after Redis has refused the connection, which an operator must mend.
 const REFUSED_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Limits reconnects, recoveries and ends of refusals to one log line each per interval.
+/// Limits reconnects, recoveries and ends of refusals to one log connection each per interval.
 static LOG_LIMIT: LogLimit = LogLimit::new();
 
 /// Error code of Redis for a script that it does not have.
@@ -45,16 +45,16 @@ pub struct Script {
 }
 
 impl Script {
-    /// Creates a script from its source. Nothing is sent before its first run.
+    /// Creates a script from its source. Redis gets it with its first run.
     #[must_use]
     pub fn new(code: &'static str) -> Self {
         Self { code, hash: LazyLock::new(Box::new(|| redis::Script::new(code).get_hash().to_owned())) }
     }
 }
 
-/// KEYS: 1 the command's key; ARGV: 1 the command, then its arguments after the key.
+/// Runs a command although `maxmemory` is reached, as a script may whose first write needs no memory.
 ///
-/// A script whose first write needs no memory may write although `maxmemory` is reached.
+/// KEYS: 1 the command's key; ARGV: 1 the command, then its arguments after the key.
 static WHEN_FULL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -79,8 +79,8 @@ struct State {
     connection: Option<(u64, Connection)>,
     /// Counts the connections that were made.
     connections_made: u64,
-    /// The last connection has answered, and no attempt to reconnect has failed since. The next attempt then does not wait,
-    /// and reports the current cause.
+    /// The last connection has replied, and no attempt to reconnect has failed since. Then the next attempt is made without a
+    /// delay, and reports the current cause.
     has_answered: bool,
     failed: Option<(Instant, RedisError)>,
     unavailable_since: Option<Instant>,
@@ -146,12 +146,12 @@ impl RedisClient {
         Ok(Self { target: Arc::new(target), reply_timeout, state, connect_lock, current, lost })
     }
 
-    /// Tells whether keys are spread over slots, so that a step can touch the keys of one user only.
+    /// Tells whether this is a Redis Cluster, where a script can touch the keys of one slot only.
     pub fn is_redis_cluster(&self) -> bool {
         matches!(&*self.target, Target::Cluster(..))
     }
 
-    /// Tells whether the address always leads to the same Redis, which no Sentinel or Cluster chooses.
+    /// Tells whether the address always leads to the same Redis: neither Sentinels nor a Redis Cluster select it.
     pub(super) fn is_single_server(&self) -> bool {
         matches!(&*self.target, Target::Single(..))
     }
@@ -169,10 +169,11 @@ impl RedisClient {
         tokio::time::sleep(RETRY_DELAY).await;
     }
 
+    /// Returns why Redis is unavailable, and for how long. `None` while it is available.
     pub(super) fn unavailable_since(&self) -> Option<(Arc<str>, Duration)> {
         let state = self.state.lock();
         let Some(since) = state.unavailable_since else { return state.refusals.current(Instant::now()) };
-        // A new connection has not answered yet. What Redis refused over the one before still counts.
+        // No request was answered over the new connection. A refusal over the connection before still counts.
         let refused = || Some(state.refusals.current(Instant::now())?.0);
         let why = match &state.failed {
             Some((_, error)) => error.to_string().into(),
@@ -181,7 +182,7 @@ impl RedisClient {
         Some((why, since.elapsed()))
     }
 
-    /// Opens a connection for subscriptions. It does not reconnect by itself: the caller must know that messages were missed.
+    /// Opens a connection for subscriptions. It does not reconnect, so that the caller knows that messages may be missing.
     pub(super) async fn pubsub(&self) -> Result<redis::aio::PubSub, RedisError> {
         let connecting = async {
             match &*self.target {
@@ -201,21 +202,21 @@ impl RedisClient {
     /// # Errors
     /// When there was no reply; see [`RedisError`].
     pub async fn query<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, RedisError> {
-        let (number, line) = self.connection().await?;
-        let value = self.send(number, line, command).await?;
+        let (number, connection) = self.connection().await?;
+        let value = self.send(number, connection, command).await?;
         FromRedisValue::from_redis_value(value).map_err(unexpected_reply)
     }
 
-    /// Sends a command to every node, about the node itself. Returns the replies of those that answer.
+    /// Sends a command to every node, and returns the replies of reachable nodes.
     ///
     /// # Errors
     /// When no node answers.
     pub(super) async fn query_each_node<T: FromRedisValue>(&self, command: &Cmd) -> Result<Vec<T>, RedisError> {
         let answers = match (self.connection().await?, &*self.target) {
-            ((_, Connection::Cluster(mut line)), Target::Cluster(nodes)) => {
-                super::cluster_connection::query_each_node(&mut line, nodes, command).await
+            ((_, Connection::Cluster(mut connection)), Target::Cluster(nodes)) => {
+                super::cluster_connection::query_each_node(&mut connection, nodes, command).await
             }
-            ((number, line), _) => vec![self.send(number, line, command).await?],
+            ((number, connection), _) => vec![self.send(number, connection, command).await?],
         };
         if answers.is_empty() {
             return Err(RedisError::Unavailable("no node answers".into()));
@@ -242,22 +243,22 @@ impl RedisClient {
             arguments.iter().for_each(|argument| _ = command.arg(argument.as_ref()));
             command
         };
-        let (number, line) = self.connection().await?;
-        let value = match self.send(number, line.clone(), &command("EVALSHA", script.hash.as_str())).await {
-            // A Redis that restarted or took over has no scripts; nothing was done. The full source goes to the node that the
-            // keys lead to, which then has it.
+        let (number, connection) = self.connection().await?;
+        let value = match self.send(number, connection.clone(), &command("EVALSHA", script.hash.as_str())).await {
+            // A Redis that restarted or took over has no scripts, and did nothing. EVAL sends the source to the node of the
+            // keys, which then has it.
             Err(RedisError::Refused(why)) if &*why == NO_SCRIPT => {
-                self.send(number, line, &command("EVAL", script.code)).await?
+                self.send(number, connection, &command("EVAL", script.code)).await?
             }
             sent => sent?,
         };
         FromRedisValue::from_redis_value(value).map_err(unexpected_reply)
     }
 
-    /// Sends a command on one key that is done even if `maxmemory` is reached.
+    /// Sends a command on one key that runs even if `maxmemory` is reached.
     ///
-    /// Only for writes that need next to no memory and that must go on, so that acknowledgements can free memory. Scripts of
-    /// that kind begin with the same `PERSIST`.
+    /// Only for small writes that must not stop, so that acknowledgements can free memory. Scripts for such writes begin with
+    /// the same `PERSIST`.
     ///
     /// # Errors
     /// As [`RedisClient::query`].
@@ -271,14 +272,18 @@ impl RedisClient {
         self.run_script(&WHEN_FULL, &[key], &arguments).await
     }
 
-    async fn send(&self, number: u64, line: Connection, command: &Cmd) -> Result<Value, RedisError> {
+    async fn send(&self, number: u64, connection: Connection, command: &Cmd) -> Result<Value, RedisError> {
         let began = Instant::now();
-        let sent = match (line, &*self.target) {
-            (Connection::Cluster(mut line), Target::Cluster(nodes)) => {
-                super::cluster_connection::send(&mut line, nodes, command).await
+        let sent = match (connection, &*self.target) {
+            (Connection::Cluster(mut connection), Target::Cluster(nodes)) => {
+                super::cluster_connection::send(&mut connection, nodes, command).await
             }
-            (Connection::Cluster(mut line), _) => line.req_packed_command(command).await.and_then(Value::extract_error),
-            (Connection::Single(mut line), _) => line.req_packed_command(command).await.and_then(Value::extract_error),
+            (Connection::Cluster(mut connection), _) => {
+                connection.req_packed_command(command).await.and_then(Value::extract_error)
+            }
+            (Connection::Single(mut connection), _) => {
+                connection.req_packed_command(command).await.and_then(Value::extract_error)
+            }
         };
         let error = match sent {
             Ok(value) => {
@@ -292,37 +297,35 @@ impl RedisClient {
         }
         let meaning = meaning(&error);
         if let (true, RedisError::Unavailable(why) | RedisError::Refused(why)) = (meaning.answered, &meaning.error) {
-            // One node of a Redis Cluster may refuse everything while others answer.
+            // One node of a Redis Cluster may refuse all requests while others answer.
             let is_of_all = meaning.is_of_all && !self.is_redis_cluster();
             self.state.lock().refusals.refused(request_name(command), why.clone(), is_of_all, began, Instant::now());
         }
-        // The connection to a Redis Cluster finds lost nodes again by itself, and knows the present ones better than a new
-        // connection would. It never gives up a node that does not answer, so a timeout reconnects. A single Redis that takes
-        // no writes may stay so for long, so it is reconnected only if a Sentinel may know a better one.
-        let anew = match (&*self.target, meaning.retry) {
+        // The connection to a Redis Cluster reconnects to lost nodes by itself, and knows the current nodes better than a new
+        // connection would. It never drops a node that does not answer, so a timeout reconnects. A single Redis may accept no
+        // writes for long, so only a Sentinel, which may name another primary, is a reason to reconnect.
+        let reconnects = match (&*self.target, meaning.retry) {
             (Target::Cluster(..), _) => error.is_timeout(),
             (Target::Single(..), retry) => retry == Retry::Anew,
             (Target::Sentinel(..), retry) => retry != Retry::Same,
         };
-        if anew || (!meaning.answered && matches!(meaning.error, RedisError::Unavailable(_))) {
-            self.mark_lost(number, &meaning, anew);
+        if reconnects || (!meaning.answered && matches!(meaning.error, RedisError::Unavailable(_))) {
+            self.mark_lost(number, &meaning, reconnects);
         }
-        if anew && !meaning.answered && !error.is_timeout() {
+        if reconnects && !meaning.answered && !error.is_timeout() {
             return Err(self.why_closed().await.unwrap_or(meaning.error));
         }
         Err(meaning.error)
     }
 
-    /// Finds out why Redis has closed a connection. Only a new connection shows it, for example after a change of the
-    /// password.
+    /// Returns the reason for which Redis closed a connection. Only a new connection shows it, for example a changed password.
     async fn why_closed(&self) -> Option<RedisError> {
         self.connection().await.err().filter(|why| matches!(why, RedisError::Refused(_)))
     }
 
-    /// Records a reply. A refusal ends when the same request is answered; a refusal of everything or a lost connection with
-    /// any reply.
+    /// Records a reply. It ends a refusal of the same request, a refusal of all requests, and an outage.
     ///
-    /// Other requests may succeed all the time: a Redis without its replicas refuses writes and answers reads.
+    /// A refusal of one request ends only with that request: a Redis without its replicas refuses writes and answers reads.
     fn answered(&self, number: u64, command: &Cmd, sent: Instant) {
         let mut state = self.state.lock();
         let accepts = state.refusals.answered(|| request_name(command), sent);
@@ -341,38 +344,40 @@ impl RedisClient {
         }
     }
 
-    fn mark_lost(&self, number: u64, meaning: &Meaning, anew: bool) {
+    /// Records a failed connection, and drops it if `reconnects`.
+    fn mark_lost(&self, number: u64, meaning: &Meaning, reconnects: bool) {
         let why = &meaning.error;
         let mut state = self.state.lock();
         if state.connection.as_ref().is_none_or(|(made, _)| *made != number) {
             return;
         }
-        // A Redis that refuses can be reached. The refusal counts until the same request is answered over any connection.
+        // A Redis that refuses is reachable. Its refusal counts until the same request is answered over any connection.
         if !meaning.answered {
             state.unavailable_since.get_or_insert_with(Instant::now);
         }
         state.failed = Some((Instant::now(), why.clone()));
-        if anew {
+        if reconnects {
             state.connection = None;
             drop(state);
             if !meaning.answered {
                 self.lost.notify_one();
             }
-            if let Some(suppressed) = LOG_LIMIT.due("line") {
+            if let Some(suppressed) = LOG_LIMIT.due("connection") {
                 tracing::warn!(error = %why, suppressed, "the connection to Redis failed; reconnecting");
             }
         }
     }
 
+    /// Returns the current connection and its number, or makes one.
     async fn connection(&self) -> Result<(u64, Connection), RedisError> {
-        if let Some((number, line)) = &self.state.lock().connection {
-            return Ok((*number, line.clone()));
+        if let Some((number, connection)) = &self.state.lock().connection {
+            return Ok((*number, connection.clone()));
         }
-        let _turn = self.connect_lock.lock().await;
+        let _guard = self.connect_lock.lock().await;
         {
             let state = self.state.lock();
             match (&state.connection, &state.failed) {
-                (Some((number, line)), _) => return Ok((*number, line.clone())),
+                (Some((number, connection)), _) => return Ok((*number, connection.clone())),
                 (None, Some((at, error))) if at.elapsed() < retry_delay(error) && !state.has_answered => {
                     return Err(error.clone());
                 }
@@ -385,14 +390,14 @@ impl RedisClient {
         };
         let mut state = self.state.lock();
         match connected {
-            Ok(line) => {
+            Ok(connection) => {
                 state.connections_made += 1;
                 state.has_answered = false;
                 let number = state.connections_made;
-                (state.connection, state.failed) = (Some((number, line.clone())), None);
+                (state.connection, state.failed) = (Some((number, connection.clone())), None);
                 drop(state);
                 self.current.send_replace(number);
-                Ok((number, line))
+                Ok((number, connection))
             }
             Err(error) => {
                 state.unavailable_since.get_or_insert_with(Instant::now);
@@ -419,16 +424,16 @@ impl RedisClient {
     }
 }
 
-/// Returns the connection if it can be used. A Redis that requires a password reports that to the first request only, and may
-/// close the connection without its code.
-async fn check_usable(mut line: MultiplexedConnection) -> Result<Connection, redis::RedisError> {
-    match line.req_packed_command(&redis::cmd("PING")).await.and_then(Value::extract_error) {
+/// Returns the connection if requests can use it. A Redis that requires a password reports that to the first request only, and
+/// may close the connection without an error code.
+async fn check_usable(mut connection: MultiplexedConnection) -> Result<Connection, redis::RedisError> {
+    match connection.req_packed_command(&redis::cmd("PING")).await.and_then(Value::extract_error) {
         Err(error) if meaning(&error).ends_connection() => Err(error),
-        _ => Ok(Connection::Single(line)),
+        _ => Ok(Connection::Single(connection)),
     }
 }
 
-/// Returns how long callers get the error of the last attempt.
+/// Returns the delay after a failed attempt to connect.
 fn retry_delay(error: &RedisError) -> Duration {
     if matches!(error, RedisError::Refused(_)) { REFUSED_RETRY_DELAY } else { RETRY_DELAY }
 }

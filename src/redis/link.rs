@@ -1,4 +1,4 @@
-//! State of one server's membership in a cluster on Redis.
+//! One server's link to a cluster on Redis, and what it notifies.
 
 use std::{
     sync::{
@@ -24,7 +24,7 @@ pub type Listener = Arc<dyn Fn(&Notification) + Send + Sync>;
 /// Options of a [`ServerLink`] that a server leaves at their defaults.
 #[derive(Clone, Debug)]
 pub struct LinkOptions {
-    /// Milliseconds by which the clock is ahead. The caller may raise it at any time.
+    /// Milliseconds by which the clock is ahead, for tests. The caller may raise it at any time.
     pub ahead_ms: Arc<AtomicU64>,
     /// Time limit for a reply of Redis. Then the connection is replaced, and the request fails.
     pub reply_timeout: Duration,
@@ -36,7 +36,7 @@ impl Default for LinkOptions {
     }
 }
 
-/// One server's place in a cluster on Redis.
+/// One server's link to a cluster on Redis: its client, its lease, and its tasks.
 pub struct ServerLink {
     pub(super) client: RedisClient,
     pub(super) keys: Keys,
@@ -44,7 +44,7 @@ pub struct ServerLink {
     pub(super) membership: RwLock<Membership>,
     /// Milliseconds by which the clock is ahead. For tests.
     pub(super) ahead_ms: Arc<AtomicU64>,
-    /// How far ahead the clock of an earlier test run was.
+    /// Milliseconds by which the clock of an earlier test run was ahead.
     pub(super) base_ms: u64,
     pub(super) opened: Instant,
     /// Health conditions of this server.
@@ -53,15 +53,15 @@ pub struct ServerLink {
     pub(super) tasks: Mutex<Vec<AbortHandle>>,
     /// Another server has removed this server's state, or Redis may have lost it: presence must be written again.
     pub(super) reaped: AtomicBool,
-    /// Until then no server is taken for dead: its lease may have ended while no server could renew one.
+    /// Until then no server is taken for dead: leases may have ended while Redis was unreachable.
     pub(super) grace_until: Mutex<Option<Instant>>,
     /// Notified when another server has begun a failover epoch.
     pub(super) renew_now: Arc<Notify>,
     /// Highest sequence that was assigned or read on this server.
     pub(super) highest_sequence: AtomicU64,
-    /// Serializes renewals. Otherwise the later reply might be of the earlier time.
+    /// Serializes renewals. Otherwise the later reply might be the older one.
     pub(super) renewing: tokio::sync::Mutex<()>,
-    /// Whether this server is subscribed to the channels.
+    /// This server is subscribed to the channels.
     pub(super) subscribed: watch::Sender<bool>,
     pub(super) unsubscribed_since: Mutex<Option<Instant>>,
     /// Publishes that are queued or in flight.
@@ -71,7 +71,7 @@ pub struct ServerLink {
     pub(super) runtime: Option<Runtime>,
 }
 
-/// The live servers as of a point in time, and the failover epoch of the Redis then.
+/// The live servers and the failover epoch, as of one renewal.
 #[derive(Clone, Debug, Default)]
 pub struct Membership {
     /// Names of the live servers, separated by commas.
@@ -96,7 +96,7 @@ pub struct Membership {
     pub(super) renewals: u64,
 }
 
-/// Something that other servers, or this server's own renewal, have reported.
+/// A change that other servers, or this server's own tasks, report.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Notification {
@@ -105,13 +105,13 @@ pub enum Notification {
     /// Notifications may have been missed: any log may have new entries.
     Resync,
     /// The original now lists these users of this server as online. Its servers may have stored messages for them just
-    /// before. Reported by this server's own presence writer.
+    /// before.
     OriginalPresent(Vec<UserId>),
     /// Another server has removed this server's state, or Redis may have lost it. Holds and devices must be reported again.
     StateLost,
     /// Another failover epoch was adopted: every session reads its log again.
     EpochAdopted,
-    /// A message on a channel that is not about logs.
+    /// A message on any other channel.
     ChannelMessage {
         /// The channel, with the suffix of the namespace.
         channel: String,

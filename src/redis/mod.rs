@@ -1,18 +1,18 @@
-//! Everything on Redis: connection, membership, user logs, presence, portals and interoperation with the original.
+//! Stores and shares everything on Redis: user logs, membership, presence, portals, interoperation with the original.
 //!
-//! - `connection`: a shared connection that reconnects, and never matches a reply to another request
+//! - `connection`: a client whose connection reconnects
 //! - `refusal`: classifies errors of Redis
-//! - `cluster_connection`: nodes of a Redis Cluster and routing; `outage`: since when some of them are missing
-//! - `link`: state of one server · `keys`: key schema
+//! - `cluster_connection`: nodes of a Redis Cluster and routing · `outage`: deadline of requests to missing slots
+//! - `link`: one server's link to the cluster · `keys`: key schema
 //! - `membership`: leases and the failover epoch · `reaper`: removes the state of dead servers
-//! - `subscriber`: a subscription that reconnects · `notifications`: handles what it delivers · `broadcast`: its codec
+//! - `subscriber`: a subscription that reconnects · `notifications`: handles its messages · `broadcast`: codec of broadcasts
 //! - `presence`: which users are connected to which server · `portals`: the shared portal pool and its events
 //! - `original`: interoperation with servers of the original
 //! - [`store`]: user logs, with the scripts in `lua/` · [`import_export`]: `mesa import` and `mesa export`
-//! - [`RedisBackplane`]: implements [`Cluster`](crate::cluster::Cluster) with all of that
+//! - [`RedisBackplane`]: implements [`Cluster`](crate::cluster::Cluster) with these
 //!
-//! The connection has a runtime of its own with one thread. So a request is completed even if its caller gives up, and a
-//! caller that may block can do so on any thread.
+//! The link has its own runtime with one thread. So a request is completed even if its caller stops waiting, and a caller may
+//! block on any thread.
 
 mod backplane;
 mod broadcast;
@@ -59,13 +59,13 @@ use crate::{
     health::{Health, supervise},
 };
 
-/// How long a starting server waits for a Redis that cannot be reached. Then it fails.
+/// Time limit for reaching Redis at the start. Then the start fails.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a server may be unsubscribed before it is not ready. Resubscribing takes some hundred milliseconds.
+/// Time without a subscription after which a server is not ready. Resubscribing takes some hundred milliseconds.
 const RESUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a stopping server waits until what it has queued for other servers is published.
+/// Time limit for publishing queued broadcasts and events at the stop. The rest is lost.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl ServerLink {
@@ -136,7 +136,7 @@ impl ServerLink {
         });
         link.spawn("cluster_lease", (), |link, ()| Box::pin(membership::keep_renewing(link)));
         link.spawn("cluster_subscriber", (), |link, ()| Box::pin(notifications::listen(link)));
-        // The server must be subscribed before the first client connects, or it could miss broadcasts for it.
+        // The server must be subscribed before its first client connects. Otherwise it could miss broadcasts for that client.
         let mut subscribed = link.subscribed.subscribe();
         let left = until.saturating_duration_since(Instant::now());
         let subscribed_in_time = link.wait(async move {
@@ -149,8 +149,7 @@ impl ServerLink {
 
     /// Spawns a task that runs until this server deregisters.
     ///
-    /// `part` names it in `/readyz`. The task returns when what it works for is gone. After a panic it restarts with the same
-    /// `state`.
+    /// `part` names it in `/readyz`. The task returns when its owner is dropped. After a panic it restarts with the same `state`.
     pub fn spawn<S: Send + 'static>(
         self: &Arc<Self>,
         part: &'static str,
@@ -258,8 +257,8 @@ impl ServerLink {
     /// # Errors
     /// When Redis cannot be queried.
     pub async fn renew(&self) -> Result<(), RedisError> {
-        let turn = self.renewing.lock().await;
-        self.renew_locked(&turn).await
+        let guard = self.renewing.lock().await;
+        self.renew_locked(&guard).await
     }
 
     /// Renews after a step was rejected in the epoch `used`. Does nothing if another epoch was adopted since.
@@ -267,11 +266,11 @@ impl ServerLink {
     /// # Errors
     /// As [`ServerLink::renew`].
     pub async fn adopt(&self, used: &str) -> Result<(), RedisError> {
-        let turn = self.renewing.lock().await;
-        if self.membership.read().epoch_id() == used { self.renew_locked(&turn).await } else { Ok(()) }
+        let guard = self.renewing.lock().await;
+        if self.membership.read().epoch_id() == used { self.renew_locked(&guard).await } else { Ok(()) }
     }
 
-    async fn renew_locked(&self, _turn: &tokio::sync::MutexGuard<'_, ()>) -> Result<(), RedisError> {
+    async fn renew_locked(&self, _guard: &tokio::sync::MutexGuard<'_, ()>) -> Result<(), RedisError> {
         let (before, grace) =
             (self.membership(), if self.in_grace_period() { membership::LEASE_TTL } else { Duration::ZERO });
         let seen = (self.highest_sequence.load(Ordering::Relaxed), grace);
@@ -317,7 +316,7 @@ impl ServerLink {
         self.highest_sequence.fetch_max(seq, Ordering::Relaxed);
     }
 
-    /// For one lease period no server is taken for dead.
+    /// Starts a lease period in which no server is taken for dead.
     fn start_grace_period(&self) {
         *self.grace_until.lock() = Some(Instant::now() + membership::LEASE_TTL);
     }
@@ -326,6 +325,7 @@ impl ServerLink {
         self.grace_until.lock().is_some_and(|until| Instant::now() < until)
     }
 
+    /// Records that Redis may not have this server's state.
     fn mark_reaped(&self) {
         self.reaped.store(true, Ordering::Relaxed);
         self.notify(&Notification::StateLost);
@@ -401,7 +401,7 @@ impl Drop for ServerLink {
     fn drop(&mut self) {
         self.tasks.lock().drain(..).for_each(|task| task.abort());
         if let Some(runtime) = self.runtime.take() {
-            // Not waited for: this may be a task of another runtime.
+            // Without waiting: this may be a task of another runtime, which must not block.
             runtime.shutdown_background();
         }
     }

@@ -1,6 +1,6 @@
-//! Handles what the subscription delivers: users with new entries, and broadcasts.
+//! Handles messages of the subscription: users with new entries, and broadcasts.
 //!
-//! Nothing durable depends on it. After the connection was lost, listeners get [`Notification::Resync`] and read the logs
+//! No durable data depends on it. After the subscription was lost, listeners get [`Notification::Resync`] and read the logs
 //! again.
 
 use std::{
@@ -18,28 +18,28 @@ use super::{
 };
 use crate::{compat::keyspace::Name, message::UserId};
 
-/// How often every session reads its log in a Redis Cluster, whatever was received. The nodes forward what is published to
-/// each other, and lose it without notice where their own connections break.
+/// Interval at which every session reads its log in a Redis Cluster, whatever was received. The nodes forward published
+/// messages to each other, and lose them silently when their own connections break.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Subscribes until the link is dropped.
+/// Subscribes, and notifies listeners until the link is dropped.
 pub(super) async fn listen(link: Weak<ServerLink>) {
     let Some(link_now) = link.upgrade() else { return };
     let (channels, original) =
         ([link_now.keys.append_channel(), link_now.keys.broadcast_channel()], link_now.keys.original(Name::Ws));
-    let (node, append_channel) = (link_now.server_name.clone(), link_now.keys.append_channel());
+    let (own_name, append_channel) = (link_now.server_name.clone(), link_now.keys.append_channel());
     drop(link_now);
-    // Subscribes with a pattern that has no wildcards. So NUMSUB of that channel counts only servers of the original.
-    let until = Mutex::new(Instant::now() + RESYNC_INTERVAL);
+    let next_resync = Mutex::new(Instant::now() + RESYNC_INTERVAL);
+    // The original's channel is subscribed as a pattern without wildcards. So its NUMSUB counts only servers of the original.
     subscriber::subscribe(link, &channels, &original, Loopback::Own, |link, event| {
-        let own = match event {
+        let is_own = match event {
             SubscriptionEvent::Started => {
                 link.set_subscribed(true);
                 link.notify(&Notification::Resync);
                 return true;
             }
             SubscriptionEvent::Message(channel, payload) if channel == append_channel => {
-                match users_with_entries(payload, &node) {
+                match users_with_entries(payload, &own_name) {
                     Some(users) => {
                         if payload.ends_with(EPOCH_BEGINS.as_bytes()) || is_unknown_server(link, payload) {
                             link.renew_now.notify_one();
@@ -59,24 +59,24 @@ pub(super) async fn listen(link: Weak<ServerLink>) {
                 false
             }
         };
-        let mut until = until.lock();
-        if own && link.client.is_redis_cluster() && Instant::now() > *until {
-            *until = Instant::now() + RESYNC_INTERVAL;
+        let mut next_resync = next_resync.lock();
+        if is_own && link.client.is_redis_cluster() && Instant::now() > *next_resync {
+            *next_resync = Instant::now() + RESYNC_INTERVAL;
             link.notify(&Notification::Resync);
         }
-        own
+        is_own
     })
     .await;
 }
 
 /// Parses the users with new entries. `None` if the message is from this server or malformed.
-fn users_with_entries(payload: &[u8], node: &str) -> Option<Vec<UserId>> {
+fn users_with_entries(payload: &[u8], own_name: &str) -> Option<Vec<UserId>> {
     let mut parts = std::str::from_utf8(payload).ok()?.split('\0');
-    (parts.next()? != node).then(|| parts.filter_map(|user| UserId::new(user).ok()).collect())
+    (parts.next()? != own_name).then(|| parts.filter_map(|user| UserId::new(user).ok()).collect())
 }
 
-/// Tells whether this is the name of a server that is not known yet. Then the lease is renewed at once to list the live
-/// servers, because steps on logs wait for the reports of known ones.
+/// Tells whether this is the name of an unknown server. Then the lease is renewed at once, which lists the live servers: steps
+/// on logs must wait for its reports.
 fn is_unknown_server(link: &ServerLink, payload: &[u8]) -> bool {
-    !payload.contains(&0) && !link.membership().servers.split(',').any(|node| node.as_bytes() == payload)
+    !payload.contains(&0) && !link.membership().servers.split(',').any(|server| server.as_bytes() == payload)
 }

@@ -1,4 +1,4 @@
-//! When parts of a Redis Cluster stopped serving their slots. All requests share one deadline for that.
+//! Tracks an outage of slots in a Redis Cluster. All requests share its deadline.
 
 use std::{
     collections::HashSet,
@@ -8,14 +8,13 @@ use std::{
 use parking_lot::Mutex;
 use redis::{Arg, Cmd};
 
-/// How long requests wait for slots without a node, from when the first of them was refused. Later requests fail at once.
+/// Time for which refused requests are resent, from the first refusal of the outage. After it requests fail at once.
 pub(super) const OUTAGE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long an outage counts after a request was last refused: three renewals of the lease, which are refused in it too.
+/// Duration of an outage after its last refused request: three lease renewals, which it refuses too.
 const OUTAGE_TTL: Duration = Duration::from_secs(6);
 
-/// Hash tags of refused requests that are remembered. Where there are more, an answer to one of those does not end the
-/// outage.
+/// Limit of stored hash tags of refused requests. A reply to a request with a further tag does not end the outage.
 const TAGS_MAX: usize = 1024;
 
 /// The part of a key that selects its slot.
@@ -23,9 +22,9 @@ type Tag = Box<[u8]>;
 
 /// The current outage, if any.
 #[derive(Default)]
-pub(super) struct Outage(Mutex<Option<Since>>);
+pub(super) struct Outage(Mutex<Option<OutageState>>);
 
-struct Since {
+struct OutageState {
     began: Instant,
     last: Instant,
     /// Hash tags of refused requests.
@@ -33,25 +32,25 @@ struct Since {
 }
 
 impl Outage {
-    /// Notes that a request was refused. Returns until when it may be sent again.
+    /// Records a refused request. Returns until when it may be resent.
     pub(super) fn refused(&self, command: &Cmd) -> Instant {
         self.refused_at(tag(command), Instant::now())
     }
 
-    /// Notes that a request was answered. That ends the outage where one with the same tag was refused.
+    /// Records an answered request. It ends the outage if a request with the same tag was refused.
     pub(super) fn answered(&self, command: &Cmd) {
-        let mut since = self.0.lock();
-        if let Some(outage) = &*since
+        let mut current = self.0.lock();
+        if let Some(outage) = &*current
             && tag(command).is_some_and(|tag| outage.tags.contains(tag))
         {
-            *since = None;
+            *current = None;
         }
     }
 
     fn refused_at(&self, tag: Option<&[u8]>, now: Instant) -> Instant {
-        let mut since = self.0.lock();
-        since.take_if(|outage| now.saturating_duration_since(outage.last) > OUTAGE_TTL);
-        let outage = since.get_or_insert_with(|| Since { began: now, last: now, tags: HashSet::new() });
+        let mut current = self.0.lock();
+        current.take_if(|outage| now.saturating_duration_since(outage.last) > OUTAGE_TTL);
+        let outage = current.get_or_insert_with(|| OutageState { began: now, last: now, tags: HashSet::new() });
         outage.last = now;
         if outage.tags.len() < TAGS_MAX {
             outage.tags.extend(tag.map(Tag::from));
@@ -60,7 +59,7 @@ impl Outage {
     }
 }
 
-/// The hash tag of a command's first key; `None` where it has none.
+/// Returns the hash tag of a command's first key. `None` if the command has no key.
 fn tag(command: &Cmd) -> Option<&[u8]> {
     let mut words = command.args_iter().map(|word| match word {
         Arg::Simple(word) => word,
@@ -72,7 +71,7 @@ fn tag(command: &Cmd) -> Option<&[u8]> {
         _ => words.next()?,
     };
     let open = key.iter().position(|byte| *byte == b'{').map(|at| &key[at + 1..]);
-    let tag = open.and_then(|rest| rest.split(|byte| *byte == b'}').next().filter(|tag| tag.len() < rest.len()));
+    let tag = open.and_then(|tail| tail.split(|byte| *byte == b'}').next().filter(|tag| tag.len() < tail.len()));
     Some(tag.filter(|tag| !tag.is_empty()).unwrap_or(key))
 }
 

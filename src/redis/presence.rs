@@ -1,13 +1,12 @@
 //! Presence: which users are connected to which server.
 //!
-//! Each server keeps a table of its users. A user in any table is online. A dead server leaves its table behind, and another
-//! server removes it when the lease has ended (`reaper`).
+//! Each server has a table of its users in Redis. A user in any table is online. When a server dies and its lease has ended,
+//! another server removes its table (`reaper`).
 //!
-//! The original's keys for the same (`connected_clients`, `connected_clients_count`) are written in the same step, so that
-//! they always agree. An entry in `connected_clients` may be the original's or ours. Ours stays for a while after the user
-//! has gone: until its server has written that, or until another server has noticed that its server died. So the users that
-//! we added are recorded too, with the time when they went offline. A listed user without such a record is connected to the
-//! original only.
+//! The original's keys for the same (`connected_clients`, `connected_clients_count`) are written in the same step, so they
+//! always agree. An entry in `connected_clients` may be the original's or ours. Our entry may outlive the connection, until
+//! its server has removed it, or another server after its death. So the users that we added are recorded, with the time when
+//! they went offline. A user in `connected_clients` without such a record is connected to the original only.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -43,7 +42,7 @@ const WRITE_DELAY: Duration = Duration::from_millis(5);
 /// Grace period during which a disconnected user still counts as connected: other servers may have messages in flight.
 const GRACE_PERIOD_TTL: Duration = Duration::from_secs(15);
 
-/// Users in the grace period. With one more the earliest leaves it. Servers check for undelivered copies later anyway.
+/// Users in the grace period. One more ends it for the earliest. Servers check for missing copies after 1 s in any case.
 const GRACE_USERS_MAX: usize = 50_000;
 
 /// Users read in one step.
@@ -52,24 +51,26 @@ const PAGE_MAX: usize = 1000;
 /// Delay after a failed attempt.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// How often dead servers and servers of the original are looked for.
+/// Interval of checks for dead servers and for servers of the original.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Writes the numbers of connections of some users of this server.
+///
 /// KEYS: 1 online users, 2 servers, 3 this server's table, 4 dead servers, then tables of other servers; ARGV: 1 this server,
 /// 2 prefix and 3 suffix of a table's name, 4 `connected_clients` ('' without the original), 5 users that we added there,
 /// then each user and its number of connections. Returns the users that are new in `connected_clients`.
 ///
 /// `PERSIST` changes nothing; see [`RedisClient::query_when_full`](super::connection::RedisClient::query_when_full).
 ///
-/// The other tables are among the keys, here and below, because a slot may be moving in a Redis Cluster. Then a table that
-/// has moved reads as empty, unless the key was named.
+/// The other tables are keys of the script, here and below, because a slot may be moving in a Redis Cluster. Otherwise a
+/// moved table would read as empty.
 ///
-/// A server that was taken for dead and does not know it yet adds itself to the dead servers. What it writes is then removed
-/// unless it comes back.
+/// A server that others took for dead, and that does not know it yet, adds itself to the dead servers. So its state is removed
+/// unless it renews its lease.
 static SET_CONNECTIONS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
-        local t, came = redis.call('TIME'), {}
+        local t, added = redis.call('TIME'), {}
         local now = string.format('%.0f', t[1] * 1000 + math.floor(t[2] / 1000))
         if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then redis.call('ZADD', KEYS[4], 'NX', 0, ARGV[1]) end
         for at = 6, #ARGV, 2 do
@@ -79,63 +80,65 @@ static SET_CONNECTIONS: LazyLock<Script> = LazyLock::new(|| {
             redis.call('ZADD', KEYS[1], 0, user)
             if ARGV[4] ~= '' then
               redis.call('ZADD', ARGV[5], 0, user)
-              if redis.call('SADD', ARGV[4], user) == 1 then came[#came + 1] = user end
+              if redis.call('SADD', ARGV[4], user) == 1 then added[#added + 1] = user end
             end
           else
             redis.call('HDEL', KEYS[3], user)
-            local elsewhere = false
-            for _, node in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-              elsewhere = elsewhere or redis.call('HEXISTS', ARGV[2] .. node .. ARGV[3], user) == 1
+            local is_remote = false
+            for _, server in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
+              is_remote = is_remote or redis.call('HEXISTS', ARGV[2] .. server .. ARGV[3], user) == 1
             end
-            if not elsewhere and redis.call('ZREM', KEYS[1], user) == 1 and ARGV[4] ~= '' then
+            if not is_remote and redis.call('ZREM', KEYS[1], user) == 1 and ARGV[4] ~= '' then
               redis.call('SREM', ARGV[4], user)
               redis.call('ZADD', ARGV[5], now, user)
             end
           end
         end
-        return came",
+        return added",
     )
 });
 
+/// Writes the number of connections of this server.
+///
 /// KEYS: 1 connection counts, 2 servers, 3 dead servers; ARGV: 1 this server, 2 its number of connections, 3
 /// `connected_clients_count` ('' without the original).
 static SET_COUNT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
-        local more = ARGV[2] - tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0)
+        local difference = ARGV[2] - tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0)
         redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
         if not redis.call('ZSCORE', KEYS[2], ARGV[1]) then redis.call('ZADD', KEYS[3], 'NX', 0, ARGV[1]) end
-        if ARGV[3] ~= '' and more ~= 0 then redis.call('INCRBY', ARGV[3], string.format('%.0f', more)) end",
+        if ARGV[3] ~= '' and difference ~= 0 then redis.call('INCRBY', ARGV[3], string.format('%.0f', difference)) end",
     )
 });
 
-/// Users and connections of this server, and what of them is not written to Redis yet.
+/// Users and connections of this server, and the changes that are not written to Redis yet.
 #[derive(Debug, Default)]
 pub struct Presence {
     state: Mutex<State>,
     changed: Notify,
     connections: AtomicUsize,
-    /// A server of the original is subscribed.
+    /// A server of the original is subscribed to its channel.
     original_present: AtomicBool,
 }
 
 #[derive(Debug, Default)]
 struct State {
     users: HashMap<UserId, usize>,
-    /// Users in the grace period, with when they went offline, and the same in that order.
-    gone: HashMap<UserId, Instant>,
-    gone_in_order: VecDeque<(Instant, UserId)>,
+    /// Users in the grace period, with the time when they went offline, and the same in order of that time.
+    in_grace: HashMap<UserId, Instant>,
+    grace_order: VecDeque<(Instant, UserId)>,
     /// Changes that are not written yet.
     dirty: HashMap<UserId, usize>,
-    /// Those of them that may be written, by a step whose reply was lost. With it the list of new users was lost.
-    unsure: HashSet<UserId>,
+    /// Changes that a step may have written whose reply was lost, and with it the list of users it added.
+    uncertain: HashSet<UserId>,
 }
 
-/// A change that is to be written.
+/// An unwritten change.
 struct Change {
     user: UserId,
     connections: usize,
-    is_unsure: bool,
+    is_uncertain: bool,
 }
 
 impl Presence {
@@ -157,7 +160,7 @@ impl Presence {
             if connections == 0 {
                 state.start_grace(user);
             } else {
-                state.gone.remove(user);
+                state.in_grace.remove(user);
                 state.users.insert(user.clone(), connections);
             }
             state.dirty.insert(user.clone(), connections);
@@ -174,14 +177,14 @@ impl Presence {
         self.original_present.load(Ordering::Relaxed)
     }
 
-    /// Splits users into those that are or were recently connected to this server, and the others.
+    /// Splits users into those that are connected to this server or in the grace period, and the others.
     pub(super) fn split_local(&self, users: Vec<UserId>) -> (Vec<UserId>, Vec<UserId>) {
         let state = self.state.lock();
-        let is_here = |user: &UserId| {
+        let is_local = |user: &UserId| {
             state.users.contains_key(user)
-                || state.gone.get(user).is_some_and(|since| since.elapsed() < GRACE_PERIOD_TTL)
+                || state.in_grace.get(user).is_some_and(|since| since.elapsed() < GRACE_PERIOD_TTL)
         };
-        users.into_iter().partition(is_here)
+        users.into_iter().partition(is_local)
     }
 
     /// Marks all users to be written again. `written` are the users in this server's table now.
@@ -200,30 +203,31 @@ impl Presence {
         self.changed.notify_one();
     }
 
-    fn take(&self) -> Vec<Change> {
-        let State { dirty, unsure, .. } = &mut *self.state.lock();
+    /// Takes changes for one step.
+    fn take_batch(&self) -> Vec<Change> {
+        let State { dirty, uncertain, .. } = &mut *self.state.lock();
         let batch: Vec<_> = dirty.keys().take(BATCH_MAX).cloned().collect();
         let batch = batch.into_iter().filter_map(|user| dirty.remove_entry(&user));
-        batch.map(|(user, connections)| Change { is_unsure: unsure.remove(&user), user, connections }).collect()
+        batch.map(|(user, connections)| Change { is_uncertain: uncertain.remove(&user), user, connections }).collect()
     }
 
-    fn give_back(&self, batch: Vec<Change>) {
-        let State { dirty, unsure, .. } = &mut *self.state.lock();
+    /// Returns the changes of a failed step. Later changes of the same users win.
+    fn return_batch(&self, batch: Vec<Change>) {
+        let State { dirty, uncertain, .. } = &mut *self.state.lock();
         for Change { user, connections, .. } in batch {
-            unsure.insert(user.clone());
-            // A later change counts.
+            uncertain.insert(user.clone());
             dirty.entry(user).or_insert(connections);
         }
     }
 
     async fn write(&self, link: &ServerLink) -> Result<(), RedisError> {
         loop {
-            let batch = self.take();
+            let batch = self.take_batch();
             if batch.is_empty() {
                 break;
             }
             if let Err(error) = write_batch(link, &batch).await {
-                self.give_back(batch);
+                self.return_batch(batch);
                 return Err(error);
             }
         }
@@ -233,7 +237,7 @@ impl Presence {
         link.client().run_script(&SET_COUNT, &keys, &[link.server_name(), &connections, &original]).await
     }
 
-    /// Looks for servers of the original, and removes the state of dead servers.
+    /// Checks for servers of the original, and removes the state of dead servers. Rewrites this server's state if it was removed.
     async fn poll(&self, link: &ServerLink) -> Result<(), RedisError> {
         if !link.in_grace_period() {
             reaper::reap_dead_servers(link).await?;
@@ -256,25 +260,26 @@ impl State {
     fn start_grace(&mut self, user: &UserId) {
         self.users.remove(user);
         let now = Instant::now();
-        while let Some((since, _)) = self.gone_in_order.front()
-            && (self.gone_in_order.len() >= GRACE_USERS_MAX || since.elapsed() >= GRACE_PERIOD_TTL)
+        while let Some((since, _)) = self.grace_order.front()
+            && (self.grace_order.len() >= GRACE_USERS_MAX || since.elapsed() >= GRACE_PERIOD_TTL)
         {
-            let Some((since, user)) = self.gone_in_order.pop_front() else { return };
-            // The user may have connected and disconnected once more.
-            if self.gone.get(&user) == Some(&since) {
-                self.gone.remove(&user);
+            let Some((since, user)) = self.grace_order.pop_front() else { return };
+            // The user may have connected and disconnected again since.
+            if self.in_grace.get(&user) == Some(&since) {
+                self.in_grace.remove(&user);
             }
         }
-        self.gone.insert(user.clone(), now);
-        self.gone_in_order.push_back((now, user.clone()));
+        self.in_grace.insert(user.clone(), now);
+        self.grace_order.push_back((now, user.clone()));
     }
 }
 
+/// Writes changes. Reports the users that are new in `connected_clients`.
 async fn write_batch(link: &ServerLink, batch: &[Change]) -> Result<(), RedisError> {
     let schema = link.keys();
-    let (begin, end) = schema.server_users_affixes();
+    let (prefix, suffix) = schema.server_users_affixes();
     let original = original_name(link, Name::Clients);
-    let mut arguments = vec![link.server_name().to_owned(), begin, end, original, schema.original_users_added()];
+    let mut arguments = vec![link.server_name().to_owned(), prefix, suffix, original, schema.original_users_added()];
     for Change { user, connections, .. } in batch {
         arguments.extend([user.to_string(), connections.to_string()]);
     }
@@ -285,7 +290,7 @@ async fn write_batch(link: &ServerLink, batch: &[Change]) -> Result<(), RedisErr
     let mut added = users(&added);
     if original_supported(link) {
         // Importing twice does no harm.
-        let may_be_added = batch.iter().filter(|change| change.is_unsure && change.connections > 0);
+        let may_be_added = batch.iter().filter(|change| change.is_uncertain && change.connections > 0);
         added.extend(may_be_added.map(|change| change.user.clone()));
     }
     if !added.is_empty() {
@@ -312,24 +317,25 @@ async fn poll_redis(link: Weak<ServerLink>, presence: Arc<Presence>) {
         {
             let Some(link) = link.upgrade() else { return };
             if let Err(error) = presence.poll(&link).await {
-                tracing::debug!(%error, "dead servers and servers of the original were not looked for; it is retried");
+                tracing::debug!(%error, "the check for dead servers and servers of the original failed; it is retried");
             }
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// KEYS: 1 servers, then tables; ARGV: 1 this server, 2 and 3 as above, then users. Returns the number of connections of each
-/// user at other servers.
+/// Counts the connections of users at other servers.
+///
+/// KEYS: 1 servers, then tables; ARGV: 1 this server, 2 and 3 as above, then users. Returns a number for each user.
 static REMOTE_CONNECTIONS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t, counts = redis.call('TIME'), {}
         local now = string.format('%.0f', t[1] * 1000)
         for at = 4, #ARGV do counts[at - 3] = 0 end
-        for _, node in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf')) do
-          if node ~= ARGV[1] then
+        for _, server in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now, '+inf')) do
+          if server ~= ARGV[1] then
             for at = 4, #ARGV do
-              local count = redis.call('HGET', ARGV[2] .. node .. ARGV[3], ARGV[at])
+              local count = redis.call('HGET', ARGV[2] .. server .. ARGV[3], ARGV[at])
               if count then counts[at - 3] = counts[at - 3] + tonumber(count) end
             end
           end
@@ -340,13 +346,13 @@ static REMOTE_CONNECTIONS: LazyLock<Script> = LazyLock::new(|| {
 
 /// Counts the connections of each user at other servers.
 pub(super) async fn remote_connections(link: &ServerLink, users: &[UserId]) -> Result<Vec<usize>, RedisError> {
-    let (begin, end) = link.keys().server_users_affixes();
+    let (prefix, suffix) = link.keys().server_users_affixes();
     let mut found = Vec::with_capacity(users.len());
     let mut keys = vec![link.keys().servers()];
     keys.extend(tables(link));
-    for some in users.chunks(BATCH_MAX) {
-        let mut arguments = vec![link.server_name(), &begin, &end];
-        arguments.extend(some.iter().map(UserId::as_str));
+    for batch in users.chunks(BATCH_MAX) {
+        let mut arguments = vec![link.server_name(), &prefix, &suffix];
+        arguments.extend(batch.iter().map(UserId::as_str));
         let counts: Vec<usize> = link.client().run_script(&REMOTE_CONNECTIONS, &keys, &arguments).await?;
         found.extend(counts);
     }
@@ -357,7 +363,7 @@ pub(super) async fn remote_connections(link: &ServerLink, users: &[UserId]) -> R
 pub(super) async fn remote_connection_count(link: &ServerLink) -> Result<usize, RedisError> {
     let counts: HashMap<String, usize> =
         link.client().query(redis::cmd("HGETALL").arg(link.keys().connection_counts())).await?;
-    Ok(counts.iter().filter(|(node, _)| *node != link.server_name()).map(|(_, count)| count).sum())
+    Ok(counts.iter().filter(|(server, _)| *server != link.server_name()).map(|(_, count)| count).sum())
 }
 
 /// Lists users who are online at any server, above `after`.
@@ -374,7 +380,7 @@ pub(super) async fn online_page(
 
 /// Lists all users who are online at a server of ours.
 ///
-/// Reads pages, so that Redis serves others in between. A user who connects or disconnects meanwhile may be in the list or
+/// Reads pages, so that Redis serves other clients in between. A user who connects or disconnects meanwhile may be listed or
 /// not.
 pub(super) async fn online_users(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
     let mut all: Vec<UserId> = Vec::new();
@@ -387,12 +393,12 @@ pub(super) async fn online_users(link: &ServerLink) -> Result<Vec<UserId>, Redis
     }
 }
 
-/// Counts the users that are online.
+/// Counts users who are online at a server of ours.
 pub(super) async fn online_user_count(link: &ServerLink) -> Result<usize, RedisError> {
     link.client().query(redis::cmd("ZCARD").arg(link.keys().online())).await
 }
 
-/// Tells whether a user is online.
+/// Tells whether a user is online at a server of ours.
 pub(super) async fn is_online(link: &ServerLink, user: &UserId) -> Result<bool, RedisError> {
     let command = redis::cmd("ZSCORE").arg(link.keys().online()).arg(user.as_str()).to_owned();
     Ok(link.client().query::<Option<String>>(&command).await?.is_some())

@@ -1,8 +1,8 @@
 //! A subscription that reconnects.
 //!
 //! An open socket may lead to a demoted primary. So each server publishes its own name when it renews its lease, and
-//! resubscribes if it has not received it for 6 s. It also resubscribes when the connection for requests was remade, so that
-//! both lead to the same Redis. Mostly that is the Redis there was; then nothing is missed: see [`hand_over`].
+//! resubscribes if it has not received it for 6 s. It also resubscribes after the connection for requests was replaced, so that
+//! both lead to the same Redis. If the Redis has not changed, no message is missed: see [`hand_over`].
 
 use std::{
     sync::{
@@ -20,16 +20,16 @@ use super::{RedisError, ServerLink, refusal::meaning};
 /// Delay between attempts to subscribe.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// After silence of this length a ping is sent, which has as long to be answered. Then the subscription is lost.
+/// Silence after which a ping is sent, and time limit of its reply. Then the subscription is lost.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a server may not receive its own name: three renewals of the lease. Then it resubscribes.
+/// Time without this server's own name: three lease renewals. Then it resubscribes.
 const LOOPBACK_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// How long subscribing to all channels may take.
+/// Time limit for subscribing to all channels. Then the attempt has failed.
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long the marker may take to arrive at both subscriptions. Then the new one counts as having missed messages.
+/// Time limit for the marker to arrive at both subscriptions. Then the new one counts as having missed messages.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An event of a subscription.
@@ -42,12 +42,12 @@ pub(super) enum SubscriptionEvent<'a> {
     Lost,
 }
 
-/// Says which subscription receives this server's own name, and so proves that messages arrive.
+/// Selects the subscription that receives this server's own name, which proves that messages arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loopback {
-    /// This one, on the first of its channels.
+    /// This subscription, on the first of its channels.
     Own,
-    /// Another one. When that resubscribes, so does this one.
+    /// Another subscription. This one resubscribes when that one does.
     Other,
 }
 
@@ -58,15 +58,18 @@ struct Subscription {
 }
 
 /// Why a subscription ended.
-enum End {
+enum SubscriptionEnd {
+    /// The connection broke, or messages no longer arrive.
     Lost,
-    /// The connection for requests was remade and may lead to another Redis.
+    /// The connection for requests was replaced, and may lead to another Redis.
     Reconnected,
+    /// The link was dropped.
     Stopped,
 }
 
-/// Passes what is published on these channels to `on`, until the link is dropped. `on` returns whether it was this server's
-/// own name.
+/// Passes messages on these channels to `on`, until the link is dropped.
+///
+/// `on` returns whether a message was this server's own name.
 pub(super) async fn subscribe(
     link: Weak<ServerLink>,
     channels: &[String],
@@ -81,7 +84,7 @@ pub(super) async fn subscribe(
     loop {
         let Some(link_now) = link.upgrade() else { return };
         let subscription = match replacement.take() {
-            // A reconnect during the hand-over is noticed below.
+            // `connection` is not marked: a reconnect during the hand-over ends this subscription too.
             Some(subscription) => Ok(subscription),
             None => {
                 connection.mark_unchanged();
@@ -95,16 +98,16 @@ pub(super) async fn subscribe(
                 let listening = listen(&link, &mut subscription, loopback, &on);
                 let end = tokio::select! {
                     end = listening => end,
-                    _ = connection.changed() => End::Reconnected,
-                    _ = other.changed(), if loopback == Loopback::Other => End::Lost,
+                    _ = connection.changed() => SubscriptionEnd::Reconnected,
+                    _ = other.changed(), if loopback == Loopback::Other => SubscriptionEnd::Lost,
                 };
                 let Some(link_now) = link.upgrade() else { return };
                 match end {
-                    End::Stopped => return,
-                    End::Reconnected if loopback == Loopback::Own && link_now.client.is_single_server() => {
+                    SubscriptionEnd::Stopped => return,
+                    SubscriptionEnd::Reconnected if loopback == Loopback::Own && link_now.client.is_single_server() => {
                         replacement = hand_over(&link_now, &mut subscription, channels, pattern, &on).await;
                     }
-                    End::Reconnected | End::Lost => {}
+                    SubscriptionEnd::Reconnected | SubscriptionEnd::Lost => {}
                 }
                 if replacement.is_some() {
                     continue;
@@ -117,6 +120,7 @@ pub(super) async fn subscribe(
     }
 }
 
+/// Subscribes to the channels over a new connection.
 async fn open(link: &ServerLink, channels: &[String], pattern: &str) -> Result<Subscription, RedisError> {
     let classify = |error: redis::RedisError| meaning(&error).error;
     let subscribing = async {
@@ -132,36 +136,36 @@ async fn open(link: &ServerLink, channels: &[String], pattern: &str) -> Result<S
     subscribed.unwrap_or_else(|_| Err(RedisError::Unavailable("subscribing took too long".into())))
 }
 
+/// Receives messages until the subscription is lost.
 async fn listen(
     link: &Weak<ServerLink>,
     subscription: &mut Subscription,
     loopback: Loopback,
     on: &impl Fn(&Arc<ServerLink>, SubscriptionEvent<'_>) -> bool,
-) -> End {
+) -> SubscriptionEnd {
     let mut last_own = Instant::now();
     while loopback == Loopback::Other || last_own.elapsed() < LOOPBACK_TIMEOUT {
         let message = match tokio::time::timeout(PING_TIMEOUT, subscription.messages.next()).await {
             Ok(Some(message)) => message,
-            Ok(None) => return End::Lost,
-            // Nothing was published, or the connection is dead.
+            Ok(None) => return SubscriptionEnd::Lost,
+            // No message was published, or the connection is dead.
             Err(_) => match tokio::time::timeout(PING_TIMEOUT, subscription.sink.ping::<redis::Value>()).await {
                 Ok(Ok(_)) => continue,
-                _ => return End::Lost,
+                _ => return SubscriptionEnd::Lost,
             },
         };
-        let Some(link_now) = link.upgrade() else { return End::Stopped };
+        let Some(link_now) = link.upgrade() else { return SubscriptionEnd::Stopped };
         if on(&link_now, SubscriptionEvent::Message(message.get_channel_name(), message.get_payload_bytes())) {
             last_own = Instant::now();
         }
     }
-    End::Lost
+    SubscriptionEnd::Lost
 }
 
-/// Replaces a subscription such that nothing is missed or received twice.
+/// Replaces a subscription without missed or repeated messages.
 ///
-/// While both are subscribed a unique marker is published. The old subscription is read up to the marker, the new one from it
-/// on. `None` where the marker does not arrive at the old one: that may lead to another Redis, so messages may have been
-/// missed.
+/// While both subscriptions are active a unique marker is published. The old one is read up to the marker, the new one from
+/// there on. `None` if the marker does not arrive at both: they may lead to different Redis nodes, so messages may be missing.
 ///
 /// Every subscriber of one Redis receives all messages in one order. Subscribers in a Redis Cluster, or of a Redis and its
 /// replica, do not.
@@ -174,7 +178,7 @@ async fn hand_over(
 ) -> Option<Subscription> {
     static MARKERS: AtomicU64 = AtomicU64::new(0);
     let mut new = open(link, channels, pattern).await.ok()?;
-    // Other servers read the marker as new entries of no user: no user id has this form.
+    // Other servers take the marker for new entries of no user: it is no valid user id.
     let marker = format!("{}\0\u{1}{}", link.server_name(), MARKERS.fetch_add(1, Ordering::Relaxed));
     link.client.query::<redis::Value>(redis::cmd("PUBLISH").arg(&channels[0]).arg(&marker)).await.ok()?;
     let is_marker = |channel: &str, payload: &[u8]| channel == channels[0] && payload == marker.as_bytes();
@@ -187,7 +191,7 @@ async fn hand_over(
             }
             _ = on(link, SubscriptionEvent::Message(channel, payload));
         }
-        // The old subscription has received what comes before it.
+        // The old subscription has passed on what precedes the marker.
         loop {
             let Some(message) = new.messages.next().await else { return false };
             if is_marker(message.get_channel_name(), message.get_payload_bytes()) {

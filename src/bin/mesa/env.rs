@@ -20,7 +20,7 @@ pub fn variable(name: &str) -> Result<Option<String>, Failure> {
     }
 }
 
-/// Reports whether a variable is set and not empty.
+/// Returns whether a variable is set and not empty.
 pub fn is_set(name: &str) -> bool {
     env::var_os(name).is_some_and(|value| !value.is_empty())
 }

@@ -27,7 +27,7 @@ static WRITER: OnceLock<LogWriter> = OnceLock::new();
 
 /// Sets up the log for the rest of the program. Called once.
 ///
-/// From then on, standard error belongs to the log. A panic becomes a log line, and no code waits for the reader.
+/// From then on, only the log writes to standard error. A panic becomes a log line, and no code waits for the reader.
 pub fn start(log: &Log) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(&log.level)
         .map_err(|error| Failure::because(format!("log.level \"{}\" cannot be used: {error}", log.level)))?;

@@ -11,7 +11,7 @@ const SCHEMES: &[&str] = &["tcp://", "udp://", "sctp://"];
 /// Variables that the warning names. It counts the others.
 const NAMED_MAX: usize = 4;
 
-/// Reports whether a variable was injected for a service, and not set for this program.
+/// Returns whether a variable was injected for a service, and not set for this program.
 pub(super) fn is_service_link(name: &str, value: &str) -> bool {
     if has_scheme(value) && name.ends_with("_PORT") {
         return true;

@@ -1,4 +1,4 @@
-//! Validates a whole [`Config`], loaded from sources or built by a program.
+//! Validates a complete [`Config`], loaded from sources or built by a program.
 
 mod endpoints;
 mod jwt;
@@ -75,37 +75,37 @@ impl Checks {
     /// Checks the bounds in the table of keys.
     fn bounds(&mut self, config: &Config) {
         let limits = &config.limits;
-        let whole = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let wide = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
         let portal = config.portal.webhook.clone().unwrap_or_default();
         let auth_webhook = config.authentication.webhook.clone().unwrap_or_default();
         let jwks = config.authentication.jwt.as_ref().and_then(|jwt| jwt.jwks.clone()).unwrap_or_default();
         let numbers = [
             ("sync.maxMessages", config.sync.max_messages),
             ("sync.maxBytes", config.sync.max_bytes),
-            ("sync.maxDevices", whole(config.sync.max_devices)),
+            ("sync.maxDevices", wide(config.sync.max_devices)),
             ("heartbeat.maxAttempts", u64::from(config.heartbeat.max_attempts)),
             ("store.cacheBytes", config.store.cache_bytes),
             ("store.maxBytes", config.store.max_bytes),
             ("store.minFree", config.store.min_free),
-            ("api.ids", whole(config.api.ids)),
-            ("limits.connections", whole(limits.connections)),
-            ("limits.connectionsPerAddress", whole(limits.connections_per_address)),
-            ("limits.frameBytes", whole(limits.frame_bytes)),
+            ("api.ids", wide(config.api.ids)),
+            ("limits.connections", wide(limits.connections)),
+            ("limits.connectionsPerAddress", wide(limits.connections_per_address)),
+            ("limits.frameBytes", wide(limits.frame_bytes)),
             ("limits.framesPerSecond", u64::from(limits.frames_per_second)),
-            ("limits.requestBytes", whole(limits.request_bytes)),
-            ("limits.recipients", whole(limits.recipients)),
-            ("limits.queue", whole(limits.queue)),
-            ("limits.unsyncedMessages", whole(limits.unsynced_messages)),
-            ("limits.unsyncedBytes", whole(limits.unsynced_bytes)),
-            ("limits.unsentBytes", whole(limits.unsent_bytes)),
-            ("portal.webhook.maxEvents", whole(portal.max_events)),
+            ("limits.requestBytes", wide(limits.request_bytes)),
+            ("limits.recipients", wide(limits.recipients)),
+            ("limits.queue", wide(limits.queue)),
+            ("limits.unsyncedMessages", wide(limits.unsynced_messages)),
+            ("limits.unsyncedBytes", wide(limits.unsynced_bytes)),
+            ("limits.unsentBytes", wide(limits.unsent_bytes)),
+            ("portal.webhook.maxEvents", wide(portal.max_events)),
             ("portal.webhook.maxBytes", portal.max_bytes),
             ("portal.webhook.outboxEvents", portal.outbox_events),
             ("portal.webhook.outboxBytes", portal.outbox_bytes),
-            ("authentication.webhook.concurrency", whole(auth_webhook.concurrency)),
-            ("redisProtocol.connections", whole(config.redis_protocol.connections)),
-            ("redisProtocol.commandBytes", whole(config.redis_protocol.command_bytes)),
-            ("redisProtocol.backlogBytes", whole(config.redis_protocol.backlog_bytes)),
+            ("authentication.webhook.concurrency", wide(auth_webhook.concurrency)),
+            ("redisProtocol.connections", wide(config.redis_protocol.connections)),
+            ("redisProtocol.commandBytes", wide(config.redis_protocol.command_bytes)),
+            ("redisProtocol.backlogBytes", wide(config.redis_protocol.backlog_bytes)),
         ];
         let leeway = config.authentication.jwt.as_ref().map_or(Duration::ZERO, |jwt| jwt.leeway);
         let durations = [
@@ -412,7 +412,7 @@ fn reserved(path: &str) -> Option<&'static str> {
         .find(|reserved| path.strip_prefix(reserved).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
-/// Reports whether only this machine can reach `host`.
+/// Returns whether only this machine can reach `host`.
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
 }

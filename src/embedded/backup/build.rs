@@ -1,4 +1,4 @@
-//! Builds a store from users, entries and ids.
+//! Builds a store from rows, entries and idempotency ids.
 
 use std::{
     fs::{self, File},
@@ -27,23 +27,26 @@ use crate::{
 
 /// Lossy restarts that a restored or salvaged store adds to every log: about a million sequences.
 ///
-/// Clients may have seen entries after the backup, or at the lost end of a damaged log. Their sequences are never reused.
+/// Clients may have received entries that followed the backup, or that a damaged log lost. Their sequences are not reused.
 pub(in crate::embedded) const LOSSY_RESTARTS_ADDED: u32 = 16;
 
-/// Builds a store.
+/// Writes a store to `OUT.partial`, and renames it to `OUT` when it is complete.
 pub(in crate::embedded) struct StoreBuilder {
-    /// Final directory, and the directory in which the store is built.
+    /// Final directory.
     out: PathBuf,
+    /// Directory in which the store is built.
     partial: PathBuf,
     engine: Disk,
     namespace: u32,
     /// Entries of the current user: sequence, bytes of payload, expiry in seconds of the Unix epoch (0 = never).
-    open: Vec<(Seq, u32, u32)>,
-    ids: u64,
+    user_entries: Vec<(Seq, u32, u32)>,
+    /// Number of written blocks of idempotency ids.
+    id_blocks: u64,
     contents: Contents,
 }
 
 impl StoreBuilder {
+    /// Creates an empty, marked store. `out` must be missing or empty.
     pub(in crate::embedded) fn begin(out: &Path, namespace: &str, operation: Operation) -> Result<Self, StoreError> {
         let cannot_open = |reason: String| StoreError::Open { path: out.to_owned(), reason };
         let occupied = match fs::read_dir(out) {
@@ -56,7 +59,7 @@ impl StoreBuilder {
         let mut partial = out.as_os_str().to_owned();
         partial.push(".partial");
         let partial = PathBuf::from(partial);
-        if partial.exists() && !unfinished::remove_remains(&partial)? {
+        if partial.exists() && !unfinished::remove_unfinished(&partial)? {
             let reason = format!("{} exists, perhaps from an earlier run. Remove it", partial.display());
             return Err(cannot_open(reason));
         }
@@ -68,8 +71,8 @@ impl StoreBuilder {
             partial,
             engine,
             namespace: fingerprint(namespace),
-            open: Vec::new(),
-            ids: 0,
+            user_entries: Vec::new(),
+            id_blocks: 0,
             contents: Contents::default(),
         })
     }
@@ -78,38 +81,40 @@ impl StoreBuilder {
         Ok(self.engine.put(table, key, value)?)
     }
 
-    pub(in crate::embedded) fn ids(&mut self, ids: Vec<StoredId>) -> Result<(), StoreError> {
+    /// Writes idempotency ids.
+    pub(in crate::embedded) fn write_ids(&mut self, ids: Vec<StoredId>) -> Result<(), StoreError> {
         for block in crate::embedded::writer::dedup::blocks(self.namespace, ids) {
-            self.ids += 1;
-            self.put(Table::Ids, &wal_key(self.ids), &block.encode())?;
+            self.id_blocks += 1;
+            self.put(Table::Ids, &wal_key(self.id_blocks), &block.encode())?;
         }
         Ok(())
     }
 
     /// Writes a user's row, after all entries of that user.
-    pub(super) fn stored(&mut self, user: &str, mut log: StoredLog) -> Result<(), StoreError> {
+    pub(super) fn write_row(&mut self, user: &str, mut log: StoredLog) -> Result<(), StoreError> {
         let through = log.through();
-        let open = std::mem::take(&mut self.open);
+        let entries = std::mem::take(&mut self.user_entries);
         let gaps = GapList::from_stored(&log.gaps);
-        let pending = || open.iter().filter(|(seq, ..)| *seq > through && !gaps.hides(*seq));
-        log.head = log.head.max(open.last().map_or(0, |(seq, ..)| *seq));
+        let pending = || entries.iter().filter(|(seq, ..)| *seq > through && !gaps.hides(*seq));
+        log.head = log.head.max(entries.last().map_or(0, |(seq, ..)| *seq));
         log.flushed = log.head;
         log.counted = through;
         log.block_usage = (pending().count() as u64, pending().map(|(_, bytes, _)| u64::from(*bytes)).sum());
         log.expires_s = pending().map(|(.., at)| *at).filter(|at| *at > 0).min().unwrap_or(0);
-        log.keys.retain(|(_, seq, ..)| open.binary_search_by_key(seq, |(seq, ..)| *seq).is_ok());
+        log.keys.retain(|(_, seq, ..)| entries.binary_search_by_key(seq, |(seq, ..)| *seq).is_ok());
         log.gaps = gaps.stored();
         self.contents.users += 1;
-        self.contents.entries += open.len() as u64;
-        self.contents.bytes += open.iter().map(|(_, bytes, _)| u64::from(*bytes)).sum::<u64>();
+        self.contents.entries += entries.len() as u64;
+        self.contents.bytes += entries.iter().map(|(_, bytes, _)| u64::from(*bytes)).sum::<u64>();
         self.put(Table::Users, user.as_bytes(), &log.encode())
     }
 
+    /// Makes the store durable, removes the marker, and renames the directory.
     pub(in crate::embedded) fn finish(mut self, lossy_restarts: u32, clock_ms: u64) -> Result<Contents, StoreError> {
         self.put(Table::Meta, LOSSY_RESTARTS_KEY, &lossy_restarts.to_be_bytes())?;
         self.put(Table::Meta, CLOCK_KEY, &clock_ms.to_be_bytes())?;
-        // The keys of ids are WAL record numbers, so the WAL continues after them.
-        self.put(Table::Meta, FLUSHED_KEY, &wal_key(self.ids))?;
+        // The keys of id blocks are WAL record numbers, so the WAL continues after them.
+        self.put(Table::Meta, FLUSHED_KEY, &wal_key(self.id_blocks))?;
         self.put(Table::Meta, OPEN_KEY, CLOSED)?;
         self.engine.checkpoint()?;
         let failed_io = |error: std::io::Error| StoreError::Open { path: self.out.clone(), reason: error.to_string() };
@@ -132,12 +137,13 @@ impl InspectSink for StoreBuilder {
             let block = Block::V1 { namespace: self.namespace, user, entries }.encode();
             self.put(Table::Log, &log_key(user, first), &block)?;
             // A payload has at most 64 KiB.
-            self.open.extend(part.iter().map(|(seq, expires_s, payload)| (*seq, payload.len() as u32, *expires_s)));
+            self.user_entries
+                .extend(part.iter().map(|(seq, expires_s, payload)| (*seq, payload.len() as u32, *expires_s)));
         }
         Ok(())
     }
 
     fn log(&mut self, facts: LogFacts) -> Result<(), StoreError> {
-        self.stored(&facts.user, facts.stored.0)
+        self.write_row(&facts.user, facts.stored.0)
     }
 }

@@ -1,8 +1,8 @@
-//! The backup format: a store in one file, as a sequence of blocks.
+//! Format of backups: a store in one file, as a sequence of blocks.
 //!
-//! The file begins with a line that names the version. Each block consists of its length, a checksum over its number and
-//! its bytes, and the bytes. The last block states how much the file holds, so that a truncated or reordered file is
-//! rejected. The entries of each user come first, in order, then the user's log without entries.
+//! The first line names the version. Each block is its length, a checksum over its number and its body, and the body. The
+//! checksum detects reordered blocks. The last block has the counts of the file, which detects a truncated file. The entries
+//! of a user precede the user's log.
 
 use std::io::{self, Read, Write};
 
@@ -18,26 +18,26 @@ use crate::{
     message::Seq,
 };
 
-/// First line of a file: its kind and version.
+/// First line of a backup.
 const MAGIC: &[u8; 16] = b"mesa backup 002\n";
 
-/// Prefix that the backups of all versions share.
-const KIND: &[u8] = b"mesa backup ";
+/// First bytes of a backup of any version.
+const MAGIC_PREFIX: &[u8] = b"mesa backup ";
 
-/// Longest block, in bytes: some entries of one user, or one large entry. A row is far shorter.
+/// Longest block, in bytes. It holds entries of one user, or one large entry; a row is far shorter.
 const BLOCK_BYTES_MAX: usize = 256 << 10;
 
-/// Dispatch ids in one block.
+/// Idempotency ids in one block.
 const IDS_MAX: usize = 64;
 
-/// Holds one part of the file. Variants are only appended.
+/// Holds one part of a backup. Variants are only appended.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(in crate::embedded) enum Block {
     /// The first block.
     Begin { namespace: String, lossy_restarts: u32, at_ms: u64 },
-    /// Entries of a user, rising: sequence, expiry in seconds of the Unix epoch (0 = never), payload.
+    /// Entries of a user, ascending: sequence, expiry in seconds of the Unix epoch (0 = never), payload.
     Entries { user: String, entries: Vec<(Seq, u32, Vec<u8>)> },
-    /// A user's log without its entries, which have all come before.
+    /// A user's log without its entries, which precede it.
     Log { user: String, log: StoredLog },
     /// Idempotency ids and their results.
     Ids(Vec<StoredId>),
@@ -60,14 +60,14 @@ fn checksum(number: u64, body: &[u8]) -> u32 {
     crc.finalize()
 }
 
-/// Writes a file.
-pub(in crate::embedded) struct Writer<W> {
+/// Writes a backup.
+pub(in crate::embedded) struct BackupWriter<W> {
     out: W,
     number: u64,
     contents: Contents,
 }
 
-impl<W: Write> Writer<W> {
+impl<W: Write> BackupWriter<W> {
     pub fn begin(mut out: W, namespace: String, lossy_restarts: u32, at_ms: u64) -> io::Result<Self> {
         out.write_all(MAGIC)?;
         let mut writer = Self { out, number: 0, contents: Contents::default() };
@@ -79,7 +79,7 @@ impl<W: Write> Writer<W> {
         let body = bincode::encode_to_vec(block, format()).map_err(io::Error::other)?;
         let length = u32::try_from(body.len()).ok().filter(|length| *length as usize <= BLOCK_BYTES_MAX);
         let length = length.ok_or_else(|| io::Error::other(format!("a block of {} bytes", body.len())))?;
-        // One write per block, so that a stream forwards whole blocks.
+        // One write per block, so that a stream forwards complete blocks.
         let mut bytes = Vec::with_capacity(body.len() + 8);
         bytes.extend(length.to_le_bytes());
         bytes.extend(checksum(self.number, &body).to_le_bytes());
@@ -114,26 +114,26 @@ impl<W: Write> Writer<W> {
         Ok(self.contents)
     }
 
-    /// Ends an incomplete file with the reason.
+    /// Ends an incomplete backup with the reason.
     pub fn fail(mut self, why: String) -> io::Result<()> {
         self.put(&Block::Failed(why))?;
         self.out.flush()
     }
 }
 
-/// Reads a file, and verifies each block.
-pub(in crate::embedded) struct Reader<R> {
+/// Reads a backup, and verifies each block.
+pub(in crate::embedded) struct BackupReader<R> {
     from: R,
     number: u64,
     contents: Contents,
     ended: bool,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: Read> BackupReader<R> {
     pub fn begin(mut from: R) -> Result<Self, BackupError> {
         let mut magic = [0; MAGIC.len()];
         from.read_exact(&mut magic).map_err(|_| BackupError::Foreign)?;
-        if magic != *MAGIC && magic.starts_with(KIND) {
+        if magic != *MAGIC && magic.starts_with(MAGIC_PREFIX) {
             return Err(BackupError::OtherVersion);
         }
         if magic != *MAGIC {
@@ -169,6 +169,7 @@ impl<R: Read> Reader<R> {
         Ok(Some(block))
     }
 
+    /// Counts the contents of a block, and rejects a block out of order.
     fn count(&mut self, block: &Block) -> Result<(), BackupError> {
         match block {
             Block::Begin { .. } if self.number > 0 => return Err(self.damaged("it is a second first block")),
@@ -211,12 +212,12 @@ impl<R: Read> Reader<R> {
     }
 }
 
-/// Verifies a whole file. Returns how much it holds.
+/// Verifies a backup. Returns its counts.
 ///
 /// # Errors
-/// When the file is incomplete or damaged.
+/// When the backup is incomplete or damaged.
 pub fn verify(from: impl Read) -> Result<Contents, BackupError> {
-    let mut reader = Reader::begin(from)?;
+    let mut reader = BackupReader::begin(from)?;
     while reader.next()?.is_some() {}
     Ok(reader.contents())
 }
@@ -227,7 +228,7 @@ mod tests {
 
     fn file() -> Vec<u8> {
         let mut bytes = Vec::new();
-        let mut writer = Writer::begin(&mut bytes, "chat".into(), 2, 7).unwrap();
+        let mut writer = BackupWriter::begin(&mut bytes, "chat".into(), 2, 7).unwrap();
         let entries: Vec<_> = (1..=300).map(|seq| (seq, 0, Bytes::from(vec![b'x'; 1000]))).collect();
         writer.entries("alice", &entries).unwrap();
         writer.log("alice", StoredLog { head: 300, ..StoredLog::default() }).unwrap();

@@ -1,7 +1,7 @@
-//! Backups.
+//! Backup and restore.
 //!
 //! - [`format`]: the file format
-//! - `build`: builds a store
+//! - `build`: writes a new store, for a restore or a salvage
 //! - `write`: online backup
 //! - [`restore`]: creates a store from a backup
 

@@ -10,16 +10,18 @@ use bytes::Bytes;
 
 use super::sled_file::{DamagedRange, LostKeys, Pairs, RawTables};
 use crate::embedded::{
+    file_io,
     tables::{
         contract::Table,
-        files::{LOG, VALUE_LOG, WAL},
+        files::{SLED_DIR, VALUE_LOG, WAL},
         meta::{FLUSHED_KEY, FORMAT, FORMAT_KEY},
         missing::MissingPart,
         schema::wal_number,
     },
     value_log::{
-        file::{BlockLocation, invalid_location, parts, value_of},
-        framing::{self, HEAD_BYTES, Kind},
+        file::{block_offset, split_body},
+        framing::{self, HEADER_BYTES, Kind},
+        location::{BlockLocation, invalid_location},
     },
     wal::layout::record_at,
 };
@@ -54,7 +56,7 @@ impl OfflineReader {
     ///
     /// Reads sled's file up to the end that sled detects, or, with `past_end`, everything that can be read.
     pub fn open(directory: &Path, past_end: bool) -> io::Result<Self> {
-        let tables = RawTables::open(&directory.join(LOG), past_end)?;
+        let tables = RawTables::open(&directory.join(SLED_DIR), past_end)?;
         let flushed = flushed_through(&tables)?;
         let mut reader = Self {
             tables,
@@ -68,13 +70,13 @@ impl OfflineReader {
     }
 
     fn read_records(&mut self, directory: &Path, flushed: u64) -> io::Result<()> {
-        for first in framing::numbered(directory)? {
-            let bytes = read_lossy(&directory.join(framing::name(first)))?;
+        for first in file_io::file_numbers(directory)? {
+            let bytes = read_lossy(&directory.join(file_io::file_name(first)))?;
             let mut at = 0;
             while at < bytes.len() {
                 let Some(record) = record_at(&bytes, at) else {
                     let next = framing::find(Kind::Record, &bytes, at + 1).unwrap_or(bytes.len());
-                    let file = format!("{WAL}/{}", framing::name(first));
+                    let file = format!("{WAL}/{}", file_io::file_name(first));
                     self.unreadable.push(UnreadableRange { file, from: at as u64, to: next as u64 });
                     at = next;
                     continue;
@@ -134,16 +136,16 @@ impl OfflineReader {
             let (key, location) = pair?;
             known.extend(BlockLocation::decode(&location).map(|location| (location, key)));
         }
-        for file in framing::numbered(&self.blocks.directory)? {
-            let bytes = read_lossy(&self.blocks.directory.join(framing::name(file)))?;
+        for file in file_io::file_numbers(&self.blocks.directory)? {
+            let bytes = read_lossy(&self.blocks.directory.join(file_io::file_name(file)))?;
             let mut at = 0;
             while let Some(found) = framing::find(Kind::Block, &bytes, at) {
                 let Some(body) = framing::body(Kind::Block, &bytes[found..]) else { break };
-                let length = HEAD_BYTES + body.len();
-                let location = BlockLocation { file, at: found as u32, length: length as u32 };
+                let length = HEADER_BYTES + body.len();
+                let location = BlockLocation { file, offset: found as u32, length: length as u32 };
                 // A damaged key may refer to the block of another key. Such a block is not read through it.
                 let has_place = |key: &[u8]| known.get(&location).is_some_and(|known| *known == key);
-                if let Some((_, value)) = parts(body).filter(|(key, _)| !has_place(key)) {
+                if let Some((_, value)) = split_body(body).filter(|(key, _)| !has_place(key)) {
                     visit(&Bytes::copy_from_slice(value));
                 }
                 at = found + length;
@@ -169,7 +171,7 @@ impl OfflineReader {
 
     /// Returns a missing part of the store in `directory`.
     pub fn missing(&self, directory: &Path) -> io::Result<Option<MissingPart>> {
-        MissingPart::other_part(directory, &self.tables)
+        MissingPart::find_other(directory, &self.tables)
     }
 
     /// Returns the position at which sled's log ends for sled.
@@ -199,7 +201,7 @@ fn read_lossy(path: &Path) -> io::Result<Bytes> {
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     let mut bytes = vec![0; length];
     for (at, part) in bytes.chunks_mut(PART_BYTES).enumerate() {
-        if let Ok(read) = framing::read_at(&file, (at * PART_BYTES) as u64, part.len()) {
+        if let Ok(read) = file_io::read_at(&file, (at * PART_BYTES) as u64, part.len()) {
             part[..read.len()].copy_from_slice(&read);
         }
     }
@@ -216,12 +218,12 @@ impl BlockReader {
     /// Reads the block of a key, or returns the reason why it cannot be read.
     fn read(&self, key: &[u8], location: &[u8]) -> io::Result<Bytes> {
         let Some(location) = BlockLocation::decode(location) else { return Ok(invalid_location().to_value()) };
-        let file = match fs::File::open(self.directory.join(framing::name(location.file))) {
+        let file = match fs::File::open(self.directory.join(file_io::file_name(location.file))) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(location.missing().to_value()),
             file => file?,
         };
-        Ok(match framing::read_at(&file, u64::from(location.at), location.length as usize) {
-            Ok(bytes) => match value_of(&bytes, key) {
+        Ok(match file_io::read_at(&file, u64::from(location.offset), location.length as usize) {
+            Ok(bytes) => match block_offset(&bytes, key) {
                 Some(from) => Bytes::from(bytes).slice(from..),
                 None => location.mismatch(bytes.len()).to_value(),
             },

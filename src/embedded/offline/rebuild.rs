@@ -10,7 +10,7 @@ use std::{fs, io, path::Path};
 use super::sled_file::{RawTables, Segments, TABLES};
 use crate::embedded::tables::{
     directory::StoreDir,
-    files::DB,
+    files::SLED_FILE,
     open_error::{io_reason, sled_reason},
     sled::{close_sled, discard_sled},
     sled_error,
@@ -18,14 +18,15 @@ use crate::embedded::tables::{
 };
 
 /// Returns whether sled's files must be rebuilt.
-pub fn is_due(log: &Path) -> io::Result<bool> {
-    Ok(fs::metadata(log.join(DB)).is_ok_and(|db| db.len() > 0) && Segments::find(log)?.snapshot_misleads())
+pub fn is_due(sled_dir: &Path) -> io::Result<bool> {
+    Ok(fs::metadata(sled_dir.join(SLED_FILE)).is_ok_and(|db| db.len() > 0)
+        && Segments::find(sled_dir)?.snapshot_misleads())
 }
 
 /// Rebuilds sled's files. `open` opens sled in a directory.
 pub fn rebuild(dir: &StoreDir, path: &Path, open: impl FnOnce(&Path) -> sled::Result<sled::Db>) -> Result<(), String> {
     let failed = |error: io::Error| io_reason("its tables cannot be rebuilt", &sled_error::restore_system_error(error));
-    let tables = RawTables::open(&dir.log(), false).map_err(failed)?;
+    let tables = RawTables::open(&dir.sled_dir(), false).map_err(failed)?;
     if let Some(damaged) = tables.damaged().first() {
         return Err(damaged.to_string());
     }
@@ -115,7 +116,7 @@ mod tests {
                 _ => {
                     fs::rename(&log, path.join("rebuilt")).unwrap();
                     fs::create_dir(&log).unwrap();
-                    fs::write(log.join(DB), b"not a file of sled").unwrap();
+                    fs::write(log.join(SLED_FILE), b"not a file of sled").unwrap();
                 }
             }
             let store = open(tuned(never)).unwrap();

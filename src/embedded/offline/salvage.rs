@@ -24,7 +24,7 @@ pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, Stor
     let namespace = inspection.facts().namespace.clone().unwrap_or_default();
     let mut build = StoreBuilder::begin(out, &namespace, Operation::Salvage)?;
     let ids: Vec<StoredId> = inspection.ids().iter().map(|entry| entry.0.clone()).collect();
-    ids.chunks(64).try_for_each(|part| build.ids(part.to_vec()))?;
+    ids.chunks(64).try_for_each(|part| build.write_ids(part.to_vec()))?;
     inspection.visit(&mut build)?;
     let known = inspection.facts().lossy_restarts;
     let lossy_restarts = if inspection.is_whole() { known } else { known.saturating_add(LOSSY_RESTARTS_ADDED) };

@@ -62,7 +62,7 @@ async fn until(
 /// Puts, removes and puts events until the power fails after `writes` writes. Returns true if no write failed.
 async fn cut_after(writes: i64) -> bool {
     let tables = Memory::default();
-    let (before, cut) = (tables.copied(), Cut::new(&tables, writes));
+    let (before, cut) = (tables.deep_clone(), Cut::new(&tables, writes));
     let (mut readable, mut removed, mut whole) = (0, 0, false);
     if let Ok(store) = embedded::open(cut.clone(), options(1000, 10 << 20)) {
         let outbox = store.outbox().unwrap();
@@ -319,7 +319,7 @@ fn report_is_in_commit_of_later_dispatch_while_another_report_of_the_user_is_del
             store.report(&bob(), SessionReport { seen: Some(seen), ..SessionReport::default() });
             _ = done.send(());
             append("carol");
-            tables.copied()
+            tables.deep_clone()
         });
         // The second report may wait for the first.
         _ = reported.recv_timeout(Duration::from_millis(100));

@@ -1,26 +1,26 @@
-//! Compaction of the value log in steps, and the update of the block locations.
+//! Compaction of the value log in steps, with updates of the block locations.
 
 use std::io;
 
 use super::{contract::EngineError, sled::Disk, sled_error};
-use crate::embedded::value_log::{compaction::CompactionStep, file::BlockLocation};
+use crate::embedded::value_log::{compaction::CompactionStep, location::BlockLocation};
 
 /// Block locations that are updated in one step. Table space is checked before each step.
 const STEP_LOCATIONS_MAX: usize = 1024;
 
 impl Disk {
-    /// Runs one step. Returns the next step, if there is one.
+    /// Runs one step of a compaction. Returns the next step, if there is one.
     pub(in crate::embedded) fn compact(&self, step: CompactionStep) -> Result<Option<CompactionStep>, EngineError> {
         let location_of = |key: &[u8]| -> io::Result<Option<BlockLocation>> {
-            let location = self.trees.places.get(key).map_err(sled_error::to_io_error)?;
+            let location = self.trees.locations.get(key).map_err(sled_error::to_io_error)?;
             Ok(location.and_then(|location| BlockLocation::decode(&location)))
         };
         let (file, mut moved) = match step {
-            CompactionStep::More(compaction) => {
+            CompactionStep::Copy(compaction) => {
                 let step = compaction.step(&self.value_log, |key, location| Ok(location_of(key)? == Some(location)));
                 return step.map(Some).map_err(|error| self.retryable(error));
             }
-            CompactionStep::Copied { file, moved } => (file, moved),
+            CompactionStep::Update { file, moved } => (file, moved),
         };
         for (key, from, to) in moved.drain(moved.len().saturating_sub(STEP_LOCATIONS_MAX)..) {
             if location_of(&key).map_err(|error| self.failed(error))? == Some(from) {
@@ -30,9 +30,9 @@ impl Disk {
             }
         }
         if !moved.is_empty() {
-            return Ok(Some(CompactionStep::Copied { file, moved }));
+            return Ok(Some(CompactionStep::Update { file, moved }));
         }
-        self.value_log.compacted(file);
+        self.value_log.set_compacted(file);
         Ok(None)
     }
 }

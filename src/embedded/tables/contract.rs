@@ -21,14 +21,14 @@ pub enum Table {
     Outbox,
 }
 
-/// Classifies an engine error. The class decides whether the store continues.
+/// Classifies engine errors. The class decides whether the store continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// The disk is full (ENOSPC, EDQUOT, EFBIG). The call had no effect and may be retried.
     NoSpace,
     /// The system has no file descriptors or memory left (EMFILE, ENFILE, ENOMEM). The call had no effect and may be retried.
     Exhausted,
-    /// A write or a sync failed, and its outcome is unknown; or a read failed.
+    /// A write or a sync failed with an unknown outcome, or a read failed. A failed write or sync stops the store.
     Failed,
 }
 
@@ -43,12 +43,12 @@ pub struct EngineError {
 }
 
 impl EngineError {
-    /// Makes a final error. Use it for every failed sync, whatever its error number.
+    /// Creates an error of class [`Cause::Failed`]. Use it for every failed sync, whatever its error number.
     pub fn new(error: impl std::fmt::Display) -> Self {
         Self { cause: Cause::Failed, what: error.to_string().into() }
     }
 
-    /// Makes the error of a full disk.
+    /// Creates the error of a full disk.
     pub fn no_space(what: impl Into<Arc<str>>) -> Self {
         Self { cause: Cause::NoSpace, what: what.into() }
     }
@@ -59,19 +59,19 @@ impl EngineError {
     }
 }
 
-/// Classifies the error of a call that has no effect when it fails.
+/// Classifies the error of a call without effect: an open, a read, or an append.
 ///
-/// Such calls are an open, a read, and an append that is retried at the same offset.
+/// A retry of a failed append writes at the same offset.
 impl From<io::Error> for EngineError {
     fn from(error: io::Error) -> Self {
         let (cause, reason) = (Cause::of(&error), system_error(&error));
         let what = match cause {
             Cause::NoSpace if is_file_limit(&error) => {
-                "a file of it may not grow: the limit (`ulimit -f`) is reached. Raise it, then start the server again"
+                "a file of the store has reached the size limit (`ulimit -f`). Raise the limit, then start the server again"
                     .into()
             }
-            Cause::NoSpace => format!("the disk is full: {reason}. Free some: nothing has to be started again"),
-            Cause::Exhausted => format!("the system has no file descriptors or no memory left for it: {reason}"),
+            Cause::NoSpace => format!("the disk is full: {reason}. Free some space; the store then continues without a restart"),
+            Cause::Exhausted => format!("the system has no file descriptors or memory left: {reason}"),
             Cause::Failed => reason,
         };
         Self { cause, what: what.into() }
@@ -108,7 +108,7 @@ impl From<EngineError> for StoreError {
     }
 }
 
-/// Converts an error of the log cache on the commit thread.
+/// Converts an error of the log cache, on the commit thread.
 impl From<StoreError> for EngineError {
     fn from(error: StoreError) -> Self {
         match error {
@@ -120,26 +120,26 @@ impl From<StoreError> for EngineError {
     }
 }
 
-/// States how much may be written to sled without meeting a full disk.
+/// States how much may be written to sled before the disk may be full.
 ///
-/// The WAL and the value log are not part of it.
+/// Excludes the WAL and the value log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TableSpace {
-    /// Nothing.
+    /// Nothing may be written.
     None,
-    /// Removals, and single rows.
+    /// Removals and single rows may be written.
     Little,
-    /// As much as one step writes.
+    /// One step may be written.
     Enough,
 }
 
-/// States how eagerly compaction copies live blocks to reclaim dead ones.
+/// Selects how much must be dead before compaction copies live blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Copying {
-    /// Not now.
-    No,
+pub enum CompactionMode {
+    /// Never copy.
+    Off,
     /// Copy when most of the value log is dead.
-    Usual,
+    Normal,
     /// Copy when part of a file is dead: the disk has too little space for new entries.
     Eager,
 }
@@ -147,21 +147,21 @@ pub enum Copying {
 /// Ordered tables of small values.
 ///
 /// # Contract
-/// In this contract, *the tables* are all tables but the values of [`Table::Log`], which are blocks of the value log.
+/// In this contract, *the tables* exclude the values of [`Table::Log`], which are blocks of the value log.
 ///
 /// - *One writer.* Only the commit thread puts and removes. Any thread reads.
-/// - *A killed process* loses nothing of the value log. It loses nothing that was put into the tables before the last flush.
-/// - *A power cut* keeps a prefix of the puts and removals, in order over all tables, and at least those up to the last
-///   checkpoint. A new block of the log may exist by its key and be unreadable, unless a barrier followed it. A block that
-///   replaces another one is always readable.
-/// - A failed write with [`Cause::Failed`] is final: the caller makes no further call. With any other cause the call had no
+/// - *A killed process* loses no block of the value log, and no value that was put into the tables before the last flush.
+/// - *A power cut* keeps a prefix of the puts and removals, in order over all tables. The prefix includes
+///   everything before the last checkpoint. The key of a new block may exist while its block is unreadable, unless a barrier
+///   followed it. A block that replaces another block is always readable.
+/// - After a write fails with [`Cause::Failed`], the caller makes no further call. With any other cause the write had no
 ///   effect, and the caller may retry it.
 /// - The tables are written only while [`table_space`](Self::table_space) allows it, so their writes never fail for lack
 ///   of space.
-/// - A damaged block is returned as a value that does not decode and that states the reason
+/// - A damaged block is returned as a placeholder with the reason, which does not decode
 ///   ([`Unreadable`](crate::embedded::unreadable::Unreadable)). It affects one user.
 ///
-/// [`Engine`](crate::embedded::engine::Engine) states barriers and checkpoints.
+/// [`Engine`](crate::embedded::engine::Engine) defines barriers and checkpoints.
 pub trait Tables: Send + Sync + 'static {
     /// Sets a value of at most [`VALUE_BYTES_MAX`](crate::embedded::tables::schema::VALUE_BYTES_MAX) bytes.
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
@@ -173,7 +173,7 @@ pub trait Tables: Send + Sync + 'static {
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError>;
     /// Returns the pair with the highest key at or below `key`.
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
-    /// Hands all writes to the system, so that a killed process does not lose them.
+    /// Passes all writes to the system, so that a killed process does not lose them.
     fn flush(&self) -> Result<(), EngineError>;
 
     /// Visits the keys from `from` on, in order, until `visit` returns false. Reads no values.
@@ -181,7 +181,7 @@ pub trait Tables: Send + Sync + 'static {
         self.scan(table, from, &mut |key, _| visit(key))
     }
 
-    /// Returns the key that [`last_at_or_before`](Self::last_at_or_before) finds, if nothing is removed meanwhile.
+    /// Returns the key that [`last_at_or_before`](Self::last_at_or_before) finds, unless a concurrent removal intervenes.
     fn last_key_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         Ok(self.last_at_or_before(table, key)?.map(|(key, _)| key))
     }
@@ -191,7 +191,7 @@ pub trait Tables: Send + Sync + 'static {
         pairs.iter().try_for_each(|(key, value)| self.put(table, key, value))
     }
 
-    /// Preallocates space, and returns how much may be written.
+    /// Preallocates disk space, and returns how much may be written.
     fn table_space(&self) -> Result<TableSpace, EngineError> {
         Ok(TableSpace::Enough)
     }

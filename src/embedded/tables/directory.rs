@@ -1,4 +1,4 @@
-//! The directory of a store: creates it, locks it, and cleans up after a kill at start-up.
+//! The directory of a store: creates it, locks it, and finishes interrupted replacements of sled's files.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
@@ -9,16 +9,16 @@ use std::{
 };
 
 use super::{
-    files::{CONF, DB, LOCK, LOG, MAKING, REBUILT, SET_ASIDE},
+    files::{LOCK, REBUILT, SET_ASIDE, SLED_CONF, SLED_DIR, SLED_FILE, STAGING},
     foreign::check_foreign_files,
     open_error::io_reason,
 };
 use crate::{embedded::tables::contract::Cause, logging::system_error, store::StoreError};
 
-/// How long to wait until the system has released the lock of a killed process.
+/// Timeout for the system to release the lock of a killed process. Then the store does not open.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Bytes that are read at once when a whole file is read.
+/// Bytes per read of sled's file.
 const READ_BYTES: usize = 1 << 20;
 
 /// Holds the lock of a store's directory until dropped.
@@ -28,15 +28,16 @@ pub(in crate::embedded) struct StoreDir {
 }
 
 impl Drop for StoreDir {
-    /// Unlocks explicitly, because closing the handle may not: a child process that is being started at this moment holds a copy
-    /// of it until it executes its program.
+    /// Unlocks the directory explicitly.
+    ///
+    /// Closing the handle may not unlock it: a child process holds a copy of the handle between fork and exec.
     fn drop(&mut self) {
         _ = self.lock.unlock();
     }
 }
 
-/// Bytes of the lock file that are overwritten at most. A process id has up to ten.
-const LOCK_BYTES_MAX: u64 = 32;
+/// Size limit of a mesa lock file, in bytes. A process id has at most ten digits.
+pub(super) const LOCK_BYTES_MAX: u64 = 32;
 
 impl StoreDir {
     /// Creates the directory if it does not exist, readable by its owner only, and locks it.
@@ -53,11 +54,11 @@ impl StoreDir {
                 return Err(cannot_open("it is a symbolic link. Name the directory itself".into()));
             }
             if !found.is_dir() {
-                return Err(cannot_open("it is not a directory. Name another place, or move that file".into()));
+                return Err(cannot_open("it is not a directory. Name another path, or move that file".into()));
             }
         }
         check_foreign_files(path)?;
-        make(path).map_err(failed)?;
+        create_private_dir(path).map_err(failed)?;
         let lock_path = path.join(LOCK);
         let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path);
         let mut lock = open.map_err(failed)?;
@@ -68,9 +69,9 @@ impl StoreDir {
             }
             thread::sleep(Duration::from_millis(50));
         }
-        // Overwrites the old content, which has its blocks, and truncates then, so that a full disk does not matter.
+        // Overwrites the old content before truncating: its disk blocks are allocated, so this works on a full disk.
         let pid = std::process::id().to_string();
-        // As long as the old content, in one write, so that another process never reads new digits followed by old ones.
+        // One write as long as the old content, so that another process never reads new digits followed by old ones.
         let width = lock.metadata().map_or(0, |file| file.len().min(LOCK_BYTES_MAX)) as usize;
         let padded = format!("{pid:<width$}");
         let write = lock.rewind().and_then(|()| lock.write_all(padded.as_bytes()));
@@ -81,32 +82,32 @@ impl StoreDir {
         Ok(Self { path: path.to_owned(), lock })
     }
 
-    /// Returns the directory of sled's files.
-    pub(in crate::embedded) fn log(&self) -> PathBuf {
-        self.path.join(LOG)
+    /// Returns the path of sled's directory.
+    pub(in crate::embedded) fn sled_dir(&self) -> PathBuf {
+        self.path.join(SLED_DIR)
     }
 
-    /// Returns the directory in which sled's files are created, and removes the files of an interrupted attempt.
+    /// Returns the path at which sled's files are created, after removing those of an interrupted attempt.
     pub(in crate::embedded) fn staging_dir(&self) -> io::Result<PathBuf> {
-        let staging = self.path.join(MAKING);
+        let staging = self.path.join(STAGING);
         match fs::remove_dir_all(&staging) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Ok(staging),
         }
     }
 
-    /// Moves the files in `staging` to their place, durably. A power cut leaves all of them or none.
+    /// Renames `staging` to sled's directory, durably. A power cut leaves all files or none.
     pub(in crate::embedded) fn install(&self, staging: &Path) -> io::Result<()> {
         for file in fs::read_dir(staging)? {
             File::open(file?.path())?.sync_all()?;
         }
-        // Syncs the names in the directory before its own name, or a power cut may leave an empty directory.
+        // The names in the directory before its own name: otherwise a power cut may leave an empty directory.
         File::open(staging)?.sync_all()?;
-        fs::rename(staging, self.log())?;
+        fs::rename(staging, self.sled_dir())?;
         File::open(&self.path)?.sync_all()
     }
 
-    /// Replaces sled's files by those in `staging`, durably. A crash leaves the old or the new ones.
+    /// Replaces sled's directory by `staging`, durably. A crash leaves the old or the new files.
     pub(in crate::embedded) fn replace(&self, staging: &Path) -> io::Result<()> {
         for file in fs::read_dir(staging)? {
             File::open(file?.path())?.sync_all()?;
@@ -117,54 +118,54 @@ impl StoreDir {
         self.finish_replacement()
     }
 
-    /// Finishes a replacement of sled's files that a power cut interrupted.
+    /// Finishes a replacement of sled's files that a crash interrupted.
     pub(super) fn finish_replacement(&self) -> io::Result<()> {
         let rebuilt = self.path.join(REBUILT);
         if !rebuilt.exists() {
             return Ok(());
         }
-        if self.log().exists() {
-            let aside = self.set_aside_dir()?.join(format!("{}-log", stamp()));
-            fs::rename(self.log(), aside)?;
+        if self.sled_dir().exists() {
+            let aside = self.set_aside_dir()?.join(format!("{}-log", timestamp_ms()));
+            fs::rename(self.sled_dir(), aside)?;
         }
-        fs::rename(rebuilt, self.log())?;
+        fs::rename(rebuilt, self.sled_dir())?;
         File::open(&self.path)?.sync_all()
     }
 
-    /// Makes the names of sled's files durable. Call it before its file is synced: see `rebuild`.
+    /// Makes the names of sled's files durable. Call it before sled's data file is synced: see `rebuild`.
     pub(super) fn sync_names(&self) -> io::Result<()> {
-        File::open(self.log())?.sync_all()
+        File::open(self.sled_dir())?.sync_all()
     }
 
     fn set_aside_dir(&self) -> io::Result<PathBuf> {
         let aside = self.path.join(SET_ASIDE);
-        make(&aside)?;
+        create_private_dir(&aside)?;
         Ok(aside)
     }
 
     /// Moves sled's incomplete snapshots, or all of them, out of its directory.
     ///
-    /// A snapshot only makes opening faster. Without it sled reads its log from the beginning.
+    /// sled opens without a snapshot too, but reads its log from the beginning.
     pub(super) fn set_snapshots_aside(&self, all: bool) -> io::Result<Vec<PathBuf>> {
-        let Ok(files) = fs::read_dir(self.log()) else { return Ok(Vec::new()) };
+        let Ok(files) = fs::read_dir(self.sled_dir()) else { return Ok(Vec::new()) };
         let mut moved = Vec::new();
         for file in files {
             let file = file?;
             let name = file.file_name();
             let name = name.to_string_lossy();
             if name.starts_with("snap.") && (all || name.ends_with(".generating")) {
-                fs::rename(file.path(), self.set_aside_dir()?.join(format!("{}-{name}", stamp())))?;
+                fs::rename(file.path(), self.set_aside_dir()?.join(format!("{}-{name}", timestamp_ms())))?;
                 moved.push(file.path());
             }
         }
         Ok(moved)
     }
 
-    /// Reads all of sled's log once, to detect a disk error before sled does.
+    /// Reads sled's data file once, to detect a disk error before sled opens it.
     ///
-    /// sled treats an unreadable part as the end of its log, and *overwrites* what follows. Reading also warms the page cache.
+    /// sled treats an unreadable part as the end of its log, and *overwrites* what follows. Reading also fills the page cache.
     pub(super) fn read_through(&self) -> io::Result<()> {
-        let mut log = match File::open(self.log().join(DB)) {
+        let mut log = match File::open(self.sled_dir().join(SLED_FILE)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             opened => opened?,
         };
@@ -173,56 +174,56 @@ impl StoreDir {
         Ok(())
     }
 
-    /// Makes the names of new files durable, including the store's own name in its parent directory.
+    /// Makes the names of new files durable, including that of the store in its parent directory.
     pub(in crate::embedded) fn sync(&self) -> io::Result<()> {
-        let log = self.log();
-        for name in [DB, CONF] {
-            File::open(log.join(name))?.sync_all()?;
+        let sled_dir = self.sled_dir();
+        for name in [SLED_FILE, SLED_CONF] {
+            File::open(sled_dir.join(name))?.sync_all()?;
         }
-        File::open(&log)?.sync_all()?;
+        File::open(&sled_dir)?.sync_all()?;
         File::open(&self.path)?.sync_all()?;
         let parent = fs::canonicalize(&self.path)?;
         parent.parent().map_or(Ok(()), |parent| File::open(parent)?.sync_all())
     }
 }
 
-/// Returns the time in milliseconds, as a unique prefix for files that are set aside.
-fn stamp() -> u128 {
+/// Returns the time in milliseconds, as a unique prefix of files that are set aside.
+fn timestamp_ms() -> u128 {
     std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis())
 }
 
 #[cfg(unix)]
-fn make(path: &Path) -> io::Result<()> {
+fn create_private_dir(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 #[cfg(not(unix))]
-fn make(path: &Path) -> io::Result<()> {
+fn create_private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).create(path)
 }
 
-/// Takes the lock of a store. Returns the process that the file names if another one holds it.
+/// Locks a store. Returns the process id in the lock file if another process holds the lock.
 pub(in crate::embedded) fn try_lock(mut lock: &File) -> io::Result<Option<String>> {
     match lock.try_lock() {
         Ok(()) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error),
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            // The content only helps the user who reads the error.
+            // The content is used only in the error message.
             _ = lock.rewind().and_then(|()| lock.read_to_string(&mut holder));
             Ok(Some(holder.trim().to_owned()))
         }
     }
 }
 
-/// Makes the error of a store that another process has open. `holder` is its id, or empty if it is unknown.
+/// Creates the error of a store that another process has open. `holder` is its process id, or empty if unknown.
 pub(in crate::embedded) fn in_use(path: &Path, holder: &str) -> StoreError {
     let holder = if holder.is_empty() { String::new() } else { format!(" (process {holder})") };
     StoreError::InUse { path: path.to_owned(), holder }
 }
 
-/// Returns whether the process named in a lock is running, or true if that is unknown.
+/// Returns whether the process with this id is running. Without `/proc` that is unknown, and the result is true.
 fn is_running(holder: &str) -> bool {
     let proc = Path::new("/proc");
     !proc.join("self").exists() || holder.parse::<u32>().is_ok_and(|pid| proc.join(pid.to_string()).exists())

@@ -1,29 +1,30 @@
 //! Names of the files in a store directory, and the segment size of sled.
 
-/// Directory of sled: the tables.
-pub(in crate::embedded) const LOG: &str = "log";
-/// sled's data file in that directory, and its settings.
-pub(in crate::embedded) const DB: &str = "db";
-pub(in crate::embedded) const CONF: &str = "conf";
-/// The sync watermark.
+/// Directory of sled, which holds the tables.
+pub(in crate::embedded) const SLED_DIR: &str = "log";
+/// sled's data file in its directory.
+pub(in crate::embedded) const SLED_FILE: &str = "db";
+/// sled's settings in its directory.
+pub(in crate::embedded) const SLED_CONF: &str = "conf";
+/// File of the sync watermark.
 pub(in crate::embedded) const WATERMARK: &str = "mark";
 /// Directory of the write-ahead log.
 pub(in crate::embedded) const WAL: &str = "journal";
 /// Directory of the value log.
 pub(in crate::embedded) const VALUE_LOG: &str = "inbox";
-/// Lock file against other processes.
+/// Lock file, which holds the process id of the server.
 pub(in crate::embedded) const LOCK: &str = "lock";
-/// Directory of sled while it is created.
-pub(super) const MAKING: &str = "making";
-/// Complete tables that are about to replace the current ones.
+/// Directory in which sled's files are created.
+pub(super) const STAGING: &str = "making";
+/// Directory of rebuilt tables that are about to replace the current ones.
 pub(in crate::embedded) const REBUILT: &str = "rebuilt";
-/// Marker of a store that a restore, a salvage or an import has not finished.
+/// Marker file of a store whose restore, salvage or import is not finished.
 pub(in crate::embedded) const UNFINISHED: &str = "unfinished";
-/// File that is removed to open the store on a full disk.
+/// File that is removed to open the store on a full disk. It only occupies space.
 pub(super) const BALLAST: &str = "ballast";
-/// Directory of files that were set aside and not deleted.
+/// Directory of files that were moved away instead of deleted.
 pub(super) const SET_ASIDE: &str = "set-aside";
-/// The portal ids of a server, which writes this file itself.
+/// Portal ids. The server writes this file, not the store.
 pub(super) const PORTALS: &str = "portals.json";
-/// Segment size of sled. It cannot change once a store exists.
+/// Segment size of sled, in bytes. It cannot change once a store exists.
 pub(in crate::embedded) const SEGMENT_BYTES: usize = 8 << 20;

@@ -1,4 +1,4 @@
-//! Rejects a directory that holds other files than a store.
+//! Rejects a directory that holds files of other programs.
 
 use std::{
     fs,
@@ -6,35 +6,33 @@ use std::{
 };
 
 use super::{
-    files::{DB, LOCK, LOG, MAKING, PORTALS, REBUILT, UNFINISHED, VALUE_LOG, WAL},
+    directory::LOCK_BYTES_MAX,
+    files::{LOCK, PORTALS, REBUILT, SLED_DIR, SLED_FILE, STAGING, UNFINISHED, VALUE_LOG, WAL},
     watermark::SyncWatermark,
 };
 use crate::store::StoreError;
 
 /// Files that mesa writes before, or without, a store.
 ///
-/// They are the tables while they are created, the marker of an unfinished store, and the portal ids of a server with its
-/// logs in Redis. The lock file also counts, if its content is that of a mesa lock.
-const OURS: &[&str] = &[MAKING, UNFINISHED, PORTALS];
+/// They are the staging directory of the tables, the marker of an unfinished store, and the portal ids of a server whose
+/// logs are in Redis. A lock file counts too, but only with the content of a mesa lock.
+const OWN_FILES: &[&str] = &[STAGING, UNFINISHED, PORTALS];
 
-/// Files of otherwise empty directories: of new file systems and of version control.
-const OF_EMPTY_DIRECTORIES: &[&str] = &["lost+found", ".gitkeep", ".gitignore", ".keep", ".DS_Store"];
+/// Files that do not count: those of new file systems, version control and desktops.
+const IGNORED_FILES: &[&str] = &["lost+found", ".gitkeep", ".gitignore", ".keep", ".DS_Store"];
 
-/// Files that only a store has. A directory with any of them is a store, damaged or not.
-const OF_STORES: &[&[&str]] = &[&[LOG, DB], &[REBUILT, DB]];
+/// Paths that only a store has. A directory with any of them is a store, damaged or not.
+const STORE_FILES: &[&[&str]] = &[&[SLED_DIR, SLED_FILE], &[REBUILT, SLED_FILE]];
 
-/// Largest size of a mesa lock file, in bytes.
-const LOCK_BYTES_MAX: u64 = 32;
+/// Number of file names that the error lists. Further files are counted.
+const LISTED_MAX: usize = 3;
 
-/// Names that the error lists; further ones are counted.
-const NAMED_MAX: usize = 3;
-
-/// Accepts a store, an empty directory, and a path that does not exist. Changes nothing.
+/// Checks that a path is a store, an empty directory, or missing. Changes nothing.
 ///
 /// # Errors
-/// When the directory has other files, because nothing may be written among them.
+/// When the directory holds files of other programs. mesa must not write among them.
 pub fn check_foreign_files(path: &Path) -> Result<(), StoreError> {
-    // A directory that cannot be read fails when it is opened, with the reason.
+    // An unreadable directory fails later, when it is opened, with the reason.
     let Ok(files) = fs::read_dir(path) else { return Ok(()) };
     if is_store(path) {
         return Ok(());
@@ -42,17 +40,17 @@ pub fn check_foreign_files(path: &Path) -> Result<(), StoreError> {
     let (mut named, mut more) = (Vec::new(), 0_usize);
     for file in files.flatten() {
         let name = file.file_name().to_string_lossy().into_owned();
-        if OURS.contains(&name.as_str()) || OF_EMPTY_DIRECTORIES.contains(&name.as_str()) {
+        if OWN_FILES.contains(&name.as_str()) || IGNORED_FILES.contains(&name.as_str()) {
             continue;
         }
-        if name == LOCK && is_lock(&file.path()) {
+        if name == LOCK && is_mesa_lock(&file.path()) {
             continue;
         }
-        // A power cut in the first start of a server may leave the empty directory alone.
-        if name == LOG && is_empty(&file.path()) {
+        // A power cut during the first start of a server may leave only this empty directory.
+        if name == SLED_DIR && is_empty(&file.path()) {
             continue;
         }
-        if named.len() < NAMED_MAX {
+        if named.len() < LISTED_MAX {
             named.push(format!("`{}`", name.escape_debug()));
         } else {
             more += 1;
@@ -74,18 +72,18 @@ pub fn check_foreign_files(path: &Path) -> Result<(), StoreError> {
 /// Returns whether a directory holds a store, damaged or not.
 fn is_store(path: &Path) -> bool {
     let has = |names: &&[&str]| path.join(names.iter().collect::<PathBuf>()).exists();
-    // Other programs may have a file named `mark`, or one of the directories.
-    OF_STORES.iter().any(has)
+    // Other programs may have a file named `mark`, or one of the two directories.
+    STORE_FILES.iter().any(has)
         || SyncWatermark::read(path).is_some()
         || [WAL, VALUE_LOG].iter().all(|name| path.join(name).is_dir())
 }
 
-/// Returns whether a lock file is one of mesa: empty, or with a process id.
-fn is_lock(file: &Path) -> bool {
+/// Returns whether a lock file was written by mesa: it is empty, or holds a process id.
+fn is_mesa_lock(file: &Path) -> bool {
     if !fs::metadata(file).is_ok_and(|lock| lock.is_file() && lock.len() <= LOCK_BYTES_MAX) {
         return false;
     }
-    // A lock that cannot be read fails when it is opened, with the reason.
+    // An unreadable lock file fails later, when it is opened, with the reason.
     let Ok(text) = fs::read(file) else { return true };
     text.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_whitespace())
 }
@@ -103,12 +101,12 @@ mod tests {
     #[test]
     fn empty_log_directory_is_accepted_and_foreign_log_is_rejected() {
         let directory = tempfile::tempdir().unwrap();
-        let log = directory.path().join(LOG);
+        let log = directory.path().join(SLED_DIR);
         fs::create_dir(&log).unwrap();
         assert!(check_foreign_files(directory.path()).is_ok());
         drop(open(DiskOptions::new(directory.path())).expect("a store is created in it"));
         let directory = tempfile::tempdir().unwrap();
-        let log = directory.path().join(LOG);
+        let log = directory.path().join(SLED_DIR);
         fs::create_dir(&log).unwrap();
         fs::write(log.join("syslog"), "a line").unwrap();
         assert!(check_foreign_files(directory.path()).is_err());

@@ -1,4 +1,4 @@
-//! A WAL and tables in memory, for tests. A store on them keeps every guarantee except durability.
+//! A WAL and tables in memory, for tests. A store on them holds every guarantee except durability.
 
 use std::{collections::BTreeMap, ops::Bound, sync::Arc};
 
@@ -27,7 +27,7 @@ impl Memory {
 
     /// Copies the WAL and the tables.
     #[cfg(test)]
-    pub(in crate::embedded) fn copied(&self) -> Self {
+    pub(in crate::embedded) fn deep_clone(&self) -> Self {
         let tables = std::array::from_fn(|at| RwLock::new(self.tables[at].read().clone()));
         Self { wal: Arc::new(RwLock::new(self.wal.read().clone())), tables: Arc::new(tables) }
     }

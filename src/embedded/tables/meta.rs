@@ -2,26 +2,30 @@
 
 use crate::{logging::excerpt, store::StoreError};
 
+/// The format of the store: [`FORMAT`].
 pub(in crate::embedded) const FORMAT_KEY: &[u8] = b"format";
+/// The namespace of the store.
 pub(in crate::embedded) const NAMESPACE_KEY: &[u8] = b"namespace";
+/// Number of all lossy restarts.
 pub(in crate::embedded) const LOSSY_RESTARTS_KEY: &[u8] = b"lapses";
-/// Number of lossy restarts that are counted one by one.
+/// Number of lossy restarts that count one by one: [`LossyRestarts::full`](crate::embedded::user_log::lossy_restarts::LossyRestarts::full).
 pub(in crate::embedded) const FULL_LOSSY_RESTARTS_KEY: &[u8] = b"full-lapses";
 /// Last WAL record before the last lossy restart.
 pub(in crate::embedded) const LOSSY_RESTART_RECORD_KEY: &[u8] = b"lapse-record";
-/// Whether the store is open, and with which durability.
+/// Whether the store is open, and with which durability: `CLOSED`, `OPEN_ALWAYS` or `OPEN_LOSSY`.
 pub(in crate::embedded) const OPEN_KEY: &[u8] = b"open";
 pub(in crate::embedded) const CLOSED: &[u8] = b"closed";
+pub(in crate::embedded) const OPEN_ALWAYS: &[u8] = b"always";
+/// Open with a durability other than `always`.
+pub(in crate::embedded) const OPEN_LOSSY: &[u8] = b"lossy";
 /// The highest flushed record. The WAL may no longer contain it.
 pub(in crate::embedded) const FLUSHED_KEY: &[u8] = b"settled";
-pub(in crate::embedded) const OPEN_ALWAYS: &[u8] = b"always";
-pub(in crate::embedded) const OPEN_LOSSY: &[u8] = b"lossy";
 /// The latest known time of the store's clock, in milliseconds of the Unix epoch.
 pub(in crate::embedded) const CLOCK_KEY: &[u8] = b"clock";
-/// Names the format of everything in a store. It changes with any encoding.
+/// Name of the store's format. A change of any encoding needs another name.
 pub(in crate::embedded) const FORMAT: &[u8] = b"mesa-4";
 
-/// Rejects a store of another format. A new store has none yet.
+/// Rejects a store of another format. A new store has no format yet.
 pub(in crate::embedded) fn check_format(found: Option<&[u8]>) -> Result<(), StoreError> {
     let Some(found) = found.filter(|found| *found != FORMAT) else { return Ok(()) };
     let [found, ours] = [found, FORMAT].map(String::from_utf8_lossy);
@@ -31,13 +35,13 @@ pub(in crate::embedded) fn check_format(found: Option<&[u8]>) -> Result<(), Stor
     )))
 }
 
-/// Rejects a store of another namespace. A new store has none yet.
+/// Rejects a store of another namespace. A new store has no namespace yet.
 pub(in crate::embedded) fn check_namespace(found: Option<&[u8]>, namespace: &str) -> Result<(), StoreError> {
     let Some(found) = found.filter(|found| *found != namespace.as_bytes()) else { return Ok(()) };
     let found = String::from_utf8_lossy(found);
     Err(StoreError::Incompatible(format!(
-        "the store belongs to namespace {found:?}, and the configuration says {namespace:?}. Set the namespace it belongs \
-         to, or give this one its own store.path"
+        "the store belongs to namespace {found:?}, and the configuration has {namespace:?}. Set the store's namespace, or \
+         give this namespace its own store.path"
     )))
 }
 

@@ -1,7 +1,7 @@
-//! Detects missing parts of a store: of an incomplete copy, or after files were moved or deleted.
+//! Detects missing parts of a store: it is an incomplete copy, or files were moved or deleted.
 //!
-//! A first start creates the parts one after the other, and a power cut may end it between any two. So a part counts as
-//! missing only if something was written that comes after it:
+//! The first start of a store creates its parts one after another, and a power cut may end it between any two. So a part
+//! counts as missing only if data was written that follows it:
 //!
 //! - `log/db` is durable before anything is written into the other parts.
 //! - `mark`, `journal` and `inbox` are durable before the table `meta` has the format.
@@ -11,11 +11,11 @@
 
 use std::{fmt, fs, io, path::Path};
 
-use super::files::{DB, LOG, VALUE_LOG, WAL, WATERMARK};
+use super::files::{SLED_DIR, SLED_FILE, VALUE_LOG, WAL, WATERMARK};
 use crate::embedded::{
+    file_io,
     offline::sled_file::RawTables,
     tables::{contract::Table, meta::FORMAT_KEY},
-    value_log::framing,
 };
 
 /// Names a missing part of a store.
@@ -29,8 +29,8 @@ pub(in crate::embedded) enum MissingPart {
 }
 
 impl MissingPart {
-    /// Finds the first missing part, other than the tables.
-    pub fn other_part(path: &Path, tables: &RawTables) -> io::Result<Option<Self>> {
+    /// Finds the first missing part other than the tables.
+    pub fn find_other(path: &Path, tables: &RawTables) -> io::Result<Option<Self>> {
         if tables.get(Table::Meta, FORMAT_KEY)?.is_none() {
             return Ok(None);
         }
@@ -42,19 +42,19 @@ impl MissingPart {
         Ok(None)
     }
 
-    /// Detects that sled's file is missing although other parts were written.
-    pub fn tables(path: &Path) -> io::Result<Option<Self>> {
+    /// Detects that sled's data file is missing although other parts were written.
+    pub fn find_tables(path: &Path) -> io::Result<Option<Self>> {
         let length = |file: &Path| match fs::metadata(file) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
             file => file.map(|file| file.len()),
         };
-        if length(&path.join(LOG).join(DB))? > 0 {
+        if length(&path.join(SLED_DIR).join(SLED_FILE))? > 0 {
             return Ok(None);
         }
         let mut written = length(&path.join(WATERMARK))?;
         for directory in [WAL, VALUE_LOG].map(|name| path.join(name)) {
-            for number in framing::numbered(&directory)? {
-                written += length(&directory.join(framing::name(number)))?;
+            for number in file_io::file_numbers(&directory)? {
+                written += length(&directory.join(file_io::file_name(number)))?;
             }
         }
         Ok((written > 0).then_some(Self::Tables))
@@ -70,10 +70,12 @@ impl MissingPart {
         }
     }
 
-    /// Describes how to use the remaining parts. Without the watermark no loss is known, nor that nothing was lost.
+    /// Describes how to open the store without the part.
+    ///
+    /// Only the watermark can be replaced. Without it, lost synced data at the end of the files is not detected.
     fn next_step(self) -> &'static str {
         match self {
-            Self::Watermark => "; if that file alone was lost, make an empty one in its place",
+            Self::Watermark => "; if only that file was lost, create an empty one in its place",
             _ => "",
         }
     }
@@ -85,7 +87,7 @@ impl fmt::Display for MissingPart {
         let state = if *self == Self::Tables { "missing or empty" } else { "missing" };
         write!(
             f,
-            "its {what} `{}` is {state}, so messages may be too. If this is a copy, copy the whole directory again while no \
+            "its {what} `{}` is {state}, so messages may be missing. If this is a copy, copy the whole directory again while no \
              server uses it{}",
             self.name(),
             self.next_step()

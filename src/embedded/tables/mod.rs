@@ -1,4 +1,4 @@
-//! Ordered tables.
+//! Ordered tables of the embedded store.
 //!
 //! - `contract`: the trait
 //! - [`sled`]: an engine on disk

@@ -1,4 +1,4 @@
-//! Opens a store directory, also after the process was killed, even while it was opening it.
+//! Opens a store directory, also after a process was killed while opening it.
 
 use std::{
     fs::{self, File},
@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::{
     directory::StoreDir,
-    files::{DB, SEGMENT_BYTES, VALUE_LOG, WAL},
+    files::{SEGMENT_BYTES, SLED_FILE, VALUE_LOG, WAL},
     foreign::is_empty,
     missing::MissingPart,
     open_error::{self, io_reason, sled_reason},
@@ -39,7 +39,7 @@ use crate::{
             meta::{FLUSHED_KEY, FORMAT_KEY, NAMESPACE_KEY, check_format, check_namespace},
             schema::wal_number,
         },
-        value_log::file::{BlockLocation, ValueLog},
+        value_log::{file::ValueLog, location::BlockLocation},
         wal::{layout::OpenError, replay::WalScan, segment::WalFiles},
     },
     health::Health,
@@ -51,7 +51,7 @@ use crate::{
 /// Durability does not depend on it, the reuse of space does.
 const BACKGROUND_FLUSH_MS: u64 = 500;
 
-/// How long to wait until the system has released sled's lock of a killed process.
+/// Timeout for the system to release sled's lock of a killed process. Then the store does not open.
 const SLED_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Options of [`open`].
@@ -74,7 +74,7 @@ pub struct DiskOptions {
     pub limits: Limits,
     /// The outbox of webhook events. With `None` no event is stored, and stored events stay.
     pub outbox: Option<OutboxOptions>,
-    /// Where the store reports its condition.
+    /// Receives the state of the store for `/readyz`.
     #[doc(hidden)]
     pub health: Arc<Health>,
     /// Called instead of syncing the file, in tests of a failing disk.
@@ -86,7 +86,7 @@ pub struct DiskOptions {
     /// See [`Options::ahead_ms`].
     #[doc(hidden)]
     pub ahead_ms: Arc<AtomicU64>,
-    /// The operation that writes the whole store. The directory is marked until [`unfinished::end`] is called.
+    /// The restore, salvage or import that writes the store. The directory is marked until [`unfinished::end`] is called.
     #[doc(hidden)]
     pub operation: Option<Operation>,
 }
@@ -132,7 +132,7 @@ pub fn open(options: DiskOptions) -> Result<Arc<dyn Store>, StoreError> {
     embedded::open(Arc::new(engine), store_options)
 }
 
-/// Creates the tables of a new store. It is marked until [`unfinished::end`] is called.
+/// Creates the tables of a new store. The directory is marked until [`unfinished::end`] is called.
 pub(in crate::embedded) fn create(path: &Path, operation: Operation) -> Result<Disk, StoreError> {
     open_engine(&DiskOptions { operation: Some(operation), ..DiskOptions::new(path) })
 }
@@ -141,73 +141,73 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     let cannot_open = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let dir = StoreDir::new(&options.path)?;
     unfinished::check(&options.path, options.operation)?;
-    let log = dir.log();
+    let sled_dir = dir.sled_dir();
     let unreadable = |error: std::io::Error| cannot_open(io_reason("its file `log/db` cannot be read", &error));
     dir.finish_replacement().map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?;
     dir.read_through().map_err(unreadable)?;
-    let scanned = check_store(&log, &options.path, options.namespace.as_deref().unwrap_or_default())?;
+    let scanned = check_store(&sled_dir, &options.path, options.namespace.as_deref().unwrap_or_default())?;
     if let Some(operation) = options.operation {
-        // Not before the checks: a rejected store must stay usable for its server.
+        // After the checks, because a rejected store must stay usable for its server.
         unfinished::begin(&options.path, operation)
             .map_err(|error| cannot_open(io_reason("cannot mark it", &error)))?;
     }
-    if rebuild::is_due(&log).map_err(unreadable)? {
+    if rebuild::is_due(&sled_dir).map_err(unreadable)? {
         rebuild::rebuild(&dir, &options.path, |staging| open_sled(staging, options.cache_bytes))
             .map_err(cannot_open)?;
     }
-    if !log.exists() || is_empty(&log) {
+    if !sled_dir.exists() || is_empty(&sled_dir) {
         create_sled(&dir, options).map_err(cannot_open)?;
     }
-    // Written by a process that was killed while opening. sled would prefer this incomplete snapshot.
+    // A process that was killed while opening left this incomplete snapshot, which sled would prefer.
     for snapshot in
         dir.set_snapshots_aside(false).map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?
     {
-        tracing::warn!(snapshot = %snapshot.display(), "set an unfinished snapshot aside");
+        tracing::warn!(snapshot = %snapshot.display(), "moved an incomplete snapshot away");
     }
     let ballast = Ballast::of(&options.path);
-    ballast.drop_for(&log.join(DB)).map_err(|error| match error {
+    ballast.prepare_open(&sled_dir.join(SLED_FILE)).map_err(|error| match error {
         BallastError::NoSpace { wanted, free } => cannot_open(open_error::no_space("its file `log/db`", wanted, free)),
         BallastError::Io(error) => cannot_open(io_reason("its file `log/db`", &error)),
     })?;
-    let db = match open_sled(&log, options.cache_bytes) {
+    let db = match open_sled(&sled_dir, options.cache_bytes) {
         Err(sled::Error::Corruption { .. }) => {
-            // A truncated snapshot. The log itself is usually intact.
+            // The snapshot is truncated. sled's log is usually intact.
             let moved =
                 dir.set_snapshots_aside(true).map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?;
             tracing::warn!(
                 snapshots = moved.len(),
-                "the store did not open: its snapshots are set aside, and it is opened once more"
+                "the store did not open: its snapshots were moved away, and it is opened again"
             );
-            open_sled(&log, options.cache_bytes)
+            open_sled(&sled_dir, options.cache_bytes)
         }
         opened => opened,
     }
     .map_err(|error| cannot_open(sled_reason(&error)))?;
-    set_up(db.clone(), dir, scanned, options).inspect_err(|_| discard_sled(&db))
+    open_parts(db.clone(), dir, scanned, options).inspect_err(|_| discard_sled(&db))
 }
 
-/// Opens everything besides sled. `scanned` is the earlier scan of the WAL.
-fn set_up(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptions) -> Result<Disk, StoreError> {
+/// Opens all parts of the store except sled. `scanned` is the earlier scan of the WAL.
+fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptions) -> Result<Disk, StoreError> {
     let path = &options.path;
     let cannot_open = |reason: String| StoreError::Open { path: path.clone(), reason };
-    let log = dir.log();
-    // First: the newest snapshot must be durable before anything that sled did because of it.
+    let sled_dir = dir.sled_dir();
+    // First, because the newest snapshot must be durable before the changes that sled made after it.
     dir.sync_names().map_err(|error| cannot_open(io_reason("cannot sync it", &error)))?;
     let tree = |table| {
         let (name, _) = TABLES.iter().find(|(_, named)| *named == table).expect("every sled table has a name");
         db.open_tree(name).map_err(|error| cannot_open(sled_reason(&error)))
     };
     let trees = Trees {
-        places: tree(Table::Log)?,
+        locations: tree(Table::Log)?,
         users: tree(Table::Users)?,
         meta: tree(Table::Meta)?,
         ids: tree(Table::Ids)?,
         outbox: tree(Table::Outbox)?,
     };
-    let file = File::options().read(true).write(true).open(log.join(DB));
+    let file = File::options().read(true).write(true).open(sled_dir.join(SLED_FILE));
     let file = file.map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
-    // A killed process may have left data that the system has not written yet. It must be durable before any file is removed
-    // because of it.
+    // A killed process may have left data that the system has not written yet. Files that this data makes superfluous are
+    // removed below, so it must be durable first.
     db.flush().map_err(|error| cannot_open(sled_reason(&error)))?;
     file.sync_data().map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
     let mut runway = Runway::default();
@@ -225,15 +225,15 @@ fn set_up(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptions) 
     } else {
         WalFiles::open(&wal_dir, flushed, watermark.record)
     };
-    let wal = wal.map_err(|damage| broken_wal(path, damage))?;
-    let locations: sled::Result<Vec<_>> = trees.places.iter().values().collect();
+    let wal = wal.map_err(|damage| wal_error(path, damage))?;
+    let locations: sled::Result<Vec<_>> = trees.locations.iter().values().collect();
     let locations = locations.map_err(|error| cannot_open(sled_reason(&error)))?;
     let locations = locations.iter().filter_map(|location| BlockLocation::decode(location));
     let value_log = ValueLog::open(&path.join(VALUE_LOG), locations);
     let value_log = value_log.map_err(|error| cannot_open(io_reason("its directory `inbox`", &error)))?;
     let watermark_file =
         WatermarkFile::open(path).map_err(|error| cannot_open(io_reason("its file `mark`", &error)))?;
-    let tail = Tail::find(&log).map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
+    let tail = Tail::find(&sled_dir).map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
     dir.sync().map_err(|error| cannot_open(io_reason("cannot sync it", &error)))?;
     Ok(Disk {
         db,
@@ -252,7 +252,7 @@ fn set_up(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptions) 
     })
 }
 
-fn broken_wal(path: &Path, damage: OpenError) -> StoreError {
+fn wal_error(path: &Path, damage: OpenError) -> StoreError {
     match damage {
         OpenError::Damage(damage) => damaged(path, damage),
         OpenError::Io(error) => {
@@ -283,10 +283,10 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
     StoreError::Damaged(reason.into())
 }
 
-/// Rejects a damaged store, and one of another format or namespace. Returns the scan of the WAL.
+/// Rejects a damaged store, and a store of another format or namespace. Returns the scan of the WAL.
 ///
-/// All files are checked before sled opens them, because sled skips what it cannot read and overwrites what follows.
-fn check_store(log: &Path, path: &Path, namespace: &str) -> Result<WalScan, StoreError> {
+/// Runs before sled opens its files, because sled skips what it cannot read and overwrites what follows.
+fn check_store(sled_dir: &Path, path: &Path, namespace: &str) -> Result<WalScan, StoreError> {
     if SyncWatermark::is_foreign(path) {
         return Err(damaged(path, "its file `mark` was not written by mesa"));
     }
@@ -294,52 +294,52 @@ fn check_store(log: &Path, path: &Path, namespace: &str) -> Result<WalScan, Stor
         path: path.to_owned(),
         reason: io_reason("its file `log/db` cannot be read", &error),
     };
-    if let Some(missing) = MissingPart::tables(path).map_err(unread)? {
+    if let Some(missing) = MissingPart::find_tables(path).map_err(unread)? {
         return Err(damaged(path, missing));
     }
-    let (watermark, length) = (SyncWatermark::read(path).unwrap_or_default(), db_bytes(log));
+    let (watermark, length) = (SyncWatermark::read(path).unwrap_or_default(), db_bytes(sled_dir));
     if watermark.was_longer_than(length) {
         let SyncWatermark { length: synced, .. } = watermark;
         let reason = format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced");
         return Err(damaged(path, reason));
     }
-    if let Some(damage) = sled_file::check(log, watermark.end).map_err(unread)? {
+    if let Some(damage) = sled_file::check(sled_dir, watermark.end).map_err(unread)? {
         return Err(damaged(path, damage));
     }
     let mut flushed = 0;
     if length > 0 {
-        let tables = RawTables::open(log, false).map_err(unread)?;
+        let tables = RawTables::open(sled_dir, false).map_err(unread)?;
         check_format(tables.get(Table::Meta, FORMAT_KEY).map_err(unread)?.as_deref())?;
         check_namespace(tables.get(Table::Meta, NAMESPACE_KEY).map_err(unread)?.as_deref(), namespace)?;
-        if let Some(missing) = MissingPart::other_part(path, &tables).map_err(unread)? {
+        if let Some(missing) = MissingPart::find_other(path, &tables).map_err(unread)? {
             return Err(damaged(path, missing));
         }
         flushed = flushed_through(&tables).map_err(unread)?;
     }
-    WalFiles::check(&path.join(WAL), flushed, watermark.record).map_err(|damage| broken_wal(path, damage))
+    WalFiles::check(&path.join(WAL), flushed, watermark.record).map_err(|damage| wal_error(path, damage))
 }
 
-fn db_bytes(log: &Path) -> u64 {
-    fs::metadata(log.join(DB)).map_or(0, |db| db.len())
+fn db_bytes(sled_dir: &Path) -> u64 {
+    fs::metadata(sled_dir.join(SLED_FILE)).map_or(0, |db| db.len())
 }
 
 /// Opens sled, and catches its panics on unexpected files.
-fn open_sled(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
-    let opened = catch_unwind(AssertUnwindSafe(|| open_with_retry(log, cache_bytes)));
+fn open_sled(sled_dir: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
+    let opened = catch_unwind(AssertUnwindSafe(|| open_with_retry(sled_dir, cache_bytes)));
     opened.unwrap_or_else(|_| Err(sled::Error::ReportableBug("sled cannot read its files".into())))
 }
 
-fn open_with_retry(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
+fn open_with_retry(sled_dir: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
     let config = sled::Config::new()
-        .path(log)
+        .path(sled_dir)
         .cache_capacity(cache_bytes / 2)
         .segment_size(SEGMENT_BYTES)
         .flush_every_ms(Some(BACKGROUND_FLUSH_MS));
     let since = Instant::now();
     loop {
         match config.open() {
-            // This process holds the lock of the directory, so the holder of sled's lock is dead and the system releases it.
-            Err(sled::Error::Io(error)) if is_lock(&error) && since.elapsed() < SLED_LOCK_TIMEOUT => {
+            // This process holds the directory's lock, so the holder of sled's lock is dead. The system releases it soon.
+            Err(sled::Error::Io(error)) if is_lock_error(&error) && since.elapsed() < SLED_LOCK_TIMEOUT => {
                 thread::sleep(Duration::from_millis(50));
             }
             opened => return opened,
@@ -347,6 +347,6 @@ fn open_with_retry(log: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
     }
 }
 
-fn is_lock(error: &std::io::Error) -> bool {
+fn is_lock_error(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::WouldBlock || error.to_string().contains("lock")
 }

@@ -1,4 +1,4 @@
-//! Error messages for a store that does not open. Each ends with what to do next.
+//! Error messages for a store that does not open. Each ends with the remedy.
 
 use std::io;
 
@@ -8,12 +8,12 @@ use crate::{
     logging::system_error,
 };
 
-/// Upper bound, in MiB, of the space that opening a store takes.
+/// Upper bound of the disk space that opening a store takes, in MiB.
 ///
-/// That is two segments of sled's file, a snapshot, and a block for each small file.
+/// It covers two segments of sled's file, a snapshot, and a disk block for each small file.
 const OPENING_MIB: u64 = 24;
 
-/// Describes what could not be created, read or written, with the system's reason.
+/// Describes a failed file operation with the system's reason. `what` names the file or the operation.
 pub fn io_reason(what: &str, error: &io::Error) -> String {
     let reason = system_error(error);
     match Cause::of(error) {
@@ -31,7 +31,7 @@ pub fn io_reason(what: &str, error: &io::Error) -> String {
     }
 }
 
-/// Describes an error of sled in the same way.
+/// Describes an error that sled returned while it was opened.
 pub fn sled_reason(error: &sled::Error) -> String {
     match sled_error::system_error_of(error) {
         Some(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -42,7 +42,7 @@ pub fn sled_reason(error: &sled::Error) -> String {
     }
 }
 
-/// Describes how much space must be freed for `what`.
+/// Describes a disk that is too full to open `what`. `wanted` and `free` are bytes.
 pub fn no_space(what: &str, wanted: u64, free: u64) -> String {
     let mib = |bytes: u64| bytes.div_ceil(1 << 20);
     format!(

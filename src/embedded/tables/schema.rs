@@ -1,8 +1,7 @@
-//! Encoding of keys and rows of the tables.
+//! Encodings of the keys and values of the tables.
 //!
-//! Each row begins with its version. `data/golden` has the bytes of each. A change of an encoding needs another
-//! [`FORMAT`](super::meta::FORMAT).
-//! Keys are built by hand, because only big-endian numbers sort as numbers.
+//! Each value begins with its version. `data/golden` has a sample of each. A change of an encoding needs another
+//! [`FORMAT`](super::meta::FORMAT). Keys are encoded without bincode, because only big-endian numbers sort as numbers.
 
 use bincode::{Decode, Encode};
 
@@ -11,13 +10,13 @@ use crate::{
     message::Seq,
 };
 
-/// Largest value or WAL record that is put into an engine, in bytes.
+/// Largest value and WAL record of an engine, in bytes.
 ///
 /// sled stores values above a share of its segment in files that it never syncs. With segments of 8 MiB and sixteen values
 /// per leaf, this limit stays far below that share.
 pub const VALUE_BYTES_MAX: usize = 96 << 10;
 
-/// Stores a cursor and when its device was last seen.
+/// Stores a cursor, and when its device was last seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct StoredCursor {
     /// Everything up to this sequence is acknowledged.
@@ -55,7 +54,7 @@ pub struct StoredLog {
     pub expires_s: u32,
 }
 
-/// Stores idempotency ids, moved here from the WAL by a flush.
+/// Stores idempotency ids that a flush moved from the WAL.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Ids {
     /// The only version so far.
@@ -77,17 +76,16 @@ pub struct StoredId {
     pub recipients: u32,
     pub online: u32,
     pub offline: u32,
-    /// Number of logs that the message was appended to; 0 if the dispatch only stored its result.
+    /// Number of logs to which the message was appended; 0 if the dispatch stored only its result.
     pub stored: u32,
     /// Recipients that were rejected, each with a reason.
     pub rejected: Vec<(String, u8)>,
-    /// The list of rejected recipients continues in the next value with the same id.
+    /// Whether `rejected` continues in the next value with the same id.
     pub more: bool,
 }
 
 impl Ids {
     pub fn encode(&self) -> Vec<u8> {
-        // As in `RecordWriter::encode`.
         bincode::encode_to_vec(self, format()).expect("writing to a Vec succeeds")
     }
 
@@ -115,7 +113,6 @@ impl StoredLog {
     }
 
     pub fn encode(self) -> Vec<u8> {
-        // As in `RecordWriter::encode`.
         bincode::encode_to_vec(Row::V1(self), format()).expect("writing to a Vec succeeds")
     }
 

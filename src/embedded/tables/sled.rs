@@ -1,14 +1,14 @@
-//! Engine on disk: WAL and value log in files, the small tables in sled.
+//! Engine on disk: the WAL and the value log in files, the tables in sled.
 //!
-//! sled holds the location of each block, the rows of users, the properties of the store, idempotency ids and the outbox.
-//! Entry bodies stay out of it (key-value separation), because sled writes data several times and its file never shrinks.
+//! sled holds block locations, rows of users, properties of the store, idempotency ids and the outbox. Entry bodies are in
+//! the value log (key-value separation), because sled writes data several times and its file never shrinks.
 //! With bodies in sled, 100 MiB of churn took more than 700 MiB of disk, and a commit of one message took 0.3 ms of CPU.
 //! So a commit is one write and one `fdatasync` of a WAL segment. sled is synced before WAL records are removed (a
 //! *checkpoint*).
 //!
 //! Two properties of sled 0.34.7 matter here:
 //! - Its `flush` writes the data but does not sync the file. This module syncs it on its own handle.
-//! - Batches take a lock that a flush holds. So there are no batches, and the atomic unit is one value.
+//! - Batches need a lock that a flush holds. So there are no batches, and only single values are atomic.
 
 use std::{
     fs::File,
@@ -25,9 +25,9 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
-    contract::{Cause, Copying, EngineError, Table, TableSpace, Tables},
+    contract::{Cause, CompactionMode, EngineError, Table, TableSpace, Tables},
     directory::StoreDir,
-    files::DB,
+    files::SLED_FILE,
     space::{Runway, WriteCounter},
     watermark::WatermarkFile,
 };
@@ -37,7 +37,8 @@ use crate::{
         offline::sled_file::Tail,
         value_log::{
             compaction::CompactionStep,
-            file::{BlockLocation, BlockRead, ValueLog, invalid_location},
+            file::{BlockRead, ValueLog},
+            location::{BlockLocation, invalid_location},
         },
         wal::{contract::Wal, segment::WalFiles},
     },
@@ -47,8 +48,8 @@ use crate::{
 /// Shortest time between two checkpoints that only reclaim space.
 const RECLAIM_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Number of lookups of a block that compaction moves while it is read. After that the location counts as damaged.
-const MOVES_MAX: usize = 8;
+/// Attempts to read a block that compaction moves meanwhile. Then the block counts as missing.
+const READ_ATTEMPTS_MAX: usize = 8;
 
 /// Stores the WAL and the tables on disk.
 pub struct Disk {
@@ -66,11 +67,11 @@ pub struct Disk {
     pub(super) runway: Mutex<Runway>,
     /// Bytes put into sled. Used by the commit thread only.
     pub(super) written: Mutex<WriteCounter>,
-    /// Progress of compaction. Used by the commit thread only.
+    /// Progress of space reclamation. Used by the commit thread only.
     pub(super) reclaim: Mutex<Reclaim>,
     /// A write or a sync has failed.
     pub(super) failed: AtomicBool,
-    /// Called instead of syncing, in tests.
+    /// Called instead of syncing the WAL, in tests.
     pub(super) sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
     /// Holds the lock of the directory until everything above is closed.
     pub(super) _dir: StoreDir,
@@ -79,15 +80,18 @@ pub struct Disk {
 /// The trees of sled.
 pub(in crate::embedded) struct Trees {
     /// Locations of the blocks in the value log.
-    pub(in crate::embedded) places: sled::Tree,
+    pub(in crate::embedded) locations: sled::Tree,
     pub(super) users: sled::Tree,
     pub(super) meta: sled::Tree,
     pub(super) ids: sled::Tree,
     pub(super) outbox: sled::Tree,
 }
 
+/// State of space reclamation.
 pub(super) struct Reclaim {
+    /// The next step of the current compaction.
     pub(super) compaction: Option<CompactionStep>,
+    /// Time of the last checkpoint.
     pub(super) checkpoint: Instant,
 }
 
@@ -95,7 +99,7 @@ impl Disk {
     /// Returns the tree of a table.
     fn tree(&self, table: Table) -> &sled::Tree {
         match table {
-            Table::Log => &self.trees.places,
+            Table::Log => &self.trees.locations,
             Table::Users => &self.trees.users,
             Table::Meta => &self.trees.meta,
             Table::Ids => &self.trees.ids,
@@ -105,18 +109,18 @@ impl Disk {
 
     /// Sets a value in sled. Returns the previous one.
     fn insert(&self, tree: &sled::Tree, key: &[u8], value: &[u8]) -> Result<Option<sled::IVec>, EngineError> {
-        self.count(key.len() + value.len())?;
+        self.count_write(key.len() + value.len())?;
         tree.insert(key, value).map_err(|error| self.tables_failed(error))
     }
 
     /// Removes a value from sled, and returns it.
     fn take(&self, tree: &sled::Tree, key: &[u8]) -> Result<Option<sled::IVec>, EngineError> {
-        self.count(key.len())?;
+        self.count_write(key.len())?;
         tree.remove(key).map_err(|error| self.tables_failed(error))
     }
 
-    /// Counts bytes that are about to be put into sled. After each step, preallocates space for the next one.
-    fn count(&self, bytes: usize) -> Result<(), EngineError> {
+    /// Counts bytes before they are put into sled. After each step, preallocates space for the next step.
+    fn count_write(&self, bytes: usize) -> Result<(), EngineError> {
         let is_step = self.written.lock().count(bytes);
         if is_step {
             self.flush()?;
@@ -127,6 +131,7 @@ impl Disk {
         Ok(())
     }
 
+    /// Records that the engine has failed for good, and creates the error.
     pub(in crate::embedded) fn failed(&self, error: impl std::fmt::Display) -> EngineError {
         self.failed.store(true, Ordering::Relaxed);
         EngineError::new(error)
@@ -136,25 +141,25 @@ impl Disk {
         self.failed(super::sled_error::describe(&error))
     }
 
-    /// Converts the error of a call that may be retried if it fails for lack of space or descriptors.
+    /// Converts the error of a call that may be retried after a lack of space, descriptors or memory.
     pub(in crate::embedded) fn retryable(&self, error: std::io::Error) -> EngineError {
         let error = EngineError::from(error);
         self.failed.fetch_or(!error.is_transient(), Ordering::Relaxed);
         error
     }
 
-    /// Reads the block at a location, or the reason why it is damaged. Returns `None` if the key was removed.
+    /// Reads the block at a location, or a placeholder if it is damaged. Returns `None` if the key was removed.
     fn block(&self, key: &[u8], location: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let Some(mut location) = BlockLocation::decode(location) else {
             return Ok(Some(invalid_location().to_value()));
         };
-        for _ in 0..MOVES_MAX {
+        for _ in 0..READ_ATTEMPTS_MAX {
             match self.value_log.read(location, key)? {
                 BlockRead::Block(value) => return Ok(Some(value)),
                 BlockRead::Damaged(why) => return Ok(Some(why.to_value())),
                 BlockRead::Missing => {
                     // Compaction moved the block, or it was removed, since its location was read.
-                    let Some(now) = self.trees.places.get(key).map_err(unread)? else { return Ok(None) };
+                    let Some(now) = self.trees.locations.get(key).map_err(read_error)? else { return Ok(None) };
                     let Some(now) = BlockLocation::decode(&now) else { return Ok(Some(invalid_location().to_value())) };
                     if now == location {
                         break;
@@ -167,7 +172,7 @@ impl Disk {
     }
 
     fn put_block(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        if self.trees.places.contains_key(key).map_err(|error| self.tables_failed(error))? {
+        if self.trees.locations.contains_key(key).map_err(|error| self.tables_failed(error))? {
             return self.replace_blocks(&[(key, value)]);
         }
         let location = self.value_log.append(key, value).map_err(|error| self.retryable(error))?;
@@ -193,7 +198,7 @@ impl Disk {
     }
 
     pub(super) fn set_location(&self, key: &[u8], location: BlockLocation) -> Result<(), EngineError> {
-        let before = self.insert(&self.trees.places, key, &location.encode())?;
+        let before = self.insert(&self.trees.locations, key, &location.encode())?;
         before
             .and_then(|before| BlockLocation::decode(&before))
             .into_iter()
@@ -202,7 +207,7 @@ impl Disk {
     }
 
     fn remove_block(&self, key: &[u8]) -> Result<(), EngineError> {
-        let before = self.take(&self.trees.places, key)?;
+        let before = self.take(&self.trees.locations, key)?;
         before
             .and_then(|before| BlockLocation::decode(&before))
             .into_iter()
@@ -217,7 +222,7 @@ impl Disk {
             None => file.sync_data(),
         })?;
         match self.watermark.set_record(synced) {
-            // The watermark is too low then, as after a crash, until the next sync.
+            // The watermark stays too low until the next sync, as after a crash.
             Err(error) if Cause::of(&error) == Cause::NoSpace => Ok(()),
             set => set,
         }
@@ -225,35 +230,38 @@ impl Disk {
 
     fn sync_tables(&self) -> Result<(), EngineError> {
         self.flush()?;
-        // Read before the sync: data written meanwhile may not be synced.
+        // Determined before the sync, which may not cover data written during it.
         let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
         let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
         self.file.sync_data().map_err(|error| self.failed(error))?;
         match self.watermark.set_end(length, end) {
-            // As above.
+            // As in `sync_wal`.
             Err(error) if Cause::of(&error) != Cause::NoSpace => Err(self.failed(error)),
             _ => Ok(()),
         }
     }
 }
 
-/// Leaks sled, with its threads and its lock.
+/// Leaks sled, with its threads and its lock, after a failure.
 ///
-/// When it is dropped, sled syncs its file and panics if that fails. After a failure it is of no further use.
+/// A dropped sled syncs its file, and panics if that fails.
 pub(in crate::embedded) fn discard_sled(db: &sled::Db) {
     Box::leak(Box::new(db.clone()));
 }
 
-/// Closes the sled with its files in `log`, with all its data durable. Leaks it if that fails.
-pub(in crate::embedded) fn close_sled(db: sled::Db, log: &Path) -> std::io::Result<()> {
-    let synced = db.flush().map_err(super::sled_error::to_io_error).and_then(|_| File::open(log.join(DB))?.sync_all());
+/// Closes sled, whose files are in `directory`, with all data durable. Leaks sled if that fails.
+pub(in crate::embedded) fn close_sled(db: sled::Db, directory: &Path) -> std::io::Result<()> {
+    let synced = db
+        .flush()
+        .map_err(super::sled_error::to_io_error)
+        .and_then(|_| File::open(directory.join(SLED_FILE))?.sync_all());
     synced.inspect_err(|_| discard_sled(&db))?;
-    // sled syncs once more when dropped, although nothing was written since. A disk that fails just then is caught here.
+    // A dropped sled syncs once more, and panics if the disk fails just then.
     catch_unwind(AssertUnwindSafe(|| drop(db))).map_err(|_| std::io::Error::other("sled could not sync its file"))
 }
 
-/// Converts the error of a read from sled. A read that failed for lack of memory may be retried.
-fn unread(error: sled::Error) -> EngineError {
+/// Converts the error of a read from sled. A read may be retried after a lack of descriptors or memory.
+fn read_error(error: sled::Error) -> EngineError {
     match super::sled_error::system_error_of(&error).map(EngineError::from) {
         Some(error) if error.is_transient() => error,
         _ => EngineError::new(super::sled_error::describe(&error)),
@@ -295,7 +303,7 @@ impl Wal for Disk {
         // The first record may be removed meanwhile.
         while let Some((first, last)) = self.wal.ends().filter(|(_, last)| *last >= next) {
             next = next.max(first);
-            // A missing record was flushed meanwhile.
+            // A missing record was flushed and removed meanwhile.
             let record = self.wal.get(next)?;
             if record.is_some_and(|record| !visit(next, record)) || next == last {
                 break;
@@ -344,7 +352,7 @@ impl Tables for Disk {
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let value = self.tree(table).get(key).map_err(unread)?;
+        let value = self.tree(table).get(key).map_err(read_error)?;
         match value {
             Some(location) if table == Table::Log => self.block(key, &location),
             value => Ok(value.map(Bytes::from_owner)),
@@ -354,7 +362,7 @@ impl Tables for Disk {
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
         for pair in self.tree(table).range(from..) {
             // A failed iterator stays failed: reading on would skip data silently.
-            let (key, value) = pair.map_err(unread)?;
+            let (key, value) = pair.map_err(read_error)?;
             let value = if table == Table::Log { self.block(&key, &value)? } else { Some(Bytes::from_owner(value)) };
             if value.is_some_and(|value| !visit(&key, value)) {
                 break;
@@ -365,7 +373,7 @@ impl Tables for Disk {
 
     fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
         for key in self.tree(table).range(from..).keys() {
-            if !visit(&key.map_err(unread)?) {
+            if !visit(&key.map_err(read_error)?) {
                 break;
             }
         }
@@ -374,7 +382,7 @@ impl Tables for Disk {
 
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
         for pair in self.tree(table).range(..=key).rev() {
-            let (key, value) = pair.map_err(unread)?;
+            let (key, value) = pair.map_err(read_error)?;
             let value = if table == Table::Log { self.block(&key, &value)? } else { Some(Bytes::from_owner(value)) };
             if let Some(value) = value {
                 return Ok(Some((Bytes::from_owner(key), value)));
@@ -384,7 +392,7 @@ impl Tables for Disk {
     }
 
     fn last_key_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let pair = self.tree(table).range(..=key).next_back().transpose().map_err(unread)?;
+        let pair = self.tree(table).range(..=key).next_back().transpose().map_err(read_error)?;
         Ok(pair.map(|(key, _)| Bytes::from_owner(key)))
     }
 
@@ -396,7 +404,7 @@ impl Tables for Disk {
     fn table_space(&self) -> Result<TableSpace, EngineError> {
         let is_behind = self.written.lock().begin_check();
         if is_behind {
-            // Without this the file's length would not show how far sled is.
+            // Otherwise the file's length would lag too far behind the data in sled's memory.
             self.flush()?;
         }
         let (space, is_shrinking) = {
@@ -404,7 +412,7 @@ impl Tables for Disk {
             (runway.extend(&self.file)?, runway.take_shrinking())
         };
         if is_shrinking {
-            // Writes sled's data in memory now, and not within half a second.
+            // Writes sled's data in memory now. sled's own thread may take 500 ms.
             self.flush()?;
         }
         Ok(space)
@@ -425,7 +433,7 @@ impl Engine for Disk {
 
     fn checkpoint(&self) -> Result<(), EngineError> {
         self.barrier()?;
-        // The tables referred to none of these files before this sync.
+        // Determined before the sync: after it, the durable tables refer to none of these files.
         let dead = self.value_log.dead_files();
         self.sync_tables()?;
         self.reclaim.lock().checkpoint = Instant::now();
@@ -433,30 +441,30 @@ impl Engine for Disk {
         Ok(())
     }
 
-    fn collect_garbage(&self, copying: Copying) -> Result<bool, EngineError> {
-        if copying != Copying::No {
-            let under_way = self.reclaim.lock().compaction.take();
-            if under_way.is_none() && copying == Copying::Eager && !self.value_log.dead_files().is_empty() {
-                // Frees dead files before the next copy, which takes space.
+    fn collect_garbage(&self, mode: CompactionMode) -> Result<bool, EngineError> {
+        if mode != CompactionMode::Off {
+            let current = self.reclaim.lock().compaction.take();
+            if current.is_none() && mode == CompactionMode::Eager && !self.value_log.dead_files().is_empty() {
+                // Removes dead files first, because a copy takes space.
                 self.checkpoint()?;
             }
-            if let Some(step) = under_way.or_else(|| CompactionStep::begin(&self.value_log, copying)) {
+            if let Some(step) = current.or_else(|| CompactionStep::begin(&self.value_log, mode)) {
                 let next = self.compact(step)?;
                 self.reclaim.lock().compaction = next;
                 return Ok(true);
             }
         }
         self.wal.prepare();
-        self.value_log.prepare();
+        self.value_log.refill_spare_descriptors();
         self.value_log.begin_file_if_dead().map_err(|error| self.failed(error))?;
-        let rested = self.reclaim.lock().checkpoint.elapsed() >= RECLAIM_INTERVAL;
-        if rested && !self.value_log.dead_files().is_empty() {
+        let is_due = self.reclaim.lock().checkpoint.elapsed() >= RECLAIM_INTERVAL;
+        if is_due && !self.value_log.dead_files().is_empty() {
             self.checkpoint()?;
         }
         Ok(false)
     }
 
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {
-        Ok(Some(super::space::free(&self.file)?))
+        Ok(Some(super::space::free_bytes(&self.file)?))
     }
 }

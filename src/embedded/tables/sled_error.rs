@@ -1,32 +1,32 @@
 //! Converts errors of sled to sentences and system errors.
 //!
-//! sled returns copies of the first error that it met. A copy holds the system's error only as debug text
-//! (`Os { code: 28, kind: StorageFull, .. }`). After a failed write sled accepts no write until it is opened again,
-//! whatever the reason. So a full disk stops the store here, instead of suspending it. That is why space is preallocated.
+//! sled returns copies of its first error. A copy holds the system's error only as debug text
+//! (`Os { code: 28, kind: StorageFull, .. }`). After any failed write, sled accepts no write until it is opened again. So a
+//! full disk would stop the store instead of suspending it, and space is preallocated.
 
 use std::io;
 
 use crate::{embedded::tables::contract::Cause, logging::system_error};
 
-/// Text before the system's error number in a copy, at its beginning or after words of sled.
-const COPIED: &str = "Os { code: ";
+/// Text before the system's error number in a copied error, at its beginning or after text of sled.
+const CODE_PREFIX: &str = "Os { code: ";
 
-/// Returns the system's error, if there is one.
+/// Returns the system's error behind an error of sled, if there is one.
 pub fn system_error_of(error: &sled::Error) -> Option<io::Error> {
     let sled::Error::Io(error) = error else { return None };
-    number(error).map(io::Error::from_raw_os_error)
+    error_number(error).map(io::Error::from_raw_os_error)
 }
 
 /// Restores the system's error of an I/O error that sled returned.
 pub fn restore_system_error(error: io::Error) -> io::Error {
-    match number(&error) {
+    match error_number(&error) {
         Some(number) if error.raw_os_error().is_none() => io::Error::from_raw_os_error(number),
         _ => error,
     }
 }
 
-fn number(error: &io::Error) -> Option<i32> {
-    let copied = || error.to_string().split_once(COPIED)?.1.split(',').next()?.parse().ok();
+fn error_number(error: &io::Error) -> Option<i32> {
+    let copied = || error.to_string().split_once(CODE_PREFIX)?.1.split(',').next()?.parse().ok();
     error.raw_os_error().or_else(copied)
 }
 
@@ -35,7 +35,7 @@ pub fn to_io_error(error: sled::Error) -> io::Error {
     io::Error::other(describe(&error))
 }
 
-/// Describes an error in a sentence without full stop; callers append what to do.
+/// Describes an error in a clause without full stop. Callers append the remedy.
 pub fn describe(error: &sled::Error) -> String {
     if let Some(error) = system_error_of(error) {
         return match Cause::of(&error) {
@@ -50,7 +50,7 @@ pub fn describe(error: &sled::Error) -> String {
     match error {
         sled::Error::Io(error) => format!("its file `log/db` cannot be read or written: {}", system_error(error)),
         sled::Error::Corruption { .. } => "its file `log/db` is damaged".into(),
-        sled::Error::ReportableBug(what) => format!("the tables in `log/db` are not as they should be: {what}"),
+        sled::Error::ReportableBug(what) => format!("the tables in `log/db` are not consistent: {what}"),
         error => format!("the tables in `log/db` cannot be used: {error}"),
     }
 }

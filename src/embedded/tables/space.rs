@@ -1,9 +1,8 @@
-//! Reserves disk space and file descriptors in advance, so that required work does not meet a full disk.
+//! Reserves disk space in advance, so that required work does not fail on a full disk.
 //!
 //! - [`allocate`] preallocates blocks behind the end of a file. No other process can take them.
 //! - [`Runway`] preallocates for sled's file, because a write that fails inside sled stops sled for good.
-//! - [`Ballast`] is a file that is removed to open sled on a full disk, because sled writes a snapshot when it opens.
-//! - [`SpareDescriptors`] are descriptors that are closed to open a file when the process has no descriptor left.
+//! - [`Ballast`] is a file that is removed to open sled on a full disk. sled writes a snapshot when it opens.
 
 use std::{
     fs::{self, File},
@@ -12,41 +11,37 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use parking_lot::Mutex;
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::files::{BALLAST, SEGMENT_BYTES};
 use crate::embedded::tables::contract::{Cause, TableSpace};
 
-/// Segments of sled that are preallocated: the one that sled fills in memory, and one more.
+/// Number of preallocated segments of sled: the one that sled fills in memory, and one more.
 const RUNWAY_SEGMENTS: u64 = 2;
 
-/// With fewer preallocated bytes, nothing more is written to sled: the segment in memory may need all of them.
+/// Preallocated bytes below which nothing is written to sled: its segment in memory may need all of them.
 const RUNWAY_BYTES_MIN: u64 = SEGMENT_BYTES as u64 + (1 << 20);
 
-/// Free disk bytes below which sled gets only removals (`ENOUGH`) or nothing (`MIN`), on file systems without `fallocate`.
+/// Free disk bytes below which only removals (`ENOUGH`) or nothing (`MIN`) is written to sled.
 ///
-/// Another process may take free space at any time. These bounds leave time to notice it. Writing zeros ahead instead is
-/// unsound, because a thread of sled writes to the same places.
+/// They count on file systems without `fallocate`. Another process may take free space at any time, and these bounds leave
+/// time to detect that. Writing zeros ahead instead is unsound, because a thread of sled writes to the same offsets.
 const FREE_BYTES_ENOUGH: u64 = 64 << 20;
 const FREE_BYTES_MIN: u64 = 32 << 20;
 
-/// Bytes of the ballast, plus one for each 64 bytes of sled's file, because a snapshot is a list of pages.
+/// Bytes of the ballast, plus one byte for each 64 bytes of sled's file, because a snapshot is a list of pages.
 const BALLAST_BYTES: u64 = 2 << 20;
 const BALLAST_SHARE: u64 = 64;
 
-/// Bytes that are allocated to the ballast at once.
+/// Bytes that are allocated to the ballast per call.
 const BALLAST_STEP: usize = 128 << 10;
-
-/// Number of spare descriptors.
-const SPARE_DESCRIPTORS: usize = 4;
 
 /// Preallocates the blocks of a file for bytes `from..to`, without changing its length.
 ///
 /// Returns false if the file system does not support that.
 ///
 /// # Errors
-/// When the disk is full ([`Cause::NoSpace`]), or the system is out of memory. Nothing has changed then.
+/// When the disk is full ([`Cause::NoSpace`]), or the system is out of memory. Then nothing has changed.
 pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<bool> {
     if from >= to {
         return Ok(true);
@@ -63,22 +58,22 @@ pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<bool> {
     }
 }
 
-/// Returns the bytes that this process can use on the disk of a file.
-pub fn free(file: &File) -> io::Result<u64> {
+/// Returns the free bytes that this process can use on the disk of a file.
+pub fn free_bytes(file: &File) -> io::Result<u64> {
     let disk = rustix::fs::fstatvfs(file)?;
     Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// Bytes that may be put into sled between two checks of its file.
 ///
-/// sled writes up to four times as much. At least 16 MiB are preallocated, of which data in memory may need 8 MiB.
+/// sled writes up to four times as much. At least 16 MiB are preallocated, of which sled's data in memory may need 8 MiB.
 const STEP_BYTES: u64 = 1 << 20;
 
 /// Bytes that sled may hold in memory when the length of its file is checked.
 const UNFLUSHED_BYTES: u64 = 256 << 10;
 
 /// Overhead of sled for each value, in bytes.
-const HEAD_BYTES: u64 = 64;
+const VALUE_OVERHEAD_BYTES: u64 = 64;
 
 /// Counts the bytes of keys and values that were put into sled.
 #[derive(Debug, Default)]
@@ -88,16 +83,16 @@ pub struct WriteCounter {
 }
 
 impl WriteCounter {
-    /// Counts bytes that are about to be put. Returns true if the file must be checked before.
+    /// Counts bytes before they are put. Returns true if the file's length must be checked first.
     pub fn count(&mut self, bytes: usize) -> bool {
-        let bytes = bytes as u64 + HEAD_BYTES;
+        let bytes = bytes as u64 + VALUE_OVERHEAD_BYTES;
         let is_step = self.since_check > 0 && self.since_check + bytes > STEP_BYTES;
         self.since_check += bytes;
         self.since_flush += bytes;
         is_step
     }
 
-    /// Begins a check of the file's length. Returns true if sled must be flushed before.
+    /// Begins a check of the file's length. Returns true if sled must be flushed first.
     pub fn begin_check(&mut self) -> bool {
         self.since_check = 0;
         self.since_flush > UNFLUSHED_BYTES
@@ -112,9 +107,9 @@ impl WriteCounter {
 /// Preallocates blocks behind the end of sled's file.
 #[derive(Debug, Default)]
 pub struct Runway {
-    /// The file has blocks up to this byte.
+    /// Bytes of the file that have disk blocks.
     end: u64,
-    /// Number of blocks at that time. With fewer now, the file was truncated.
+    /// Number of disk blocks at that time. With fewer now, the file was truncated.
     blocks: u64,
     /// The last result on a file system without `fallocate`.
     last: Option<TableSpace>,
@@ -135,14 +130,13 @@ impl Runway {
                 (self.end, self.blocks) = (end, length_and_blocks(file)?.1);
                 Ok(TableSpace::Enough)
             }
-            // Without preallocation only free space counts, and other processes may take it.
-            Ok(false) => Ok(self.unreserved(free(file)?)),
+            Ok(false) => Ok(self.space_without_preallocation(free_bytes(file)?)),
             Err(_) if left >= RUNWAY_BYTES_MIN => Ok(TableSpace::Little),
             Err(_) => Ok(TableSpace::None),
         }
     }
 
-    fn unreserved(&mut self, free: u64) -> TableSpace {
+    fn space_without_preallocation(&mut self, free: u64) -> TableSpace {
         let space = match free {
             FREE_BYTES_ENOUGH.. => TableSpace::Enough,
             FREE_BYTES_MIN.. => TableSpace::Little,
@@ -153,7 +147,7 @@ impl Runway {
         space
     }
 
-    /// Returns, once per change, whether free space shrank on a file system without `fallocate`.
+    /// Returns, once per change, whether less may be written on a file system without `fallocate`.
     ///
     /// Then sled's data in memory must be written while there is space for it.
     pub fn take_shrinking(&mut self) -> bool {
@@ -166,7 +160,7 @@ fn length_and_blocks(file: &File) -> io::Result<(u64, u64)> {
     Ok((metadata.len(), metadata.blocks()))
 }
 
-/// Occupies disk space that is released to open sled on a full disk.
+/// Occupies disk space, which is freed to open sled on a full disk.
 #[derive(Debug)]
 pub struct Ballast(PathBuf);
 
@@ -183,7 +177,7 @@ impl Ballast {
         if length_and_blocks(&file)?.1 * 512 >= bytes {
             return Ok(());
         }
-        // In steps, so that on a full disk it takes back whatever space is left.
+        // In steps, so that on a nearly full disk the ballast takes the remaining space.
         for from in (0..bytes).step_by(BALLAST_STEP) {
             match allocate(&file, from, bytes.min(from + BALLAST_STEP as u64)) {
                 Ok(true) => {}
@@ -198,26 +192,29 @@ impl Ballast {
     ///
     /// # Errors
     /// When the disk is full even without the ballast.
-    pub fn drop_for(&self, db: &Path) -> Result<(), BallastError> {
+    pub fn prepare_open(&self, db: &Path) -> Result<(), BallastError> {
         let file = match File::options().read(true).write(true).open(db) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             file => file?,
         };
         let (length, blocks) = length_and_blocks(&file)?;
-        if free(&file)? < BALLAST_BYTES + length / BALLAST_SHARE {
+        if free_bytes(&file)? < BALLAST_BYTES + length / BALLAST_SHARE {
             match fs::remove_file(&self.0) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 Err(_) => {}
                 Ok(()) => tracing::warn!("the disk is full: the ballast was removed to open the store"),
             }
         }
-        // sled fills its current segment before it does anything else.
+        // sled first fills its current segment.
         let end = length.next_multiple_of(SEGMENT_BYTES as u64) + SEGMENT_BYTES as u64;
         match allocate(&file, 0, end) {
             Err(error) if Cause::of(&error) == Cause::NoSpace => {
-                // A copied file has no preallocated blocks, and none for zeros.
+                // A copied file lacks preallocated blocks, and blocks for zeros.
                 let snapshot = BALLAST_BYTES + length / BALLAST_SHARE;
-                Err(BallastError::NoSpace { wanted: end.saturating_sub(blocks * 512) + snapshot, free: free(&file)? })
+                Err(BallastError::NoSpace {
+                    wanted: end.saturating_sub(blocks * 512) + snapshot,
+                    free: free_bytes(&file)?,
+                })
             }
             allocated => Ok(allocated.map(drop)?),
         }
@@ -238,32 +235,6 @@ pub enum BallastError {
 impl From<io::Error> for BallastError {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
-    }
-}
-
-/// Holds descriptors that can be closed to open a file.
-#[derive(Debug, Default)]
-pub struct SpareDescriptors(Mutex<Vec<File>>);
-
-impl SpareDescriptors {
-    /// Refills the spare descriptors with copies of an open one, as far as the system has any.
-    pub fn refill(&self, of: &File) {
-        let mut spares = self.0.lock();
-        while spares.len() < SPARE_DESCRIPTORS {
-            let Ok(copy) = of.try_clone() else { return };
-            spares.push(copy);
-        }
-    }
-
-    /// Opens a file, and closes spare descriptors if the process has none left.
-    pub fn open<T>(&self, mut open: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        loop {
-            match open() {
-                // Another thread may take a closed descriptor first, so this retries while there are spares.
-                Err(error) if Cause::of(&error) == Cause::Exhausted && self.0.lock().pop().is_some() => {}
-                opened => return opened,
-            }
-        }
     }
 }
 
@@ -297,7 +268,6 @@ mod tests {
         assert!(blocks() >= wanted - SEGMENT_BYTES as u64, "{}", blocks());
     }
 
-    /// Another process may take free space at any time, and a write that fails inside sled stops it.
     #[test]
     fn sled_file_is_preallocated_before_sled_writes_to_it() {
         let home = tempfile::tempdir().unwrap();
@@ -313,11 +283,11 @@ mod tests {
             least = least.min(disk.runway.lock().end.saturating_sub(length));
         }
         assert!(length > 5 * SEGMENT_BYTES as u64, "{length}");
-        assert!(least >= SEGMENT_BYTES as u64, "{least} bytes were set aside");
+        assert!(least >= SEGMENT_BYTES as u64, "{least} bytes were preallocated");
     }
 
     #[test]
-    fn shrinking_space_is_noticed_in_time_without_fallocate() {
+    fn shrinking_space_without_fallocate_is_reported_once() {
         let mut runway = Runway::default();
         let mib = |free: u64| free << 20;
         for (free, space, is_shrinking) in [
@@ -329,30 +299,12 @@ mod tests {
             (mib(64), TableSpace::Enough, false),
             (0, TableSpace::None, true),
         ] {
-            assert_eq!((runway.unreserved(free), runway.take_shrinking()), (space, is_shrinking), "{free}");
+            assert_eq!(
+                (runway.space_without_preallocation(free), runway.take_shrinking()),
+                (space, is_shrinking),
+                "{free}"
+            );
             assert!(!runway.take_shrinking());
         }
-    }
-
-    #[test]
-    fn spare_descriptors_are_closed_one_by_one() {
-        let home = tempfile::tempdir().unwrap();
-        let spares = SpareDescriptors::default();
-        let of = File::open(home.path()).unwrap();
-        spares.refill(&of);
-        let mut tries = 0;
-        let opened = spares.open(|| {
-            tries += 1;
-            Err::<(), _>(io::Error::from_raw_os_error(rustix::io::Errno::MFILE.raw_os_error()))
-        });
-        assert!(opened.is_err());
-        assert_eq!(tries, SPARE_DESCRIPTORS + 1);
-        spares.refill(&of);
-        let opened = spares.open(|| {
-            tries += 1;
-            Err::<(), _>(io::Error::from_raw_os_error(rustix::io::Errno::IO.raw_os_error()))
-        });
-        assert!(opened.is_err());
-        assert_eq!((tries, spares.0.lock().len()), (SPARE_DESCRIPTORS + 2, SPARE_DESCRIPTORS));
     }
 }

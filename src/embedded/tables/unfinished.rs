@@ -1,8 +1,8 @@
 //! Marks a store's directory while a restore, a salvage or an import writes it.
 //!
 //! The marker is a small file. It is written and synced before any data, and removed after everything else is synced.
-//! While it exists the store does not open, because it would show a part of its messages as if they were all of them.
-//! Tables that are rebuilt need no marker: they are replaced in one step, so an interruption leaves the old ones.
+//! While it exists the store does not open, because some of its messages are missing. A rebuild of the tables needs no
+//! marker: they are replaced in one step, so an interruption leaves the old tables.
 
 use std::{
     fs::{self, File},
@@ -35,17 +35,17 @@ impl Operation {
         }
     }
 
-    /// Returns whether a second run starts anew, rather than resuming in the same directory.
+    /// Returns whether a second run starts over. Otherwise it resumes in the same directory.
     fn starts_over(self) -> bool {
         !matches!(self, Self::Import)
     }
 
-    /// Describes what to do when the operation did not finish.
+    /// Describes the remedy if the operation did not finish.
     fn next_step(self) -> String {
         let command = self.command();
         if self.starts_over() {
             format!(
-                "`{command}` did not finish in it, so messages are missing. Run `{command}` again, which makes it anew, or \
+                "`{command}` did not finish in it, so messages are missing. Run `{command}` again, which starts over, or \
                  remove this directory"
             )
         } else {
@@ -57,7 +57,7 @@ impl Operation {
     }
 }
 
-/// Returns why a directory must not be used, if an operation in it did not finish.
+/// Returns why a store must not be opened, if an operation on it did not finish.
 pub fn reason(path: &Path) -> io::Result<Option<String>> {
     let text = match fs::read_to_string(path.join(NAME)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -104,10 +104,10 @@ pub fn end(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes a directory that an earlier run left unfinished, if a new run starts anew.
+/// Removes a directory in which a restore or salvage did not finish.
 ///
-/// Returns false if the directory has no such marker.
-pub fn remove_remains(path: &Path) -> Result<bool, StoreError> {
+/// Returns false if the directory has no marker of such an operation.
+pub fn remove_unfinished(path: &Path) -> Result<bool, StoreError> {
     let text = fs::read_to_string(path.join(NAME)).unwrap_or_default();
     if !operation_of(&text).is_some_and(Operation::starts_over) {
         return Ok(false);
@@ -116,9 +116,9 @@ pub fn remove_remains(path: &Path) -> Result<bool, StoreError> {
     let _lock = StoreDir::new(path)?;
     let failed = |error: io::Error| StoreError::Open {
         path: path.to_owned(),
-        reason: open_error::io_reason("what an earlier run has left there cannot be removed", &error),
+        reason: open_error::io_reason("the files of an unfinished earlier run cannot be removed", &error),
     };
-    // The marker goes last, so that an interruption leaves a directory that is still marked.
+    // The marker is removed last, so that an interruption leaves a directory that is still marked.
     for file in fs::read_dir(path).map_err(failed)? {
         let file = file.map_err(failed)?;
         if file.path().is_dir() {
@@ -157,7 +157,7 @@ mod tests {
             let rejected = opened(None).err().unwrap().to_string();
             assert!(rejected.contains(&format!("Run `{}` again", operation.command())), "{rejected}");
             let other = if operation == Operation::Import { Operation::Restore } else { Operation::Import };
-            assert!(opened(Some(other)).is_err(), "{other:?} in what {operation:?} has left");
+            assert!(opened(Some(other)).is_err(), "{other:?} in a directory marked by {operation:?}");
             let inspection = Inspection::open(&path).unwrap();
             assert!(
                 inspection.damage().iter().any(|damage| rejected.contains(&damage.what)),
@@ -187,7 +187,7 @@ mod tests {
         open(DiskOptions::new(&path)).unwrap().close().await.unwrap();
     }
 
-    /// Sets the format that the store states.
+    /// Sets the format of a store.
     fn set_format(path: &Path, format: &[u8]) {
         let engine = open::create(path, Operation::Import).unwrap();
         engine.put(Table::Meta, FORMAT_KEY, format).unwrap();

@@ -1,7 +1,7 @@
 //! The sync watermark: a small file that states how far the WAL and sled's log were synced.
 //!
-//! sled treats a damaged log as one that ends where the damage begins, and an older log as complete. The watermark detects
-//! both. It is written after each sync and never synced itself. So a crash may leave a watermark that is too low, never one
+//! sled takes the beginning of damage for the end of its log, and an older log for a complete one. The watermark detects
+//! both. It is written after each sync, and is not synced itself. So a crash may leave a watermark that is too low, but none
 //! that is too high. An incomplete watermark is ignored.
 
 use std::{
@@ -15,17 +15,17 @@ use parking_lot::Mutex;
 
 use super::files::{SEGMENT_BYTES, WATERMARK};
 
-/// Size of the file: three numbers and a checksum.
-const BYTES: usize = 28;
+/// Size of the file in bytes: three numbers and a checksum.
+const FILE_BYTES: usize = 28;
 
-/// Holds the values of the file. A value that the file does not state is 0.
+/// Holds the values of the file; 0 = unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::embedded) struct SyncWatermark {
     /// The last WAL record that was synced.
     pub record: u64,
     /// Length of sled's file in bytes.
     pub length: u64,
-    /// Position at which sled's log ended.
+    /// Log position at which sled's log ended.
     pub end: u64,
 }
 
@@ -35,14 +35,14 @@ impl SyncWatermark {
         Self::decode(&fs::read(directory.join(WATERMARK)).ok()?)
     }
 
-    /// Returns whether no version of mesa can have written the file. A shorter file may be a torn write.
+    /// Returns whether another program wrote the file: it is too long. A shorter file may be a torn write.
     pub fn is_foreign(directory: &Path) -> bool {
-        fs::metadata(directory.join(WATERMARK)).is_ok_and(|mark| mark.len() > BYTES as u64)
+        fs::metadata(directory.join(WATERMARK)).is_ok_and(|file| file.len() > FILE_BYTES as u64)
     }
 
-    /// Returns whether sled's file, now of `length` bytes, lost bytes since it was last synced.
+    /// Returns whether sled's file, now `length` bytes long, lost bytes since its last sync.
     ///
-    /// sled itself truncates the file by whole segments that are empty.
+    /// sled itself truncates empty segments, so a length in whole segments is no loss.
     pub fn was_longer_than(&self, length: u64) -> bool {
         length < self.length && !length.is_multiple_of(SEGMENT_BYTES as u64)
     }
@@ -50,17 +50,17 @@ impl SyncWatermark {
     fn decode(bytes: &[u8]) -> Option<Self> {
         let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let (numbers, crc) = bytes.split_last_chunk::<4>()?;
-        let whole = bytes.len() == BYTES && crc32fast::hash(numbers) == u32::from_be_bytes(*crc);
-        whole.then_some(Self { record: number(0)?, length: number(8)?, end: number(16)? })
+        let is_intact = bytes.len() == FILE_BYTES && crc32fast::hash(numbers) == u32::from_be_bytes(*crc);
+        is_intact.then_some(Self { record: number(0)?, length: number(8)?, end: number(16)? })
     }
 
-    fn encode(&self) -> [u8; BYTES] {
-        let mut bytes = [0; BYTES];
+    fn encode(&self) -> [u8; FILE_BYTES] {
+        let mut bytes = [0; FILE_BYTES];
         for (at, number) in [self.record, self.length, self.end].into_iter().enumerate() {
             bytes[at * 8..at * 8 + 8].copy_from_slice(&number.to_be_bytes());
         }
-        let crc = crc32fast::hash(&bytes[..BYTES - 4]);
-        bytes[BYTES - 4..].copy_from_slice(&crc.to_be_bytes());
+        let crc = crc32fast::hash(&bytes[..FILE_BYTES - 4]);
+        bytes[FILE_BYTES - 4..].copy_from_slice(&crc.to_be_bytes());
         bytes
     }
 }
@@ -78,11 +78,11 @@ impl WatermarkFile {
         Ok(Self { file, values: Mutex::new(SyncWatermark::read(directory).unwrap_or_default()) })
     }
 
-    /// Clears the end of sled's log, durably, before another log replaces it.
+    /// Clears the length and the end of sled's log, durably, before another log replaces it.
     pub fn clear_end(directory: &Path) -> io::Result<()> {
-        let mark = Self::open(directory)?;
-        mark.set_end(0, 0)?;
-        mark.file.sync_all()
+        let watermark = Self::open(directory)?;
+        watermark.set_end(0, 0)?;
+        watermark.file.sync_all()
     }
 
     pub fn set_record(&self, record: u64) -> io::Result<()> {
@@ -107,17 +107,17 @@ mod tests {
     #[test]
     fn file_truncated_by_sled_is_not_damage() {
         let segments = |count: u64| count * SEGMENT_BYTES as u64;
-        let marked = SyncWatermark { length: segments(7), ..SyncWatermark::default() };
-        assert!(!marked.was_longer_than(segments(7)) && !marked.was_longer_than(segments(6)));
-        assert!(marked.was_longer_than(segments(6) + 1));
+        let watermark = SyncWatermark { length: segments(7), ..SyncWatermark::default() };
+        assert!(!watermark.was_longer_than(segments(7)) && !watermark.was_longer_than(segments(6)));
+        assert!(watermark.was_longer_than(segments(6) + 1));
     }
 
     #[test]
     fn incomplete_watermark_is_ignored() {
-        let marked = SyncWatermark { record: 7, length: 1 << 30, end: 300 };
-        let bytes = marked.encode();
-        assert_eq!(SyncWatermark::decode(&bytes), Some(marked));
-        for at in 0..BYTES {
+        let watermark = SyncWatermark { record: 7, length: 1 << 30, end: 300 };
+        let bytes = watermark.encode();
+        assert_eq!(SyncWatermark::decode(&bytes), Some(watermark));
+        for at in 0..FILE_BYTES {
             let mut torn = bytes;
             torn[at] ^= 1;
             assert_eq!(SyncWatermark::decode(&torn), None);

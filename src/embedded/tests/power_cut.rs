@@ -249,7 +249,7 @@ async fn cut_after(writes: i64) -> bool {
     store.close().await.unwrap();
     drop(store);
 
-    let before = tables.copied();
+    let before = tables.deep_clone();
     let cut = Cut::new(&tables, writes);
     let mut failed = true;
     if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
@@ -367,7 +367,7 @@ async fn power_cut_keeps_replaced_entries_until_the_commit_is_written() {
         }
         store.close().await.unwrap();
         drop(store);
-        let before = tables.copied();
+        let before = tables.deep_clone();
         let cut = Cut::new(&tables, writes);
         if let Ok(store) = embedded::open(cut.clone(), with(Duration::from_secs(3600))) {
             let newer = Append { collapse: key(), ..Append::new(payload(), vec![user(0)]) };
@@ -400,7 +400,7 @@ async fn ids_survive_interrupted_and_repeated_flush() {
         }
         store.close().await.unwrap();
         drop(store);
-        let before = tables.copied();
+        let before = tables.deep_clone();
         let cut = Cut::new(&tables, writes);
         if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
             for _ in 0..100 {

@@ -9,11 +9,11 @@ use crate::{
     store::Entry,
 };
 
-/// Size at which a block is closed.
+/// Largest block in bytes, unless a single entry is larger.
 const BLOCK_BYTES_MAX: usize = 48 << 10;
 
-/// Bytes that an entry takes in a block beside its payload, on average.
-const ENTRY_BYTES: usize = 16;
+/// Average bytes of an entry in a block in addition to its payload.
+const ENTRY_OVERHEAD_BYTES: usize = 16;
 
 /// Sequence, expiry in seconds of the Unix epoch (0 = never), and payload.
 pub type BlockEntry<'a> = (Seq, u32, &'a [u8]);
@@ -41,18 +41,17 @@ impl<'a> Block<'a> {
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        // As in `RecordWriter::encode`.
         bincode::encode_to_vec(self, format()).expect("writing to a Vec succeeds")
     }
 }
 
-/// Splits entries into parts that fit into a block, or hold one large entry. `bytes` returns the payload's size.
+/// Splits entries into runs that fit into a block, or hold one large entry. `bytes` returns the payload's size.
 pub fn split_entries<T>(entries: &[T], bytes: impl Fn(&T) -> usize) -> impl Iterator<Item = &[T]> {
     let mut rest = entries;
     std::iter::from_fn(move || {
         let mut block = 0;
         let fits = |entry: &&T| {
-            block += bytes(entry) + ENTRY_BYTES;
+            block += bytes(entry) + ENTRY_OVERHEAD_BYTES;
             block <= BLOCK_BYTES_MAX
         };
         let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
@@ -78,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn split_entries_hold_all_entries_in_order_and_fit_into_blocks() {
+    fn split_entries_are_in_order_and_fit_into_blocks() {
         let sizes = [10_000, 30_000, 20_000, 60_000, 0, 48_000, 1];
         let split: Vec<_> = split_entries(&sizes, |bytes| *bytes).collect();
         assert_eq!(split, [&[10_000, 30_000][..], &[20_000], &[60_000], &[0, 48_000, 1]]);

@@ -1,103 +1,105 @@
 //! Compaction: copies the live blocks of a mostly dead file, so that the file can be removed.
 //!
-//! The commit thread does it in steps: copies, then a sync of these, then the table is updated. The old file is
-//! removed at the next checkpoint, when the table is synced too. So after a crash every location leads to an existing
+//! The commit thread runs it in steps: it copies blocks, syncs the copies, and updates the table of locations. The old file
+//! is removed at the next checkpoint, when the table is synced too. So after a crash every location refers to an existing
 //! block.
 
 use std::io;
 
 use super::{
-    file::{BlockLocation, ValueLog, parts},
-    framing::{self, HEAD_BYTES, Kind, read_at},
+    file::{ValueLog, split_body},
+    framing::{self, HEADER_BYTES, Kind},
+    location::BlockLocation,
 };
-use crate::embedded::tables::contract::Copying;
+use crate::embedded::{file_io::read_at, tables::contract::CompactionMode};
 
-/// Bytes of a file per step: about 1 ms.
+/// Bytes of a file per step, which takes about 1 ms.
 const STEP_BYTES: usize = 256 << 10;
 
 /// Holds the progress of the compaction of one file.
 #[derive(Debug)]
 pub struct Compaction {
     file: u64,
-    /// Offset up to which the file is done.
-    at: u64,
-    /// Keys, old locations, and new locations.
+    /// Offset up to which the file is copied.
+    offset: u64,
+    /// Copied blocks: key, old location, new location.
     moved: Vec<(Vec<u8>, BlockLocation, BlockLocation)>,
 }
 
-/// Result of a step.
+/// The next step of a compaction.
 #[derive(Debug)]
 pub enum CompactionStep {
-    /// More is to be copied.
-    More(Compaction),
-    /// All live blocks are copied and synced. The table is updated where it still has the old location.
-    Copied { file: u64, moved: Vec<(Vec<u8>, BlockLocation, BlockLocation)> },
+    /// Copies the next part of the file.
+    Copy(Compaction),
+    /// Updates the table where it still has an old location. All live blocks are copied and synced.
+    Update { file: u64, moved: Vec<(Vec<u8>, BlockLocation, BlockLocation)> },
 }
 
 impl CompactionStep {
-    /// Begins with the emptiest file, if compaction is due.
-    pub fn begin(files: &ValueLog, copying: Copying) -> Option<Self> {
-        Some(Self::More(Compaction { file: files.emptiest(copying)?, at: 0, moved: Vec::new() }))
+    /// Begins a compaction of the emptiest file, if one is due.
+    pub fn begin(value_log: &ValueLog, mode: CompactionMode) -> Option<Self> {
+        Some(Self::Copy(Compaction { file: value_log.emptiest(mode)?, offset: 0, moved: Vec::new() }))
     }
 }
 
 impl Compaction {
-    /// Copies the live blocks of the next part of the file. On an error nothing refers to the copies.
+    /// Copies the live blocks of the next part of the file. On an error the copies count as dead.
     pub fn step(
         mut self,
-        files: &ValueLog,
+        value_log: &ValueLog,
         is_live: impl FnMut(&[u8], BlockLocation) -> io::Result<bool>,
     ) -> io::Result<CompactionStep> {
-        match self.copy(files, is_live) {
-            Ok(true) => Ok(CompactionStep::More(self)),
-            Ok(false) => Ok(CompactionStep::Copied { file: self.file, moved: self.moved }),
+        match self.copy_part(value_log, is_live) {
+            Ok(true) => Ok(CompactionStep::Copy(self)),
+            Ok(false) => Ok(CompactionStep::Update { file: self.file, moved: self.moved }),
             Err(error) => {
-                self.moved.iter().for_each(|(_, _, copy)| files.release(*copy));
+                self.moved.iter().for_each(|(_, _, copy)| value_log.release(*copy));
                 Err(error)
             }
         }
     }
 
-    /// Returns false after the last part.
-    fn copy(
+    /// Copies the live blocks of the next part. Returns false after the last part.
+    fn copy_part(
         &mut self,
-        files: &ValueLog,
+        value_log: &ValueLog,
         mut is_live: impl FnMut(&[u8], BlockLocation) -> io::Result<bool>,
     ) -> io::Result<bool> {
-        let Some(file) = files.file(self.file)? else {
-            self.moved.drain(..).for_each(|(_, _, copy)| files.release(copy));
+        let Some(file) = value_log.file(self.file)? else {
+            self.moved.drain(..).for_each(|(_, _, copy)| value_log.release(copy));
             return Ok(false);
         };
         let length = file.metadata()?.len();
-        // If the disk cannot read it, nothing can be copied.
-        let bytes = read_at(&file, self.at, STEP_BYTES).unwrap_or_default();
+        // Blocks that the disk cannot read are not copied.
+        let bytes = read_at(&file, self.offset, STEP_BYTES).unwrap_or_default();
         let mut at = 0;
         while at < bytes.len() {
             let Some(body) = framing::body(Kind::Block, &bytes[at..]) else {
                 match framing::find(Kind::Block, &bytes, at + 1) {
-                    // An unreadable block stays, and its file with it while the table refers to it.
+                    // An unreadable block is not copied. Its file stays while the table refers to the block.
                     Some(next) => at = next,
                     None => break,
                 }
                 continue;
             };
-            let length = HEAD_BYTES + body.len();
-            let location = BlockLocation { file: self.file, at: (self.at + at as u64) as u32, length: length as u32 };
-            if let Some((key, value)) = parts(body)
+            let length = HEADER_BYTES + body.len();
+            let location =
+                BlockLocation { file: self.file, offset: (self.offset + at as u64) as u32, length: length as u32 };
+            if let Some((key, value)) = split_body(body)
                 && is_live(key, location)?
             {
-                self.moved.push((key.to_vec(), location, files.append(key, value)?));
+                self.moved.push((key.to_vec(), location, value_log.append(key, value)?));
             }
             at += length;
         }
-        // A frame cut off by the end of this part begins the next. No frame is larger than a part.
-        self.at += if at == 0 { STEP_BYTES as u64 } else { at as u64 };
-        // A torn end is no frame, and ends the file too.
-        let ends = !bytes.is_empty() && bytes.len() < STEP_BYTES;
-        if self.at < length && !ends {
+        // A frame cut off by the end of this part is at the beginning of the next. No frame is larger than a part.
+        self.offset += if at == 0 { STEP_BYTES as u64 } else { at as u64 };
+        // The file also ends at a torn write.
+        let is_torn_end = !bytes.is_empty() && bytes.len() < STEP_BYTES;
+        if self.offset < length && !is_torn_end {
             return Ok(true);
         }
-        files.sync().map_err(io::Error::other)?;
+        value_log.sync().map_err(io::Error::other)?;
         Ok(false)
     }
 }

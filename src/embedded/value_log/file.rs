@@ -1,12 +1,14 @@
 //! Files of the value log. A sled tree maps each key to the location of its block.
 //!
-//! A file is a sequence of frames, one for each block: its key and its bytes. Blocks are appended and never changed;
-//! a replaced or removed block is dead. A file without live blocks is removed at the next checkpoint. If too much of
-//! all files is dead, [`compaction`](super::compaction) copies the live blocks of the emptiest file. So the files are at
-//! most about twice the live bytes. If the disk is short of space, a file is compacted once an eighth of it is dead.
+//! A file is a sequence of frames. Each holds one block with its key. Blocks are appended and never changed. A replaced or
+//! removed block is dead, and a file without live blocks is removed at the next checkpoint.
 //!
-//! A process appends only to files that it began itself. The torn end that a crash leaves in another file is never
-//! continued, and nothing refers to it.
+//! If more is dead than live, and more than 16 MiB, [`compaction`](super::compaction) copies the live blocks of the emptiest
+//! file. So the files have at most about twice the live bytes, or 16 MiB more. If the disk is short of space, a file is
+//! compacted once an eighth of it is dead.
+//!
+//! A process appends only to files that it began itself. So nothing follows the torn end that a crash leaves in an earlier
+//! file, and no location refers to that end.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,98 +22,36 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-use super::framing::{self, Kind, make_directory, read_at};
-use crate::{
-    embedded::{
-        tables::{
-            contract::{Cause, Copying},
-            files::VALUE_LOG,
-            space::SpareDescriptors,
-        },
-        unreadable::Unreadable,
-    },
-    logging::system_error,
+use super::{
+    framing::{self, Kind},
+    location::BlockLocation,
+    spare_descriptors::SpareDescriptors,
+};
+use crate::embedded::{
+    file_io::{self, create_directory, read_at},
+    tables::contract::{Cause, CompactionMode},
+    unreadable::Unreadable,
 };
 
-/// Size above which no block is appended to a file, if another file can be begun.
+/// Size above which no block is appended to a file if a new file can be created.
 const FILE_BYTES: u64 = 8 << 20;
 
 /// Size above which no block is ever appended to a file, because offsets have 32 bits.
 const FILE_BYTES_MAX: u64 = 1 << 31;
 
-/// Dead bytes that are tolerated even if little is live.
-const DEAD_BYTES_LEFT: u64 = 2 * FILE_BYTES;
+/// Dead bytes below which no compaction is due, however few bytes are live.
+const DEAD_BYTES_TOLERATED: u64 = 2 * FILE_BYTES;
 
-/// Part of a file that must be dead for an eager compaction: one in this many. At most seven bytes are copied for each byte
-/// that is reclaimed.
+/// Part of a file that must be dead for an eager compaction: one in this many bytes.
+///
+/// So at most seven bytes are copied for each reclaimed byte.
 const EAGER_SHARE: u64 = 8;
 
-/// Limit of files that are less than a quarter full. Each start of a server may leave one; above it, the smallest is compacted.
+/// Number of files less than a quarter full, above which the smallest is compacted. Each start of a server may leave one.
 const SMALL_FILES_MAX: usize = 16;
 
-/// Limit of files that are open for reading. One more closes the one that was opened first.
+/// Number of files that are open for reading. A further one closes the file that was opened first.
 const HANDLES_MAX: usize = 32;
-
-/// Locates a block. Its encoding is part of the on-disk format.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct BlockLocation {
-    pub file: u64,
-    pub at: u32,
-    /// Bytes of the whole frame.
-    pub length: u32,
-}
-
-impl BlockLocation {
-    pub fn encode(self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.file.to_be_bytes());
-        bytes[8..12].copy_from_slice(&self.at.to_be_bytes());
-        bytes[12..].copy_from_slice(&self.length.to_be_bytes());
-        bytes
-    }
-
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (file, rest) = bytes.split_first_chunk()?;
-        let (at, rest) = rest.split_first_chunk()?;
-        let number = |bytes: [u8; 4]| u32::from_be_bytes(bytes);
-        Some(Self { file: u64::from_be_bytes(*file), at: number(*at), length: number(rest.try_into().ok()?) })
-    }
-}
-
-impl BlockLocation {
-    /// Returns the name of its file in the store's directory.
-    fn file(self) -> String {
-        format!("{VALUE_LOG}/{}", framing::name(self.file))
-    }
-
-    /// States that the file is missing.
-    pub fn missing(self) -> Unreadable {
-        Unreadable::new(format!("its file `{}` is missing", self.file()))
-    }
-
-    /// States that the system cannot read the file.
-    pub fn unreadable(self, error: &io::Error) -> Unreadable {
-        Unreadable::new(format!("its file `{}` cannot be read: {}", self.file(), system_error(error)))
-    }
-
-    /// States that the `read` bytes are not those that were written.
-    pub fn mismatch(self, read: usize) -> Unreadable {
-        let (file, at, length) = (self.file(), self.at, self.length);
-        Unreadable::new(if read < length as usize {
-            format!(
-                "its file `{file}` ends early, at byte {}, where {length} bytes from byte {at} on should be",
-                at as usize + read
-            )
-        } else {
-            format!("in its file `{file}` a checksum does not match for the {length} bytes from byte {at} on")
-        })
-    }
-}
-
-/// States that the table has no valid location.
-pub fn invalid_location() -> Unreadable {
-    Unreadable::new("its location in the table is not valid")
-}
 
 /// Result of reading a block.
 #[derive(Clone, Debug)]
@@ -120,7 +60,7 @@ pub enum BlockRead {
     Block(Bytes),
     /// The block is damaged or has another key, for this reason.
     Damaged(Unreadable),
-    /// The file does not exist, or no longer.
+    /// The file does not exist.
     Missing,
 }
 
@@ -130,16 +70,17 @@ struct ValueLogFile {
     /// Bytes of live frames: those to which the table refers.
     live: u64,
     /// The file was compacted, but has unreadable blocks. It stays until the table no longer refers to them.
-    stuck: bool,
+    has_unreadable: bool,
 }
 
 #[derive(Debug, Default)]
 struct ValueLogState {
     files: BTreeMap<u64, ValueLogFile>,
-    /// The file that blocks are appended to, if one was begun.
+    /// The file to which blocks are appended, if one was created.
     current: Option<(u64, Arc<File>)>,
+    /// Number of the next file.
     next: u64,
-    /// The file has unsynced blocks.
+    /// The current file has unsynced blocks.
     dirty: bool,
 }
 
@@ -149,7 +90,7 @@ impl ValueLogState {
     }
 }
 
-/// Holds the files, some of them open.
+/// Appends blocks to files, reads them, and counts their live bytes.
 #[derive(Debug)]
 pub struct ValueLog {
     directory: PathBuf,
@@ -157,57 +98,59 @@ pub struct ValueLog {
     names: File,
     state: RwLock<ValueLogState>,
     handles: Mutex<VecDeque<(u64, Arc<File>)>>,
-    /// Descriptors that are closed to open a file when the process has none left.
-    spares: SpareDescriptors,
+    spare_descriptors: SpareDescriptors,
 }
 
 impl ValueLog {
-    /// Opens the files in `directory`, which is created if missing. `locations` are those of the table. A file to which none of
-    /// them refers is removed.
+    /// Opens the files in `directory`, which is created if missing.
+    ///
+    /// `locations` are those of the table. A file to which no location refers is removed.
     pub fn open(directory: &Path, locations: impl Iterator<Item = BlockLocation>) -> io::Result<Self> {
-        make_directory(directory)?;
+        create_directory(directory)?;
         let (mut live, mut next) = (BTreeMap::<u64, u64>::new(), 1);
         for location in locations {
             *live.entry(location.file).or_default() += u64::from(location.length);
             next = next.max(location.file + 1);
         }
         let mut files = BTreeMap::new();
-        for number in framing::numbered(directory)? {
+        for number in file_io::file_numbers(directory)? {
             next = next.max(number.saturating_add(1));
-            let path = directory.join(framing::name(number));
+            let path = directory.join(file_io::file_name(number));
             let Some(live) = live.get(&number).copied() else {
                 fs::remove_file(&path)?;
                 continue;
             };
             let file = File::open(&path)?;
-            // The process that wrote it may not have synced it.
+            // The process that wrote the file may not have synced it.
             file.sync_data()?;
             let length = file.metadata()?.len();
-            files.insert(number, ValueLogFile { length, live, stuck: false });
+            files.insert(number, ValueLogFile { length, live, has_unreadable: false });
         }
         let state = RwLock::new(ValueLogState { files, current: None, next, dirty: false });
         let names = File::open(directory)?;
-        let spares = SpareDescriptors::default();
-        let files = Self { directory: directory.to_owned(), names, state, handles: Mutex::default(), spares };
-        // Begun now, while there are enough descriptors. On a full disk this may fail; the first append retries it.
-        match files.begin_file() {
+        let spare_descriptors = SpareDescriptors::default();
+        let value_log =
+            Self { directory: directory.to_owned(), names, state, handles: Mutex::default(), spare_descriptors };
+        // Now, while there are enough descriptors. On a full disk this may fail; the first append retries it.
+        match value_log.begin_file() {
             Err(error) if Cause::of(&error) == Cause::Failed => return Err(error),
-            _ => files.spares.refill(&files.names),
+            _ => value_log.spare_descriptors.refill(&value_log.names),
         }
-        Ok(files)
+        Ok(value_log)
     }
 
-    /// Writes a block; the system has it on return, unsynced. If the disk is full, nothing of it counts, and the
-    /// caller may retry.
+    /// Appends a block without syncing it. A killed process does not lose it.
+    ///
+    /// On a full disk the call has no effect, and the caller may retry it.
     pub fn append(&self, key: &[u8], value: &[u8]) -> io::Result<BlockLocation> {
-        // A key has a user id and a sequence, so its length has 16 bits.
+        // A key is a user id and a sequence, so its length fits into 16 bits.
         let bytes = framing::encode(Kind::Block, &[&(key.len() as u16).to_be_bytes(), key, value]);
         let current = self.state.read().current.clone();
         let length = |number: u64| self.state.read().files.get(&number).map_or(0, |file| file.length);
         let (number, file) = match current {
             Some((number, file)) if length(number) < FILE_BYTES => (number, file),
             Some(full) => match self.begin_file() {
-                // No descriptor or no disk space for another file: the current one grows.
+                // No descriptor or disk space for a new file: the current one grows.
                 Err(error) if Cause::of(&error) != Cause::Failed && length(full.0) < FILE_BYTES_MAX => full,
                 begun => begun?,
             },
@@ -220,26 +163,28 @@ impl ValueLog {
             .get_mut(&number)
             .ok_or_else(|| io::Error::other("the current file of the value log is not known"))?;
         file.write_all_at(&bytes, known.length)?;
-        let location = BlockLocation { file: number, at: known.length as u32, length: bytes.len() as u32 };
+        let location = BlockLocation { file: number, offset: known.length as u32, length: bytes.len() as u32 };
         known.length += bytes.len() as u64;
         known.live += bytes.len() as u64;
         Ok(location)
     }
 
-    /// Begins a new file. Holds the lock only briefly: readers need not wait for the disk, and there is one writer.
+    /// Creates a file, and makes it the current one.
+    ///
+    /// Does not hold the lock during disk access, so that readers do not wait. There is one writer.
     fn begin_file(&self) -> io::Result<(u64, Arc<File>)> {
         let (number, last) = {
             let state = self.state.read();
             (state.next, state.current.clone())
         };
-        let file = Arc::new(framing::create(&self.directory, &framing::name(number))?);
-        // A failed sync is final and never retried.
+        let file = Arc::new(file_io::create(&self.directory, &file_io::file_name(number))?);
+        // `other`, because a failed sync is never retried.
         self.names.sync_all().map_err(io::Error::other)?;
         if let Some((_, last)) = last {
             last.sync_data().map_err(io::Error::other)?;
         }
         let mut state = self.state.write();
-        state.files.insert(number, ValueLogFile { length: 0, live: 0, stuck: false });
+        state.files.insert(number, ValueLogFile { length: 0, live: 0, has_unreadable: false });
         state.next = number + 1;
         state.current = Some((number, file.clone()));
         state.dirty = false;
@@ -261,23 +206,23 @@ impl ValueLog {
         Ok(())
     }
 
-    /// Reads the block of a key. Unreadable bytes count as damage: they affect one user.
+    /// Reads the block of a key. Unreadable bytes count as damage, which affects one user.
     pub fn read(&self, location: BlockLocation, key: &[u8]) -> io::Result<BlockRead> {
         let Some(file) = self.file(location.file)? else { return Ok(BlockRead::Missing) };
-        let bytes = match read_at(&file, u64::from(location.at), location.length as usize) {
+        let bytes = match read_at(&file, u64::from(location.offset), location.length as usize) {
             Ok(bytes) => bytes,
             Err(error) if Cause::of(&error) == Cause::Exhausted => return Err(error),
             Err(error) => {
                 return Ok(BlockRead::Damaged(location.unreadable(&error)));
             }
         };
-        Ok(match value_of(&bytes, key) {
+        Ok(match block_offset(&bytes, key) {
             Some(from) => BlockRead::Block(Bytes::from(bytes).slice(from..)),
             None => BlockRead::Damaged(location.mismatch(bytes.len())),
         })
     }
 
-    /// Returns a file, open for reading; `None` if there is no such file.
+    /// Returns a file, open for reading, or `None` if it does not exist.
     pub fn file(&self, number: u64) -> io::Result<Option<Arc<File>>> {
         {
             let state = self.state.read();
@@ -291,10 +236,10 @@ impl ValueLog {
         if let Some((_, file)) = self.handles.lock().iter().find(|(known, _)| *known == number) {
             return Ok(Some(file.clone()));
         }
-        let path = self.directory.join(framing::name(number));
-        let opened = match self.spares.open(|| File::open(&path)) {
+        let path = self.directory.join(file_io::file_name(number));
+        let opened = match self.spare_descriptors.open(|| File::open(&path)) {
             Err(error) if Cause::of(&error) == Cause::Exhausted => {
-                // Closes the handle that was opened first, unless it is being read.
+                // Frees the descriptor of the file that was opened first, unless it is being read.
                 self.handles.lock().pop_front();
                 File::open(&path)
             }
@@ -313,8 +258,8 @@ impl ValueLog {
     }
 
     /// Reopens spare descriptors that were closed. Call this periodically.
-    pub fn prepare(&self) {
-        self.spares.refill(&self.names);
+    pub fn refill_spare_descriptors(&self) {
+        self.spare_descriptors.refill(&self.names);
     }
 
     /// Marks a block as dead.
@@ -331,13 +276,12 @@ impl ValueLog {
         dead.map(|(number, _)| *number).collect()
     }
 
-    /// Removes files. Reads in progress are not affected.
+    /// Removes files. Reads in progress continue on their open files.
     pub fn remove(&self, numbers: &[u64]) {
         for number in numbers {
-            match fs::remove_file(self.directory.join(framing::name(*number))) {
-                // Nothing refers to it, so the next start removes it.
+            match fs::remove_file(self.directory.join(file_io::file_name(*number))) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(%error, file = %framing::name(*number), "cannot remove a file of the value log; the next start removes it");
+                    tracing::warn!(%error, file = %file_io::file_name(*number), "cannot remove a file of the value log; the next start removes it");
                 }
                 _ => {}
             }
@@ -346,37 +290,39 @@ impl ValueLog {
         }
     }
 
-    /// Begins a new file if the current one has only dead blocks, so that it can be removed.
+    /// Creates a file if the current one has only dead blocks, so that the latter can be removed.
     pub fn begin_file_if_dead(&self) -> io::Result<()> {
-        let is_empty = {
+        let is_dead = {
             let state = self.state.read();
             let current = state.current.as_ref().and_then(|(number, _)| state.files.get(number));
             current.is_some_and(|file| file.live == 0 && file.length > 0)
         };
-        match if is_empty { self.begin_file().map(drop) } else { Ok(()) } {
+        match if is_dead { self.begin_file().map(drop) } else { Ok(()) } {
             // A later call retries it.
             Err(error) if Cause::of(&error) != Cause::Failed => Ok(()),
-            left => left,
+            begun => begun,
         }
     }
 
-    /// Returns the file with the smallest live part, if compaction is due: of all files, or eagerly of this one.
-    pub fn emptiest(&self, copying: Copying) -> Option<u64> {
+    /// Returns the file to compact, if compaction is due.
+    ///
+    /// It is the file with the smallest live part, or the smallest of too many small files.
+    pub fn emptiest(&self, mode: CompactionMode) -> Option<u64> {
         let state = self.state.read();
-        // Files without live blocks, and those that compaction cannot empty, do not count.
-        let files = || state.files.values().filter(|file| file.live > 0 && !file.stuck);
+        // Excludes files without live blocks, and those that compaction cannot empty.
+        let files = || state.files.values().filter(|file| file.live > 0 && !file.has_unreadable);
         let sum = |of: fn(&ValueLogFile) -> u64| files().map(of).sum::<u64>();
         let (length, live) = (sum(|file| file.length), sum(|file| file.live));
         let sealed = || {
             let files = state.files.iter();
-            files.filter(|(number, file)| !state.is_current(**number) && file.live > 0 && !file.stuck)
+            files.filter(|(number, file)| !state.is_current(**number) && file.live > 0 && !file.has_unreadable)
         };
         let emptiest = || sealed().min_by_key(|(_, file)| file.live * 1000 / file.length.max(1));
-        if copying == Copying::Eager {
-            let worth = |file: &ValueLogFile| file.length.saturating_sub(file.live) >= file.length / EAGER_SHARE;
-            return emptiest().filter(|(_, file)| worth(file)).map(|(number, _)| *number);
+        if mode == CompactionMode::Eager {
+            let is_worth = |file: &ValueLogFile| file.length.saturating_sub(file.live) >= file.length / EAGER_SHARE;
+            return emptiest().filter(|(_, file)| is_worth(file)).map(|(number, _)| *number);
         }
-        if length - live.min(length) <= live.max(DEAD_BYTES_LEFT) {
+        if length - live.min(length) <= live.max(DEAD_BYTES_TOLERATED) {
             let small = || sealed().filter(|(_, file)| file.length < FILE_BYTES / 4);
             let smallest = small().min_by_key(|(_, file)| file.length);
             return smallest.filter(|_| small().count() > SMALL_FILES_MAX).map(|(number, _)| *number);
@@ -385,21 +331,21 @@ impl ValueLog {
     }
 
     /// Records that all readable blocks of a file were copied.
-    pub fn compacted(&self, number: u64) {
+    pub fn set_compacted(&self, number: u64) {
         if let Some(file) = self.state.write().files.get_mut(&number) {
-            file.stuck = file.live > 0;
+            file.has_unreadable = file.live > 0;
         }
     }
 }
 
-/// Returns the offset of the block of this key in a frame; `None` if it is not the key's frame.
-pub fn value_of(bytes: &[u8], key: &[u8]) -> Option<usize> {
-    let (found, value) = parts(framing::body(Kind::Block, bytes)?)?;
-    (found == key).then(|| framing::HEAD_BYTES + 2 + found.len()).filter(|from| from + value.len() == bytes.len())
+/// Returns the offset of the block in a frame, or `None` if the frame is damaged or has another key.
+pub fn block_offset(bytes: &[u8], key: &[u8]) -> Option<usize> {
+    let (found, value) = split_body(framing::body(Kind::Block, bytes)?)?;
+    (found == key).then(|| framing::HEADER_BYTES + 2 + found.len()).filter(|from| from + value.len() == bytes.len())
 }
 
 /// Splits the body of a frame into key and block.
-pub fn parts(body: &[u8]) -> Option<(&[u8], &[u8])> {
+pub fn split_body(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = body.split_first_chunk()?;
     rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
 }
@@ -416,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn block_is_read_by_its_key_only_and_file_without_live_blocks_is_removed() {
+    fn block_is_read_only_by_its_key_and_file_without_live_blocks_is_removed() {
         let home = tempfile::tempdir().unwrap();
         let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
         let big = vec![7; FILE_BYTES as usize / 10];
@@ -424,7 +370,7 @@ mod tests {
         files.sync().unwrap();
         assert_eq!(read(&files, locations[3], &[3]), Some(big.clone()));
         assert_eq!(read(&files, locations[3], &[4]), None, "the block has another key");
-        assert_eq!(framing::numbered(home.path()).unwrap(), [1, 2, 3]);
+        assert_eq!(file_io::file_numbers(home.path()).unwrap(), [1, 2, 3]);
         locations.iter().filter(|location| location.file == 1).for_each(|location| files.release(*location));
         assert_eq!(files.dead_files(), [1]);
         files.remove(&[1]);
@@ -432,7 +378,7 @@ mod tests {
         drop(files);
         let files =
             ValueLog::open(home.path(), locations.iter().copied().filter(|location| location.file == 3)).unwrap();
-        assert_eq!(framing::numbered(home.path()).unwrap(), [3, 4], "the other files are removed");
+        assert_eq!(file_io::file_numbers(home.path()).unwrap(), [3, 4], "the other files are removed");
         assert_eq!(files.append(b"new", b"value").unwrap().file, 4, "an earlier file is not appended to");
         assert_eq!(read(&files, locations[24], &[24]), Some(big));
     }
@@ -443,7 +389,7 @@ mod tests {
         let mut locations = Vec::new();
         for n in 0..=SMALL_FILES_MAX as u8 + 1 {
             let files = ValueLog::open(home.path(), locations.iter().copied()).unwrap();
-            assert_eq!(files.emptiest(Copying::Usual), (n as usize > SMALL_FILES_MAX).then_some(1), "{n}");
+            assert_eq!(files.emptiest(CompactionMode::Normal), (n as usize > SMALL_FILES_MAX).then_some(1), "{n}");
             locations.push(files.append(&[n], &vec![n; 100 + usize::from(n)]).unwrap());
         }
     }
@@ -454,15 +400,15 @@ mod tests {
         let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
         let locations: Vec<_> = (0..60_u8).map(|n| files.append(&[n], &vec![7; 500_000]).unwrap()).collect();
         let of = |file| locations.iter().filter(move |location| location.file == file);
-        assert_eq!(files.emptiest(Copying::Eager), None);
+        assert_eq!(files.emptiest(CompactionMode::Eager), None);
         of(1).take(2).for_each(|location| files.release(*location));
-        assert_eq!(files.emptiest(Copying::Eager), None, "two of seventeen blocks are dead");
+        assert_eq!(files.emptiest(CompactionMode::Eager), None, "two of seventeen blocks are dead");
         of(2).take(3).for_each(|location| files.release(*location));
-        assert_eq!(files.emptiest(Copying::Eager), Some(2));
-        assert_eq!(files.emptiest(Copying::Usual), None);
+        assert_eq!(files.emptiest(CompactionMode::Eager), Some(2));
+        assert_eq!(files.emptiest(CompactionMode::Normal), None);
         let last = locations.last().unwrap().file;
         of(last).for_each(|location| files.release(*location));
-        assert_eq!(files.emptiest(Copying::Eager), Some(2), "the current file is not compacted");
+        assert_eq!(files.emptiest(CompactionMode::Eager), Some(2), "the current file is not compacted");
     }
 
     #[test]
@@ -473,17 +419,17 @@ mod tests {
         let last_of = |file| locations.iter().rposition(|location| location.file == file);
         let mut released = 0;
         for (n, location) in locations.iter().enumerate() {
-            assert!(released > 30 || files.emptiest(Copying::Usual).is_none(), "{released} of 60 are dead");
-            // Of the third file one block stays, of the others two or three.
+            assert!(released > 30 || files.emptiest(CompactionMode::Normal).is_none(), "{released} of 60 are dead");
+            // One block of the third file stays, and two or three of each other file.
             if n % 4 != 0 && location.file != 3 || location.file == 3 && Some(n) != last_of(3) {
                 files.release(*location);
                 released += 1;
             }
         }
-        assert_eq!(files.emptiest(Copying::Usual), Some(3));
-        files.compacted(3);
+        assert_eq!(files.emptiest(CompactionMode::Normal), Some(3));
+        files.set_compacted(3);
         assert!(
-            files.emptiest(Copying::Usual).is_some_and(|other| other != 3),
+            files.emptiest(CompactionMode::Normal).is_some_and(|other| other != 3),
             "a file that cannot be emptied is not compacted again"
         );
         assert_eq!(BlockLocation::decode(&locations[9].encode()), Some(locations[9]));

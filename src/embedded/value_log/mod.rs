@@ -2,12 +2,15 @@
 //!
 //! - `block`: encoding of blocks
 //! - `framing`: checksummed frames
-//! - `file`: the files
-//! - `reader`: reads entries from them
+//! - `file`: appends, reads and removes · `location`: where a block is
+//! - `reader`: reads a user's entries
 //! - `compaction`: reclaims files
+//! - `spare_descriptors`: file descriptors for reads when the process has none left
 
 pub(super) mod block;
 pub(super) mod compaction;
 pub(super) mod file;
 pub(super) mod framing;
+pub(super) mod location;
 pub(super) mod reader;
+mod spare_descriptors;

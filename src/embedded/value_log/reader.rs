@@ -1,4 +1,4 @@
-//! Reads a user's entries from the value log. Each block's owner and namespace are checked before use.
+//! Reads a user's entries from the value log. Checks the owner and namespace of each block.
 
 use bytes::Bytes;
 
@@ -29,7 +29,7 @@ pub(in crate::embedded) struct StoredEntry<'a> {
 }
 
 impl StoredEntry<'_> {
-    /// Returns its payload, which keeps the whole block in memory.
+    /// Returns the payload. It references the block, which stays in memory.
     pub fn payload(&self) -> Bytes {
         self.block.slice_ref(self.payload)
     }
@@ -52,8 +52,9 @@ fn damaged(user: &UserId, last: Seq, why: &str) -> String {
 }
 
 impl StoreState {
-    /// Visits a user's entries in the value log above `after` and up to `to`, ascending, until `visit` returns false.
-    /// Returns false if it did.
+    /// Visits a user's entries in the value log, ascending, until `visit` returns false.
+    ///
+    /// Visits sequences above `after` up to `to`. Returns false if `visit` did.
     pub(in crate::embedded) fn read_value_log(
         &self,
         user: &UserId,
@@ -62,11 +63,11 @@ impl StoreState {
         visit: &mut dyn FnMut(StoredEntry<'_>) -> bool,
     ) -> Result<bool, StoreError> {
         let id = user.as_str();
-        // The block that begins at or before the first wanted entry may have it.
+        // The block that begins at or before the first wanted entry may contain it.
         let wanted = log_key(id, after + 1);
         let floor = self.engine.last_key_at_or_before(Table::Log, &wanted)?;
         let from = floor.filter(|key| is_log_key_of(key, id)).map_or(wanted, |key| key.to_vec());
-        let (mut last, mut all, mut damage) = (after, true, None);
+        let (mut last, mut is_complete, mut damage) = (after, true, None);
         let scanned = self.engine.scan(Table::Log, &from, &mut |key, value| {
             if !is_log_key_of(key, id) {
                 return false;
@@ -79,18 +80,18 @@ impl StoreState {
                 }
             };
             if owner != id || namespace != self.namespace {
-                damage = Some(damaged(user, last, "they belong to another user"));
+                damage = Some(damaged(user, last, "a block belongs to another user or namespace"));
                 return false;
             }
             for (seq, expires_s, payload) in entries {
-                // Blocks may overlap after a crash during a flush, so entries that were visited are skipped.
+                // Blocks may overlap after a crash during a flush, so visited entries are skipped.
                 if seq <= last || seq > to {
                     continue;
                 }
                 let found =
                     StoredEntry { seq, expires_s, bytes: payload.len(), namespace, owner, payload, block: &value };
                 if !visit(found) {
-                    all = false;
+                    is_complete = false;
                     return false;
                 }
                 last = seq;
@@ -98,8 +99,8 @@ impl StoreState {
             last < to
         });
         scanned?;
-        let Some(damage) = damage else { return Ok(all) };
-        // Lists of users show the user as damaged from now on, until the damaged blocks are cleared.
+        let Some(damage) = damage else { return Ok(is_complete) };
+        // From now on lists of users show the user as damaged, until the damaged blocks are removed.
         self.logs.with_loaded(user, |log| log.damaged = true);
         Err(StoreError::Damaged(damage.into()))
     }

@@ -2,7 +2,10 @@
 
 use std::{collections::VecDeque, fs::File, io, path::Path, sync::Arc};
 
-use crate::embedded::value_log::framing::{self, HEAD_BYTES, Kind};
+use crate::embedded::{
+    file_io,
+    value_log::framing::{self, HEADER_BYTES, Kind},
+};
 
 /// A record in a file.
 #[derive(Debug)]
@@ -21,7 +24,7 @@ pub fn record_at(bytes: &[u8], at: usize) -> Option<Record<'_>> {
     let (number, rest) = body.split_first_chunk()?;
     let (synced, value) = rest.split_first_chunk()?;
     let (number, synced) = (u64::from_be_bytes(*number), u64::from_be_bytes(*synced));
-    Some(Record { number, synced, value, end: at + HEAD_BYTES + body.len() })
+    Some(Record { number, synced, value, end: at + HEADER_BYTES + body.len() })
 }
 
 /// Location of a record.
@@ -80,7 +83,7 @@ pub type Opened<T> = Result<T, OpenError>;
 
 pub(super) fn file_name_of(directory: &Path, first: u64) -> String {
     let own = directory.file_name().unwrap_or_default().to_string_lossy();
-    format!("{own}/{}", framing::name(first))
+    format!("{own}/{}", file_io::file_name(first))
 }
 
 /// A damaged part of a file.

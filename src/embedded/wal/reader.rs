@@ -8,7 +8,7 @@ use super::{
     layout::{RecordLocation, record_at},
     segment::WalFiles,
 };
-use crate::embedded::value_log::framing::{fill, read_at};
+use crate::embedded::file_io::{fill, read_at};
 
 /// Bytes per read call, unless a single record is larger.
 const RUN_BYTES_MAX: u32 = 64 << 10;

@@ -9,7 +9,10 @@ use std::{
 use super::layout::{
     DamagedRecord, OpenError, Opened, Record, RecordLocation, Segment, WalState, file_name_of, record_at,
 };
-use crate::embedded::value_log::framing::{self, Kind, read_at};
+use crate::embedded::{
+    file_io::{self, read_at},
+    value_log::framing::{self, Kind},
+};
 
 /// Result of scanning the segments: the records without a gap.
 #[derive(Debug)]
@@ -63,9 +66,9 @@ fn synced_behind(bytes: &[u8], mut at: usize) -> u64 {
 
 pub(super) fn scan(directory: &Path, flushed: u64, watermark: u64) -> Opened<WalScan> {
     let (mut numbers, mut empty) = (Vec::new(), Vec::new());
-    for first in framing::numbered(directory)? {
+    for first in file_io::file_numbers(directory)? {
         // The name of an empty file means nothing.
-        let length = fs::metadata(directory.join(framing::name(first)))?.len();
+        let length = fs::metadata(directory.join(file_io::file_name(first)))?.len();
         if length > 0 { numbers.push(first) } else { empty.push(first) }
     }
     let state = WalState { first: flushed + 1, ..WalState::default() };
@@ -78,7 +81,7 @@ pub(super) fn scan(directory: &Path, flushed: u64, watermark: u64) -> Opened<Wal
             scan.done.push(first);
             continue;
         }
-        let path = directory.join(framing::name(first));
+        let path = directory.join(file_io::file_name(first));
         let file = File::options().read(true).write(true).open(&path)?;
         let length = file.metadata()?.len();
         let bytes = read_at(&file, 0, usize::try_from(length).unwrap_or(usize::MAX))?;

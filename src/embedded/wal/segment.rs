@@ -23,8 +23,9 @@ use super::{
     replay::{WalScan, scan},
 };
 use crate::embedded::{
+    file_io::{self, create_directory},
     tables::{contract::Cause, space::allocate},
-    value_log::framing::{self, HEAD_BYTES, Kind, make_directory},
+    value_log::framing::{self, HEADER_BYTES, Kind},
 };
 
 /// A longer segment is not appended to if another can be begun.
@@ -34,7 +35,7 @@ const FILE_BYTES: u64 = 8 << 20;
 const FILE_BYTES_MAX: u64 = 1 << 31;
 
 /// Bytes of a frame without its record.
-const FRAME_BYTES: u64 = HEAD_BYTES as u64 + 16;
+const FRAME_BYTES: u64 = HEADER_BYTES as u64 + 16;
 
 /// The segments, open.
 #[derive(Debug)]
@@ -61,11 +62,11 @@ impl WalFiles {
 
     /// Opens the segments of a scan. Nothing may have written to the directory since.
     pub fn take_over(directory: &Path, scan: WalScan) -> io::Result<Self> {
-        make_directory(directory)?;
+        create_directory(directory)?;
         let names = File::open(directory)?;
         let WalScan { flushed, mut state, done, cut } = scan;
         for first in &done {
-            fs::remove_file(directory.join(framing::name(*first)))?;
+            fs::remove_file(directory.join(file_io::file_name(*first)))?;
         }
         if !done.is_empty() {
             // If a removed name came back, it would state a wrong end of the segment before it.
@@ -146,9 +147,9 @@ impl WalFiles {
         // The last segment stays: it is appended to.
         while state.files.get(1).is_some_and(|next| next.first <= state.first) {
             let Some(done) = state.files.pop_front() else { break };
-            if let Err(error) = fs::remove_file(self.directory.join(framing::name(done.first))) {
+            if let Err(error) = fs::remove_file(self.directory.join(file_io::file_name(done.first))) {
                 // It is not needed: the next start removes it.
-                tracing::warn!(%error, file = %framing::name(done.first), "cannot remove a WAL segment; the next start removes it");
+                tracing::warn!(%error, file = %file_io::file_name(done.first), "cannot remove a WAL segment; the next start removes it");
             }
         }
     }
@@ -163,7 +164,7 @@ impl WalFiles {
         state.synced = state.synced.min(number - 1);
         while state.files.back().is_some_and(|file| file.first > location.file) {
             let Some(emptied) = state.files.pop_back() else { break };
-            fs::remove_file(self.directory.join(framing::name(emptied.first)))?;
+            fs::remove_file(self.directory.join(file_io::file_name(emptied.first)))?;
             self.names.sync_all()?;
         }
         let Some(file) = state.files.back_mut() else { return Ok(()) };
@@ -259,10 +260,10 @@ impl WalFiles {
         prepared.prepare(&self.directory);
         let Some(file) = &prepared.file else {
             // Again, for the error.
-            return framing::create(&self.directory, &framing::name(number));
+            return file_io::create(&self.directory, &file_io::file_name(number));
         };
         allocate(file, 0, FILE_BYTES)?;
-        fs::rename(self.directory.join(NAME), self.directory.join(framing::name(number)))?;
+        fs::rename(self.directory.join(NAME), self.directory.join(file_io::file_name(number)))?;
         prepared.file.take().ok_or_else(|| io::Error::other("the prepared segment is missing"))
     }
 }
@@ -296,7 +297,7 @@ mod tests {
     }
 
     fn damage(path: &Path, name: u64, change: impl FnOnce(&mut Vec<u8>)) {
-        let path = path.join(framing::name(name));
+        let path = path.join(file_io::file_name(name));
         let mut bytes = fs::read(&path).unwrap();
         change(&mut bytes);
         fs::write(&path, bytes).unwrap();
@@ -351,13 +352,13 @@ mod tests {
             sync(&files);
         }
         drop(files);
-        let names = framing::numbered(home.path()).unwrap();
+        let names = file_io::file_numbers(home.path()).unwrap();
         assert_eq!(names, [1, 18, 35]);
         let whole: Vec<_> =
-            names.iter().map(|name| fs::read(home.path().join(framing::name(*name))).unwrap()).collect();
+            names.iter().map(|name| fs::read(home.path().join(file_io::file_name(*name))).unwrap()).collect();
         let restore = || {
             for (name, bytes) in names.iter().zip(&whole) {
-                fs::write(home.path().join(framing::name(*name)), bytes).unwrap();
+                fs::write(home.path().join(file_io::file_name(*name)), bytes).unwrap();
             }
         };
         for (name, at, number) in [(1, 0, 1), (1, 3_000_000, 6), (18, 600_000, 19), (35, 600_000, 36)] {
@@ -366,7 +367,7 @@ mod tests {
             restore();
         }
         for missing in [1, 18] {
-            fs::remove_file(home.path().join(framing::name(missing))).unwrap();
+            fs::remove_file(home.path().join(file_io::file_name(missing))).unwrap();
             assert_eq!(damaged_record(open(home.path(), 0, 0)), Some(missing));
             restore();
         }
@@ -374,10 +375,10 @@ mod tests {
         damage(home.path(), 18, |bytes| bytes[600_000] ^= 16);
         let files = open(home.path(), 20, 40).unwrap_or_else(|_| panic!("only flushed records are damaged"));
         assert_eq!(numbers(&files), (21..=40).collect::<Vec<_>>());
-        assert_eq!(framing::numbered(home.path()).unwrap(), [18, 35]);
+        assert_eq!(file_io::file_numbers(home.path()).unwrap(), [18, 35]);
         drop(files);
         let files = open(home.path(), 40, 40).unwrap_or_else(|_| panic!("all records are flushed"));
-        assert_eq!((files.ends(), framing::numbered(home.path()).unwrap()), (None, vec![]));
+        assert_eq!((files.ends(), file_io::file_numbers(home.path()).unwrap()), (None, vec![]));
     }
 
     #[test]
@@ -385,13 +386,13 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("an empty directory opens"));
         append(&files, 1..=20, 500_000);
-        assert_eq!(framing::numbered(home.path()).unwrap(), [1, 18]);
+        assert_eq!(file_io::file_numbers(home.path()).unwrap(), [1, 18]);
         (15..=20).rev().for_each(|number| files.roll_back(number).unwrap());
         append(&files, 15..=30, 50_000);
         sync(&files);
         drop(files);
         // A power cut may bring a removed name back.
-        fs::write(home.path().join(framing::name(18)), b"").unwrap();
+        fs::write(home.path().join(file_io::file_name(18)), b"").unwrap();
         let files = open(home.path(), 20, 30).unwrap_or_else(|_| panic!("all records are there"));
         assert_eq!(numbers(&files), (21..=30).collect::<Vec<_>>());
     }
@@ -422,7 +423,11 @@ mod tests {
         for number in 10..=60 {
             files.remove(number);
         }
-        assert_eq!((files.ends(), framing::numbered(home.path()).unwrap().len()), (None, 1), "the last segment stays");
+        assert_eq!(
+            (files.ends(), file_io::file_numbers(home.path()).unwrap().len()),
+            (None, 1),
+            "the last segment stays"
+        );
         append(&files, 61..=61, 100);
         assert_eq!(numbers(&files), [61]);
         sync(&files);

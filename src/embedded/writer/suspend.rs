@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     embedded::tables::{
-        contract::{Cause, Copying, EngineError, Table, TableSpace},
+        contract::{Cause, CompactionMode, EngineError, Table, TableSpace},
         meta::{CLOCK_KEY, CLOSED, OPEN_KEY},
     },
     message::UserId,
@@ -175,12 +175,12 @@ impl Committer {
         }
         self.has_garbage = false;
         if self.table_space() >= TableSpace::Little {
-            let copying = match self.suspended.why.is_none() && self.check_margin().is_ok() {
-                true if self.spare_space() < EAGER_BYTES => Copying::Eager,
-                true => Copying::Usual,
-                false => Copying::No,
+            let mode = match self.suspended.why.is_none() && self.check_margin().is_ok() {
+                true if self.spare_space() < EAGER_BYTES => CompactionMode::Eager,
+                true => CompactionMode::Normal,
+                false => CompactionMode::Off,
             };
-            match self.shared.engine.collect_garbage(copying) {
+            match self.shared.engine.collect_garbage(mode) {
                 Ok(more) => {
                     self.has_garbage = more;
                     // Reclaiming wrote to the tables, which counts before the next step.

@@ -109,13 +109,13 @@ pub struct ServeArgs {
     /// Namespace, which separates applications
     #[arg(long)]
     pub namespace: Option<String>,
-    /// Which store; `embedded` ignores a configured redis
+    /// Store to use; `embedded` ignores a configured redis
     #[arg(long, value_enum, value_name = "STORE")]
     pub store: Option<StoreKind>,
     /// Directory of the embedded store
     #[arg(long, value_name = "DIR")]
     pub store_path: Option<String>,
-    /// What to log: error, warn, info, debug, trace, or a filter such as mesa=debug
+    /// Level of the log: error, warn, info, debug, trace, or a filter such as mesa=debug
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
     /// Format of log lines
@@ -144,7 +144,7 @@ pub enum LogFormat {
 ///
 /// Starts its own server on a free port with a temporary store, and plays a scenario. Alice receives a message, goes offline,
 /// and receives the missed messages when she reconnects. Then her network fails without a close, and the server is killed.
-/// Every line is checked before it is printed. Takes a few seconds, and removes everything.
+/// Every line is checked before it is printed. The demo takes a few seconds, and removes its store.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -162,7 +162,7 @@ pub struct DemoArgs {
 ///
 /// A line that is a JSON object with `op`, `t` or `d` is sent as it is. Any other line is sent as text:
 /// {"op":0,"d":{"text":LINE},"t":"TEXT"}. A line that begins with a brace and is not JSON is not sent. The server passes
-/// client messages to portals and the webhook; use `mesa dispatch` to reach another user.
+/// client messages to portals and the webhook. Use `mesa dispatch` to reach another user.
 ///
 /// /quit or Ctrl-C ends the command; the end of the input does not. After a lost connection it reconnects, unless the close
 /// code excludes it.
@@ -323,14 +323,14 @@ Examples:
   mesa inbox alice
   mesa inbox alice --after 40 --limit 10
   mesa inbox alice --json | jq .d
-  mesa inbox alice --clear    counts everything as acknowledged, for good
+  mesa inbox alice --clear    acknowledges everything, permanently
 
 {EXIT_CODES}"))]
 pub struct InboxArgs {
     /// User id
     #[arg(value_name = "USER")]
     pub user: String,
-    /// Count all pending messages as acknowledged
+    /// Acknowledge all pending messages
     #[arg(long, conflicts_with_all = ["after", "limit"])]
     pub clear: bool,
     /// Only messages with a sequence above this
@@ -408,7 +408,7 @@ pub struct ConfigCheckArgs {
     /// Configuration file, JSON5
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// Which store; `embedded` ignores a configured redis
+    /// Store to use; `embedded` ignores a configured redis
     #[arg(long, value_enum, value_name = "STORE")]
     pub store: Option<StoreKind>,
 }
@@ -429,7 +429,7 @@ pub struct ConfigPrintArgs {
     /// With the settings of `mesa serve --dev`
     #[arg(long)]
     pub dev: bool,
-    /// Which store; `embedded` ignores a configured redis
+    /// Store to use; `embedded` ignores a configured redis
     #[arg(long, value_enum, value_name = "STORE")]
     pub store: Option<StoreKind>,
 }

@@ -6,12 +6,12 @@ use clap::Args;
 
 use super::{ApiArgs, EXIT_CODES, numbers::count};
 
-/// Inspect a store that no server has open, and save what is readable of a damaged one
+/// Inspect a store that no server has open, or salvage a damaged one
 ///
 /// Changes nothing in the directory. Prints the content and every damaged place, and fails if there is one.
 ///
 /// With --salvage, writes everything readable to a new store: each user's messages with their sequences, and the cursors.
-/// What is lost leaves a gap, and is listed.
+/// Each lost range leaves a gap, and is listed.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -22,7 +22,7 @@ Examples:
   mesa inspect data/store --salvage data/saved  everything readable
 
 Exit codes:
-  0  the store is whole; with --salvage: everything readable was written, also of a damaged store
+  0  the store is undamaged; with --salvage: everything readable was written, also of a damaged store
   1  something is damaged, or could not be read or written; standard error has the details
   2  wrong arguments"))]
 pub struct InspectArgs {
@@ -45,8 +45,8 @@ pub struct InspectArgs {
 
 /// Back up the store of a running server
 ///
-/// The backup has everything that was answered before it began, and complete logs. The server serves requests meanwhile. The
-/// file gets its name when it is complete, verified and synced.
+/// The backup has every dispatch that was answered before it began, and complete logs. The server serves requests meanwhile.
+/// The file gets its name after it is complete, verified and synced.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -64,7 +64,7 @@ pub struct BackupArgs {
 
 /// Create a store from a backup
 ///
-/// Verifies the whole file first. Every log skips about a million sequences, so that no sequence assigned after the backup is
+/// Verifies the complete file first. Every log skips about a million sequences, so that no sequence assigned after the backup is
 /// assigned again.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\

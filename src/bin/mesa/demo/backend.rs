@@ -43,7 +43,7 @@ impl Backend {
         Ok(self.dispatcher.user(&self.alice).await.map_err(Failure::because)?.pending)
     }
 
-    /// Reports whether Alice is online.
+    /// Returns whether Alice is online.
     pub async fn online(&self) -> Result<bool, Failure> {
         Ok(self.dispatcher.user(&self.alice).await.map_err(Failure::because)?.online)
     }

@@ -1,6 +1,7 @@
 //! TCP proxy between Alice and the server that can fail silently.
 //!
-//! It then stops forwarding, and keeps its sockets open. Neither side receives a close, as when a phone loses its signal.
+//! After a failure it forwards nothing, and its sockets stay open. Neither side receives a close, as when a phone loses its
+//! signal.
 
 use std::{io, net::SocketAddr};
 
@@ -24,7 +25,7 @@ impl FlakyProxy {
         let address = listener.local_addr()?;
         let (failed, failure) = watch::channel(false);
         let task = tokio::spawn(async move {
-            // If one side cannot connect, dropping the other closes it.
+            // If the second connection fails, dropping the first closes it.
             if let Ok((near, _)) = listener.accept().await
                 && let Ok(far) = TcpStream::connect(server).await
             {
@@ -72,7 +73,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn failed_proxy_keeps_its_sockets_open() {
+    async fn failed_proxy_leaves_sockets_open() {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let proxy = FlakyProxy::start(listener.local_addr().unwrap()).await.unwrap();
         let mut client = TcpStream::connect(proxy.address()).await.unwrap();

@@ -18,12 +18,12 @@ use narrator::Narrator;
 use server::Server;
 use tracker::Tracker;
 
-/// Longest time for the whole demo, which normally takes a few seconds.
+/// Time limit of the demo, which normally takes a few seconds.
 const DEMO_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Plays the scenario, and removes the server and its store in any case.
 pub async fn run(args: &DemoArgs) -> Result<(), Failure> {
-    // Before the server exists: from here on a signal also leads to its removal.
+    // Before the server starts: after a signal it must be removed too.
     let mut signals = Signals::new().map_err(Failure::because)?;
     let narrator = Narrator::new(args.fast);
     let mut tracker = Tracker::default();
@@ -36,7 +36,7 @@ pub async fn run(args: &DemoArgs) -> Result<(), Failure> {
         (name, _) = signals.next() => Err(Failure::because(format!("stopped by {name}"))),
     };
     let log_tail = played.as_ref().err().map(|_| server.log_tail());
-    // A failure of the removal must not hide one of the scenario.
+    // A failure of the removal must not hide a failure of the scenario.
     let removed = server.remove().await;
     match played {
         Ok(()) => {

@@ -132,7 +132,7 @@ fn try_it(loaded: &Loaded, address: SocketAddr, program: &str) -> Vec<String> {
     ]
 }
 
-/// Reports whether the default address of the other commands reaches this server.
+/// Returns whether the default address of the other commands reaches this server.
 fn reaches_loopback(address: SocketAddr) -> bool {
     address.is_ipv4() && (address.ip().is_loopback() || address.ip().is_unspecified())
 }

@@ -19,7 +19,7 @@ use crate::{
         tables::{
             contract::Table,
             directory::{in_use, try_lock},
-            files::{CONF, DB, LOCK, LOG, REBUILT, UNFINISHED, WATERMARK},
+            files::{LOCK, REBUILT, SLED_CONF, SLED_DIR, SLED_FILE, UNFINISHED, WATERMARK},
             meta::{
                 CLOSED, FORMAT_KEY, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS, OPEN_KEY,
                 OPEN_LOSSY, check_format,
@@ -68,18 +68,18 @@ impl Inspection {
     /// When another process has the store open, or there is no store.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let lock = lock(path)?;
-        let log = path.join(LOG);
+        let sled_dir = path.join(SLED_DIR);
         let failed = |error: std::io::Error| {
             open_error(path, format!("{}. Name the directory of a store", system_error(&error)))
         };
-        if path.join(REBUILT).join(DB).exists() {
+        if path.join(REBUILT).join(SLED_FILE).exists() {
             // A server would not read the tables in `log`, if there are any.
             let why = "its tables were rebuilt, and its server ended before the new ones in `rebuilt` replaced the old ones. \
                        Start its server once, which finishes that";
             return Err(open_error(path, why));
         }
-        let no_tables = MissingPart::tables(path).map_err(failed)?;
-        let file_bytes = match fs::metadata(log.join(DB)) {
+        let no_tables = MissingPart::find_tables(path).map_err(failed)?;
+        let file_bytes = match fs::metadata(sled_dir.join(SLED_FILE)) {
             Err(_) if no_tables.is_some() => 0,
             file => file.map_err(failed)?.len(),
         };
@@ -132,7 +132,7 @@ impl Inspection {
         if SyncWatermark::is_foreign(path) {
             inspection.report(WATERMARK, String::new(), "it was not written by mesa");
         }
-        if !conf_is_whole(&log) {
+        if !conf_is_intact(&sled_dir) {
             let what = "it is damaged, and no server starts with it. Remove it: the next start writes a new one";
             inspection.report("log/conf", String::new(), what);
         }
@@ -416,8 +416,8 @@ fn path_bytes(path: &Path) -> u64 {
 }
 
 /// Returns whether sled's settings match their checksum. sled rewrites a file that is missing or too short.
-fn conf_is_whole(log: &Path) -> bool {
-    let conf = fs::read(log.join(CONF)).unwrap_or_default();
+fn conf_is_intact(sled_dir: &Path) -> bool {
+    let conf = fs::read(sled_dir.join(SLED_CONF)).unwrap_or_default();
     match conf.split_last_chunk::<4>() {
         Some((text, crc)) if conf.len() > 8 => crc32fast::hash(text) == u32::from_le_bytes(*crc),
         _ => true,

@@ -16,8 +16,8 @@ use super::{
     segment::{self, End, HEADER_BYTES, Header, Kind, Message},
 };
 use crate::embedded::{
-    tables::files::{CONF, DB, SEGMENT_BYTES},
-    value_log::framing::fill,
+    file_io::fill,
+    tables::files::{SEGMENT_BYTES, SLED_CONF, SLED_FILE},
 };
 
 /// Plausible segment sizes, in bytes.
@@ -109,7 +109,7 @@ pub struct Segments {
 impl Segments {
     pub fn find(directory: &Path) -> io::Result<Self> {
         let size = segment_bytes(directory);
-        let file = match File::open(directory.join(DB)) {
+        let file = match File::open(directory.join(SLED_FILE)) {
             // The other files can be read without it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => tempfile::tempfile()?,
             file => file?,
@@ -315,7 +315,7 @@ impl SledLog {
 /// # Errors
 /// When the file cannot be read at all.
 pub fn check(directory: &Path, synced: u64) -> io::Result<Option<DamagedRange>> {
-    let length = fs::metadata(directory.join(DB)).map_or(0, |db| db.len());
+    let length = fs::metadata(directory.join(SLED_FILE)).map_or(0, |db| db.len());
     if length == 0 && synced == 0 {
         return Ok(None);
     }
@@ -375,7 +375,7 @@ fn snapshot(directory: &Path) -> u64 {
 /// Reads the segment size from the file `conf`, in bytes. The default is the size of a new store.
 fn segment_bytes(directory: &Path) -> usize {
     // Text followed by a binary checksum.
-    let conf = fs::read(directory.join(CONF)).unwrap_or_default();
+    let conf = fs::read(directory.join(SLED_CONF)).unwrap_or_default();
     let conf = String::from_utf8_lossy(&conf);
     let size = conf.lines().find_map(|line| line.strip_prefix("segment_size: ")?.trim().parse().ok());
     size.filter(|size| SIZES.contains(size)).unwrap_or(SEGMENT_BYTES)

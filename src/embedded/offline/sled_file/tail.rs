@@ -6,7 +6,7 @@ use super::{
     segment::{self, HEADER_BYTES, Header, Kind, RED_ZONE_BYTES},
     segment_log::Segments,
 };
-use crate::embedded::value_log::framing::fill;
+use crate::embedded::file_io::fill;
 
 /// Upper bound of a message header, in bytes.
 const HEAD_BYTES: usize = 64;
