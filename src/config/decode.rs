@@ -1,4 +1,4 @@
-//! Decodes settings into a [`Config`]. This file alone maps keys to fields.
+//! Decodes settings into a [`Config`]. `render` is the inverse, and `validate` bounds the fields.
 
 use std::time::Duration;
 
