@@ -18,8 +18,8 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{Notify, mpsc::UnboundedSender};
 
 use crate::{
-    server::{TIMEOUT, TestServer, builder, closed, id, message, next, records, within},
-    support::socket::Socket,
+    server::{TestServer, builder, closed, id, message, next, records, within},
+    support::{socket::Socket, wait::WAIT_TIMEOUT},
 };
 
 /// Records each event as a line.
@@ -323,7 +323,7 @@ async fn before_exit_runs_while_clients_are_connected() {
     let began = std::time::Instant::now();
     let pending = builder(&home).before_exit(std::future::pending).start().await.unwrap();
     within("stop of the server", pending.run(async {})).await.unwrap();
-    assert!(began.elapsed() >= Duration::from_secs(5) && began.elapsed() < TIMEOUT);
+    assert!(began.elapsed() >= Duration::from_secs(5) && began.elapsed() < WAIT_TIMEOUT);
 }
 
 #[tokio::test]
