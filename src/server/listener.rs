@@ -32,7 +32,7 @@ use super::{
 };
 use crate::{
     health::{LogLimit, supervise},
-    http::{Caller, Http, refusal},
+    http::{Caller, Http, error_response},
     metrics::Metrics,
     util::backoff::Backoff,
 };
@@ -337,7 +337,7 @@ fn upgrade(shared: &Arc<Shared>, permit: &Permit, peer: SocketAddr, request: Req
         return ws_upgrade::answer(shared, request, Some(peer), permit.clone());
     }
     shared.metrics.refused_connections.inc();
-    refusal::response(
+    error_response::response(
         StatusCode::NOT_FOUND,
         "there is no WebSocket at this path: see `path` in the server's configuration",
     )

@@ -21,7 +21,7 @@ use tower::service_fn;
 use super::{
     Handle, ServerError, connection_limit::ConnectionLimiter, context::Shared, runtime::Runtime, stopped, ws_upgrade,
 };
-use crate::http::{Caller, refusal};
+use crate::http::{Caller, error_response};
 
 /// A server whose routes are in a router of yours. It has to be run along with that router: [`Attached::run`].
 #[must_use = "the server is watched and stopped by running it"]
@@ -94,17 +94,17 @@ fn open(
 ) -> Response {
     if !ws_upgrade::is_asked_for(request.headers()) {
         let upgrade = (header::UPGRADE, "websocket");
-        return refusal::with_header(StatusCode::UPGRADE_REQUIRED, "a WebSocket is served here", upgrade);
+        return error_response::with_header(StatusCode::UPGRADE_REQUIRED, "a WebSocket is served here", upgrade);
     }
     if *stopping.borrow() {
-        return refusal::response(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
+        return error_response::response(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
     }
     // Known only if the router is served with connect info; otherwise all clients count as one address.
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
     let Ok(permit) = limiter.acquire(address) else {
         shared.metrics.refused_connections.inc();
-        return refusal::response(
+        return error_response::response(
             StatusCode::SERVICE_UNAVAILABLE,
             "the limit of connections is reached; try again later",
         );

@@ -19,8 +19,8 @@ use super::{
     socket::{self, Socket, Transport},
 };
 use crate::http::{
-    head::{self, Refusal},
-    refusal,
+    error_response,
+    head::{self, HeadError},
 };
 
 /// Answers an upgrade request for the WebSocket path and starts the connection's task after the response.
@@ -31,7 +31,7 @@ pub(super) fn answer<B>(
     permit: Permit,
 ) -> Response<Body> {
     let checked = head::check(&request, shared.config.is_local_only())
-        .map_err(Refusal::parts)
+        .map_err(HeadError::parts)
         .and_then(|()| check(request.method(), request.version(), request.headers(), shared.config.origins.as_deref()));
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
     let granted = checked.and_then(|key| match shared.sockets.acquire(address) {
@@ -69,9 +69,9 @@ pub(super) fn answer<B>(
                 StatusCode::UPGRADE_REQUIRED => (header::SEC_WEBSOCKET_VERSION, "13"),
                 StatusCode::METHOD_NOT_ALLOWED => (header::ALLOW, "GET"),
                 StatusCode::SERVICE_UNAVAILABLE => (header::RETRY_AFTER, "5"),
-                _ => return refusal::response(status, reason),
+                _ => return error_response::response(status, reason),
             };
-            refusal::with_header(status, reason, more)
+            error_response::with_header(status, reason, more)
         }
     }
 }

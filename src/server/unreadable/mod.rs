@@ -5,7 +5,7 @@
 
 use http::StatusCode;
 
-use crate::http::refusal;
+use crate::http::error_response;
 
 /// Bytes of the head of a request; a longer one gets 431.
 pub(super) const HEAD_BYTES_MAX: usize = 16 << 10;
@@ -37,7 +37,7 @@ pub(super) fn with_body(bytes: &[u8]) -> Option<Vec<u8>> {
         }
         _ => format!("the head of a request may have at most {HEAD_BYTES_MAX} bytes and 100 headers"),
     };
-    let body = refusal::body(status, &why);
+    let body = error_response::body(status, &why);
     let headers = format!("content-type: application/json\r\ncontent-length: {}\r\n", body.len());
     let head = std::str::from_utf8(bytes).ok()?.replacen(NO_BODY, &headers, 1);
     Some([head.as_bytes(), &body].concat())
