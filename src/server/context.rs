@@ -15,6 +15,7 @@ use crate::{
     util::millis::millis,
 };
 
+/// Context of a connection.
 pub(super) struct Shared {
     pub config: Config,
     pub hub: Arc<Hub>,
@@ -49,7 +50,7 @@ impl Shared {
             store_messages: config.store_messages,
             sends_user_object: config.authentication.send_user_object,
         });
-        // A nonce need not be secret, only unlike what a client or a gateway makes up, so the time is sufficient.
+        // A nonce has to differ from payloads of clients and gateways, but need not be secret. So the time is sufficient.
         let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
         let sockets = ConnectionLimiter::new(sockets_max, 0);
         Self { config, hub, metrics, authenticator, runner, sockets, hello: hello.into(), nonces: AtomicU64::new(seed) }

@@ -56,21 +56,21 @@ pub(super) struct HttpIo {
     idle_timeout: Duration,
     write_timeout: Duration,
     /// Deadline for the next bytes, or for the whole head.
-    read_by: Instant,
+    read_deadline: Instant,
     read_timer: Timer,
     /// Deadline for the peer to take bytes; `None` while nothing is pending.
-    write_by: Option<Instant>,
+    write_deadline: Option<Instant>,
     write_timer: Timer,
     closing: Option<Closing>,
     /// An error response that replaces hyper's bare one, and how much of it is written.
-    refusal: Option<(Vec<u8>, usize)>,
+    error_response: Option<(Vec<u8>, usize)>,
     /// The peer has closed its side, or a deadline has passed: the connection need not linger.
-    over: bool,
+    no_linger: bool,
 }
 
 #[derive(Clone, Copy)]
 struct Closing {
-    by: Instant,
+    deadline: Instant,
     discarded: usize,
 }
 
@@ -82,13 +82,13 @@ impl HttpIo {
             head_timeout: limits.header_timeout,
             idle_timeout: limits.idle_timeout,
             write_timeout: limits.write_timeout,
-            read_by: Instant::now() + limits.header_timeout,
+            read_deadline: Instant::now() + limits.header_timeout,
             read_timer: Timer::default(),
-            write_by: None,
+            write_deadline: None,
             write_timer: Timer::default(),
             closing: None,
-            refusal: None,
-            over: false,
+            error_response: None,
+            no_linger: false,
         }
     }
 
@@ -103,7 +103,7 @@ impl HttpIo {
             // The deadline of the first head counts from the start of the connection.
             Phase::New => self.activity.enter(Phase::Head),
             Phase::Answered | Phase::Idle => {
-                self.read_by = Instant::now() + self.head_timeout;
+                self.read_deadline = Instant::now() + self.head_timeout;
                 self.activity.enter(Phase::Head);
             }
             Phase::Head | Phase::Busy | Phase::Lingering => {}
@@ -115,16 +115,16 @@ impl HttpIo {
     /// hyper looks for the next request only once it is woken: by bytes, by eviction, or by the timer.
     fn become_idle(&mut self, cx: &mut Context<'_>) {
         let now = Instant::now();
-        self.read_by = now + self.idle_timeout;
+        self.read_deadline = now + self.idle_timeout;
         self.activity.become_idle(now.into_std());
-        self.read_timer.wake_by(cx, self.read_by);
+        self.read_timer.wake_at(cx, self.read_deadline);
         if self.activity.poll_evicted(cx) {
             cx.waker().wake_by_ref();
         }
     }
 
     /// Returns the deadline while there is nothing to read.
-    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_read_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.activity.phase() {
             // Bodies and streams have their own deadlines.
             Phase::Busy => return Poll::Pending,
@@ -132,8 +132,8 @@ impl HttpIo {
             Phase::Answered => return Poll::Pending,
             Phase::New | Phase::Head | Phase::Idle | Phase::Lingering => {}
         }
-        if self.activity.poll_evicted(cx) || self.read_timer.poll_passed(cx, self.read_by) {
-            self.over = true;
+        if self.activity.poll_evicted(cx) || self.read_timer.poll_elapsed(cx, self.read_deadline) {
+            self.no_linger = true;
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending
@@ -144,11 +144,11 @@ impl HttpIo {
         let now = Instant::now();
         let mut closing = self.closing.unwrap_or_else(|| {
             self.activity.enter(Phase::Lingering);
-            self.read_by = now + LINGER_IDLE_TIMEOUT;
-            Closing { by: now + LINGER_TIMEOUT, discarded: 0 }
+            self.read_deadline = now + LINGER_IDLE_TIMEOUT;
+            Closing { deadline: now + LINGER_TIMEOUT, discarded: 0 }
         });
         if self.activity.is_stopping() {
-            closing.by = closing.by.min(now + LINGER_STOPPING_TIMEOUT);
+            closing.deadline = closing.deadline.min(now + LINGER_STOPPING_TIMEOUT);
         }
         self.closing = Some(closing);
         for _ in 0..DISCARDS_MAX {
@@ -157,16 +157,16 @@ impl HttpIo {
             match Pin::new(&mut self.stream).poll_read(cx, &mut discarded) {
                 Poll::Ready(Ok(())) if !discarded.filled().is_empty() => {
                     closing.discarded += discarded.filled().len();
-                    if closing.discarded > LINGER_BYTES_MAX || closing.by <= now {
+                    if closing.discarded > LINGER_BYTES_MAX || closing.deadline <= now {
                         return Poll::Ready(());
                     }
-                    self.read_by = now + LINGER_IDLE_TIMEOUT;
+                    self.read_deadline = now + LINGER_IDLE_TIMEOUT;
                     self.closing = Some(closing);
                 }
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => {
-                    let by = self.read_by.min(closing.by);
-                    let over = self.activity.poll_evicted(cx) || self.read_timer.poll_passed(cx, by);
+                    let by = self.read_deadline.min(closing.deadline);
+                    let over = self.activity.poll_evicted(cx) || self.read_timer.poll_elapsed(cx, by);
                     return if over { Poll::Ready(()) } else { Poll::Pending };
                 }
             }
@@ -184,36 +184,36 @@ impl AsyncRead for HttpIo {
                 if buf.filled().len() > before {
                     self.received();
                 } else if wanted > 0 {
-                    self.over = true;
+                    self.no_linger = true;
                 }
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => {
-                self.over = true;
+                self.no_linger = true;
                 Poll::Ready(Err(error))
             }
-            Poll::Pending => self.poll_silence(cx),
+            Poll::Pending => self.poll_read_timeout(cx),
         }
     }
 }
 
 impl HttpIo {
-    fn poll_take(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write_stream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match Pin::new(&mut self.stream).poll_write(cx, bytes) {
             Poll::Pending => {
-                let by = self.write_by.unwrap_or_else(|| Instant::now() + self.write_timeout);
-                if self.write_by.replace(by).is_none() {
-                    self.activity.stall(true);
+                let by = self.write_deadline.unwrap_or_else(|| Instant::now() + self.write_timeout);
+                if self.write_deadline.replace(by).is_none() {
+                    self.activity.set_stalled(true);
                 }
-                if self.activity.poll_evicted(cx) || self.write_timer.poll_passed(cx, by) {
-                    self.over = true;
+                if self.activity.poll_evicted(cx) || self.write_timer.poll_elapsed(cx, by) {
+                    self.no_linger = true;
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
                 Poll::Pending
             }
             written @ Poll::Ready(_) => {
-                if self.write_by.take().is_some() {
-                    self.activity.stall(false);
+                if self.write_deadline.take().is_some() {
+                    self.activity.set_stalled(false);
                 }
                 written
             }
@@ -221,20 +221,20 @@ impl HttpIo {
     }
 
     /// Writes the error response; ready when all of it is written.
-    fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some((refusal, written)) = self.refusal.take() {
-            let taken = self.poll_take(cx, &refusal[written..]);
-            let (taken, taken_bytes) = match taken {
+    fn poll_error_response(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some((error_response, written)) = self.error_response.take() {
+            let progress = self.poll_write_stream(cx, &error_response[written..]);
+            let (progress, written_now) = match progress {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(bytes)) => (Poll::Ready(()), bytes),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => (Poll::Pending, 0),
             };
-            let written = written + taken_bytes;
-            if written < refusal.len() {
-                self.refusal = Some((refusal, written));
+            let written = written + written_now;
+            if written < error_response.len() {
+                self.error_response = Some((error_response, written));
             }
-            ready!(taken);
+            ready!(progress);
         }
         Poll::Ready(Ok(()))
     }
@@ -243,20 +243,20 @@ impl HttpIo {
 impl AsyncWrite for HttpIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         // Bytes written while a request is answered are its response.
-        if self.refusal.is_none()
+        if self.error_response.is_none()
             && self.activity.phase() != Phase::Busy
             && let Some(at) = unreadable::find(bytes)
         {
             if at > 0 {
-                return self.poll_take(cx, &bytes[..at]);
+                return self.poll_write_stream(cx, &bytes[..at]);
             }
-            self.refusal = unreadable::with_body(bytes).map(|refusal| (refusal, 0));
+            self.error_response = unreadable::with_body(bytes).map(|error_response| (error_response, 0));
         }
-        if self.refusal.is_none() {
-            return self.poll_take(cx, bytes);
+        if self.error_response.is_none() {
+            return self.poll_write_stream(cx, bytes);
         }
         // hyper passes the same bytes again until all of them are written.
-        self.poll_refusal(cx).map_ok(|()| bytes.len())
+        self.poll_error_response(cx).map_ok(|()| bytes.len())
     }
 
     /// hyper calls this whenever all it has to write is written.
@@ -273,7 +273,7 @@ impl AsyncWrite for HttpIo {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
             // If nothing has arrived, nothing was answered. An idle connection lingers too: hyper may have looked for the rest of
             // a rejected body just before.
-            if self.over || self.activity.phase() == Phase::New {
+            if self.no_linger || self.activity.phase() == Phase::New {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -287,16 +287,16 @@ struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
     /// Wakes the task at `by` or earlier.
-    fn wake_by(&mut self, cx: &mut Context<'_>, by: Instant) {
+    fn wake_at(&mut self, cx: &mut Context<'_>, by: Instant) {
         // A timer set for an earlier time wakes the same task, which then sets it again. Most requests need no change.
         let is_armed = |sleep: &Pin<Box<Sleep>>| !sleep.is_elapsed() && sleep.deadline() <= by;
-        if !self.0.as_ref().is_some_and(is_armed) && self.poll_passed(cx, by) {
+        if !self.0.as_ref().is_some_and(is_armed) && self.poll_elapsed(cx, by) {
             cx.waker().wake_by_ref();
         }
     }
 
     /// Returns true if `by` has passed; otherwise the task is woken then, or earlier.
-    fn poll_passed(&mut self, cx: &mut Context<'_>, by: Instant) -> bool {
+    fn poll_elapsed(&mut self, cx: &mut Context<'_>, by: Instant) -> bool {
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(by)));
         if sleep.deadline() > by {
             sleep.as_mut().reset(by);
@@ -312,18 +312,18 @@ impl Timer {
 }
 
 /// The body of a response, which reports its end.
-pub(super) struct Answer {
+pub(super) struct ResponseBody {
     body: Body,
     activity: Arc<Activity>,
 }
 
-impl Answer {
+impl ResponseBody {
     pub(super) fn new(body: Body, activity: Arc<Activity>) -> Self {
         Self { body, activity }
     }
 }
 
-impl HttpBody for Answer {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -340,7 +340,7 @@ impl HttpBody for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         self.activity.enter(Phase::Answered);
     }

@@ -62,7 +62,7 @@ impl Connection {
                 return Ok(false);
             }
             // The listeners may have no room for another message; then it waits in the socket.
-            if self.connected.poll_ready(cx).is_pending() {
+            if self.hub_handle.poll_ready(cx).is_pending() {
                 return Ok(false);
             }
             match self.socket.poll_inbound(cx) {
@@ -84,7 +84,7 @@ impl Connection {
                 Poll::Ready(Inbound::Violation(code, reason)) => {
                     self.shared.metrics.malformed_frames.inc();
                     info_seldom!(BROKEN, code = code.code(), reason, "a client broke the WebSocket protocol");
-                    self.connected.report_error(&Broken(reason));
+                    self.hub_handle.report_error(&Broken(reason));
                     return Err(End::Close(code, reason));
                 }
             }
@@ -114,7 +114,7 @@ impl Connection {
         let frame = decode::decode(text).map_err(|error| {
             self.shared.metrics.malformed_frames.inc();
             info_seldom!(INVALID_FRAME, %error, "a client sent a frame that cannot be taken");
-            self.connected.report_error(&error);
+            self.hub_handle.report_error(&error);
             End::Close(error.close_code(), error.reason())
         })?;
         self.charge(&frame, now)?;
@@ -172,7 +172,7 @@ impl Connection {
         let kind = message.kind.as_ref().map(JsonString::lossy);
         let kind_json = message.kind.as_ref().and_then(JsonString::raw);
         match self
-            .connected
+            .hub_handle
             .receive(InboundMessage { kind_json, ..InboundMessage::new(message.op, data, kind.as_deref()) })
         {
             Decision::Disconnect => {
@@ -187,7 +187,7 @@ impl Connection {
 
     /// Handles an op 11: acknowledges what it proves, or starts the deliveries.
     fn handle_heartbeat_ack(&mut self, now: Instant) {
-        match self.heartbeat.answered(now) {
+        match self.heartbeat.on_ack(now) {
             Some(Proof::Received(position)) => self.acknowledge(Some(position)),
             Some(Proof::Authenticated) => self.release_soon(now),
             Some(Proof::Alive) | None => {}
@@ -196,7 +196,7 @@ impl Connection {
 
     /// Handles a pong: what was written before its ping has arrived.
     pub(super) fn handle_pong(&mut self, payload: &[u8]) {
-        let position = self.heartbeat.pong(payload);
+        let position = self.heartbeat.on_pong(payload);
         self.acknowledge(position);
     }
 
@@ -249,7 +249,7 @@ impl Connection {
                         if let Some(suppressed) = UNAVAILABLE.due("authenticator") {
                             tracing::warn!(error = %sentence(&error), suppressed, "authentication failed");
                         }
-                        self.connected.report_error(&error);
+                        self.hub_handle.report_error(&error);
                     }
                     AuthError::Rejected(_) => {
                         info_seldom!(REJECTED, error = %sentence(&error), "authentication failed");
@@ -288,10 +288,10 @@ impl Connection {
         };
         let expires = identity.expires;
         if let Some(runner) = &self.shared.runner {
-            runner.set_pending_identity(self.connected.id(), &identity);
+            runner.set_pending_identity(self.hub_handle.id(), &identity);
         }
         let resumes = how.after.is_some();
-        let session = self.connected.attach_without_blocking(identity.id, how, now);
+        let session = self.hub_handle.attach_without_blocking(identity.id, how, now);
         self.attaching = Some(Attaching { session, frame, resumes, expires });
         Ok(())
     }
@@ -303,7 +303,7 @@ impl Connection {
         let Some(Attaching { frame, resumes, expires, .. }) = self.attaching.take() else { return Ok(false) };
         match attached {
             Ok(session) => {
-                self.connected.mark_attached(&session);
+                self.hub_handle.mark_attached(&session);
                 self.push(&frame);
                 self.session = Some(session);
                 if !resumes {
@@ -327,7 +327,7 @@ impl Connection {
                 if let Some(suppressed) = UNAVAILABLE.due("log") {
                     tracing::error!(%error, suppressed, "a user's log could not be opened");
                 }
-                self.connected.report_error(&error);
+                self.hub_handle.report_error(&error);
                 Err(End::close(CloseCode::Internal))
             }
         }

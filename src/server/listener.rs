@@ -23,9 +23,9 @@ use tokio::{
 
 use super::{
     activity::{Activities, Activity, Entry, Phase},
-    connection_limit::{ConnectionLimiter, Full, Permit},
+    connection_limit::{ConnectionLimiter, LimitReached, Permit},
     context::Shared,
-    http_io::{Answer, HttpIo},
+    http_io::{HttpIo, ResponseBody},
     is_stopped, stopped,
     unreadable::HEAD_BYTES_MAX,
     ws_upgrade,
@@ -48,7 +48,7 @@ const BACKLOG: u32 = 4096;
 /// Most permits of the crowded range, which starts after three quarters of all permits.
 ///
 /// Connections in it are evicted before earlier ones, so that a flood does not push out established connections.
-const CROWD_MAX: usize = 256;
+const CROWDED_MAX: usize = 256;
 
 /// How long a new connection waits for the permit of an evicted one; then it is rejected.
 const EVICTION_TIMEOUT: Duration = Duration::from_millis(250);
@@ -93,25 +93,25 @@ pub(super) struct Admission {
 
 impl Admission {
     pub(super) fn new(connections: usize, per_address: usize) -> Self {
-        let crowded_above = connections - (connections / 4).min(CROWD_MAX);
+        let crowded_above = connections - (connections / 4).min(CROWDED_MAX);
         Self { limiter: ConnectionLimiter::new(connections, per_address), activities: Arc::default(), crowded_above }
     }
 
     /// Acquires a permit for a new connection, if necessary from a connection that waits for its peer.
-    async fn admit(&self, address: IpAddr, metrics: &Metrics) -> Result<(Permit, Entry), Full> {
+    async fn admit(&self, address: IpAddr, metrics: &Metrics) -> Result<(Permit, Entry), LimitReached> {
         let deadline = Instant::now() + EVICTION_TIMEOUT;
         loop {
             let released = self.limiter.released();
             match self.limiter.acquire(address) {
                 Ok(permit) => return Ok((permit, self.activities.enter(self.limiter.in_use() > self.crowded_above))),
-                Err(Full::Address) => return Err(Full::Address),
-                Err(Full::All) => {}
+                Err(LimitReached::Address) => return Err(LimitReached::Address),
+                Err(LimitReached::Total) => {}
             }
             if !self.activities.evict() {
-                return Err(Full::All);
+                return Err(LimitReached::Total);
             }
             metrics.evicted_connections.inc();
-            timeout_at(deadline, released).await.map_err(|_| Full::All)?;
+            timeout_at(deadline, released).await.map_err(|_| LimitReached::Total)?;
         }
     }
 }
@@ -167,12 +167,12 @@ async fn accept_from(
             Err(why) => {
                 shared.metrics.refused_connections.inc();
                 match why {
-                    Full::All if full.is_due() => tracing::warn!(
+                    LimitReached::Total if full.is_due() => tracing::warn!(
                         "a connection was rejected: there are as many as limits.connections or the limit of open files \
                          allows; raise them, or see mesa_connections_refused_total for how often this happens"
                     ),
-                    Full::All => {}
-                    Full::Address => tracing::debug!("a connection was rejected: limits.connectionsPerAddress"),
+                    LimitReached::Total => {}
+                    LimitReached::Address => tracing::debug!("a connection was rejected: limits.connectionsPerAddress"),
                 }
             }
         }
@@ -214,7 +214,7 @@ impl Acceptor {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     self.backoff.reset();
-                    prepare(&stream);
+                    set_tcp_options(&stream);
                     return Ok((stream, peer));
                 }
                 Err(error) if is_caused_by_peer(&error) => {}
@@ -233,7 +233,7 @@ impl Acceptor {
     }
 }
 
-fn prepare(stream: &TcpStream) {
+fn set_tcp_options(stream: &TcpStream) {
     // A response is one write, and a backend waits for it.
     _ = stream.set_nodelay(true);
     let keepalive = TcpKeepalive::new()
@@ -265,22 +265,22 @@ async fn serve(
 ) {
     let activity = &entry.activity;
     let caller = Caller::new(Some(peer.ip()));
-    let refused = Mutex::new(None);
+    let rejected_upgrade = Mutex::new(None);
     let service = service_fn(|request: Request<Incoming>| async {
         activity.enter(Phase::Busy);
         let upgrade = request.extensions().get::<OnUpgrade>().cloned();
-        let response = if ws_upgrade::is_asked_for(request.headers()) {
+        let response = if ws_upgrade::is_upgrade_request(request.headers()) {
             self::upgrade(&shared, &permit, peer, request)
         } else {
             respond(&http, &caller, activity, request).await
         };
         if upgrade.is_some() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            *refused.lock() = upgrade;
+            *rejected_upgrade.lock() = upgrade;
         }
-        Ok::<_, Infallible>(response.map(|body| Answer::new(body, activity.clone())))
+        Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, activity.clone())))
     });
     let io = HttpIo::new(stream, activity.clone(), &shared.config.limits);
-    // In a block: of a failed connection nothing may be left that `refused` waits for.
+    // In a block: of a failed connection nothing may be left that `rejected_upgrade` waits for.
     let result = {
         let connection = http1::Builder::new()
             // The socket has all deadlines, see `http_io`.
@@ -304,9 +304,9 @@ async fn serve(
         tracing::debug!(%peer, %error, "an HTTP connection ended");
     }
     // hyper gives up a connection with an upgrade request without closing it, also if that was rejected.
-    let refused = refused.lock().take();
-    if let Some(refused) = refused
-        && let Ok(upgraded) = refused.await
+    let rejected_upgrade = rejected_upgrade.lock().take();
+    if let Some(rejected_upgrade) = rejected_upgrade
+        && let Ok(upgraded) = rejected_upgrade.await
     {
         _ = TokioIo::new(upgraded).shutdown().await;
     }
@@ -318,7 +318,7 @@ async fn respond(http: &Http, caller: &Caller, activity: &Activity, request: Req
         && request.body().size_hint().exact().is_none_or(|bytes| bytes > SHORT_BODY_BYTES);
     let mut response = http.respond(caller, request).await;
     if api && response.status().is_success() {
-        activity.has_key();
+        activity.set_keyed();
     }
     // hyper reads the rest of a short body and keeps the connection. Here it closes, and the peer should know.
     if long && may_be_early(response.status()) {

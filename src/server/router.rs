@@ -70,7 +70,7 @@ pub(super) fn attach(parts: Runtime) -> (Router, Attached) {
     let (shared, permits) = (parts.shared.clone(), limiter.clone());
     let path = parts.shared.config.path.clone();
     let socket = any_service(service_fn(move |request: Request| {
-        let response = open(&shared, &permits, &stopping, request);
+        let response = serve_websocket(&shared, &permits, &stopping, request);
         async move { Ok::<_, Infallible>(response) }
     }));
     let api = any_service(service_fn(move |request: Request| {
@@ -86,13 +86,13 @@ pub(super) fn attach(parts: Runtime) -> (Router, Attached) {
 }
 
 /// Answers a request for the WebSocket path.
-fn open(
+fn serve_websocket(
     shared: &Arc<Shared>,
     limiter: &Arc<ConnectionLimiter>,
     stopping: &watch::Receiver<bool>,
     request: Request,
 ) -> Response {
-    if !ws_upgrade::is_asked_for(request.headers()) {
+    if !ws_upgrade::is_upgrade_request(request.headers()) {
         let upgrade = (header::UPGRADE, "websocket");
         return error_response::with_header(StatusCode::UPGRADE_REQUIRED, "a WebSocket is served here", upgrade);
     }

@@ -86,7 +86,7 @@ pub(super) enum Transport {
     /// A socket of our own listener.
     Tcp(TcpStream),
     /// A stream of the embedding program's router. Its socket options are the embedder's.
-    Foreign(Box<TokioIo<Upgraded>>),
+    Embedded(Box<TokioIo<Upgraded>>),
 }
 
 /// One WebSocket.
@@ -127,7 +127,7 @@ impl Socket {
             // A close frame ends in the pipe.
             Some(Ok(Message::Close(_))) | None => Inbound::Closed(None),
             Some(Err(error)) => {
-                refusal(&error).map_or(Inbound::Closed(None), |(code, reason)| Inbound::Violation(code, reason))
+                close_for(&error).map_or(Inbound::Closed(None), |(code, reason)| Inbound::Violation(code, reason))
             }
         })
     }
@@ -246,7 +246,7 @@ impl Socket {
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.0.get_mut().transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Foreign(upgraded) => Pin::new(upgraded.as_mut()).poll_shutdown(cx),
+            Transport::Embedded(upgraded) => Pin::new(upgraded.as_mut()).poll_shutdown(cx),
         }
     }
 }
@@ -257,7 +257,7 @@ pub(super) fn accept_key(key: &str) -> String {
 }
 
 /// Returns close code and reason for a failed read; `None` if the connection is simply gone.
-fn refusal(error: &Error) -> Option<(CloseCode, &'static str)> {
+fn close_for(error: &Error) -> Option<(CloseCode, &'static str)> {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => {
             Some((CloseCode::TooLarge, CloseCode::TooLarge.reason()))
@@ -291,14 +291,14 @@ impl Transport {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Foreign(upgraded) => Pin::new(upgraded.as_mut()).poll_read(cx, buf),
+            Transport::Embedded(upgraded) => Pin::new(upgraded.as_mut()).poll_read(cx, buf),
         }
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Foreign(upgraded) => match Pin::new(upgraded.as_mut()).poll_write(cx, bytes) {
+            Transport::Embedded(upgraded) => match Pin::new(upgraded.as_mut()).poll_write(cx, bytes) {
                 // The stream below may hold what it took until it is flushed.
                 Poll::Ready(Ok(taken)) => {
                     _ = Pin::new(upgraded.as_mut()).poll_flush(cx)?;

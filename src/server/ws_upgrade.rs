@@ -30,20 +30,20 @@ pub(super) fn answer<B>(
     from: Option<SocketAddr>,
     permit: Permit,
 ) -> Response<Body> {
-    let checked = head::check(&request, shared.config.is_local_only())
-        .map_err(HeadError::parts)
-        .and_then(|()| check(request.method(), request.version(), request.headers(), shared.config.origins.as_deref()));
+    let checked = head::check(&request, shared.config.is_local_only()).map_err(HeadError::parts).and_then(|()| {
+        check_upgrade(request.method(), request.version(), request.headers(), shared.config.origins.as_deref())
+    });
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
-    let granted = checked.and_then(|key| match shared.sockets.acquire(address) {
+    let admitted = checked.and_then(|key| match shared.sockets.acquire(address) {
         Ok(socket_permit) => Ok((key, socket_permit)),
         Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, "the limit of WebSockets is reached; try again later")),
     });
-    match granted {
+    match admitted {
         Ok((key, socket_permit)) => {
             let accept = socket::accept_key(&key);
             let subprotocol = subprotocol(request.headers());
             let handshake = shared.runner.is_some().then(|| HandshakeInfo::new(from, &request));
-            tokio::spawn(take_over(
+            tokio::spawn(serve_upgraded(
                 shared.clone(),
                 hyper::upgrade::on(request),
                 from,
@@ -65,24 +65,24 @@ pub(super) fn answer<B>(
         }
         Err((status, reason)) => {
             shared.metrics.refused_connections.inc();
-            let more = match status {
+            let header = match status {
                 StatusCode::UPGRADE_REQUIRED => (header::SEC_WEBSOCKET_VERSION, "13"),
                 StatusCode::METHOD_NOT_ALLOWED => (header::ALLOW, "GET"),
                 StatusCode::SERVICE_UNAVAILABLE => (header::RETRY_AFTER, "5"),
                 _ => return error_response::response(status, reason),
             };
-            error_response::with_header(status, reason, more)
+            error_response::with_header(status, reason, header)
         }
     }
 }
 
 /// Reports whether a request asks for an upgrade.
-pub(super) fn is_asked_for(headers: &HeaderMap) -> bool {
+pub(super) fn is_upgrade_request(headers: &HeaderMap) -> bool {
     has_token(headers, header::UPGRADE, "websocket")
 }
 
 /// Returns the key of a valid upgrade request, or why it is invalid.
-fn check(
+fn check_upgrade(
     method: &Method,
     version: Version,
     headers: &HeaderMap,
@@ -145,7 +145,7 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
 }
 
 /// Waits until the response is written, takes the socket over and serves it.
-async fn take_over(
+async fn serve_upgraded(
     shared: Arc<Shared>,
     upgrade: OnUpgrade,
     from: Option<SocketAddr>,
@@ -157,7 +157,7 @@ async fn take_over(
     let (transport, early) = match upgraded.downcast::<TokioIo<HttpIo>>() {
         // Copied, because the buffer passed on shares hyper's 8 KiB read buffer and would keep it for the whole connection.
         Ok(parts) => (Transport::Tcp(parts.io.into_inner().into_stream()), parts.read_buf.to_vec()),
-        Err(upgraded) => (Transport::Foreign(Box::new(TokioIo::new(upgraded))), Vec::new()),
+        Err(upgraded) => (Transport::Embedded(Box::new(TokioIo::new(upgraded))), Vec::new()),
     };
     let socket = Socket::upgraded(transport, early, shared.config.limits.frame_bytes).await;
     // A task of its own, as small as the connection: this one is as large as the upgrade.
@@ -189,7 +189,9 @@ mod tests {
     }
 
     fn status(changes: &[(&'static str, Option<&str>)], origins: Option<&[String]>) -> Option<u16> {
-        check(&Method::GET, Version::HTTP_11, &headers(changes), origins).err().map(|(status, _)| status.as_u16())
+        check_upgrade(&Method::GET, Version::HTTP_11, &headers(changes), origins)
+            .err()
+            .map(|(status, _)| status.as_u16())
     }
 
     #[test]
@@ -210,13 +212,16 @@ mod tests {
         }
         let mut twice = headers(&[]);
         twice.append("sec-websocket-version", HeaderValue::from_static("13"));
-        assert_eq!(check(&Method::GET, Version::HTTP_11, &twice, None).unwrap_err().0, StatusCode::BAD_REQUEST);
-        assert_eq!(check(&Method::GET, Version::HTTP_10, &headers(&[]), None).unwrap_err().0, StatusCode::BAD_REQUEST);
+        assert_eq!(check_upgrade(&Method::GET, Version::HTTP_11, &twice, None).unwrap_err().0, StatusCode::BAD_REQUEST);
         assert_eq!(
-            check(&Method::POST, Version::HTTP_11, &headers(&[]), None).unwrap_err().0,
+            check_upgrade(&Method::GET, Version::HTTP_10, &headers(&[]), None).unwrap_err().0,
+            StatusCode::BAD_REQUEST
+        );
+        assert_eq!(
+            check_upgrade(&Method::POST, Version::HTTP_11, &headers(&[]), None).unwrap_err().0,
             StatusCode::METHOD_NOT_ALLOWED
         );
-        assert!(!is_asked_for(&headers(&[("upgrade", Some("h2c"))])));
+        assert!(!is_upgrade_request(&headers(&[("upgrade", Some("h2c"))])));
     }
 
     #[test]

@@ -203,8 +203,8 @@ async fn handle_message_to_an_offline_user_is_stored() {
     assert_eq!(closed(&mut alice).await.0, 1000);
     let mut expiring = message(());
     expiring.o.ttl = std::num::NonZeroU32::new(1);
-    let senseless = server.handle.send(&expiring, Recipients::Everyone, &[]).await;
-    assert!(matches!(senseless, Err(SendError::Senseless(_))), "{senseless:?}");
+    let contradictory = server.handle.send(&expiring, Recipients::Everyone, &[]).await;
+    assert!(matches!(contradictory, Err(SendError::Contradictory(_))), "{contradictory:?}");
     let too_many = vec![id("a"); 10_001];
     let rejected = server.handle.send(&message(()), too_many, &[]).await;
     assert!(matches!(rejected, Err(SendError::Recipients { given: 10_001, max: 10_000 })), "{rejected:?}");
