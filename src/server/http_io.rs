@@ -1,12 +1,11 @@
-//! The socket below hyper, with every deadline of an HTTP connection in one place.
+//! The socket below hyper, with all deadlines of an HTTP connection.
 //!
-//! - read: `limits.headerTimeout` for the head of the first request, and of each one that has begun; `limits.idleTimeout`
-//!   between requests
-//! - write: `limits.writeTimeout` without a byte taken by the peer, for every response and stream
-//! - close: bytes that the peer still sends are discarded for a bounded time. A socket closed with unread bytes resets the
+//! - read: `limits.headerTimeout` for the head of a request, and `limits.idleTimeout` between requests
+//! - write: `limits.writeTimeout` since the peer's socket last accepted a byte
+//! - close: bytes that the peer still sends are discarded for a bounded time. Closing a socket with unread bytes resets the
 //!   connection, and the peer then loses the response (RFC 9112, 9.6).
 //!
-//! A timer is set when a wait begins, and not moved for each request. One that fires early is set again.
+//! A timer is set when a wait begins, and not reset for each request. A timer that fires early is set again.
 
 use std::{
     io,
@@ -30,16 +29,16 @@ use super::{
 };
 use crate::config::Limits;
 
-/// A closing connection ends when its peer has sent nothing for this long.
+/// Time without bytes from the peer after which a closing connection ends.
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Longest time for which a connection may be closing; then a peer that still sends is reset.
+/// Maximum time for closing a connection; then a connection whose peer still sends is reset.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same limit while the server stops: less than the time all connections get to finish.
+/// The same limit during shutdown, less than `DRAIN_TIMEOUT` of [`shutdown`](super::shutdown).
 const LINGER_STOPPING_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Bytes discarded while closing; a peer that sends more is reset.
+/// Maximum bytes discarded while closing; a connection whose peer sends more is reset.
 const LINGER_BYTES_MAX: usize = 128 << 20;
 
 /// Bytes discarded per read.
@@ -58,13 +57,13 @@ pub(super) struct HttpIo {
     /// Deadline for the next bytes, or for the whole head.
     read_deadline: Instant,
     read_timer: Timer,
-    /// Deadline for the peer to take bytes; `None` while nothing is pending.
+    /// Deadline for the peer to accept bytes; `None` while no write is pending.
     write_deadline: Option<Instant>,
     write_timer: Timer,
     closing: Option<Closing>,
     /// An error response that replaces hyper's bare one, and how much of it is written.
     error_response: Option<(Vec<u8>, usize)>,
-    /// The peer has closed its side, or a deadline has passed: the connection need not linger.
+    /// Whether the peer has closed its side, or a deadline has passed, so that the connection need not linger.
     no_linger: bool,
 }
 
@@ -112,7 +111,7 @@ impl HttpIo {
 
     /// Records that a response is written.
     ///
-    /// hyper looks for the next request only once it is woken: by bytes, by eviction, or by the timer.
+    /// hyper polls for the next request only once it is woken: by bytes, by eviction, or by the timer.
     fn become_idle(&mut self, cx: &mut Context<'_>) {
         let now = Instant::now();
         self.read_deadline = now + self.idle_timeout;
@@ -123,13 +122,11 @@ impl HttpIo {
         }
     }
 
-    /// Returns the deadline while there is nothing to read.
+    /// Fails once the read deadline has passed or the connection is evicted; pending until then.
     fn poll_read_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.activity.phase() {
-            // Bodies and streams have their own deadlines.
-            Phase::Busy => return Poll::Pending,
-            // The rest of the response is not written yet, and that has a deadline of its own.
-            Phase::Answered => return Poll::Pending,
+            // Bodies, streams and writes have other deadlines.
+            Phase::Busy | Phase::Answered => return Poll::Pending,
             Phase::New | Phase::Head | Phase::Idle | Phase::Lingering => {}
         }
         if self.activity.poll_evicted(cx) || self.read_timer.poll_elapsed(cx, self.read_deadline) {
@@ -139,7 +136,7 @@ impl HttpIo {
         Poll::Pending
     }
 
-    /// Discards what the peer still sends; ready when the peer has closed, or its time is over.
+    /// Discards bytes of the peer; ready when the peer has closed or a limit is reached.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
         let mut closing = self.closing.unwrap_or_else(|| {
@@ -259,7 +256,7 @@ impl AsyncWrite for HttpIo {
         self.poll_error_response(cx).map_ok(|()| bytes.len())
     }
 
-    /// hyper calls this whenever all it has to write is written.
+    /// Flushes the stream. hyper calls this whenever all of its output is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         if self.activity.phase() == Phase::Answered {
@@ -271,8 +268,8 @@ impl AsyncWrite for HttpIo {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.closing.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            // If nothing has arrived, nothing was answered. An idle connection lingers too: hyper may have looked for the rest of
-            // a rejected body just before.
+            // Without a request there was no response that could be lost. An idle connection lingers too: bytes of a rejected
+            // body may be unread.
             if self.no_linger || self.activity.phase() == Phase::New {
                 return Poll::Ready(Ok(()));
             }
@@ -295,7 +292,7 @@ impl Timer {
         }
     }
 
-    /// Returns true if `by` has passed; otherwise the task is woken then, or earlier.
+    /// Reports whether `by` has passed; if not, the task is woken then, or earlier.
     fn poll_elapsed(&mut self, cx: &mut Context<'_>, by: Instant) -> bool {
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(by)));
         if sleep.deadline() > by {
@@ -311,7 +308,7 @@ impl Timer {
     }
 }
 
-/// The body of a response, which reports its end.
+/// Body of a response, which sets [`Phase::Answered`] when it is dropped.
 pub(super) struct ResponseBody {
     body: Body,
     activity: Arc<Activity>,

@@ -1,4 +1,4 @@
-//! A server inside another program's axum router: the original's `server:` option.
+//! Routes of a server for another program's axum router: the original's `server:` option.
 
 use std::{
     convert::Infallible,
@@ -23,10 +23,10 @@ use super::{
 };
 use crate::http::{Caller, error_response};
 
-/// A server whose routes are in a router of yours. It has to be run along with that router: [`Attached::run`].
-#[must_use = "the server is watched and stopped by running it"]
+/// A server whose routes are in your router. Run it while that router is served: [`Attached::run`].
+#[must_use = "the server is supervised and stopped by running it"]
 pub struct Attached {
-    parts: Runtime,
+    runtime: Runtime,
     limiter: Arc<ConnectionLimiter>,
     stop: watch::Sender<bool>,
 }
@@ -35,24 +35,24 @@ impl Attached {
     /// Returns a handle to control the server while it runs.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        self.parts.handle()
+        self.runtime.handle()
     }
 
     /// Runs the server until `shutdown` resolves, then stops it in order, as [`Server::run`](super::Server::run) does.
     ///
     /// New `WebSockets` get 503, streams of dispatches end, clients are closed with 1001, and the store is closed. Later
-    /// requests get 503, or the error of a closed store, so let the router end at the same time.
+    /// requests get 503, so stop serving the router at the same time.
     ///
     /// # Errors
-    /// When the store fails while serving. Clients are closed with 1011, and no guarantee holds any more.
+    /// When the store fails. Clients are then closed with 1011, and no guarantee holds any more.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
-        let Self { parts, limiter, stop } = self;
-        let (http, mut stopping) = (parts.http.clone(), stop.subscribe());
+        let Self { runtime, limiter, stop } = self;
+        let (http, mut stopping) = (runtime.http.clone(), stop.subscribe());
         let ending = tokio::spawn(async move {
             stopped(&mut stopping).await;
             http.stop();
         });
-        parts.run(shutdown, &limiter, &stop, ending).await
+        runtime.run(shutdown, &limiter, &stop, ending).await
     }
 }
 
@@ -62,27 +62,28 @@ impl fmt::Debug for Attached {
     }
 }
 
-pub(super) fn attach(parts: Runtime) -> (Router, Attached) {
-    let per_address = parts.shared.config.limits.connections_per_address;
-    let limiter = ConnectionLimiter::new(parts.descriptors.sockets, per_address);
+/// Builds the routes of a server.
+pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
+    let per_address = runtime.shared.config.limits.connections_per_address;
+    let limiter = ConnectionLimiter::new(runtime.descriptors.sockets, per_address);
     let (stop, stopping) = watch::channel(false);
-    let http = parts.http.clone();
-    let (shared, permits) = (parts.shared.clone(), limiter.clone());
-    let path = parts.shared.config.path.clone();
+    let http = runtime.http.clone();
+    let (shared, permits) = (runtime.shared.clone(), limiter.clone());
+    let path = runtime.shared.config.path.clone();
     let socket = any_service(service_fn(move |request: Request| {
         let response = serve_websocket(&shared, &permits, &stopping, request);
         async move { Ok::<_, Infallible>(response) }
     }));
     let api = any_service(service_fn(move |request: Request| {
         let http = http.clone();
-        // Each request counts as a connection of its own: which ones share one is not known here.
+        // Each request counts as a connection, because its connection is unknown here.
         let caller = Caller::new(request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip()));
         async move { Ok::<_, Infallible>(http.respond(&caller, request).await) }
     }));
     let routes = ["/v1/{*rest}", "/healthz", "/readyz", "/metrics"];
     let router =
         routes.into_iter().fold(Router::new().route(&path, socket), |router, at| router.route(at, api.clone()));
-    (router, Attached { parts, limiter, stop })
+    (router, Attached { runtime, limiter, stop })
 }
 
 /// Answers a request for the WebSocket path.

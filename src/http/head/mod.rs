@@ -23,7 +23,7 @@ pub enum HeadError {
 impl HeadError {
     /// Returns the status and the message of the response.
     #[must_use]
-    pub fn parts(self) -> (StatusCode, &'static str) {
+    pub fn status_and_message(self) -> (StatusCode, &'static str) {
         match self {
             Self::Malformed(why) => (StatusCode::BAD_REQUEST, why),
             Self::ForeignPage(why) => (StatusCode::FORBIDDEN, why),
