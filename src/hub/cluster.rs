@@ -66,8 +66,8 @@ impl Hub {
 
     /// Stores messages from servers of the original; false if the caller has to retry.
     ///
-    /// `retry`: whether the caller can retry while the store is unreachable. If the messages cannot be stored, they are sent
-    /// unsynced to online users, as the original does.
+    /// `retry`: whether the caller can retry while the store is unreachable. If the messages cannot be stored, they are
+    /// sent unsynced to online users, as the original does.
     async fn store_from_original(&self, messages: &[OriginalMessage], retry: bool) -> bool {
         let send_unsynced = || {
             for OriginalMessage { payload, users, .. } in messages.iter().filter(|message| !message.late) {
@@ -95,7 +95,8 @@ impl Hub {
                     }
                 }
             }
-            // The append may have been committed. Sent unsynced, the message could arrive twice, and offline users would miss it.
+            // The append may have been committed. Sent unsynced, the message could arrive twice, and offline users
+            // would miss it.
             Err(StoreError::Unreachable(error)) if retry => {
                 tracing::debug!(%error, "storing messages from the original's servers is retried");
                 return false;

@@ -209,8 +209,8 @@ impl Builder {
 
     /// Builds a server without a listener: returns routes for your router, and the server to run beside it.
     ///
-    /// `host`, `port`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then. Unless the
-    /// router is served with connect info, `limits.connectionsPerAddress` counts all clients as one address.
+    /// `host`, `port`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then.
+    /// Unless the router is served with connect info, `limits.connectionsPerAddress` counts all clients as one address.
     ///
     /// The routes are `path` for the WebSocket, and `/v1/…`, `/healthz`, `/readyz` and `/metrics`. With the default `path`
     /// (`/`) your router cannot have a route `/`.

@@ -40,8 +40,9 @@ struct ClosingState {
 impl Connection {
     /// Detaches the session, sends the close frame, and closes the socket within [`CLOSE_TIMEOUT`].
     ///
-    /// On shutdown a client sends frames until it receives the close frame. Until then its application messages are accepted
-    /// and its acknowledgements count, so its session is detached last. For any other reason its frames are ignored.
+    /// On shutdown a client sends frames until it receives the close frame. Until then its application messages are
+    /// accepted and its acknowledgements count, so its session is detached last. For any other reason its frames are
+    /// ignored.
     ///
     /// Returns the bytes that [`linger`](super::socket::Socket::linger) may still discard, if the peer may be sending.
     pub(super) async fn close(&mut self, end: End) -> Option<usize> {

@@ -33,8 +33,8 @@ use super::peer::{HandlerEvent, Peer, ReceivedMessage};
 ///
 /// **Panics** end one call. They are logged and reported to the middleware. Connection, server and later calls continue.
 ///
-/// **Durability.** Events are not stored. A message from a client is lost in a crash if no handler has processed it, and the
-/// client is not notified. Where that matters, let handlers answer messages, and clients retry unanswered ones.
+/// **Durability.** Events are not stored. A message from a client is lost in a crash if no handler has processed it,
+/// and the client is not notified. Where that matters, let handlers answer messages, and clients retry unanswered ones.
 pub trait Handler: Send + Sync + 'static {
     /// Handles a new connection; the client is not authenticated yet.
     fn connection(&self, client: Peer) -> impl Future<Output = ()> + Send {

@@ -149,7 +149,8 @@ fn push(runner: &Arc<HandlerRunner>, peer: Peer, event: HandlerEvent) {
     let runner = runner.clone();
     tokio::spawn(async move {
         while let Some(event) = next(&peer) {
-            // Panics of handlers are caught in `call_handler`. Any other panic must not block the connection's later events.
+            // Panics of handlers are caught in `call_handler`. Any other panic must not block the connection's later
+            // events.
             let calling = AssertUnwindSafe(async {
                 failpoints::panic_at("handlers");
                 if matches!(event, HandlerEvent::Authentication) {

@@ -268,8 +268,8 @@ impl AsyncWrite for HttpIo {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.closing.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            // Without a request there was no response that could be lost. An idle connection lingers too: bytes of a rejected
-            // body may be unread.
+            // Without a request there was no response that could be lost. An idle connection lingers too: bytes of a
+            // rejected body may be unread.
             if self.no_linger || self.activity.phase() == Phase::New {
                 return Poll::Ready(Ok(()));
             }

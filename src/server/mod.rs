@@ -109,9 +109,9 @@ impl Server {
 
     /// Serves until `shutdown` resolves, then stops in order.
     ///
-    /// It accepts no new connections and answers requests in progress. Clients are closed with 1001; messages that they send
-    /// before they receive the close frame still count. Portals receive the last events, handlers finish, and the store is
-    /// closed. This takes 12 s at most, and 5 s more with [`Builder::before_exit`].
+    /// It accepts no new connections and answers requests in progress. Clients are closed with 1001; messages that they
+    /// send before they receive the close frame still count. Portals receive the last events, handlers finish, and the
+    /// store is closed. This takes 12 s at most, and 5 s more with [`Builder::before_exit`].
     ///
     /// # Errors
     /// When the store fails. Clients are then closed with 1011, and no guarantee holds any more.

@@ -145,7 +145,8 @@ impl Peer {
 
     /// Sets the user object that [`Peer::user_object`] returns, for this connection.
     ///
-    /// As with the original, the client is not notified, and the object is not stored. A connection's user id cannot change.
+    /// As with the original, the client is not notified, and the object is not stored. A connection's user id cannot
+    /// change.
     ///
     /// # Errors
     /// When the client has not authenticated.

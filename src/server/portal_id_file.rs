@@ -1,7 +1,7 @@
 //! Persists the ids of the original's portals in a small file in the store's directory.
 //!
-//! A portal announces itself only once, when it starts, and the server may restart after that. If the file cannot be read or
-//! written, the server logs that and continues.
+//! A portal announces itself only once, when it starts, and the server may restart after that. If the file cannot be
+//! read or written, the server logs that and continues.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},

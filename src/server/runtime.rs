@@ -121,7 +121,7 @@ impl Runtime {
         let (hub, authenticator) = (shared.hub.clone(), shared.authenticator.clone());
         let maintenance = tokio::spawn(supervise(
             health,
-            "upkeep",
+            "maintenance",
             (),
             || false,
             move |()| Box::pin(run_maintenance(hub.clone(), resp_server.clone(), authenticator.clone())),

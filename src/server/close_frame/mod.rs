@@ -1,7 +1,8 @@
 //! Parses the close frame of a peer.
 //!
-//! tungstenite reports an illegal code as a close frame with a reason of its own. It reports an illegal reason like an illegal
-//! text frame. So the frame does not reach tungstenite: it is parsed here, and each error has its own close reason.
+//! tungstenite reports an illegal code as a close frame with a reason of its own. It reports an illegal reason like an
+//! illegal text frame. So the frame does not reach tungstenite: it is parsed here, and each error has its own close
+//! reason.
 
 use crate::protocol::close_code::CloseCode;
 
