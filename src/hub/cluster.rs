@@ -135,8 +135,8 @@ impl Hub {
 
     /// Moves recipients at servers of the original to `original_recipients`.
     ///
-    /// A recipient that may also be connected to a server of ours remains a recipient of the append: a client or server may
-    /// have died unnoticed.
+    /// A recipient that may also be connected to a server of this cluster remains a recipient of the append, because a
+    /// client or server may have died unnoticed.
     ///
     /// # Errors
     /// When presence cannot be read.

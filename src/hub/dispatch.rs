@@ -56,7 +56,7 @@ impl Dispatch {
     pub fn with_options(self, options: &Options) -> Result<Self, OptionsError> {
         let is_stored = options.sync && self.recipients != Recipients::Everyone;
         if !is_stored && (options.ttl.is_some() || options.collapse.is_some()) {
-            // Ignoring them would look as if they had taken effect.
+            // If they were ignored, the backend would assume that they took effect.
             return Err(OptionsError::NotStored);
         }
         Ok(Self {

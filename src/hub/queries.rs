@@ -232,7 +232,7 @@ impl Hub {
     /// Acknowledges all messages of a user; resolves with their number once that is durable.
     ///
     /// # Errors
-    /// When the store accepts nothing.
+    /// When the store accepts no writes.
     pub async fn clear(&self, user: &UserId) -> Result<u64, StoreError> {
         let (store, id) = (self.store.clone(), user.clone());
         if !run_blocking(move || store.state(&id)).await?.known {

@@ -106,7 +106,7 @@ impl Connection {
         self.socket.poll_shutdown(cx).map(|_| ())
     }
 
-    /// Reads frames from the peer until nothing more arrives or a limit is reached.
+    /// Reads frames that have arrived, until a limit is reached.
     fn read_remaining(&mut self, cx: &mut Context<'_>, state: &mut ClosingState) {
         while state.frames < CLOSING_FRAMES_MAX {
             // As before shutdown, a message waits in the socket until the listeners have capacity.

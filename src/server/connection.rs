@@ -17,7 +17,9 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::time::Sleep;
 
-use super::{context::Shared, frame_rate::FrameRateLimiter, heartbeat::Heartbeat, peer::HandshakeInfo, socket::Socket};
+use super::{
+    context::ServerContext, frame_rate::FrameRateLimiter, heartbeat::Heartbeat, peer::HandshakeInfo, socket::Socket,
+};
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, CloseReason, ConnectionHandle, Session, Signals, StoreError},
@@ -69,9 +71,9 @@ pub(super) struct Attaching {
 
 /// State of one connection.
 pub(super) struct Connection {
-    pub shared: Arc<Shared>,
+    pub context: Arc<ServerContext>,
     pub socket: Socket,
-    /// Detached first when closing, so that the hub puts nothing more into the mailbox.
+    /// Detached first when closing, so that the hub puts no more messages into the mailbox.
     pub session: Option<Session>,
     pub hub_handle: ConnectionHandle,
     pub heartbeat: Heartbeat,
@@ -100,25 +102,25 @@ impl Connection {
     ///
     /// The connection is boxed here, so that the task holds a pointer instead of several copies of its state.
     pub(super) fn serve(
-        shared: Arc<Shared>,
+        context: Arc<ServerContext>,
         socket: Socket,
         from: Option<SocketAddr>,
         handshake: Option<HandshakeInfo>,
     ) -> impl Future<Output = ()> + Send {
-        let hub_handle = shared.hub.connect_from(from.map(|from| from.ip()), |id| {
-            if let (Some(runner), Some(handshake)) = (&shared.runner, handshake) {
+        let hub_handle = context.hub.connect_from(from.map(|from| from.ip()), |id| {
+            if let (Some(runner), Some(handshake)) = (&context.runner, handshake) {
                 runner.add_peer(id, handshake);
             }
         });
         let now = Instant::now();
-        let heart = &shared.config.heartbeat;
-        let nonce = shared.nonce();
+        let heart = &context.config.heartbeat;
+        let nonce = context.nonce();
         let heartbeat = Heartbeat::new(heart.enabled, heart.interval, heart.max_attempts, nonce, now);
         let mut connection = Box::new(Self {
             // Without an authenticator the missing authentication must not close the connection.
-            authenticate_by: shared.authenticator.is_some().then(|| now + shared.config.authentication.timeout),
-            frame_rate: FrameRateLimiter::new(shared.config.limits.frames_per_second, now),
-            shared,
+            authenticate_by: context.authenticator.is_some().then(|| now + context.config.authentication.timeout),
+            frame_rate: FrameRateLimiter::new(context.config.limits.frames_per_second, now),
+            context,
             socket,
             session: None,
             hub_handle,
@@ -133,12 +135,12 @@ impl Connection {
             peer_close: None,
             timer: Timer::default(),
         });
-        connection.shared.metrics.connections_total.inc();
-        connection.shared.metrics.connections.inc();
+        connection.context.metrics.connections_total.inc();
+        connection.context.metrics.connections.inc();
         connection.push_hello();
         async move {
             let end = poll_fn(|cx| connection.poll_end(cx)).await;
-            connection.shared.metrics.connections.dec();
+            connection.context.metrics.connections.dec();
             if let Some(bytes_left) = connection.close(end).await {
                 // All other state is dropped here.
                 connection.into_socket().linger(bytes_left).await;
@@ -201,13 +203,13 @@ impl Connection {
 
     fn check_deadlines(&mut self, now: Instant) -> Result<(), End> {
         if self.authenticate_by.is_some_and(|by| by <= now) {
-            self.shared.metrics.authentication_failures.inc();
+            self.context.metrics.authentication_failures.inc();
             return Err(End::Close(CloseCode::Policy, "authentication timed out"));
         }
         if self.expires.is_some_and(|at| at <= SystemTime::now()) {
             return Err(End::Close(CloseCode::Policy, "the token has expired"));
         }
-        if self.stalled_since.is_some_and(|since| since + self.shared.config.limits.write_timeout <= now) {
+        if self.stalled_since.is_some_and(|since| since + self.context.config.limits.write_timeout <= now) {
             return Err(End::Stalled);
         }
         Ok(())
@@ -215,7 +217,7 @@ impl Connection {
 
     /// Returns the next deadline at which the task has to run without another event.
     fn deadline(&self) -> Option<Instant> {
-        let stalled = self.stalled_since.map(|since| since + self.shared.config.limits.write_timeout);
+        let stalled = self.stalled_since.map(|since| since + self.context.config.limits.write_timeout);
         // The wall clock may be set, so it is checked at least once a minute.
         let expires = self.expires.map(|at| {
             let left = at.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);

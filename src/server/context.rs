@@ -1,4 +1,4 @@
-//! State that all connections of a server share.
+//! State that all connections of a server use.
 
 use std::sync::{
     Arc,
@@ -15,8 +15,8 @@ use crate::{
     util::millis::millis,
 };
 
-/// Context of a connection.
-pub(super) struct Shared {
+/// Components, configuration and constants that all connections of a server use.
+pub(super) struct ServerContext {
     pub config: Config,
     pub hub: Arc<Hub>,
     pub metrics: Arc<Metrics>,
@@ -26,14 +26,14 @@ pub(super) struct Shared {
     pub runner: Option<Arc<HandlerRunner>>,
     /// Limiter of `WebSockets`. Its limit is lower than that of connections, so that HTTP requests find a permit.
     ///
-    /// The server also waits here until the last WebSocket has closed.
+    /// At shutdown the server waits for it until the last WebSocket has closed.
     pub sockets: Arc<ConnectionLimiter>,
     /// The first frame of every connection.
     pub hello: Arc<str>,
     nonces: AtomicU64,
 }
 
-impl Shared {
+impl ServerContext {
     pub(super) fn new(
         config: Config,
         hub: Arc<Hub>,

@@ -81,7 +81,7 @@ impl Connection {
                     return Err(End::Gone);
                 }
                 Poll::Ready(Inbound::Violation(code, reason)) => {
-                    self.shared.metrics.malformed_frames.inc();
+                    self.context.metrics.malformed_frames.inc();
                     info_seldom!(VIOLATION, code = code.code(), reason, "a client broke the WebSocket protocol");
                     self.hub_handle.report_error(&ProtocolViolation(reason));
                     return Err(End::Close(code, reason));
@@ -96,7 +96,7 @@ impl Connection {
         if self.frame_rate.spend(frames, now) {
             return Ok(());
         }
-        self.shared.metrics.refused_connections.inc();
+        self.context.metrics.refused_connections.inc();
         Err(End::Close(CloseCode::Policy, "too many frames"))
     }
 
@@ -112,7 +112,7 @@ impl Connection {
 
     fn handle_frame(&mut self, text: &str, now: Instant) -> Result<(), End> {
         let frame = decode::decode(text).map_err(|error| {
-            self.shared.metrics.malformed_frames.inc();
+            self.context.metrics.malformed_frames.inc();
             info_seldom!(INVALID_FRAME, %error, "a client sent a frame that cannot be taken");
             self.hub_handle.report_error(&error);
             End::Close(error.close_code(), error.reason())
@@ -157,8 +157,8 @@ impl Connection {
 
     /// Passes an application message to the hub, or compares the client's version.
     fn handle_message(&mut self, message: ClientMessage<'_>) -> Result<(), End> {
-        self.shared.metrics.messages_received.inc();
-        let client = &self.shared.config.client;
+        self.context.metrics.messages_received.inc();
+        let client = &self.context.config.client;
         if client.enforce_equal_versions && message.kind.as_ref().and_then(JsonString::text) == Some(CLIENT_VERSION) {
             let version: Option<Map<String, Value>> =
                 message.data.and_then(|data| serde_json::from_str(data.get()).ok());
@@ -176,10 +176,10 @@ impl Connection {
             .receive(InboundMessage { kind_json, ..InboundMessage::new(message.op, data, kind.as_deref()) })
         {
             Decision::Disconnect => {
-                self.shared.metrics.messages_refused.inc();
+                self.context.metrics.messages_refused.inc();
                 return Err(End::Close(CloseCode::Policy, "too many messages"));
             }
-            Decision::Reject => _ = self.shared.metrics.messages_refused.inc(),
+            Decision::Reject => _ = self.context.metrics.messages_refused.inc(),
             Decision::Pass => {}
         }
         Ok(())
@@ -210,7 +210,7 @@ impl Connection {
     fn authenticate(&mut self, authentication: Authentication) -> Result<(), End> {
         let Authentication { data, text, token_has_lone_surrogate, should_sync, after, device } = authentication;
         let how = Attach { should_sync, after, device };
-        let Some(authenticator) = self.shared.authenticator.clone() else {
+        let Some(authenticator) = self.context.authenticator.clone() else {
             tracing::debug!("a client tried to authenticate, but no authentication is configured");
             return self.reject_authentication();
         };
@@ -264,8 +264,8 @@ impl Connection {
 
     /// Closes the connection with 1008, unless `authentication.disconnectOnFail` is false.
     fn reject_authentication(&mut self) -> Result<(), End> {
-        self.shared.metrics.authentication_failures.inc();
-        if self.shared.config.authentication.disconnect_on_fail {
+        self.context.metrics.authentication_failures.inc();
+        if self.context.config.authentication.disconnect_on_fail {
             return Err(End::Close(CloseCode::Policy, "authentication failed"));
         }
         Ok(())
@@ -284,13 +284,13 @@ impl Connection {
             self.expires = identity.expires;
             return Ok(());
         }
-        let sends_user = self.shared.config.authentication.send_user_object;
+        let sends_user = self.context.config.authentication.send_user_object;
         let frame = match &identity.user_text {
             Some(text) if sends_user => encode::authenticated_text(text),
             _ => encode::authenticated(sends_user.then_some(&identity.user)),
         };
         let expires = identity.expires;
-        if let Some(runner) = &self.shared.runner {
+        if let Some(runner) = &self.context.runner {
             runner.set_pending_identity(self.hub_handle.id(), &identity);
         }
         let resumes = how.after.is_some();

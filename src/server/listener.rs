@@ -24,7 +24,7 @@ use tokio::{
 use super::{
     activity::{Activities, Activity, Entry, Phase},
     connection_limit::{ConnectionLimiter, LimitReached, Permit},
-    context::Shared,
+    context::ServerContext,
     http_io::{HttpIo, ResponseBody},
     is_stopped, stopped,
     unreadable::HEAD_BYTES_MAX,
@@ -119,23 +119,23 @@ impl Admission {
 /// Accepts connections until `stop` is set.
 pub(super) async fn accept(
     listener: TcpListener,
-    shared: Arc<Shared>,
+    context: Arc<ServerContext>,
     http: Http,
     admission: Arc<Admission>,
     stop: watch::Receiver<bool>,
 ) {
-    let (health, stopping) = (shared.hub.health(), stop.clone());
+    let (health, stopping) = (context.hub.health(), stop.clone());
     let is_over = move || is_stopped(&stopping);
-    let state = (Acceptor::new(listener), shared, http, admission);
-    supervise(health, "accept_loop", state, is_over, |(acceptor, shared, http, admission)| {
-        Box::pin(accept_from(acceptor, shared, http, admission, stop.clone()))
+    let state = (Acceptor::new(listener), context, http, admission);
+    supervise(health, "accept_loop", state, is_over, |(acceptor, context, http, admission)| {
+        Box::pin(accept_from(acceptor, context, http, admission, stop.clone()))
     })
     .await;
 }
 
 async fn accept_from(
     acceptor: &mut Acceptor,
-    shared: &Arc<Shared>,
+    context: &Arc<ServerContext>,
     http: &Http,
     admission: &Admission,
     mut stop: watch::Receiver<bool>,
@@ -154,18 +154,18 @@ async fn accept_from(
             Err(error) => {
                 // Most often no descriptor is free although permits are limited: other components use more than assumed.
                 if admission.activities.evict_without_key() {
-                    shared.metrics.evicted_connections.inc();
+                    context.metrics.evicted_connections.inc();
                 }
                 acceptor.pause(&error).await;
                 continue;
             }
         };
-        match admission.admit(peer.ip(), &shared.metrics).await {
+        match admission.admit(peer.ip(), &context.metrics).await {
             Ok((permit, entry)) => {
-                tokio::spawn(serve(stream, peer, shared.clone(), http.clone(), (permit, entry), stop.clone()));
+                tokio::spawn(serve(stream, peer, context.clone(), http.clone(), (permit, entry), stop.clone()));
             }
             Err(limit) => {
-                shared.metrics.refused_connections.inc();
+                context.metrics.refused_connections.inc();
                 match limit {
                     LimitReached::Total if log_interval.is_due() => tracing::warn!(
                         "a connection was rejected: there are as many as limits.connections or the limit of open files \
@@ -257,7 +257,7 @@ fn is_caused_by_peer(error: &io::Error) -> bool {
 async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
-    shared: Arc<Shared>,
+    context: Arc<ServerContext>,
     http: Http,
     (permit, entry): (Permit, Entry),
     mut stop: watch::Receiver<bool>,
@@ -269,7 +269,7 @@ async fn serve(
         activity.enter(Phase::Busy);
         let upgrade = request.extensions().get::<OnUpgrade>().cloned();
         let response = if ws_upgrade::is_upgrade_request(request.headers()) {
-            upgrade_at_path(&shared, &permit, peer, request)
+            upgrade_at_path(&context, &permit, peer, request)
         } else {
             respond(&http, &caller, activity, request).await
         };
@@ -278,7 +278,7 @@ async fn serve(
         }
         Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, activity.clone())))
     });
-    let io = HttpIo::new(stream, activity.clone(), &shared.config.limits);
+    let io = HttpIo::new(stream, activity.clone(), &context.config.limits);
     // In a block, so that hyper's connection is dropped before `rejected_upgrade` is awaited, which would otherwise hang.
     let result = {
         let connection = http1::Builder::new()
@@ -334,15 +334,15 @@ fn may_be_early(status: StatusCode) -> bool {
 
 /// Responds to an upgrade request, if it is for the WebSocket path.
 fn upgrade_at_path(
-    shared: &Arc<Shared>,
+    context: &Arc<ServerContext>,
     permit: &Permit,
     peer: SocketAddr,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    if request.uri().path() == shared.config.path {
-        return ws_upgrade::answer(shared, request, Some(peer), permit.clone());
+    if request.uri().path() == context.config.path {
+        return ws_upgrade::answer(context, request, Some(peer), permit.clone());
     }
-    shared.metrics.refused_connections.inc();
+    context.metrics.refused_connections.inc();
     error_response::response(
         StatusCode::NOT_FOUND,
         "there is no WebSocket at this path: see `path` in the server's configuration",

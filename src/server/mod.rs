@@ -2,7 +2,7 @@
 //!
 //! - [`builder`]: builds a server · [`runtime`]: runs its components · [`router`]: its routes for another axum router
 //! - `settings`: opens the store, converts the configuration · `error`: errors · `stop`: the stop signal
-//! - [`context`]: state that all connections share · [`frame_rate`]: token bucket of a connection
+//! - [`context`]: state that all connections use · [`frame_rate`]: token bucket of a connection
 //! - [`handler`]: the embedding program's handlers of client events · [`handler_queue`]: the queue in front of them
 //! - [`peer`]: a client, for the embedding program · [`handle`]: the server, for the embedding program
 //! - [`listener`]: accepts connections, HTTP and WebSocket on one port
@@ -14,7 +14,7 @@
 //! - [`resp_listener`]: the port of the Redis protocol · [`portal_id_file`]: persists the ids of the original's portals
 //! - [`heartbeat`]: op 1 and WebSocket pings, for liveness and acknowledgements
 //! - [`hold`]: holds back deliveries until the client has answered the op 1 that follows op 22
-//! - [`shutdown`]: the order in which everything stops
+//! - [`shutdown`]: stops all components in order
 
 mod activity;
 mod builder;
@@ -117,12 +117,12 @@ impl Server {
     /// When the store fails. Clients are then closed with 1011, and no guarantee holds any more.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
         let Self { listener, runtime, .. } = self;
-        let per_address = runtime.shared.config.limits.connections_per_address;
+        let per_address = runtime.context.config.limits.connections_per_address;
         let admission = Arc::new(Admission::new(runtime.descriptors.connections, per_address));
         let limiter = admission.limiter.clone();
         let (stop, stopped) = watch::channel(false);
-        let (shared, http) = (runtime.shared.clone(), runtime.http.clone());
-        let accepting = tokio::spawn(listener::accept(listener, shared, http, admission, stopped));
+        let (context, http) = (runtime.context.clone(), runtime.http.clone());
+        let accepting = tokio::spawn(listener::accept(listener, context, http, admission, stopped));
         runtime.run(shutdown, &limiter, &stop, accepting).await
     }
 }

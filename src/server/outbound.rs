@@ -27,7 +27,7 @@ static UNREADABLE: LogLimit = LogLimit::new();
 impl Connection {
     /// Writes the first frame.
     pub(super) fn push_hello(&mut self) {
-        let hello = self.shared.hello.clone();
+        let hello = self.context.hello.clone();
         self.push(&hello);
     }
 
@@ -39,7 +39,7 @@ impl Connection {
     fn push_delivery(&mut self, payload: &Payload, position: Option<u64>) {
         let bytes = encode::delivery_len(payload, position);
         self.socket.push_text(bytes, |out| encode::delivery(payload, position, out));
-        self.shared.metrics.deliveries.inc();
+        self.context.metrics.deliveries.inc();
     }
 
     /// Fills the buffer with deliveries, unless they are held back.
@@ -53,13 +53,13 @@ impl Connection {
 
     /// Returns the bytes that deliveries may add to the buffer; `None` if it is full.
     fn space(&self) -> Option<usize> {
-        let space = self.shared.config.limits.unsent_bytes.saturating_sub(self.socket.unsent());
+        let space = self.context.config.limits.unsent_bytes.saturating_sub(self.socket.unsent());
         (space > 0).then_some(space)
     }
 
     fn fill_unsynced(&mut self) {
         // At most half of the buffer, so that unsynced messages do not delay stored ones.
-        let half = self.shared.config.limits.unsent_bytes / 2;
+        let half = self.context.config.limits.unsent_bytes / 2;
         while self.unsynced && self.socket.unsent() <= half {
             match self.hub_handle.mailbox().take() {
                 Some(payload) => self.push_delivery(&payload, None),
@@ -104,7 +104,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a resuming client the range of its log and the gaps in it, each gap in a frame of its own.
+    /// Sends a resuming client the range of its log, in one frame for each gap, or one frame without a gap.
     fn push_resumed(&mut self, resumed: &Resumed) {
         let Resumed { first, last, missed } = resumed;
         self.frame_rate.expect_acknowledgement();
@@ -133,7 +133,7 @@ impl Connection {
 
     /// Returns the position that an acknowledgement would cover; `None` with `sync.confirmation: 'write'`.
     pub(super) fn position_to_acknowledge(&self) -> Option<crate::hub::SentPosition> {
-        match self.shared.config.sync.confirmation {
+        match self.context.config.sync.confirmation {
             Confirmation::Receipt => self.session.as_ref().and_then(Session::unacknowledged),
             Confirmation::Write => None,
         }
@@ -168,7 +168,7 @@ impl Connection {
 
     /// Acknowledges everything written, with `sync.confirmation: 'write'`.
     fn acknowledge_written(&mut self) {
-        if self.shared.config.sync.confirmation == Confirmation::Write
+        if self.context.config.sync.confirmation == Confirmation::Write
             && let Some(session) = &mut self.session
             && let Some(position) = session.unacknowledged()
         {

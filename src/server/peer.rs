@@ -189,7 +189,7 @@ impl Peer {
         Ok(outcome)
     }
 
-    /// Sends an unsynced message over this connection alone; false if the connection is gone.
+    /// Sends an unsynced message only to this connection; false if it has ended.
     ///
     /// The message is never stored. If the client reads too slowly, its oldest unsynced message is dropped and counted.
     ///
@@ -199,7 +199,7 @@ impl Peer {
         Ok(self.0.handle.send_to_connection(self.0.connection, &message.payload()?))
     }
 
-    /// Closes the connection with a code; false if it is gone, or closing already.
+    /// Closes the connection with a code; false if it has ended or is closing.
     ///
     /// Allowed codes are 1000 to 1003, 1007 to 1013, and 3000 to 4999. The user's pending messages stay.
     ///

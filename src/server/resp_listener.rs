@@ -45,7 +45,7 @@ impl RespListener {
             );
             ServerError::Listen(std::io::Error::new(error.kind(), why))
         };
-        // Validated with the whole configuration.
+        // Cannot fail: the configuration is validated.
         let host = host.parse().map_err(|_| bind_error(std::io::ErrorKind::InvalidInput.into()))?;
         bind(SocketAddr::new(host, port)).map(Some).map_err(bind_error)
     }

@@ -19,7 +19,8 @@ use tokio::sync::watch;
 use tower::service_fn;
 
 use super::{
-    Handle, ServerError, connection_limit::ConnectionLimiter, context::Shared, runtime::Runtime, stopped, ws_upgrade,
+    Handle, ServerError, connection_limit::ConnectionLimiter, context::ServerContext, runtime::Runtime, stopped,
+    ws_upgrade,
 };
 use crate::http::{Caller, error_response};
 
@@ -64,14 +65,14 @@ impl fmt::Debug for Attached {
 
 /// Builds the routes of a server.
 pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
-    let per_address = runtime.shared.config.limits.connections_per_address;
+    let per_address = runtime.context.config.limits.connections_per_address;
     let limiter = ConnectionLimiter::new(runtime.descriptors.sockets, per_address);
     let (stop, stopping) = watch::channel(false);
     let http = runtime.http.clone();
-    let (shared, permits) = (runtime.shared.clone(), limiter.clone());
-    let path = runtime.shared.config.path.clone();
+    let (context, permits) = (runtime.context.clone(), limiter.clone());
+    let path = runtime.context.config.path.clone();
     let socket = any_service(service_fn(move |request: Request| {
-        let response = serve_websocket(&shared, &permits, &stopping, request);
+        let response = serve_websocket(&context, &permits, &stopping, request);
         async move { Ok::<_, Infallible>(response) }
     }));
     let api = any_service(service_fn(move |request: Request| {
@@ -88,7 +89,7 @@ pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
 
 /// Answers a request for the WebSocket path.
 fn serve_websocket(
-    shared: &Arc<Shared>,
+    context: &Arc<ServerContext>,
     limiter: &Arc<ConnectionLimiter>,
     stopping: &watch::Receiver<bool>,
     request: Request,
@@ -104,11 +105,11 @@ fn serve_websocket(
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
     let Ok(permit) = limiter.acquire(address) else {
-        shared.metrics.refused_connections.inc();
+        context.metrics.refused_connections.inc();
         return error_response::response(
             StatusCode::SERVICE_UNAVAILABLE,
             "the limit of connections is reached; try again later",
         );
     };
-    ws_upgrade::answer(shared, request, from, permit)
+    ws_upgrade::answer(context, request, from, permit)
 }

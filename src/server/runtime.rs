@@ -12,7 +12,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use super::{
     Handle, Opened, ServerError,
     connection_limit::ConnectionLimiter,
-    context::Shared,
+    context::ServerContext,
     descriptors::Descriptors,
     handler::DynHandler,
     handler_queue::{HandlerRunner, HubListener},
@@ -43,7 +43,7 @@ const BEFORE_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// All components of a server except its listener.
 pub(super) struct Runtime {
-    pub(super) shared: Arc<Shared>,
+    pub(super) context: Arc<ServerContext>,
     pub(super) store: Arc<dyn Store>,
     pub(super) http: Http,
     pub(super) before_exit: Option<BeforeExit>,
@@ -91,18 +91,18 @@ impl Runtime {
         if let Some(runner) = &runner {
             hub.listen(Arc::new(HubListener(runner.clone())));
         }
-        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, runner, descriptors.sockets));
-        let runtime = Self { shared, store, http, before_exit, webhook, resp, descriptors };
+        let context = Arc::new(ServerContext::new(config, hub, metrics, authenticator, runner, descriptors.sockets));
+        let runtime = Self { context, store, http, before_exit, webhook, resp, descriptors };
         let handle = runtime.handle();
-        runtime.shared.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
-        if let Some(runner) = &runtime.shared.runner {
+        runtime.context.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
+        if let Some(runner) = &runtime.context.runner {
             runner.set_handle(handle);
         }
         Ok(runtime)
     }
 
     pub(super) fn handle(&self) -> Handle {
-        Handle { hub: Arc::downgrade(&self.shared.hub), recipients_max: self.shared.config.limits.recipients }
+        Handle { hub: Arc::downgrade(&self.context.hub), recipients_max: self.context.config.limits.recipients }
     }
 
     /// Supervises the components until `shutdown` resolves or the store fails, then stops them.
@@ -113,12 +113,12 @@ impl Runtime {
         stop: &watch::Sender<bool>,
         accepting: JoinHandle<()>,
     ) -> Result<(), ServerError> {
-        let Self { shared, store, before_exit, webhook, resp, .. } = self;
+        let Self { context, store, before_exit, webhook, resp, .. } = self;
         let resp_server = resp.as_ref().map(|resp| resp.server.clone());
-        let health = shared.hub.health();
+        let health = context.hub.health();
         let resp = resp.map(|resp| resp.open(&health, stop.subscribe()));
         let webhook_tasks = webhook.map(|webhook| webhook.start(&health));
-        let (hub, authenticator) = (shared.hub.clone(), shared.authenticator.clone());
+        let (hub, authenticator) = (context.hub.clone(), context.authenticator.clone());
         let maintenance = tokio::spawn(supervise(
             health,
             "maintenance",
@@ -131,7 +131,7 @@ impl Runtime {
             error = store.failure() => Some(error),
         };
         if let (None, Some(before_exit)) = (&failed, before_exit) {
-            // A task of its own, so that its panic is isolated.
+            // In a new task, which isolates a panic.
             let exiting = timeout(BEFORE_EXIT_TIMEOUT, tokio::spawn(async { before_exit().await }));
             failed = tokio::select! {
                 done = exiting => {
@@ -146,7 +146,7 @@ impl Runtime {
             };
         }
         maintenance.abort();
-        let stopped = shutdown::stop(&shared, &store, limiter, stop, accepting, resp, failed).await;
+        let stopped = shutdown::stop(&context, &store, limiter, stop, accepting, resp, failed).await;
         // Last, because the outbox now has the final disconnections. The next start sends them.
         drop(webhook_tasks);
         stopped.map_err(ServerError::from)

@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
-use super::{connection_limit::ConnectionLimiter, context::Shared, resp_listener::RunningListener};
+use super::{connection_limit::ConnectionLimiter, context::ServerContext, resp_listener::RunningListener};
 use crate::hub::{CloseReason, Store, StoreError};
 
 /// Time for handlers to finish the last client events.
@@ -29,7 +29,7 @@ const STORE_CLOSE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Stops a server; `failed`: the error of the store for which it stops.
 pub(super) async fn stop(
-    shared: &Shared,
+    context: &ServerContext,
     store: &Arc<dyn Store>,
     limiter: &ConnectionLimiter,
     stop: &watch::Sender<bool>,
@@ -37,7 +37,7 @@ pub(super) async fn stop(
     resp: Option<RunningListener>,
     failed: Option<StoreError>,
 ) -> Result<(), StoreError> {
-    let hub = &shared.hub;
+    let hub = &context.hub;
     if let Some(error) = &failed {
         tracing::error!(%error, "stopping");
     } else {
@@ -57,7 +57,7 @@ pub(super) async fn stop(
             // A connection that was upgrading when shutdown began may register only now; it is closed as well.
             loop {
                 hub.close_all(reason);
-                if timeout(RECHECK_INTERVAL, shared.sockets.all_released()).await.is_ok() {
+                if timeout(RECHECK_INTERVAL, context.sockets.all_released()).await.is_ok() {
                     break;
                 }
             }
@@ -79,7 +79,7 @@ pub(super) async fn stop(
             "some clients did not complete the closing handshake and were disconnected"
         );
     }
-    if let Some(runner) = &shared.runner
+    if let Some(runner) = &context.runner
         && timeout(HANDLERS_TIMEOUT, runner.idle()).await.is_err()
     {
         tracing::warn!("handlers were still running when the server stopped; their last events may be lost");

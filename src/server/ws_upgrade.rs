@@ -13,7 +13,7 @@ use hyper_util::rt::TokioIo;
 use super::{
     connection::Connection,
     connection_limit::Permit,
-    context::Shared,
+    context::ServerContext,
     http_io::HttpIo,
     peer::HandshakeInfo,
     socket::{self, Socket, Transport},
@@ -25,17 +25,17 @@ use crate::http::{
 
 /// Responds to an upgrade request for the WebSocket path, and starts the connection's task after the response.
 pub(super) fn answer<B>(
-    shared: &Arc<Shared>,
+    context: &Arc<ServerContext>,
     request: Request<B>,
     from: Option<SocketAddr>,
     permit: Permit,
 ) -> Response<Body> {
     let checked =
-        head::check(&request, shared.config.is_local_only()).map_err(HeadError::status_and_message).and_then(|()| {
-            check_upgrade(request.method(), request.version(), request.headers(), shared.config.origins.as_deref())
+        head::check(&request, context.config.is_local_only()).map_err(HeadError::status_and_message).and_then(|()| {
+            check_upgrade(request.method(), request.version(), request.headers(), context.config.origins.as_deref())
         });
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
-    let admitted = checked.and_then(|key| match shared.sockets.acquire(address) {
+    let admitted = checked.and_then(|key| match context.sockets.acquire(address) {
         Ok(socket_permit) => Ok((key, socket_permit)),
         Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, "the limit of WebSockets is reached; try again later")),
     });
@@ -43,9 +43,9 @@ pub(super) fn answer<B>(
         Ok((key, socket_permit)) => {
             let accept = socket::accept_key(&key);
             let subprotocol = subprotocol(request.headers());
-            let handshake = shared.runner.is_some().then(|| HandshakeInfo::new(from, &request));
+            let handshake = context.runner.is_some().then(|| HandshakeInfo::new(from, &request));
             tokio::spawn(serve_upgraded(
-                shared.clone(),
+                context.clone(),
                 hyper::upgrade::on(request),
                 from,
                 handshake,
@@ -65,7 +65,7 @@ pub(super) fn answer<B>(
             response
         }
         Err((status, reason)) => {
-            shared.metrics.refused_connections.inc();
+            context.metrics.refused_connections.inc();
             let header = match status {
                 StatusCode::UPGRADE_REQUIRED => (header::SEC_WEBSOCKET_VERSION, "13"),
                 StatusCode::METHOD_NOT_ALLOWED => (header::ALLOW, "GET"),
@@ -147,7 +147,7 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
 
 /// Waits until the response is written, then serves the socket as a WebSocket.
 async fn serve_upgraded(
-    shared: Arc<Shared>,
+    context: Arc<ServerContext>,
     upgrade: OnUpgrade,
     from: Option<SocketAddr>,
     handshake: Option<HandshakeInfo>,
@@ -160,10 +160,10 @@ async fn serve_upgraded(
         Ok(parts) => (Transport::Tcp(parts.io.into_inner().into_stream()), parts.read_buf.to_vec()),
         Err(upgraded) => (Transport::Embedded(Box::new(TokioIo::new(upgraded))), Vec::new()),
     };
-    let socket = Socket::upgraded(transport, early, shared.config.limits.frame_bytes).await;
+    let socket = Socket::upgraded(transport, early, context.config.limits.frame_bytes).await;
     // A new task with the size of the connection: this one has the size of the upgrade.
     tokio::spawn(async move {
-        Connection::serve(shared, socket, from, handshake).await;
+        Connection::serve(context, socket, from, handshake).await;
         drop(permits);
     });
 }

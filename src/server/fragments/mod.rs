@@ -21,7 +21,7 @@ const CLOSE: u8 = 8;
 /// Longest body of a control frame, in bytes.
 const CONTROL_BYTES_MAX: u8 = 125;
 
-/// First opcode of control frames, which may stand between the fragments of a message.
+/// Lowest opcode of control frames, which may arrive between the fragments of a message.
 const CONTROL: u8 = 8;
 
 /// Parser state of a peer's stream of frames.
@@ -74,7 +74,7 @@ impl Fragments {
         std::mem::take(&mut self.unreported)
     }
 
-    /// Reports whether [`Fragments::take`] would return any.
+    /// Reports whether fragments have not been returned by [`Fragments::take`].
     pub(super) fn any(&self) -> bool {
         self.unreported > 0
     }
