@@ -113,7 +113,7 @@ impl Connection {
     fn handle_frame(&mut self, text: &str, now: Instant) -> Result<(), End> {
         let frame = decode::decode(text).map_err(|error| {
             self.context.metrics.malformed_frames.inc();
-            info_seldom!(INVALID_FRAME, %error, "a client sent a frame that cannot be taken");
+            info_seldom!(INVALID_FRAME, %error, "a client sent an invalid frame");
             self.hub_handle.report_error(&error);
             End::Close(error.close_code(), error.reason())
         })?;

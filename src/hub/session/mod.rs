@@ -82,7 +82,7 @@ pub enum Batch {
 
 /// Error for an entry of another user. It is never expected, and the connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the log returned an entry that does not belong to this session's user")]
+#[error("the log returned an entry of another user")]
 pub struct ForeignEntry;
 
 /// A connection's attachment to its user. Dropping it detaches the connection.
