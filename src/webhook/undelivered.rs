@@ -199,8 +199,8 @@ impl UndeliveredMonitor {
 
     fn report_entry(&self, user: &UserId, entry: &Entry) -> Result<bool, StoreError> {
         // Guarantee G3: every consumer checks the owner of an entry before it leaves the server.
-        if entry.owner != user.as_str().as_bytes() || entry.namespace != self.store.namespace() {
-            return Err(StoreError::Damaged("an entry of a log belongs to another user".into()));
+        if !entry.is_owned_by(self.store.namespace(), user) {
+            return Err(StoreError::Damaged("a log has an entry of another user".into()));
         }
         let devices = self.store.unreceived_by(user, entry.seq)?;
         if devices.is_empty() {

@@ -304,7 +304,7 @@ impl Session {
     /// # Errors
     /// When the entry is of another user. Then no part of it may reach the socket.
     pub fn accept(&mut self, entry: &Entry, now: Instant) -> Result<Option<u64>, ForeignEntry> {
-        let is_owner = entry.namespace == self.hub.store.namespace() && entry.owner == self.user.as_str().as_bytes();
+        let is_owner = entry.is_owned_by(self.hub.store.namespace(), &self.user);
         if !is_owner && !failpoints::enabled(Failpoint::ForeignEntry) {
             self.hub.metrics.foreign_entries.inc();
             tracing::error!(user = %excerpt(&self.user), seq = entry.seq, "an entry of another user was not sent; the connection is closed");
