@@ -13,7 +13,7 @@ pub(super) async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// Serves `GET /readyz`: 200 if every component is ready, else 503 and a line for each that is not.
+/// Serves `GET /readyz`: 200, or 503 with a line for each component that is not ready.
 pub(super) async fn ready(FromState(api): State) -> Response {
     match api.hub.ready() {
         Ok(()) => "ready\n".into_response(),

@@ -186,7 +186,9 @@ impl Hub {
         Ok(())
     }
 
-    /// Returns each user's number of connections at all servers; at this one if the others cannot be queried.
+    /// Returns each user's number of connections at all servers.
+    ///
+    /// If the other servers cannot be queried, only local connections count.
     pub(super) async fn connection_counts_of(&self, users: &[UserId]) -> Vec<usize> {
         let mut counts: Vec<usize> = users.iter().map(|user| self.registry.session_count(user)).collect();
         if let (Some(cluster), false) = (&self.cluster, users.is_empty())
@@ -197,9 +199,9 @@ impl Hub {
         counts
     }
 
-    /// Returns which users are online at any server; at this one if the others cannot be queried.
+    /// Returns which users are online at any server.
     ///
-    /// The other servers are queried only about users without a local session.
+    /// The other servers are queried only about users without a local session. If that fails, these count as offline.
     pub(super) async fn online_flags(&self, users: &[UserId]) -> Vec<bool> {
         let mut online: Vec<bool> = users.iter().map(|user| self.registry.session_count(user) > 0).collect();
         let Some(cluster) = &self.cluster else { return online };
@@ -213,7 +215,7 @@ impl Hub {
         online
     }
 
-    /// Returns which recipients of a disconnect are online at any server; `None` for a broadcast or a single server.
+    /// Returns which recipients of a disconnect are online; `None` for a broadcast or a single server.
     pub(super) async fn online_flags_of_recipients(
         &self,
         recipients: &Recipients,
@@ -233,7 +235,7 @@ impl Hub {
         });
     }
 
-    /// Closes local connections of these users; returns the number of recipients and of those that were online here.
+    /// Closes local connections of these users; returns the numbers of recipients and of local online ones.
     pub(super) fn disconnect_local(&self, recipients: &Recipients, excluding: &[UserId]) -> (usize, usize) {
         match recipients {
             Recipients::Everyone => {

@@ -256,7 +256,7 @@ impl Hub {
 
     /// Sends an unsynced message to online recipients.
     ///
-    /// The store first records its idempotency id, if it has one, so that the message is sent at most once.
+    /// With an idempotency id it is sent at most once, because the store first records the id.
     async fn send_unsynced(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
         let Dispatch { payload, sync, recipients, excluding, id, rejected, .. } = dispatch;
         // With sync off a synced message is lost for offline users.

@@ -139,7 +139,7 @@ impl Registry {
         }
     }
 
-    /// Puts an unsynced message into the mailboxes of a user's sessions; returns the number of older messages dropped.
+    /// Puts an unsynced message into the mailboxes of a user's sessions; returns the number of dropped messages.
     pub(super) fn put(&self, user: &UserId, payload: &Payload) -> u64 {
         let shard = self.session_shard(user).lock();
         shard.get(user).map_or(0, |sessions| sessions.iter().map(|session| session.mailbox.put(payload)).sum())

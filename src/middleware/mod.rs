@@ -84,8 +84,8 @@ pub enum Decision {
 
 /// Observes and filters events of a server. By default each method has no effect.
 ///
-/// Methods are called in the order in which middleware was added, on the task of the event, which waits for them. So a
-/// method must not block: spawn a task for work that waits.
+/// Methods are called in the order in which middleware was added. The task of the event waits for them, so a method must
+/// not block: spawn a task for work that waits.
 ///
 /// A panic or an error ends only that call. It is logged and passed to [`on_error`](Middleware::on_error) of all
 /// middleware. A panic in `on_error` is only logged. Then the next middleware is called.

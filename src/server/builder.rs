@@ -207,7 +207,7 @@ impl Builder {
         Ok(Server { listener, address, runtime: self.assemble().await? })
     }
 
-    /// Builds a server without a listener: returns routes for your router, and the server to run beside it.
+    /// Builds a server without a listener; returns its routes for your router, and the server to run.
     ///
     /// `host`, `port`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then.
     /// Unless the router is served with connect info, `limits.connectionsPerAddress` counts all clients as one address.

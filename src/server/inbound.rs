@@ -39,7 +39,7 @@ static REJECTED: LogLimit = LogLimit::new();
 /// Frames read from one client before the task yields.
 const FRAMES_PER_ROUND_MAX: usize = 32;
 
-/// Unwritten bytes for a client above which no frame is read from it, because answers (pongs) would add more.
+/// Maximum unwritten bytes for a client; above it no frame is read, because answers (pongs) would add more.
 pub(super) const UNSENT_WHILE_READING_MAX: usize = 128 << 10;
 
 /// Type of the frame in which a client sends its version.
@@ -134,9 +134,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Handles a frame that arrives after the close frame was written; false if no more frames must be handled.
+    /// Handles a frame that arrives after the close frame was written.
     ///
-    /// Application messages and acknowledgements still count. All other frames are ignored.
+    /// Application messages and acknowledgements still count. All other frames are ignored. False: no later frame counts.
     pub(super) fn handle_last_frame(&mut self, text: &str, now: Instant) -> bool {
         let Ok(frame) = decode::decode(text) else { return false };
         if self.charge(&frame, now).is_err() {

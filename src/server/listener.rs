@@ -43,7 +43,7 @@ const ACCEPT_RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
 
 /// Connections that the system queues before they are accepted. The system may have a lower limit.
 ///
-/// When a thousand clients reconnect at once, none of them must have to repeat its SYN, which delays it by a second.
+/// When a thousand clients reconnect at once, none of them must repeat its SYN, which takes a second.
 const BACKLOG: u32 = 4096;
 
 /// Maximum size of the crowded range: the last quarter of all permits.
@@ -60,7 +60,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum bytes of a body that hyper discards after an early response without closing the connection.
 const SHORT_BODY_BYTES: u64 = 4 << 10;
 
-/// Age of unacknowledged TCP data at which the connection ends: the peer has lost its network, or does not read.
+/// Maximum age of unacknowledged TCP data. Then the connection ends: its peer is unreachable, or does not read.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(60);
 

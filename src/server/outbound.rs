@@ -104,7 +104,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a resuming client the range of its log, in one frame for each gap, or one frame without a gap.
+    /// Sends a resuming client the range of its log: one frame for each gap, at least one.
     fn push_resumed(&mut self, resumed: &Resumed) {
         let Resumed { first, last, missed } = resumed;
         self.frame_rate.expect_acknowledgement();

@@ -44,7 +44,7 @@ impl Task {
 
 /// Collects lines in order. Apart from rejected lines, all have the same kind of task.
 ///
-/// So the hub accepts all of them or none, and no unsynced message overtakes a line before it.
+/// So the hub accepts all of them or none. No unsynced message overtakes an earlier line.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// Each line's error; `None`: its task is the next one in `tasks`.

@@ -129,7 +129,7 @@ where
         }
     }
 
-    /// Returns the results of a batch, one per line; `None` when all are sent and no line follows.
+    /// Returns the results of a batch, one per line; `None` at the end of the stream.
     async fn results(&mut self) -> Option<Bytes> {
         loop {
             self.collect();

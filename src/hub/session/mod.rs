@@ -299,7 +299,7 @@ impl Session {
         }
     }
 
-    /// Checks an entry's owner and moves the cursor past it; returns the `s` to send with it, if it has one.
+    /// Checks an entry's owner and moves the cursor past it; returns its `s`, if it has one.
     ///
     /// # Errors
     /// When the entry is of another user. Then no part of it may reach the socket.

@@ -4,7 +4,7 @@ use std::io::BufRead as _;
 
 use axum::body::Bytes;
 
-/// Capacity in bytes up to which the buffer is reused for the next partial line; a larger buffer is freed.
+/// Maximum capacity of a buffer that is reused for the next partial line, in bytes.
 const BUFFER_REUSE_MAX: usize = 64 << 10;
 
 /// Represents the next line.
