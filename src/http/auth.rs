@@ -10,13 +10,13 @@ use axum::{
 };
 
 use super::{Api, error::ApiError};
-use crate::auth::Proof;
+use crate::auth::AddressProof;
 
 /// Describes the peer of a connection: its address, and whether it has presented a valid key.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     address: Option<IpAddr>,
-    proof: Arc<Proof>,
+    proof: Arc<AddressProof>,
 }
 
 impl Caller {
