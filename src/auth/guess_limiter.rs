@@ -1,7 +1,7 @@
 //! Limits brute-force guesses of API keys and passwords, with a leaky bucket per network address.
 //!
 //! The reply to a wrong secret is delayed: by 100 ms for the first one, and doubled for each further one up to 2 s. Each
-//! different wrong secret adds one to the bucket of its address. While the bucket is full, secrets of the address are not
+//! wrong secret, except a repeat of the latest four, adds one to the bucket of its address. While the bucket is full, secrets of the address are not
 //! compared. A connection that has presented a valid secret is exempt. Replies to valid secrets are never delayed.
 //!
 //! A full bucket locks out all clients of the address, for example those behind one proxy. Valid secrets cannot be exempt:
@@ -51,12 +51,12 @@ const DELAY_MIN: Duration = Duration::from_millis(100);
 /// Maximum delay of a reply.
 const DELAY_MAX: Duration = Duration::from_secs(2);
 
-/// Addresses in the table. If none can be removed from a full table, an arbitrary one is replaced.
+/// Maximum number of addresses in the table. If none can be removed from a full table, an arbitrary one is replaced.
 const ADDRESSES_MAX: usize = 10_000;
 
 /// Latest wrong secrets of an address, whose repeats are not counted. A backend that repeats one wrong key is not guessing,
 /// and must not lock out other clients of its address.
-const REPEATS_MAX: usize = 4;
+const LATEST_MAX: usize = 4;
 
 /// Minimum interval of log lines about wrong secrets.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
@@ -72,9 +72,9 @@ pub struct GuessLimiter {
 
 /// Records when a connection last proved its address.
 #[derive(Debug, Default)]
-pub struct Proof(Mutex<Option<Instant>>);
+pub struct AddressProof(Mutex<Option<Instant>>);
 
-impl Proof {
+impl AddressProof {
     /// Returns whether the connection has presented a valid secret.
     pub fn is_given(&self) -> bool {
         self.0.lock().is_some()
@@ -94,6 +94,7 @@ impl Proof {
 #[derive(Debug, Default)]
 struct Addresses {
     known: HashMap<IpAddr, Address, foldhash::fast::RandomState>,
+    /// Time of the last removal of addresses without wrong secrets.
     swept: Option<Instant>,
 }
 
@@ -104,10 +105,10 @@ struct Address {
     proven: Option<Instant>,
     /// Wrong secrets in the bucket.
     count: u32,
-    /// Time at which one last left the bucket, or the first was added.
+    /// Time at which a wrong secret last left the bucket, or the first one was added.
     since: Instant,
     /// Fingerprints of the latest wrong secrets.
-    latest: [u64; REPEATS_MAX],
+    latest: [u64; LATEST_MAX],
 }
 
 #[derive(Debug, Default)]
@@ -144,7 +145,7 @@ impl GuessLimiter {
     }
 
     /// Records a valid secret of an address, over the connection with this proof.
-    pub fn record_valid(&self, address: Option<IpAddr>, proof: &Proof) {
+    pub fn record_valid(&self, address: Option<IpAddr>, proof: &AddressProof) {
         self.record_valid_at(address, proof, Instant::now());
     }
 
@@ -163,7 +164,7 @@ impl GuessLimiter {
         if known.count < limit.wrong_max { Ok(()) } else { Err(limit.leak_interval) }
     }
 
-    fn record_valid_at(&self, address: Option<IpAddr>, proof: &Proof, now: Instant) {
+    fn record_valid_at(&self, address: Option<IpAddr>, proof: &AddressProof, now: Instant) {
         if !proof.renew(now) {
             return;
         }
@@ -208,7 +209,7 @@ impl Addresses {
         if self.known.len() >= ADDRESSES_MAX && !self.known.contains_key(&address) {
             self.remove_address(now);
         }
-        self.known.entry(address).or_insert(Address { proven: None, count: 0, since: now, latest: [0; REPEATS_MAX] })
+        self.known.entry(address).or_insert(Address { proven: None, count: 0, since: now, latest: [0; LATEST_MAX] })
     }
 
     fn remove_address(&mut self, now: Instant) {
@@ -288,7 +289,7 @@ mod tests {
         let (compared, rejected) = minute(&guesses, now, 4);
         assert!((60..90).contains(&compared) && rejected > 100, "{compared} {rejected}");
         let now = now + Duration::from_secs(60);
-        guesses.record_valid_at(HOME, &Proof::default(), now);
+        guesses.record_valid_at(HOME, &AddressProof::default(), now);
         assert_eq!(minute(&guesses, now, 4), (240, 0));
         let now = now + Duration::from_secs(60);
         let (compared, rejected) = minute(&guesses, now, 1000);
@@ -314,7 +315,7 @@ mod tests {
     /// Covers a backend with one connection for days.
     #[test]
     fn address_stays_proven_while_connection_presents_valid_secrets() {
-        let (guesses, began, proof) = (GuessLimiter::default(), Instant::now(), Proof::default());
+        let (guesses, began, proof) = (GuessLimiter::default(), Instant::now(), AddressProof::default());
         let later = began + 3 * PROVEN_TTL;
         let mut now = began;
         while now <= later {
@@ -329,7 +330,7 @@ mod tests {
     fn table_of_addresses_is_bounded() {
         let (guesses, now) = (GuessLimiter::default(), Instant::now());
         let address = |n: usize| Some(IpAddr::from(u32::try_from(n).unwrap().to_be_bytes()));
-        guesses.record_valid_at(HOME, &Proof::default(), now);
+        guesses.record_valid_at(HOME, &AddressProof::default(), now);
         (0..3 * ADDRESSES_MAX).for_each(|n| _ = guess(&guesses, address(n), n, now));
         assert_eq!(guesses.addresses.lock().known.len(), ADDRESSES_MAX);
         assert!(guesses.addresses.lock().known.contains_key(&HOME.unwrap()), "proven addresses are replaced last");

@@ -22,7 +22,7 @@ use self::authenticator::{rejected, token, user_object};
 use crate::config;
 
 pub use api_keys::{ApiKeys, Password};
-pub use guess_limiter::{GuessLimiter, Proof};
+pub use guess_limiter::{AddressProof, GuessLimiter};
 pub use insecure::Insecure;
 pub use jwt::{Jwt, issue};
 pub use webhook::Webhook;

@@ -216,10 +216,8 @@ impl StoreState {
         keep: impl Fn(&[u8]) -> Bytes,
     ) -> Result<Entry, StoreError> {
         let entry = entry_at(record, slot.message_at, slot.recipient_at, keep);
-        let whose = |entry: &Entry| {
-            entry.seq == slot.seq && entry.owner == user.as_str().as_bytes() && entry.namespace == self.namespace
-        };
-        entry.filter(whose).ok_or_else(|| {
+        let is_expected = |entry: &Entry| entry.seq == slot.seq && entry.is_owned_by(self.namespace, user);
+        entry.filter(is_expected).ok_or_else(|| {
             let place = format!("WAL record {} at offset {}", slot.record, slot.recipient_at);
             damaged(format!("{place} is not entry {} of user {user:?}", slot.seq))
         })

@@ -1,4 +1,4 @@
-//! Holds the state of the HTTP API, and makes its JSON responses.
+//! Defines the state of the HTTP API, and builds its JSON responses.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     metrics::Metrics,
 };
 
-/// State that all handlers share.
+/// Holds the state that all handlers share.
 #[derive(Debug)]
 pub struct Api {
     /// Carries out the requests.
@@ -28,16 +28,16 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// Limits of a request's size and recipients.
     pub limits: Limits,
-    /// Serves only web pages of this machine.
+    /// Whether only web pages of this machine are served.
     pub local_only: bool,
 }
 
 pub(super) type State = axum::extract::State<Arc<Api>>;
 
-/// Time limit for the body of a request; then it gets 408.
+/// Time limit for the body of a request; then the response is 408.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Makes a JSON response.
+/// Builds a JSON response.
 pub(super) fn json(status: StatusCode, body: impl Into<Bytes>) -> Response {
     let mut response = (status, body.into()).into_response();
     let headers = response.headers_mut();

@@ -10,37 +10,37 @@ use axum::{
 };
 
 use super::{Api, error::ApiError};
-use crate::auth::Proof;
+use crate::auth::AddressProof;
 
-/// Identifies the peer of a connection by address, and records whether it has presented a valid key.
+/// Describes the peer of a connection: its address, and whether it has presented a valid key.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     address: Option<IpAddr>,
-    proof: Arc<Proof>,
+    proof: Arc<AddressProof>,
 }
 
 impl Caller {
-    /// Creates a peer without a valid key yet. `None`: the address is not known.
+    /// Creates the description of a peer that has presented no valid key. `None`: its address is unknown.
     #[must_use]
     pub fn new(address: Option<IpAddr>) -> Self {
         Self { address, proof: Arc::default() }
     }
 }
 
-/// Lets a request pass only with a valid API key, and counts its response.
+/// Rejects a request without a valid API key, and counts the response.
 pub(super) async fn require_api_key(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
-    // `Http::respond` inserts it.
+    // `Http::respond` inserts the caller.
     let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
-    let response = match check(&api, &caller, request.headers()).await {
+    let response = match check_api_key(&api, &caller, request.headers()).await {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     };
-    count(&api, response.status());
+    count_response(&api, response.status());
     response
 }
 
 /// Counts a response by its status.
-pub(super) fn count(api: &Api, status: StatusCode) {
+pub(super) fn count_response(api: &Api, status: StatusCode) {
     if status.is_success() {
         api.metrics.http_succeeded.inc();
     } else if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT {
@@ -51,9 +51,9 @@ pub(super) fn count(api: &Api, status: StatusCode) {
 }
 
 /// Checks the API key of a request. A wrong key is answered after a delay.
-pub(super) async fn check(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<(), ApiError> {
+pub(super) async fn check_api_key(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<(), ApiError> {
     if api.keys.is_empty() {
-        return Err(ApiError::NoKeys);
+        return Err(ApiError::NoKeysConfigured);
     }
     let key = bearer_key(headers)?;
     // An address over its limit can still use connections on which it has presented a valid key.
@@ -71,14 +71,14 @@ pub(super) async fn check(api: &Api, caller: &Caller, headers: &HeaderMap) -> Re
 
 fn bearer_key(headers: &HeaderMap) -> Result<&str, ApiError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
-    let Some(value) = values.next() else { return Err(ApiError::NoKey) };
+    let Some(value) = values.next() else { return Err(ApiError::MissingKey) };
     if values.next().is_some() {
-        return Err(ApiError::Authorization("was sent more than once"));
+        return Err(ApiError::BadAuthorization("was sent more than once"));
     }
-    let value = value.to_str().map_err(|_| ApiError::Authorization("has characters other than visible ASCII"))?;
+    let value = value.to_str().map_err(|_| ApiError::BadAuthorization("has characters other than visible ASCII"))?;
     match value.trim().split_once(' ') {
         Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => Ok(key.trim()),
-        _ if value.trim().eq_ignore_ascii_case("bearer") => Err(ApiError::NoKey),
-        _ => Err(ApiError::Authorization("does not start with `Bearer `")),
+        _ if value.trim().eq_ignore_ascii_case("bearer") => Err(ApiError::MissingKey),
+        _ => Err(ApiError::BadAuthorization("does not start with `Bearer `")),
     }
 }

@@ -10,13 +10,13 @@ use futures_util::stream;
 
 use super::{State, error::ApiError};
 
-/// `GET /v1/backup`
+/// Serves `GET /v1/backup`.
 pub(super) async fn backup(FromState(api): State) -> Result<Response, ApiError> {
     if api.hub.has_remote_logs() {
         return Err(ApiError::BackupElsewhere);
     }
     let chunks = api.hub.backup().ok_or(ApiError::Busy("a backup is under way; wait until it is done"))?;
-    // An error closes the connection before the last chunk, so that a client sees that the file is incomplete.
+    // An error closes the connection before the last chunk, so that the client detects an incomplete file.
     let chunks = stream::unfold(chunks, |mut chunks| async { Some((chunks.next().await?, chunks)) });
     let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, Body::from_stream(chunks)).into_response())

@@ -8,12 +8,12 @@ use axum::{
 
 use super::State;
 
-/// `GET /healthz`: the process serves requests.
+/// Serves `GET /healthz`: 200 while the process serves requests.
 pub(super) async fn alive() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: every part of the server is ready; otherwise 503 and one line for each part that is not.
+/// Serves `GET /readyz`: 200, or 503 with a line for each component that is not ready.
 pub(super) async fn ready(FromState(api): State) -> Response {
     match api.hub.ready() {
         Ok(()) => "ready\n".into_response(),
@@ -24,7 +24,7 @@ pub(super) async fn ready(FromState(api): State) -> Response {
     }
 }
 
-/// `GET /metrics`: `OpenMetrics` text.
+/// Serves `GET /metrics`: `OpenMetrics` text.
 pub(super) async fn metrics(FromState(api): State) -> Response {
     let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], api.metrics.encode()).into_response()

@@ -1,4 +1,4 @@
-//! Serves the HTTP API for backends. It parses a request, calls the hub, and encodes the result; it decides nothing.
+//! Serves the HTTP API for backends. It parses a request, calls the hub, and encodes the result.
 //!
 //! - [`api`]: shared state, and JSON responses
 //! - [`auth`]: API keys · [`head`]: checks of the head of every request
@@ -8,17 +8,17 @@
 //! - [`sse`]: `GET /v1/events`
 //! - [`health`]: liveness, readiness, metrics
 //! - [`parameters`]: names and errors of query parameters
-//! - [`error`]: every error response, in one table · [`refusal`]: the same body for requests that never reach the API
+//! - [`error`]: errors of the API · [`error_response`]: errors of requests that never reach the API
 
 mod api;
 mod auth;
 mod backup;
 mod dispatch;
 mod error;
+pub(crate) mod error_response;
 pub(crate) mod head;
 mod health;
 mod parameters;
-pub(crate) mod refusal;
 mod sse;
 mod users;
 
@@ -40,7 +40,7 @@ use self::api::{BODY_TIMEOUT, State, json};
 pub use auth::Caller;
 use error::ApiError;
 
-/// Time limit of any request but a dispatch or a stream; then it gets 408.
+/// Time limit of any request but a dispatch; then the response is 408.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Routes requests of the HTTP API.
@@ -53,21 +53,21 @@ pub struct Http {
 }
 
 impl Http {
-    /// Creates the router with its state.
+    /// Creates the API.
     #[must_use]
     pub fn new(api: Api) -> Self {
         let api = Arc::new(api);
         Self { router: router(api.clone()), api, stopping: Arc::default() }
     }
 
-    /// Ends streams of dispatches, once every dispatch that was read is answered.
+    /// Ends streams of dispatches, once the results of all lines that were read are sent.
     ///
-    /// Event streams end with the hub instead: there are events until the last client has disconnected.
+    /// Event streams end with the hub instead, because events occur until the last client has disconnected.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
     }
 
-    /// Answers one request.
+    /// Responds to one request.
     ///
     /// Dropping the future does not cancel a dispatch that the store has accepted.
     pub async fn respond<B>(&self, caller: &Caller, mut request: Request<B>) -> Response
@@ -75,12 +75,12 @@ impl Http {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        if let Err(refusal) = head::check(&request, self.api.local_only) {
-            return self.refuse(ApiError::from(refusal));
+        if let Err(error) = head::check(&request, self.api.local_only) {
+            return self.reject(ApiError::from(error));
         }
-        // Dispatches bypass the router: routing was about a tenth of the cost of one.
+        // Dispatches bypass the router, which was about a tenth of the cost of a dispatch.
         if request.method() == Method::POST && request.uri().path() == dispatch::PATH {
-            let response = match auth::check(&self.api, caller, request.headers()).await {
+            let response = match auth::check_api_key(&self.api, caller, request.headers()).await {
                 Ok(()) => match parameters::check(request.uri().query(), &[]) {
                     Ok(()) => dispatch::dispatch(&self.api, &self.stopping, request).await,
                     Err(error) => Err(error),
@@ -88,11 +88,11 @@ impl Http {
                 Err(error) => Err(error),
             };
             let response = response.unwrap_or_else(IntoResponse::into_response);
-            auth::count(&self.api, response.status());
+            auth::count_response(&self.api, response.status());
             return response;
         }
         if let Err(error) = head::check_query(request.uri().query()) {
-            return self.refuse(error);
+            return self.reject(error);
         }
         request.extensions_mut().insert(caller.clone());
         match tokio::time::timeout(REQUEST_TIMEOUT, self.router.clone().oneshot(request.map(Body::new))).await {
@@ -101,9 +101,9 @@ impl Http {
         }
     }
 
-    fn refuse(&self, error: ApiError) -> Response {
+    fn reject(&self, error: ApiError) -> Response {
         let response = error.into_response();
-        auth::count(&self.api, response.status());
+        auth::count_response(&self.api, response.status());
         response
     }
 }
@@ -111,7 +111,7 @@ impl Http {
 fn router(api: Arc<Api>) -> Router {
     let events = |api, query, headers| std::future::ready(sse::events(api, query, headers));
     let guarded = Router::new()
-        // `respond` handles its POST; this entry makes 405 and `Allow` for all other methods.
+        // `respond` handles its POST. This route returns 405 and `Allow` for all other methods.
         .route(dispatch::PATH, post(|| async { ApiError::MethodNotAllowed }))
         .route("/v1/backup", get(backup::backup))
         .route("/v1/events", get(events))
@@ -120,7 +120,7 @@ fn router(api: Arc<Api>) -> Router {
         .route("/v1/users/{id}/messages", get(users::messages).delete(users::clear))
         .route("/v1/users/{id}/disconnect", post(users::disconnect))
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
-        // The layer below runs first: only a request with a valid key learns which parameters a path takes.
+        // The layer below runs first: only a response to a request with a valid key names the parameters of a path.
         .route_layer(middleware::from_fn(parameters::reject_unknown))
         .route_layer(middleware::from_fn_with_state(api.clone(), auth::require_api_key));
     Router::new()

@@ -1,6 +1,6 @@
-//! Checks the parameters of queries, and words the errors.
+//! Checks the parameters of queries, and describes their errors.
 //!
-//! An unknown parameter is rejected: a request that ignored it could do harm, such as `?after=3` on a path that clears a log.
+//! An unknown parameter is rejected, because ignoring it could do harm: `?after=3` on a path that clears a log.
 
 use axum::{
     extract::{MatchedPath, Request, rejection::QueryRejection},
@@ -13,7 +13,7 @@ use super::{error::ApiError, head};
 use crate::logging::excerpt;
 
 /// Lists the parameters of each route. A route that is not listed has none.
-const KNOWN: [(Method, &str, &[&str]); 3] = [
+const ROUTE_PARAMETERS: [(Method, &str, &[&str]); 3] = [
     (Method::GET, "/v1/events", &["all"]),
     (Method::GET, "/v1/users", &["online", "cursor", "limit"]),
     (Method::GET, "/v1/users/{id}/messages", &["after", "limit"]),
@@ -24,7 +24,7 @@ pub(super) async fn reject_unknown(request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     // HEAD has the parameters of GET.
     let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-    let known = KNOWN.iter().find(|(known, route, _)| known == method && *route == path);
+    let known = ROUTE_PARAMETERS.iter().find(|(known, route, _)| known == method && *route == path);
     match check(request.uri().query(), known.map_or(&[], |(_, _, names)| names)) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
@@ -38,20 +38,20 @@ pub(super) fn check(query: Option<&str>, known: &[&str]) -> Result<(), ApiError>
     let mut seen = Vec::new();
     for part in query.split('&').filter(|part| !part.is_empty()) {
         let name = part.split('=').next().unwrap_or_default().replace('+', " ");
-        let name = head::decoded(&name).unwrap_or_default();
+        let name = head::percent_decode(&name).unwrap_or_default();
         let name = String::from_utf8_lossy(&name);
         let Some(name) = known.iter().find(|known| **known == name) else {
-            return Err(ApiError::Parameter(unknown(&name, known)));
+            return Err(ApiError::BadParameter(unknown_error(&name, known)));
         };
         if seen.contains(name) {
-            return Err(ApiError::Parameter(format!("the parameter `{name}` was sent twice; send it once")));
+            return Err(ApiError::BadParameter(format!("the parameter `{name}` was sent twice; send it once")));
         }
         seen.push(name);
     }
     Ok(())
 }
 
-fn unknown(name: &str, known: &[&str]) -> String {
+fn unknown_error(name: &str, known: &[&str]) -> String {
     let wrong = if name.is_empty() {
         "the query has a parameter without a name".to_owned()
     } else {
@@ -65,12 +65,13 @@ fn unknown(name: &str, known: &[&str]) -> String {
 }
 
 /// Turns a failed decode of a query into an error that states what is valid.
-pub(super) fn bad(rejection: &QueryRejection) -> ApiError {
+pub(super) fn decode_error(rejection: &QueryRejection) -> ApiError {
     let text = rejection.body_text();
-    ApiError::Parameter(reworded(text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text)))
+    ApiError::BadParameter(reword(text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text)))
 }
 
-fn reworded(text: &str) -> String {
+/// Replaces serde's description of an error by one for people.
+fn reword(text: &str) -> String {
     let Some((name, reason)) = text.split_once(": ") else { return text.to_owned() };
     match reason {
         "invalid digit found in string" | "cannot parse integer from empty string" => {

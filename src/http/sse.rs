@@ -1,8 +1,8 @@
 //! Streams client events to a backend as server-sent events (`GET /v1/events`).
 //!
 //! An event is `id: STREAM-NUMBER` and `data: {"type":…,"connection":…,"user":…,"message":…}`. A stream begins with an id
-//! alone, so that a backend that loses the stream before the first event can resume too. `event: missed` reports missing
-//! events, and a stream that could not be resumed. It has an id too, so that a backend that loses it gets it again.
+//! alone, so that a backend can also resume a stream that broke before the first event. `event: missed` reports missing
+//! events, and a stream that could not be resumed. It has an id too, so that it is repeated after a resume.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -22,11 +22,12 @@ use crate::{
     message::write_message,
 };
 
-/// Silence after which a comment is sent, so that proxies keep the stream open. A dead peer is found because it does not
-/// acknowledge the comment.
+/// Idle time after which a comment is sent, so that proxies do not close the stream.
+///
+/// A dead peer is detected because its TCP does not acknowledge the comment.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
-/// Events written in one chunk, in bytes, approximately. More would only wait in another buffer.
+/// Size in bytes at which a chunk accepts no further event. More bytes would only wait in another buffer.
 const CHUNK_BYTES_LIMIT: usize = 64 << 10;
 
 /// Delay after which a browser's client reconnects, in milliseconds.
@@ -37,27 +38,27 @@ const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventParameters {
-    /// Sends all events, rather than a share of them.
+    /// Whether to send all events, rather than a share of them.
     #[serde(default)]
     all: bool,
 }
 
-/// `GET /v1/events`
+/// Serves `GET /v1/events`.
 pub(super) fn events(
     FromState(api): State,
     query: Result<Query<EventParameters>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let Query(query) = query.map_err(|rejection| parameters::bad(&rejection))?;
-    let portals = api.hub.portals().ok_or(ApiError::NoPortals)?;
+    let Query(query) = query.map_err(|rejection| parameters::decode_error(&rejection))?;
+    let portals = api.hub.portals().ok_or(ApiError::PortalsOff)?;
     let resumed = last_event_id(&headers)?.map(|(stream, number)| portals.resume(&stream, number));
     let portal = match resumed {
         Some(Some(portal)) => portal,
-        Some(None) => portals.join_with_gap(query.all).ok_or(ApiError::ManyPortals)?,
-        None => portals.join(query.all).ok_or(ApiError::ManyPortals)?,
+        Some(None) => portals.join_with_gap(query.all).ok_or(ApiError::TooManyPortals)?,
+        None => portals.join(query.all).ok_or(ApiError::TooManyPortals)?,
     };
     let first = format!("retry: {RETRY_DELAY_MS}\nid: {}-{}\n\n", portal.stream().as_str(), portal.number());
-    let events = EventStream { portal, over: api.hub.drained(), first: Some(first.into_bytes()) };
+    let events = EventStream { portal, drained: api.hub.drained(), first: Some(first.into_bytes()) };
     let chunks = stream::unfold(events, |mut events| async {
         let chunk = events.chunk().await?;
         Some((Ok::<_, Infallible>(Bytes::from(chunk)), events))
@@ -78,15 +79,18 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<(StreamId, u64)>, ApiErro
     let parts = value.to_str().ok().and_then(|text| text.rsplit_once('-'));
     match parts.map(|(stream, number)| (stream, number.parse())) {
         Some((stream, Ok(number))) => Ok(Some((StreamId::from_text(stream), number))),
-        _ => Err(ApiError::Parameter("Last-Event-ID must be the id of an event of this server, STREAM-NUMBER".into())),
+        _ => {
+            Err(ApiError::BadParameter("Last-Event-ID must be the id of an event of this server, STREAM-NUMBER".into()))
+        }
     }
 }
 
 /// Encodes the events of one portal for its response body.
 struct EventStream {
     portal: Portal,
-    /// Becomes true when the hub has closed all connections: no more events follow.
-    over: watch::Receiver<bool>,
+    /// Becomes true when the hub has closed all connections, so that no more events follow.
+    drained: watch::Receiver<bool>,
+    /// The first chunk, until it is sent.
     first: Option<Vec<u8>>,
 }
 
@@ -100,7 +104,7 @@ impl EventStream {
             biased;
             // First, so that all events are sent before the stream ends.
             taken = timeout(KEEP_ALIVE_INTERVAL, self.portal.next()) => taken,
-            _ = self.over.wait_for(|over| *over) => return None,
+            _ = self.drained.wait_for(|drained| *drained) => return None,
         };
         let Ok(taken) = taken else { return Some(b":\n\n".to_vec()) };
         let mut out = Vec::with_capacity(256);
@@ -169,7 +173,7 @@ mod tests {
     async fn idle_event_stream_sends_comments_until_hub_is_drained() {
         let pool = Portals::new(true, Bounds::default(), Arc::new(Metrics::new()));
         let drained = watch::Sender::new(false);
-        let mut events = EventStream { portal: pool.join(false).unwrap(), over: drained.subscribe(), first: None };
+        let mut events = EventStream { portal: pool.join(false).unwrap(), drained: drained.subscribe(), first: None };
         for _ in 0..3 {
             let began = tokio::time::Instant::now();
             assert_eq!(events.chunk().await.unwrap(), b":\n\n");

@@ -15,9 +15,10 @@ use crate::{
     util::rfc3339,
 };
 
-/// Entries of a page if the request has no limit.
+/// Items of a page if the request has no `limit`.
 const PAGE_DEFAULT: usize = 100;
-/// Entries of a page at most.
+
+/// Maximum of `limit`.
 const PAGE_MAX: usize = 1000;
 
 #[derive(Debug, Deserialize)]
@@ -44,29 +45,29 @@ struct MessagePage {
 
 type UserPath = Result<Path<String>, PathRejection>;
 
-fn user(path: UserPath) -> Result<UserId, ApiError> {
-    let Path(id) =
-        path.map_err(|_| ApiError::Parameter("the user id in the path, percent-decoded, is not valid UTF-8".into()))?;
+fn parse_user(path: UserPath) -> Result<UserId, ApiError> {
+    let Path(id) = path
+        .map_err(|_| ApiError::BadParameter("the user id in the path, percent-decoded, is not valid UTF-8".into()))?;
     Ok(UserId::new(&id)?)
 }
 
-fn parameters<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
-    query.map(|query| query.0).map_err(|rejection| parameters::bad(&rejection))
+fn decode_query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
+    query.map(|query| query.0).map_err(|rejection| parameters::decode_error(&rejection))
 }
 
-fn page(limit: Option<usize>) -> Result<usize, ApiError> {
+fn page_limit(limit: Option<usize>) -> Result<usize, ApiError> {
     match limit.unwrap_or(PAGE_DEFAULT) {
         limit @ 1..=PAGE_MAX => Ok(limit),
-        limit => Err(ApiError::Parameter(format!("limit is {limit}; it must be from 1 to {PAGE_MAX}"))),
+        limit => Err(ApiError::BadParameter(format!("limit is {limit}; it must be from 1 to {PAGE_MAX}"))),
     }
 }
 
-fn report(report: &UserReport) -> Value {
+fn report_json(report: &UserReport) -> Value {
     let mut body = json!({
         "id": report.user,
         "online": report.connections > 0,
         "connections": report.connections,
-        "devices": report.devices.iter().map(device).collect::<Vec<_>>(),
+        "devices": report.devices.iter().map(device_json).collect::<Vec<_>>(),
         "lastSeen": report.last_seen.map(rfc3339::rfc3339),
         "pending": report.pending,
         "pendingBytes": report.pending_bytes,
@@ -78,7 +79,7 @@ fn report(report: &UserReport) -> Value {
     body
 }
 
-fn device(report: &DeviceReport) -> Value {
+fn device_json(report: &DeviceReport) -> Value {
     json!({
         "device": report.device.as_str(),
         "pending": report.pending,
@@ -86,66 +87,66 @@ fn device(report: &DeviceReport) -> Value {
     })
 }
 
-/// `GET /v1/users`
+/// Serves `GET /v1/users`.
 pub(super) async fn list(
     FromState(api): State,
     query: Result<Query<ListParameters>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let ListParameters { online, cursor, limit } = parameters(query)?;
-    let (limit, after) = (page(limit)?, cursor.map(|cursor| UserId::new(&cursor)).transpose()?);
+    let ListParameters { online, cursor, limit } = decode_query(query)?;
+    let (limit, after) = (page_limit(limit)?, cursor.map(|cursor| UserId::new(&cursor)).transpose()?);
     let reports = if online == Some(true) {
         api.hub.users_of(api.hub.online(after.as_ref(), limit).await).await?
     } else {
         api.hub.users(after.as_ref(), limit).await?
     };
     let cursor = if reports.len() == limit { reports.last().map(|last| last.user.clone()) } else { None };
-    let wanted = |report: &&UserReport| online != Some(false) || report.connections == 0;
-    let users: Vec<Value> = reports.iter().filter(wanted).map(report).collect();
+    let is_listed = |report: &&UserReport| online != Some(false) || report.connections == 0;
+    let users: Vec<Value> = reports.iter().filter(is_listed).map(report_json).collect();
     Ok(super::json(StatusCode::OK, json!({"users": users, "cursor": cursor}).to_string()))
 }
 
-/// `GET /v1/users/{id}`
+/// Serves `GET /v1/users/{id}`.
 pub(super) async fn show(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
-    let found = api.hub.user(&user(path)?).await?;
-    if !found.known {
+    let user = api.hub.user(&parse_user(path)?).await?;
+    if !user.known {
         return Err(ApiError::UserUnknown);
     }
-    Ok(super::json(StatusCode::OK, report(&found).to_string()))
+    Ok(super::json(StatusCode::OK, report_json(&user).to_string()))
 }
 
-/// `GET /v1/users/{id}/messages`
+/// Serves `GET /v1/users/{id}/messages`.
 pub(super) async fn messages(
     FromState(api): State,
     path: UserPath,
     query: Result<Query<MessageParameters>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let MessageParameters { after, limit } = parameters(query)?;
-    let (user, limit) = (user(path)?, page(limit)?);
+    let MessageParameters { after, limit } = decode_query(query)?;
+    let (user, limit) = (parse_user(path)?, page_limit(limit)?);
     let entries = api.hub.pending(&user, after, limit).await?;
-    // A page is bounded in bytes too, so only an empty page is certain to be the last.
+    // A page is bounded in bytes too, so only an empty page is the last for certain.
     let cursor = entries.last().map(|last| last.seq);
-    let page = MessagePage { messages: entries.iter().filter_map(message).collect(), cursor };
+    let page = MessagePage { messages: entries.iter().filter_map(message_json).collect(), cursor };
     // Maps with string keys always have a JSON form.
     let body = serde_json::to_vec(&page).expect("a page is JSON");
     Ok(super::json(StatusCode::OK, body))
 }
 
-/// Returns the message as a client receives it, with its sequence as `s`.
-fn message(entry: &Entry) -> Option<Box<RawValue>> {
+/// Returns the JSON of a message as a client receives it, with its sequence as `s`.
+fn message_json(entry: &Entry) -> Option<Box<RawValue>> {
     // A payload is one JSON object, byte for byte as the hub encoded it.
     let text = std::str::from_utf8(entry.payload.as_bytes()).ok()?.strip_suffix('}')?;
     RawValue::from_string(format!("{text},\"s\":{}}}", entry.seq)).ok()
 }
 
-/// `DELETE /v1/users/{id}/messages`
+/// Serves `DELETE /v1/users/{id}/messages`.
 pub(super) async fn clear(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
-    let cleared = api.hub.clear(&user(path)?).await?;
+    let cleared = api.hub.clear(&parse_user(path)?).await?;
     Ok(super::json(StatusCode::OK, json!({"cleared": cleared}).to_string()))
 }
 
-/// `POST /v1/users/{id}/disconnect`
+/// Serves `POST /v1/users/{id}/disconnect`.
 pub(super) async fn disconnect(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
-    let user = user(path)?;
+    let user = parse_user(path)?;
     let connections = api.hub.connection_count_of(&user).await;
     api.hub.disconnect(&Recipients::Users(vec![user]), &[]).await;
     Ok(super::json(StatusCode::OK, json!({"disconnected": connections}).to_string()))
@@ -157,8 +158,8 @@ mod tests {
 
     #[test]
     fn page_limit_out_of_range_is_rejected() {
-        assert_eq!(page(None).unwrap(), PAGE_DEFAULT);
-        assert_eq!(page(Some(1000)).unwrap(), 1000);
-        assert!(page(Some(0)).is_err() && page(Some(1001)).is_err());
+        assert_eq!(page_limit(None).unwrap(), PAGE_DEFAULT);
+        assert_eq!(page_limit(Some(1000)).unwrap(), 1000);
+        assert!(page_limit(Some(0)).is_err() && page_limit(Some(1001)).is_err());
     }
 }

@@ -66,8 +66,8 @@ impl Hub {
 
     /// Stores messages from servers of the original; false if the caller has to retry.
     ///
-    /// `retry`: whether the caller can retry while the store is unreachable. If the messages cannot be stored, they are sent
-    /// unsynced to online users, as the original does.
+    /// `retry`: whether the caller can retry while the store is unreachable. If the messages cannot be stored, they are
+    /// sent unsynced to online users, as the original does.
     async fn store_from_original(&self, messages: &[OriginalMessage], retry: bool) -> bool {
         let send_unsynced = || {
             for OriginalMessage { payload, users, .. } in messages.iter().filter(|message| !message.late) {
@@ -95,7 +95,8 @@ impl Hub {
                     }
                 }
             }
-            // The append may have been committed. Sent unsynced, the message could arrive twice, and offline users would miss it.
+            // The append may have been committed. Sent unsynced, the message could arrive twice, and offline users
+            // would miss it.
             Err(StoreError::Unreachable(error)) if retry => {
                 tracing::debug!(%error, "storing messages from the original's servers is retried");
                 return false;
@@ -134,8 +135,8 @@ impl Hub {
 
     /// Moves recipients at servers of the original to `original_recipients`.
     ///
-    /// A recipient that may also be connected to a server of ours remains a recipient of the append: a client or server may
-    /// have died unnoticed.
+    /// A recipient that may also be connected to a server of this cluster remains a recipient of the append, because a
+    /// client or server may have died unnoticed.
     ///
     /// # Errors
     /// When presence cannot be read.
@@ -185,7 +186,9 @@ impl Hub {
         Ok(())
     }
 
-    /// Returns each user's number of connections at all servers; at this one if the others cannot be queried.
+    /// Returns each user's number of connections at all servers.
+    ///
+    /// If the other servers cannot be queried, only local connections count.
     pub(super) async fn connection_counts_of(&self, users: &[UserId]) -> Vec<usize> {
         let mut counts: Vec<usize> = users.iter().map(|user| self.registry.session_count(user)).collect();
         if let (Some(cluster), false) = (&self.cluster, users.is_empty())
@@ -196,9 +199,9 @@ impl Hub {
         counts
     }
 
-    /// Returns which users are online at any server; at this one if the others cannot be queried.
+    /// Returns which users are online at any server.
     ///
-    /// The other servers are queried only about users without a local session.
+    /// The other servers are queried only about users without a local session. If that fails, these count as offline.
     pub(super) async fn online_flags(&self, users: &[UserId]) -> Vec<bool> {
         let mut online: Vec<bool> = users.iter().map(|user| self.registry.session_count(user) > 0).collect();
         let Some(cluster) = &self.cluster else { return online };
@@ -212,7 +215,7 @@ impl Hub {
         online
     }
 
-    /// Returns which recipients of a disconnect are online at any server; `None` for a broadcast or a single server.
+    /// Returns which recipients of a disconnect are online; `None` for a broadcast or a single server.
     pub(super) async fn online_flags_of_recipients(
         &self,
         recipients: &Recipients,
@@ -232,7 +235,7 @@ impl Hub {
         });
     }
 
-    /// Closes local connections of these users; returns the number of recipients and of those that were online here.
+    /// Closes local connections of these users; returns the numbers of recipients and of local online ones.
     pub(super) fn disconnect_local(&self, recipients: &Recipients, excluding: &[UserId]) -> (usize, usize) {
         match recipients {
             Recipients::Everyone => {

@@ -56,7 +56,7 @@ impl Dispatch {
     pub fn with_options(self, options: &Options) -> Result<Self, OptionsError> {
         let is_stored = options.sync && self.recipients != Recipients::Everyone;
         if !is_stored && (options.ttl.is_some() || options.collapse.is_some()) {
-            // Ignoring them would look as if they had taken effect.
+            // If they were ignored, the backend would assume that they took effect.
             return Err(OptionsError::NotStored);
         }
         Ok(Self {
@@ -256,7 +256,7 @@ impl Hub {
 
     /// Sends an unsynced message to online recipients.
     ///
-    /// The store first records its idempotency id, if it has one, so that the message is sent at most once.
+    /// With an idempotency id it is sent at most once, because the store first records the id.
     async fn send_unsynced(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
         let Dispatch { payload, sync, recipients, excluding, id, rejected, .. } = dispatch;
         // With sync off a synced message is lost for offline users.

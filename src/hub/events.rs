@@ -39,7 +39,7 @@ pub enum Event<'a> {
     Disconnection {
         /// The user, if the client was authenticated.
         user: Option<&'a UserId>,
-        /// The close code: the client's if the client closed, the server's if the server closed, 1006 without a close frame.
+        /// The close code of the side that closed; 1006 without a close frame.
         code: u16,
         /// The reason from the close frame; often empty.
         reason: &'a str,

@@ -1,4 +1,4 @@
-//! Connected clients and their sessions. The hub knows no socket and no wire format, and never waits for a socket.
+//! Connected clients and their sessions. The hub uses no socket and no wire format, and never waits for a socket.
 //!
 //! - [`dispatch`](Hub::dispatch): sends a backend's message to its recipients
 //! - [`mailbox`]: signals and unsynced messages for one connection
@@ -189,7 +189,7 @@ impl Hub {
         &self.middleware
     }
 
-    /// Puts an unsynced message into one connection's mailbox; false if the connection is gone.
+    /// Puts an unsynced message into one connection's mailbox; false if the connection has ended.
     ///
     /// At the mailbox's bounds the oldest message is dropped.
     pub fn send_to_connection(&self, connection: ConnectionId, payload: &Payload) -> bool {
@@ -198,7 +198,7 @@ impl Hub {
         true
     }
 
-    /// Requests one connection to close; false if it is gone, or closing already.
+    /// Requests one connection to close; false if it has ended or is closing.
     pub fn close_connection(&self, connection: ConnectionId, reason: CloseReason) -> bool {
         self.registry.mailbox(connection).is_some_and(|mailbox| mailbox.close(reason))
     }
@@ -298,7 +298,6 @@ impl Hub {
     fn read(&self, user: UserId, after: Seq, limit: ReadLimit) -> BoxFuture<'static, Result<ReadResult, StoreError>> {
         let (store, permits) = (self.store.clone(), self.cold_reads.clone());
         Box::pin(async move {
-            // The semaphore is never closed, so a permit always comes.
             let permit = permits.acquire_owned().await.expect("the semaphore is never closed");
             if let Some(reading) = store.read_remote(&user, after, limit) {
                 return reading.await;

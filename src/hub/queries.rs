@@ -92,7 +92,7 @@ impl Hub {
         self.cluster.as_ref()?.online_users().await
     }
 
-    /// Returns the number of users connected to any server; to this one if the others cannot be queried.
+    /// Returns the number of users online at any server; at this one if the query fails.
     pub async fn all_online_count(&self) -> usize {
         match &self.cluster {
             Some(cluster) => cluster.online_user_count().await.unwrap_or_else(|| self.online_count()),
@@ -100,7 +100,7 @@ impl Hub {
         }
     }
 
-    /// Reports whether a user is connected to any server; to this one if the others cannot be queried.
+    /// Reports whether a user is online at any server; at this one if the query fails.
     pub async fn is_online(&self, user: &UserId) -> bool {
         match &self.cluster {
             _ if self.registry.session_count(user) > 0 => true,
@@ -109,7 +109,7 @@ impl Hub {
         }
     }
 
-    /// Returns the number of connections at all servers; at this one if the others cannot be queried.
+    /// Returns the number of connections at all servers; at this one if the query fails.
     pub async fn all_connection_count(&self) -> usize {
         match &self.cluster {
             Some(cluster) => cluster.connection_count().await.unwrap_or_else(|| self.connection_count()),
@@ -117,7 +117,7 @@ impl Hub {
         }
     }
 
-    /// Returns known users above `after`, in the order of their ids, each with the number of pending messages.
+    /// Returns known users above `after`, ordered by id, each with the number of pending messages.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -207,7 +207,7 @@ impl Hub {
         Ok(Self::report(user.clone(), self.connection_count_of(user).await, &state))
     }
 
-    /// Returns a user's number of connections at all servers; at this one if the others cannot be queried.
+    /// Returns a user's number of connections at all servers; at this one if the query fails.
     pub async fn connection_count_of(&self, user: &UserId) -> usize {
         self.connection_counts_of(std::slice::from_ref(user)).await.first().copied().unwrap_or(0)
     }
@@ -232,7 +232,7 @@ impl Hub {
     /// Acknowledges all messages of a user; resolves with their number once that is durable.
     ///
     /// # Errors
-    /// When the store accepts nothing.
+    /// When the store accepts no writes.
     pub async fn clear(&self, user: &UserId) -> Result<u64, StoreError> {
         let (store, id) = (self.store.clone(), user.clone());
         if !run_blocking(move || store.state(&id)).await?.known {

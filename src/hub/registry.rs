@@ -25,8 +25,8 @@ type Shard<K, V> = Mutex<HashMap<K, V, RandomState>>;
 
 /// All connections and sessions, in sharded maps.
 ///
-/// One lock is held at a time, and only for a look-up and a push. Code called under it (mailboxes, presence, reports to
-/// the store) takes locks of its own, and never one of these.
+/// One lock is held at a time, and only briefly. Code called under it (mailboxes, presence, reports to the store) locks
+/// other mutexes, and never one of these.
 #[derive(Debug)]
 pub struct Registry {
     hasher: RandomState,
@@ -90,7 +90,7 @@ impl Registry {
 
     /// Registers a session, and passes the user's number of sessions to `count`.
     ///
-    /// Until the session's position is set, the store may trim nothing of the log.
+    /// Until the session's position is set, the store may trim no entry of the log.
     pub(super) fn register_session(
         &self,
         user: &UserId,
@@ -139,7 +139,7 @@ impl Registry {
         }
     }
 
-    /// Puts an unsynced message into the mailboxes of a user's sessions; returns the number of older messages dropped.
+    /// Puts an unsynced message into the mailboxes of a user's sessions; returns the number of dropped messages.
     pub(super) fn put(&self, user: &UserId, payload: &Payload) -> u64 {
         let shard = self.session_shard(user).lock();
         shard.get(user).map_or(0, |sessions| sessions.iter().map(|session| session.mailbox.put(payload)).sum())

@@ -35,7 +35,7 @@ fn reworded(reason: &str) -> String {
             "number out of range" => "the number is too large".into(),
             "lone leading surrogate in hex escape" => "an escape has a lone surrogate".into(),
             "unexpected end of hex escape" => {
-                "\\u is followed by fewer than four hexadecimal digits, or by half of a pair".into()
+                "\\u is followed by fewer than four hexadecimal digits, or by a lone surrogate".into()
             }
             "key must be a string" => "a name in an object has to be a string".into(),
             reason => match reason.strip_prefix("EOF while parsing ") {

@@ -1,4 +1,4 @@
-//! Logs a line for each event of a client.
+//! Logs events of clients.
 
 use std::{
     collections::HashMap,
@@ -16,17 +16,17 @@ use crate::{
     message::{Seq, UserId},
 };
 
-/// Writes events of clients to the log (`tracing`, target `mesa::access`, level `info`): connections with address and user, the
-/// backlog, and disconnections with duration and number of messages. Never content of messages, and never a token.
+/// Logs events of clients (`tracing`, target `mesa::access`, level `info`).
 ///
-/// Uses about 50 bytes per open connection.
+/// It logs connections with address, authentications with user, backlogs, errors, and disconnections with duration and
+/// number of messages. It never logs the content of a message, nor a token. It uses about 50 bytes per open connection.
 #[derive(Debug, Default)]
 pub struct AccessLog {
-    open: Mutex<HashMap<u64, Open, RandomState>>,
+    open: Mutex<HashMap<u64, OpenConnection, RandomState>>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenConnection {
     since: Instant,
     messages: u64,
 }
@@ -41,20 +41,20 @@ impl AccessLog {
     }
 }
 
-fn shown(user: Option<&UserId>) -> String {
+fn user_text(user: Option<&UserId>) -> String {
     user.map_or_else(|| "-".to_owned(), excerpt)
 }
 
 impl Middleware for AccessLog {
     fn on_connection(&self, client: &Client<'_>) -> MiddlewareResult {
-        self.open.lock().insert(client.connection, Open { since: Instant::now(), messages: 0 });
+        self.open.lock().insert(client.connection, OpenConnection { since: Instant::now(), messages: 0 });
         let address = client.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
         tracing::info!(target: TARGET, connection = client.connection, address, "connected");
         Ok(())
     }
 
     fn on_authenticated(&self, client: &Client<'_>) -> MiddlewareResult {
-        tracing::info!(target: TARGET, connection = client.connection, user = shown(client.user), "authenticated");
+        tracing::info!(target: TARGET, connection = client.connection, user = user_text(client.user), "authenticated");
         Ok(())
     }
 
@@ -64,7 +64,7 @@ impl Middleware for AccessLog {
         client: &Client<'_>,
     ) -> MiddlewareResult {
         let (first, last) = backlog.into_inner();
-        let (connection, user) = (client.connection, shown(client.user));
+        let (connection, user) = (client.connection, user_text(client.user));
         tracing::info!(target: TARGET, connection, user, first, last, "has a backlog");
         Ok(())
     }
@@ -78,16 +78,16 @@ impl Middleware for AccessLog {
 
     fn on_disconnection(&self, client: &Client<'_>, code: u16, reason: &str) -> MiddlewareResult {
         let open = self.open.lock().remove(&client.connection);
-        let (lasted, messages) = open.map_or((Duration::ZERO, 0), |open| (open.since.elapsed(), open.messages));
-        let (connection, user, seconds) = (client.connection, shown(client.user), lasted.as_secs_f32());
-        // A client's close reason is its own text, and must not look like another log line.
+        let (duration, messages) = open.map_or((Duration::ZERO, 0), |open| (open.since.elapsed(), open.messages));
+        let (connection, user, seconds) = (client.connection, user_text(client.user), duration.as_secs_f32());
+        // A client chooses the close reason, which must not look like another log line.
         let reason = excerpt(reason);
         tracing::info!(target: TARGET, connection, user, code, reason, seconds, messages, "disconnected");
         Ok(())
     }
 
     fn on_error(&self, error: &(dyn Error + 'static), client: Option<&Client<'_>>) {
-        let user = shown(client.and_then(|client| client.user));
+        let user = user_text(client.and_then(|client| client.user));
         let connection = client.map(|client| client.connection);
         tracing::info!(target: TARGET, connection, user, "error: {}", sentence(error));
     }

@@ -1,7 +1,7 @@
 //! Defines middleware: hooks that a server calls for each event, in the order in which they were added.
 //!
-//! The trait has a method for each handler of the original Mesa (`@cryb/mesa`), named in Rust's style. Two implementations are
-//! ready to use: [`AccessLog`] and [`RateLimit`].
+//! The trait has a method for each handler of the original Mesa (`@cryb/mesa`), named in Rust's style. The crate has two
+//! implementations: [`AccessLog`] and [`RateLimit`].
 //!
 //! ```
 //! use mesa::{
@@ -44,18 +44,18 @@ use crate::{
     message::{Payload, Seq, UserId},
 };
 
-/// Result of a middleware. An error is logged and passed to [`Middleware::on_error`] of all; it has no other effect.
+/// Result of a middleware call. An error is only logged and passed to [`Middleware::on_error`] of all middleware.
 pub type MiddlewareResult<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Describes a client to middleware.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Client<'a> {
-    /// Id of the connection, unique within a process.
+    /// Id of the connection, unique within the process.
     pub connection: u64,
-    /// Address of the peer, if known.
+    /// Address of the client, if it is known.
     pub address: Option<IpAddr>,
-    /// User, once authenticated.
+    /// User, once the client has authenticated.
     pub user: Option<&'a UserId>,
 }
 
@@ -63,9 +63,9 @@ pub struct Client<'a> {
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum SentTo<'a> {
-    /// Users who are connected to this server.
+    /// Recipients that are online at any server.
     Users(&'a [UserId]),
-    /// All connected clients: their number.
+    /// All connected clients of all servers: their number.
     Everyone(usize),
 }
 
@@ -73,23 +73,22 @@ pub enum SentTo<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Decision {
-    /// Forwards it to the next middleware, then to handlers, portals and webhooks.
+    /// Passes the message to the next middleware, then to handlers, portals and webhooks.
     #[default]
     Pass,
-    /// Drops it silently; the client gets no error.
+    /// Drops the message; the client gets no error.
     Reject,
-    /// Drops it, and closes the connection with 1008.
+    /// Drops the message, and closes the connection with 1008.
     Disconnect,
 }
 
-/// Observes and filters events of a server. Every method does nothing by default.
+/// Observes and filters events of a server. By default each method has no effect.
 ///
-/// Methods are called in the order in which middleware was added, on the task of the event, which waits. So a method must not
-/// block; move work that waits to a task of its own.
+/// Methods are called in the order in which middleware was added. The task of the event waits for them, so a method must
+/// not block: spawn a task for work that waits.
 ///
-/// A panic or an error ends only that call. It is logged and passed to [`on_error`](Middleware::on_error) of all; a panic in
-/// `on_error` itself is only logged. The next middleware is called, and the event goes on. State of a middleware is in
-/// memory, and lost with the process.
+/// A panic or an error ends only that call. It is logged and passed to [`on_error`](Middleware::on_error) of all
+/// middleware. A panic in `on_error` is only logged. Then the next middleware is called.
 pub trait Middleware: Send + Sync + 'static {
     /// Called when a client has connected: `onConnection` of the original.
     ///
@@ -100,7 +99,8 @@ pub trait Middleware: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Called when a client has disconnected, with its close code (1006: no close frame): `onDisconnection` of the original.
+    /// Called when a client has disconnected, with its close code (1006: no close frame): `onDisconnection` of the
+    /// original.
     ///
     /// # Errors
     /// Any error of the middleware; see [`MiddlewareResult`].
@@ -109,7 +109,7 @@ pub trait Middleware: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Called when a portal has connected, again or for the first time: `onPortalJoin` of the original.
+    /// Called when a portal has connected or reconnected: `onPortalJoin` of the original.
     ///
     /// # Errors
     /// Any error of the middleware; see [`MiddlewareResult`].
@@ -127,8 +127,9 @@ pub trait Middleware: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Called when a message was stored for offline users, as durably as configured: `onUndeliverableMessageSent` of the
-    /// original.
+    /// Called when a message was stored for offline users: `onUndeliverableMessageSent` of the original.
+    ///
+    /// The message is as durable as configured by then.
     ///
     /// # Errors
     /// Any error of the middleware; see [`MiddlewareResult`].
@@ -137,8 +138,9 @@ pub trait Middleware: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Called when a client attaches with a backlog: `onRedeliverUndeliverableMessages` of the original. `backlog` has the
-    /// sequences. Entries in it that have expired, or were acknowledged out of order, are not sent.
+    /// Called when a client attaches with a backlog: `onRedeliverUndeliverableMessages` of the original.
+    ///
+    /// `backlog`: sequences in the user's log. Entries that have expired, or were acknowledged out of order, are not sent.
     ///
     /// # Errors
     /// Any error of the middleware; see [`MiddlewareResult`].
@@ -151,8 +153,9 @@ pub trait Middleware: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Called when a message is sent to online clients: `onMessageSent` of the original. A synced message is as durable as
-    /// configured by then.
+    /// Called when a message is sent to online clients: `onMessageSent` of the original.
+    ///
+    /// A synced message is as durable as configured by then.
     ///
     /// # Errors
     /// Any error of the middleware; see [`MiddlewareResult`].
@@ -161,8 +164,10 @@ pub trait Middleware: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Called when a client has sent a message: `onMessageReceived` of the original. Decides whether handlers, portals and
-    /// webhooks get it. The first decision other than `Pass` counts; a failed call counts as `Pass`.
+    /// Called when a client has sent a message: `onMessageReceived` of the original.
+    ///
+    /// Decides whether handlers, portals and webhooks receive the message. The first decision other than `Pass` counts. A
+    /// failed call counts as `Pass`.
     ///
     /// # Errors
     /// Any error of the middleware; see [`MiddlewareResult`].
@@ -180,9 +185,10 @@ pub trait Middleware: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Called on an error, with the client if it concerns one: `onError` of the original. Errors are: an invalid frame, an
-    /// authentication that could not be checked, a log that could not be opened or read, a panic of a handler, and a failed
-    /// middleware.
+    /// Called on an error, with its client if there is one: `onError` of the original.
+    ///
+    /// Errors are: an invalid frame, a violation of the WebSocket protocol, an authentication that could not be
+    /// checked, a log that could not be opened or read, a panic of a handler, and a failed call of middleware.
     fn on_error(&self, error: &(dyn Error + 'static), client: Option<&Client<'_>>) {
         _ = (error, client);
     }
@@ -200,7 +206,7 @@ impl Chain {
         }
     }
 
-    /// Tests that there is any middleware.
+    /// Reports whether there is any middleware.
     pub fn any(&self) -> bool {
         self.0.get().is_some()
     }
@@ -237,6 +243,7 @@ impl Chain {
         self.0.get().map_or(&[], Vec::as_slice)
     }
 
+    /// Runs a call; reports its error or panic, and returns `None`.
     fn call_caught<T>(&self, client: Option<&Client<'_>>, call: impl FnOnce() -> MiddlewareResult<T>) -> Option<T> {
         let error = match catch_unwind(AssertUnwindSafe(call)) {
             Ok(Ok(done)) => return Some(done),

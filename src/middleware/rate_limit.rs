@@ -1,4 +1,4 @@
-//! Limits the messages of clients, per user.
+//! Limits the rate of clients' messages, per user.
 
 use std::{collections::HashMap, time::Instant};
 
@@ -8,32 +8,32 @@ use parking_lot::Mutex;
 use super::{Client, Decision, InboundMessage, Middleware, MiddlewareResult};
 use crate::message::UserId;
 
-/// Number of buckets from which full ones, which hold no state, are removed.
-const SWEEP_AT: usize = 1024;
+/// Minimum number of buckets at which full ones are removed: a full bucket has no state.
+const CLEANUP_MIN: usize = 1024;
 
-/// Rejects messages of clients that send too many: a token bucket for each user, shared by all connections, and for each
-/// connection that has not authenticated.
+/// Limits messages by a token bucket for each user, and for each unauthenticated connection.
 ///
-/// Messages above the rate are dropped ([`Decision::Reject`]), or close the connection ([`RateLimit::disconnecting`]).
-/// Heartbeats, acknowledgements and authentications do not count, and `limits.framesPerSecond` applies in addition.
+/// All connections of a user share one bucket. Messages above the rate are dropped ([`Decision::Reject`]), or close the
+/// connection ([`RateLimit::disconnecting`]). Heartbeats, acknowledgements and authentications do not count, and
+/// `limits.framesPerSecond` applies in addition.
 ///
-/// Memory: a bucket for each sender within the time that fills a bucket, and at most twice that many. A restart fills all.
+/// Memory: at most two buckets for each sender within the time that fills a bucket, or 1024. A restart fills all buckets.
 #[derive(Debug)]
 pub struct RateLimit {
     per_second: f64,
     burst: f64,
-    beyond: Decision,
+    excess_decision: Decision,
     buckets: Mutex<Buckets>,
 }
 
 #[derive(Debug)]
 struct Buckets {
-    all: HashMap<BucketKey, Bucket, RandomState>,
-    sweep_at: usize,
+    by_sender: HashMap<Sender, Bucket, RandomState>,
+    cleanup_at: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum BucketKey {
+enum Sender {
     User(UserId),
     Connection(u64),
 }
@@ -41,52 +41,55 @@ enum BucketKey {
 #[derive(Clone, Copy, Debug)]
 struct Bucket {
     tokens: f64,
-    at: Instant,
+    updated: Instant,
 }
 
 impl RateLimit {
-    /// Allows `per_second` messages per second on average, and `burst` at once. The minimum is 0.001 per second, and a burst
-    /// of 1.
+    /// Allows `per_second` messages per second on average, and `burst` at once.
+    ///
+    /// The minimum is 0.001 per second, and a burst of 1.
     #[must_use]
     pub fn new(per_second: f64, burst: u32) -> Self {
         Self {
             // `max` also turns NaN into the minimum.
             per_second: per_second.max(0.001),
             burst: f64::from(burst.max(1)),
-            beyond: Decision::Reject,
-            buckets: Mutex::new(Buckets { all: HashMap::default(), sweep_at: SWEEP_AT }),
+            excess_decision: Decision::Reject,
+            buckets: Mutex::new(Buckets { by_sender: HashMap::default(), cleanup_at: CLEANUP_MIN }),
         }
     }
 
     /// Closes the connection (1008) of clients above the rate.
     #[must_use]
     pub fn disconnecting(self) -> Self {
-        Self { beyond: Decision::Disconnect, ..self }
+        Self { excess_decision: Decision::Disconnect, ..self }
     }
 
-    fn take(&self, key: BucketKey, now: Instant) -> bool {
+    /// Takes a token from a sender's bucket; false if it is empty.
+    fn take_token(&self, key: Sender, now: Instant) -> bool {
         let mut buckets = self.buckets.lock();
-        if buckets.all.len() >= buckets.sweep_at {
-            buckets.all.retain(|_, bucket| self.tokens(*bucket, now) < self.burst);
-            buckets.sweep_at = (buckets.all.len() * 2).max(SWEEP_AT);
+        if buckets.by_sender.len() >= buckets.cleanup_at {
+            buckets.by_sender.retain(|_, bucket| self.tokens(*bucket, now) < self.burst);
+            buckets.cleanup_at = (buckets.by_sender.len() * 2).max(CLEANUP_MIN);
         }
-        let bucket = buckets.all.entry(key).or_insert(Bucket { tokens: self.burst, at: now });
+        let bucket = buckets.by_sender.entry(key).or_insert(Bucket { tokens: self.burst, updated: now });
         let tokens = self.tokens(*bucket, now);
         let allowed = tokens >= 1.0;
-        *bucket = Bucket { tokens: if allowed { tokens - 1.0 } else { tokens }, at: now };
+        *bucket = Bucket { tokens: if allowed { tokens - 1.0 } else { tokens }, updated: now };
         allowed
     }
 
+    /// Returns the tokens of a bucket at `now`.
     fn tokens(&self, bucket: Bucket, now: Instant) -> f64 {
-        let earned = now.saturating_duration_since(bucket.at).as_secs_f64() * self.per_second;
+        let earned = now.saturating_duration_since(bucket.updated).as_secs_f64() * self.per_second;
         (bucket.tokens + earned).min(self.burst)
     }
 }
 
 impl Middleware for RateLimit {
     fn on_message_received(&self, _: &InboundMessage<'_>, client: &Client<'_>) -> MiddlewareResult<Decision> {
-        let key = client.user.map_or(BucketKey::Connection(client.connection), |user| BucketKey::User(user.clone()));
-        Ok(if self.take(key, Instant::now()) { Decision::Pass } else { self.beyond })
+        let key = client.user.map_or(Sender::Connection(client.connection), |user| Sender::User(user.clone()));
+        Ok(if self.take_token(key, Instant::now()) { Decision::Pass } else { self.excess_decision })
     }
 }
 
@@ -99,7 +102,7 @@ mod tests {
     #[test]
     fn burst_passes_then_rate_limits() {
         let (limit, now) = (RateLimit::new(2.0, 5), Instant::now());
-        let take = |n: u64, at| limit.take(BucketKey::Connection(n), at);
+        let take = |n: u64, at| limit.take_token(Sender::Connection(n), at);
         assert_eq!((0..20).filter(|_| take(1, now)).count(), 5);
         assert!(take(2, now), "buckets are independent");
         let later = now + Duration::from_secs(1);
@@ -111,15 +114,15 @@ mod tests {
     fn full_buckets_are_removed() {
         let (limit, now) = (RateLimit::new(1.0, 1), Instant::now());
         for n in 0..10_000_u64 {
-            assert!(limit.take(BucketKey::Connection(n), now + Duration::from_millis(10 * n)));
+            assert!(limit.take_token(Sender::Connection(n), now + Duration::from_millis(10 * n)));
         }
-        assert!(limit.buckets.lock().all.len() <= SWEEP_AT);
+        assert!(limit.buckets.lock().by_sender.len() <= CLEANUP_MIN);
     }
 
     #[test]
     fn nan_rate_is_minimum_rate() {
         let limit = RateLimit::new(f64::NAN, 0);
         let now = Instant::now();
-        assert!(limit.take(BucketKey::Connection(1), now) && !limit.take(BucketKey::Connection(1), now));
+        assert!(limit.take_token(Sender::Connection(1), now) && !limit.take_token(Sender::Connection(1), now));
     }
 }

@@ -21,7 +21,7 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     cluster_connection::{CONNECT_TIMEOUT, Nodes},
-    refusal::{Meaning, RedisError, Refusals, Retry, meaning},
+    refusal::{Classified, RedisError, Refusals, Retry, classify},
 };
 use crate::{config, health::LogLimit, logging::network_error};
 
@@ -192,7 +192,7 @@ impl RedisClient {
             }
         };
         match tokio::time::timeout(CONNECT_TIMEOUT + self.reply_timeout, connecting).await {
-            Ok(listener) => listener.map_err(|error| meaning(&error).error),
+            Ok(listener) => listener.map_err(|error| classify(&error).error),
             Err(_) => Err(RedisError::Unavailable("connecting took too long".into())),
         }
     }
@@ -295,27 +295,29 @@ impl RedisClient {
         if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) {
             return Err(RedisError::Refused(NO_SCRIPT.into()));
         }
-        let meaning = meaning(&error);
-        if let (true, RedisError::Unavailable(why) | RedisError::Refused(why)) = (meaning.answered, &meaning.error) {
+        let classified = classify(&error);
+        if let (true, RedisError::Unavailable(why) | RedisError::Refused(why)) =
+            (classified.answered, &classified.error)
+        {
             // One node of a Redis Cluster may refuse all requests while others answer.
-            let is_of_all = meaning.is_of_all && !self.is_redis_cluster();
-            self.state.lock().refusals.refused(request_name(command), why.clone(), is_of_all, began, Instant::now());
+            let refuses_all = classified.refuses_all && !self.is_redis_cluster();
+            self.state.lock().refusals.refused(request_name(command), why.clone(), refuses_all, began, Instant::now());
         }
         // The connection to a Redis Cluster reconnects to lost nodes by itself, and knows the current nodes better than a new
         // connection would. It never drops a node that does not answer, so a timeout reconnects. A single Redis may accept no
         // writes for long, so only a Sentinel, which may name another primary, is a reason to reconnect.
-        let reconnects = match (&*self.target, meaning.retry) {
+        let reconnects = match (&*self.target, classified.retry) {
             (Target::Cluster(..), _) => error.is_timeout(),
-            (Target::Single(..), retry) => retry == Retry::Anew,
+            (Target::Single(..), retry) => retry == Retry::Reconnect,
             (Target::Sentinel(..), retry) => retry != Retry::Same,
         };
-        if reconnects || (!meaning.answered && matches!(meaning.error, RedisError::Unavailable(_))) {
-            self.mark_lost(number, &meaning, reconnects);
+        if reconnects || (!classified.answered && matches!(classified.error, RedisError::Unavailable(_))) {
+            self.mark_lost(number, &classified, reconnects);
         }
-        if reconnects && !meaning.answered && !error.is_timeout() {
-            return Err(self.why_closed().await.unwrap_or(meaning.error));
+        if reconnects && !classified.answered && !error.is_timeout() {
+            return Err(self.why_closed().await.unwrap_or(classified.error));
         }
-        Err(meaning.error)
+        Err(classified.error)
     }
 
     /// Returns the reason for which Redis closed a connection. Only a new connection shows it, for example a changed password.
@@ -345,21 +347,21 @@ impl RedisClient {
     }
 
     /// Records a failed connection, and drops it if `reconnects`.
-    fn mark_lost(&self, number: u64, meaning: &Meaning, reconnects: bool) {
-        let why = &meaning.error;
+    fn mark_lost(&self, number: u64, classified: &Classified, reconnects: bool) {
+        let why = &classified.error;
         let mut state = self.state.lock();
         if state.connection.as_ref().is_none_or(|(made, _)| *made != number) {
             return;
         }
         // A Redis that refuses is reachable. Its refusal counts until the same request is answered over any connection.
-        if !meaning.answered {
+        if !classified.answered {
             state.unavailable_since.get_or_insert_with(Instant::now);
         }
         state.failed = Some((Instant::now(), why.clone()));
         if reconnects {
             state.connection = None;
             drop(state);
-            if !meaning.answered {
+            if !classified.answered {
                 self.lost.notify_one();
             }
             if let Some(suppressed) = LOG_LIMIT.due("connection") {
@@ -385,7 +387,7 @@ impl RedisClient {
             }
         }
         let connected = match tokio::time::timeout(CONNECT_TIMEOUT + self.reply_timeout, self.connect()).await {
-            Ok(connected) => connected.map_err(|error| meaning(&error).error),
+            Ok(connected) => connected.map_err(|error| classify(&error).error),
             Err(_) => Err(RedisError::Unavailable("connecting took too long".into())),
         };
         let mut state = self.state.lock();
@@ -428,7 +430,7 @@ impl RedisClient {
 /// may close the connection without an error code.
 async fn check_usable(mut connection: MultiplexedConnection) -> Result<Connection, redis::RedisError> {
     match connection.req_packed_command(&redis::cmd("PING")).await.and_then(Value::extract_error) {
-        Err(error) if meaning(&error).ends_connection() => Err(error),
+        Err(error) if classify(&error).ends_connection() => Err(error),
         _ => Ok(Connection::Single(connection)),
     }
 }

@@ -1,7 +1,7 @@
-//! Moves pending messages between the original's `undelivered_messages` and a store of ours, in either direction.
+//! Copies pending messages between the original's `undelivered_messages` and a store of ours, in either direction.
 //!
-//! Both commands can be repeated, and resume where they stopped: how far each user was moved is stored in fields of the same
-//! hash that the original ignores. Nothing is removed from the source.
+//! Both commands can be repeated, and resume where they stopped. The position of each user is stored in a field of the same
+//! hash, which the original ignores. The source is not changed.
 
 use std::{
     fs, io,
@@ -21,7 +21,7 @@ use crate::{
     store::{Append, Idempotency, ReadLimit, Store, StoreError},
 };
 
-/// Prefix of fields that are no user's: user ids contain no control characters.
+/// Prefix of our own fields of the hash: user ids contain no control characters.
 const OWN_FIELD_PREFIX: char = '\0';
 
 /// Entries read at once.
@@ -30,20 +30,20 @@ const PAGE_LIMIT: ReadLimit = ReadLimit { entries: 1000, bytes: 4 << 20 };
 /// Users listed at once.
 const USERS_MAX: usize = 200;
 
-/// Counts what was moved.
+/// Counts copied messages.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
     /// Users with pending messages.
     pub users: u64,
-    /// Messages moved by this run, each read back from the target.
+    /// Messages that this run has copied, each read back from the target.
     pub messages: u64,
-    /// Messages that an earlier run had moved.
+    /// Messages that an earlier run had copied.
     pub known: u64,
-    /// Messages that cannot be moved; the log names each, with the reason.
+    /// Messages that cannot be copied. The log has a line for each, with the reason.
     pub refused: u64,
 }
 
-/// Why not all was moved. What was moved stays, and the next run resumes from there.
+/// Why a run has failed. Messages that it has copied stay, and the next run resumes behind them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MoveError {
@@ -63,7 +63,7 @@ pub enum MoveError {
         /// The parser's reason.
         why: String,
     },
-    /// What was read back is not what was written.
+    /// The messages read back differ from those written.
     #[error(
         "the messages read back for {user:?} differ from those written. Stop other writers, and run the command again"
     )]
@@ -73,13 +73,15 @@ pub enum MoveError {
     },
 }
 
+/// Appends messages to a user's list, and moves the position.
+///
 /// ARGV: 1 the user, 2 the field of the user's position, 3 its expected and 4 its new value, 5 messages separated by commas.
-/// Returns 0 where another process has moved this user meanwhile.
+/// Returns 0 if another process has changed the position meanwhile, or the list is malformed.
 static APPEND_TO_LIST: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then return 0 end
-        local there = redis.call('HGET', KEYS[1], ARGV[1]) or '[]'
-        local list = string.match(there, '^%s*%[(.*)%]%s*$')
+        local field = redis.call('HGET', KEYS[1], ARGV[1]) or '[]'
+        local list = string.match(field, '^%s*%[(.*)%]%s*$')
         if not list then return 0 end
         if string.match(list, '%S') then list = list .. ',' end
         redis.call('HSET', KEYS[1], ARGV[1], '[' .. list .. ARGV[5] .. ']', ARGV[2], ARGV[4])
@@ -87,7 +89,8 @@ static APPEND_TO_LIST: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// ARGV: 1 scan cursor. Returns the next cursor, and names of fields. Their values together may exceed the memory.
+/// Lists names of fields without their values, which together may exceed the memory. ARGV: 1 scan cursor. Returns the next
+/// cursor, and names.
 static FIELD_NAMES: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local page, names = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 100), {}
@@ -96,20 +99,24 @@ static FIELD_NAMES: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// Returns the key of the original's pending messages.
 fn undelivered(link: &ServerLink) -> String {
     link.keys().original(Name::Undelivered)
 }
 
+/// Reads a field of the hash.
 async fn field(link: &ServerLink, name: &str) -> Result<Option<String>, RedisError> {
     link.client().query(redis::cmd("HGET").arg(undelivered(link)).arg(name)).await
 }
 
+/// Returns a checksum of some messages.
 fn sum(texts: &[&RawValue]) -> u32 {
     let mut sum = crc32fast::Hasher::new();
     texts.iter().for_each(|text| sum.update(text.get().as_bytes()));
     sum.finalize()
 }
 
+/// Splits a user's field into messages.
 fn list<'a>(user: &str, text: &'a str) -> Result<Vec<&'a RawValue>, MoveError> {
     serde_json::from_str(text).map_err(|error| MoveError::Malformed { user: user.to_owned(), why: json_error(&error) })
 }
@@ -128,7 +135,7 @@ pub async fn import(link: &Arc<ServerLink>, store: &dyn Store) -> Result<Moved, 
         let (next, names): (String, Vec<String>) = page.await?;
         for name in names {
             let field_name = name.clone();
-            // A server may have taken it since.
+            // A server may have taken the field since.
             if let Some(text) = run_on(link, move |link| async move { field(&link, &field_name).await }).await? {
                 import_field(link, store, &name, &text, &mut moved).await?;
             }
@@ -140,7 +147,7 @@ pub async fn import(link: &Arc<ServerLink>, store: &dyn Store) -> Result<Moved, 
     }
 }
 
-/// Imports a field of the hash: a user's list, or a taken list that is not completely in the log.
+/// Imports a field of the hash: a user's list, or a taken list that is not in the log completely.
 async fn import_field(
     link: &Arc<ServerLink>,
     store: &dyn Store,
@@ -148,22 +155,23 @@ async fn import_field(
     text: &str,
     moved: &mut Moved,
 ) -> Result<(), MoveError> {
-    let ask = async |name: String| run_on(link, move |link| async move { field(&link, &name).await }).await;
-    let rest = async |user: String| run_on(link, move |link| async move { taken::rest(&link, &user).await }).await;
-    let some = if let Some(user) = name.strip_prefix(TAKEN) {
-        // It is imported with the user's list, before it, if there is one.
-        if ask(user.to_owned()).await?.is_some() {
+    let read_field = async |name: String| run_on(link, move |link| async move { field(&link, &name).await }).await;
+    let taken_text =
+        async |user: String| run_on(link, move |link| async move { taken::remaining(&link, &user).await }).await;
+    let had_messages = if let Some(user) = name.strip_prefix(TAKEN) {
+        // If the user has a list, the taken list is imported with it, and before it.
+        if read_field(user.to_owned()).await?.is_some() {
             return Ok(());
         }
-        let rest = rest(user.to_owned()).await?;
-        let text = rest.as_deref().unwrap_or_else(|| after_name(text));
+        let taken = taken_text(user.to_owned()).await?;
+        let text = taken.as_deref().unwrap_or_else(|| after_name(text));
         import_list(link, store, user, ListKind::Taken, text, moved).await?
     } else if name.starts_with(OWN_FIELD_PREFIX) {
         false
     } else {
-        let taken = match rest(name.to_owned()).await? {
-            Some(rest) => Some(rest),
-            None => ask(format!("{TAKEN}{name}")).await?.map(|taken| after_name(&taken).to_owned()),
+        let taken = match taken_text(name.to_owned()).await? {
+            Some(taken) => Some(taken),
+            None => read_field(format!("{TAKEN}{name}")).await?.map(|taken| after_name(&taken).to_owned()),
         };
         let before = match taken {
             Some(taken) => import_list(link, store, name, ListKind::Taken, &taken, moved).await?,
@@ -171,7 +179,7 @@ async fn import_field(
         };
         import_list(link, store, name, ListKind::Pending, text, moved).await? || before
     };
-    moved.users += u64::from(some);
+    moved.users += u64::from(had_messages);
     Ok(())
 }
 
@@ -216,7 +224,7 @@ async fn import_list(
         let position_field = position_field.clone();
         run_on(link, move |link| async move { field(&link, &position_field).await }).await?.unwrap_or_default()
     };
-    // The original only appends. A changed beginning means another list.
+    // The original only appends to a list. A changed beginning means another list.
     let imported =
         known.split_once(' ').and_then(|(count, of)| Some((count.parse::<usize>().ok()?, of.parse::<u32>().ok()?)));
     let imported = imported.filter(|(count, of)| messages.get(..*count).is_some_and(|first| sum(first) == *of));
@@ -234,8 +242,8 @@ async fn import_list(
         let read = MessageJson::read(message.get());
         match read.and_then(|message| message.payload().map_err(|error| error.to_string())) {
             Ok(payload) => {
-                // An earlier run may have died before it stored its position. So the id is the place and a checksum of all up
-                // to it.
+                // An earlier run may have died before it stored its position. So the id is made of the index in the list and a
+                // checksum of all messages up to it.
                 let id = DispatchId::new(&format!("import-{at}-{:08x}", beginning.clone().finalize()));
                 let id = id.expect("a few letters and digits");
                 let idempotency = Some(Idempotency { id, online: vec![false], rejected: Vec::new() });
@@ -249,7 +257,7 @@ async fn import_list(
         }
         if appends.len() >= PAGE_LIMIT.entries || bytes >= PAGE_LIMIT.bytes || at + 1 == messages.len() {
             let all = appends.len() as u64;
-            let new = write(store, &user, std::mem::take(&mut appends)).await?;
+            let new = append_and_verify(store, &user, std::mem::take(&mut appends)).await?;
             (bytes, fresh, known) = (0, fresh + new, known + all - new);
         }
     }
@@ -263,19 +271,19 @@ async fn import_list(
     Ok(!messages.is_empty())
 }
 
-/// Appends messages to a user's log, and reads the new ones back. Returns how many they are.
-async fn write(store: &dyn Store, user: &UserId, appends: Vec<Append>) -> Result<u64, MoveError> {
+/// Appends messages to a user's log, and reads the new ones back. Returns their number.
+async fn append_and_verify(store: &dyn Store, user: &UserId, appends: Vec<Append>) -> Result<u64, MoveError> {
     let payloads: Vec<Payload> = appends.iter().map(|append| append.payload.clone()).collect();
     let before = store.state(user)?.head;
-    let made = store.append_all(appends).await?;
-    if made.iter().any(|one| one.summary.as_ref().is_some_and(|answered| !answered.rejected.is_empty())) {
+    let results = store.append_all(appends).await?;
+    if results.iter().any(|result| result.summary.as_ref().is_some_and(|summary| !summary.rejected.is_empty())) {
         return Err(StoreError::Full(
             format!("the store rejects messages of {user:?}. Check its limits, and run the command again").into(),
         )
         .into());
     }
     let fresh: Vec<&Payload> =
-        made.iter().zip(&payloads).filter(|(one, _)| !one.duplicate).map(|(_, payload)| payload).collect();
+        results.iter().zip(&payloads).filter(|(result, _)| !result.duplicate).map(|(_, payload)| payload).collect();
     let written = read_all(store, user, before)?;
     if !written.iter().map(|(_, payload)| payload).eq(fresh.iter().copied()) {
         return Err(MoveError::Differs { user: user.to_string() });
@@ -285,24 +293,25 @@ async fn write(store: &dyn Store, user: &UserId, appends: Vec<Append>) -> Result
 
 /// Reads the pending entries of a user above `after`.
 fn read_all(store: &dyn Store, user: &UserId, after: Seq) -> Result<Vec<(Seq, Payload)>, StoreError> {
-    let received = store.state(user)?.acknowledged;
+    let acknowledged = store.state(user)?.acknowledged;
     let (mut all, mut after) = (Vec::new(), after);
     loop {
         let found = store.read(user, after, PAGE_LIMIT)?;
         let Some(last) = found.entries.last().map(|entry| entry.seq) else { return Ok(all) };
         after = last;
-        let pending = found.entries.into_iter().filter(|entry| !received.contains(entry.seq));
+        let pending = found.entries.into_iter().filter(|entry| !acknowledged.contains(entry.seq));
         all.extend(pending.map(|entry| (entry.seq, entry.payload)));
     }
 }
 
-/// Returns a random id of the store in `directory`, also different from earlier and later stores there. It is kept in a file
-/// of its own, which is created at the first call and is on disk when this returns.
+/// Returns the random id of the store in `directory`, which differs from earlier and later stores there.
+///
+/// The id is in the file `origin`, which the first call creates and syncs to disk before it returns.
 ///
 /// # Errors
 /// When the file cannot be read or written.
 pub fn origin(directory: &Path) -> io::Result<String> {
-    let (path, half) = (directory.join("origin"), directory.join("origin.new"));
+    let (path, temporary) = (directory.join("origin"), directory.join("origin.new"));
     match fs::read_to_string(&path) {
         Ok(text) => return Ok(text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -311,16 +320,17 @@ pub fn origin(directory: &Path) -> io::Result<String> {
     let mut random = [0_u8; 8];
     getrandom::fill(&mut random).map_err(io::Error::other)?;
     let text = format!("{:016x}", u64::from_be_bytes(random));
-    let mut file = fs::File::create(&half)?;
+    let mut file = fs::File::create(&temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    fs::rename(&half, &path)?;
+    fs::rename(&temporary, &path)?;
     fs::File::open(directory)?.sync_all()?;
     Ok(text)
 }
 
-/// Exports a store's pending messages to the original, behind those that are pending there. [`origin`] identifies the store:
-/// the position of each user is stored for each origin.
+/// Exports a store's pending messages to the original, behind those that are pending there.
+///
+/// [`origin`] identifies the store: the position of each user is stored for each origin.
 ///
 /// # Errors
 /// See [`MoveError`].
@@ -341,6 +351,7 @@ pub async fn export(store: &dyn Store, origin: &str, link: &Arc<ServerLink>) -> 
     }
 }
 
+/// Appends a user's pending messages to the original's list, and reads them back.
 async fn export_user(
     pending: &[(Seq, Payload)],
     origin: &str,
@@ -359,7 +370,7 @@ async fn export_user(
     let Some((last, _)) = pending.last().filter(|_| !texts.is_empty()) else { return Ok(()) };
     let (added, last, id) = (texts.join(&b","[..]), last.to_string(), user.to_string());
     let count = texts.len();
-    let tail = texts.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect::<Vec<_>>();
+    let expected = texts.iter().map(|text| String::from_utf8_lossy(text).into_owned()).collect::<Vec<_>>();
     let adding = move |link: Arc<ServerLink>| async move {
         let (key, arguments) = (
             [undelivered(&link)],
@@ -368,10 +379,10 @@ async fn export_user(
         let added: bool = link.client().run_script(&APPEND_TO_LIST, &key, &arguments).await?;
         Ok((added, field(&link, &id).await?.unwrap_or_default()))
     };
-    let (added, there) = run_on(link, adding).await?;
-    let there = list(user.as_str(), &there)?;
-    let behind = there.len().checked_sub(count).map(|at| &there[at..]).unwrap_or_default();
-    if !added || !behind.iter().map(|text| text.get()).eq(tail.iter().map(String::as_str)) {
+    let (added, text) = run_on(link, adding).await?;
+    let list = list(user.as_str(), &text)?;
+    let written = list.len().checked_sub(count).map(|at| &list[at..]).unwrap_or_default();
+    if !added || !written.iter().map(|text| text.get()).eq(expected.iter().map(String::as_str)) {
         return Err(MoveError::Differs { user: user.to_string() });
     }
     moved.messages += count as u64;

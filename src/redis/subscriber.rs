@@ -15,7 +15,7 @@ use std::{
 use futures_util::StreamExt;
 use redis::aio::{PubSubSink, PubSubStream};
 
-use super::{RedisError, ServerLink, refusal::meaning};
+use super::{RedisError, ServerLink, refusal::classify};
 
 /// Delay between attempts to subscribe.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
@@ -122,13 +122,13 @@ pub(super) async fn subscribe(
 
 /// Subscribes to the channels over a new connection.
 async fn open(link: &ServerLink, channels: &[String], pattern: &str) -> Result<Subscription, RedisError> {
-    let classify = |error: redis::RedisError| meaning(&error).error;
+    let to_error = |error: redis::RedisError| classify(&error).error;
     let subscribing = async {
         let mut listener = link.client.pubsub().await?;
         for channel in channels {
-            listener.subscribe(channel).await.map_err(classify)?;
+            listener.subscribe(channel).await.map_err(to_error)?;
         }
-        listener.psubscribe(pattern).await.map_err(classify)?;
+        listener.psubscribe(pattern).await.map_err(to_error)?;
         let (sink, messages) = listener.split();
         Ok(Subscription { sink, messages })
     };

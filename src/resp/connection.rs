@@ -26,7 +26,7 @@ use super::{
     subscriber_queue::Subscriber,
 };
 use crate::{
-    auth::Proof,
+    auth::AddressProof,
     health::{LogLimit, info_seldom},
     util::sleep::sleep_until_optional,
 };
@@ -84,7 +84,7 @@ pub(super) struct Connection<S> {
     pub(super) batch: Batch,
     /// The peer has sent the right password, or none is configured.
     pub(super) authenticated: bool,
-    proof: Proof,
+    proof: AddressProof,
     pub(super) wrong_passwords: usize,
     /// Name that the peer set with CLIENT SETNAME.
     pub(super) name: Option<Bytes>,
@@ -107,7 +107,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             buffer: BytesMut::new(),
             batch: Batch::default(),
             authenticated,
-            proof: Proof::default(),
+            proof: AddressProof::default(),
             wrong_passwords: 0,
             name: None,
             channels: Vec::new(),

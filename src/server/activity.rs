@@ -1,8 +1,13 @@
-//! Tracks what each HTTP connection is doing, and evicts one when a new connection finds no permit.
+//! Tracks the activity of each HTTP connection, and evicts one when no permit is left for a new connection.
 //!
-//! Eviction closes a connection that waits for its peer, and never a WebSocket. The order is: connections that only discard
-//! a rejected body; those that never sent a whole request; those without a valid API key that are idle, or do not read
-//! their response; idle ones with a key. A request with a key that is being answered is never cut.
+//! Eviction closes a connection that waits for its peer, and never a WebSocket. The order is:
+//!
+//! 1. connections that only discard a rejected body
+//! 2. connections on which a request has not arrived completely
+//! 3. connections without a valid API key that are idle, or do not read their response
+//! 4. idle connections with a valid API key
+//!
+//! A connection with a valid API key is never evicted while a request is being answered.
 
 use std::{
     collections::BTreeMap,
@@ -17,7 +22,7 @@ use std::{
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
-/// Eviction rank of a connection without a valid API key that has sent a whole request.
+/// Eviction rank of a connection without a valid API key that has sent a complete request.
 const RANK_WITHOUT_KEY: u8 = 2;
 
 /// Eviction rank of an idle connection with a valid API key: the last.
@@ -27,7 +32,7 @@ const RANK_KEYED: u8 = 3;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Phase {
-    /// Accepted; the peer has sent nothing.
+    /// The peer has sent nothing yet.
     New,
     /// The head of a request has begun to arrive.
     Head,
@@ -35,9 +40,9 @@ pub(super) enum Phase {
     Busy,
     /// The whole response has been passed to hyper. The connection becomes idle once all of it is written.
     Answered,
-    /// Kept alive; nothing of the next request has arrived.
+    /// The connection is kept alive, and no byte of the next request has arrived.
     Idle,
-    /// Closing: the response is sent, and further bytes from the peer are discarded.
+    /// The response is sent, and further bytes from the peer are discarded.
     Lingering,
 }
 
@@ -53,9 +58,9 @@ pub(super) struct Activity {
     idle_since: AtomicU64,
     /// Whether a request on this connection had a valid API key.
     keyed: AtomicBool,
-    /// Whether the peer takes nothing of what was written.
+    /// Whether the peer does not read its response.
     stalled: AtomicBool,
-    /// Whether the connection is evicted for another one.
+    /// Whether the connection is evicted.
     evicted: AtomicBool,
     /// Whether the server stops.
     stopping: AtomicBool,
@@ -88,13 +93,14 @@ impl Activity {
         self.enter(Phase::Idle);
     }
 
-    pub(super) fn has_key(&self) {
+    /// Records that a request had a valid API key.
+    pub(super) fn set_keyed(&self) {
         if !self.keyed.load(Ordering::Relaxed) {
             self.keyed.store(true, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn stall(&self, stalled: bool) {
+    pub(super) fn set_stalled(&self, stalled: bool) {
         self.stalled.store(stalled, Ordering::Release);
     }
 
@@ -108,7 +114,7 @@ impl Activity {
         self.stopping.load(Ordering::Acquire)
     }
 
-    /// Returns true if the connection is evicted; otherwise the task is woken when it is.
+    /// Reports whether the connection is evicted; if not, the task is woken when it is.
     pub(super) fn poll_evicted(&self, cx: &mut Context<'_>) -> bool {
         if self.evicted.load(Ordering::Acquire) {
             return true;
@@ -149,16 +155,16 @@ fn millis(now: Instant) -> u64 {
 
 /// HTTP connections of a listener, in the order of their arrival. `WebSockets` are not among them.
 #[derive(Debug, Default)]
-pub(super) struct Activities(Mutex<Open>);
+pub(super) struct Activities(Mutex<OpenConnections>);
 
 #[derive(Debug, Default)]
-struct Open {
-    /// Connections that came while few permits were left sort first, so that earlier ones stay connected.
+struct OpenConnections {
+    /// Connections that arrived while few permits were left sort first, so that earlier ones stay connected.
     connections: BTreeMap<(bool, u64), Arc<Activity>>,
     next: u64,
 }
 
-/// Entry of a connection, for as long as it speaks HTTP.
+/// Registration of a connection, until it ends or becomes a WebSocket.
 pub(super) struct Entry {
     all: Arc<Activities>,
     key: (bool, u64),
@@ -183,21 +189,21 @@ impl Activities {
 
     /// Evicts one connection without a valid API key.
     ///
-    /// Used when the system is out of descriptors. Evicting one connection may not end that, and evicting keyed ones too would
-    /// close the connections of all backends in turn.
+    /// Used when the process has no free descriptor. One eviction may not suffice, and repeated ones must not close the
+    /// connections of all backends.
     pub(super) fn evict_without_key(&self) -> bool {
         self.evict_below(RANK_KEYED)
     }
 
-    fn evict_below(&self, spared: u8) -> bool {
+    fn evict_below(&self, rank_limit: u8) -> bool {
         let open = self.0.lock();
         let mut first: Option<((u8, u64), &Arc<Activity>)> = None;
         for activity in open.connections.values() {
-            let Some(rank) = activity.rank().filter(|rank| rank.0 < spared) else { continue };
+            let Some(rank) = activity.rank().filter(|rank| rank.0 < rank_limit) else { continue };
             if first.is_none_or(|(lowest, _)| rank < lowest) {
                 first = Some((rank, activity));
             }
-            // No candidate ranks before one that never sent a request, except lingering ones, and these are few.
+            // Only lingering connections rank lower, and there are few.
             if rank.0 <= 1 {
                 break;
             }
@@ -227,10 +233,10 @@ mod tests {
             [false, false, false, false, false, true].map(|crowded| all.enter(crowded));
         busy.activity.enter(Phase::Busy);
         stalled.activity.enter(Phase::Answered);
-        stalled.activity.stall(true);
+        stalled.activity.set_stalled(true);
         idle.activity.become_idle(began + Duration::from_secs(2));
         keyed.activity.become_idle(began + Duration::from_secs(1));
-        keyed.activity.has_key();
+        keyed.activity.set_keyed();
         let evicted = |entry: &Entry| entry.activity.evicted.load(Ordering::Acquire);
         for (rank, next) in [&late, &early, &stalled, &idle, &keyed].into_iter().enumerate() {
             assert!(!evicted(next), "rank {rank}");

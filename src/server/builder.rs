@@ -47,15 +47,15 @@ impl Server {
 }
 
 impl Builder {
-    /// Sets the whole configuration: the original's keys and ours. Default: [`Config::default`].
+    /// Sets the configuration. Default: [`Config::default`].
     ///
-    /// [`config::load`](crate::config::load) reads one from a file, the environment or a JSON5 text.
+    /// [`config::load`](crate::config::load) reads a configuration from a file, the environment or a JSON5 text.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
         self
     }
 
-    /// Changes the configuration set so far.
+    /// Changes the current configuration.
     ///
     /// ```
     /// # use mesa::server::Server;
@@ -76,15 +76,15 @@ impl Builder {
         self
     }
 
-    /// Listens on this socket instead of `host` and `port`. [`bind`] makes one with a large backlog.
+    /// Listens on this socket instead of `host` and `port`. [`bind`] creates one with a large backlog.
     pub fn listener(mut self, listener: TcpListener) -> Self {
         self.listener = Some(listener);
         self
     }
 
-    /// Authenticates clients with your own implementation instead of the token settings of `authentication.*`.
+    /// Authenticates clients with your own implementation instead of the token settings of `authentication`.
     ///
-    /// The other keys (`timeout`, `required`, `disconnectOnFail` …) stay in effect.
+    /// The other keys (`timeout`, `required`, `disconnectOnFail` …) remain in effect.
     pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
         self.authenticator = Some(Arc::new(authenticator));
         self
@@ -92,7 +92,7 @@ impl Builder {
 
     /// Authenticates clients with a closure.
     ///
-    /// It receives what the client sent (the original's `data`) and returns the identity. If it panics, the client is not
+    /// It receives `d` of the client's authentication frame and returns the identity. If it panics, the client is not
     /// authenticated.
     ///
     /// ```
@@ -172,9 +172,9 @@ impl Builder {
         self
     }
 
-    /// Sets what runs when the server is asked to stop, before it stops serving. It can still send to clients.
+    /// Sets a function that runs at shutdown, before the server stops serving. It can still send to clients.
     ///
-    /// After 5 s, or if it panics, the server stops all the same. It is not called when the store has failed.
+    /// After 5 s, or if the function panics, the server stops anyway. It is not called when the store has failed.
     pub fn before_exit<F, R>(mut self, call: F) -> Self
     where
         F: FnOnce() -> R + Send + 'static,
@@ -184,7 +184,7 @@ impl Builder {
         self
     }
 
-    /// Uses a store that is open already, instead of `store.path`.
+    /// Uses an open store instead of `store.path`.
     #[doc(hidden)]
     pub fn store(mut self, store: Arc<dyn Store>) -> Self {
         self.store = Some(store);
@@ -198,22 +198,22 @@ impl Builder {
     /// # Errors
     /// When the configuration is invalid, the address cannot be bound, or authentication or store cannot be set up.
     pub async fn start(mut self) -> Result<Server, ServerError> {
-        // The address before the store: of two servers started by mistake, the second must not touch the store of the first.
+        // The address before the store: a second server, started by mistake, must not touch the store of the first.
         let listener = match self.listener.take() {
             Some(listener) => listener,
             None => bind(address(&self.config).await?)?,
         };
         let address = listener.local_addr()?;
-        Ok(Server { listener, address, parts: self.assemble().await? })
+        Ok(Server { listener, address, runtime: self.assemble().await? })
     }
 
-    /// Builds a server without a listener: its routes are for your router, and [`Attached::run`] runs the rest.
+    /// Builds a server without a listener; returns its routes for your router, and the server to run.
     ///
-    /// `host`, `port`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then. Unless the
-    /// router is served with connect info, `limits.connectionsPerAddress` counts all clients as one address.
+    /// `host`, `port`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then.
+    /// Unless the router is served with connect info, `limits.connectionsPerAddress` counts all clients as one address.
     ///
-    /// The routes are `path` for the WebSocket, and `/v1/…`, `/healthz`, `/readyz` and `/metrics`. With the default `path` of
-    /// `/`, the router they are merged into can have no route `/` of its own.
+    /// The routes are `path` for the WebSocket, and `/v1/…`, `/healthz`, `/readyz` and `/metrics`. With the default `path`
+    /// (`/`) your router cannot have a route `/`.
     ///
     /// ```
     /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -229,7 +229,7 @@ impl Builder {
     /// let app: Router = Router::new().route("/", get(|| async { "a page" })).merge(routes);
     /// let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     /// let serving = tokio::spawn(axum::serve(listener, app).into_future());
-    /// // In a program of yours: `tokio::signal::ctrl_c()`, or what else ends it.
+    /// // In your program: `tokio::signal::ctrl_c()`, or another future that ends it.
     /// mesa.run(async {}).await?;
     /// # serving.abort();
     /// # Ok(()) }
@@ -241,16 +241,17 @@ impl Builder {
         Ok(super::router::attach(self.assemble().await?))
     }
 
+    /// Validates the configuration and builds all components except the listener.
     async fn assemble(mut self) -> Result<Runtime, ServerError> {
         failpoints::check().map_err(ServerError::Failpoint)?;
-        let mut checked = self.config.clone();
+        let mut validated = self.config.clone();
         if self.authenticator.is_some() {
             // The configured token settings have no effect, so validation must not require any.
-            let authentication = &mut checked.authentication;
+            let authentication = &mut validated.authentication;
             (authentication.jwt, authentication.webhook) = (None, None);
             (authentication.insecure, authentication.insecure_public) = (true, true);
         }
-        for warning in checked.validate()? {
+        for warning in validated.validate()? {
             if self.authenticator.is_none() {
                 tracing::warn!("{warning}");
             }
@@ -289,8 +290,8 @@ impl Builder {
 /// Resolves `host` and `port` to their first address.
 async fn address(config: &Config) -> io::Result<SocketAddr> {
     let host = config.host.trim_start_matches('[').trim_end_matches(']');
-    let mut found = lookup_host((host, config.port)).await?;
-    found.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")))
+    let mut addresses = lookup_host((host, config.port)).await?;
+    addresses.next().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")))
 }
 
 impl fmt::Debug for Builder {
@@ -300,6 +301,7 @@ impl fmt::Debug for Builder {
     }
 }
 
+/// Authenticator that calls a closure.
 struct Closure<F>(F);
 
 impl<F, R> Authenticator for Closure<F>

@@ -16,22 +16,22 @@ use crate::{
     protocol::close_code::CloseCode,
 };
 
-/// A client can break the protocol as often as it connects, so the log line is rate-limited.
+/// Limits the log lines about stalled clients: a client can cause one with each connection.
 static STALLED: LogLimit = LogLimit::new();
 
-/// Time for the peer to take our close frame and to answer it. Then the connection is dropped.
+/// Time for the peer to read the close frame and to answer it. Then the connection is dropped.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Frames of a peer that are read while waiting for its close frame. Later ones are discarded unread.
+/// Maximum frames that are parsed while waiting for the peer's close frame. The bytes of later frames are discarded.
 const CLOSING_FRAMES_MAX: usize = 1024;
 
-/// What the peer sends until it closes too.
+/// State of the closing handshake.
 struct ClosingState {
     /// Frames read so far.
     frames: usize,
-    /// Frames are counted, and none is read beyond the limit.
+    /// Whether application messages and acknowledgements of the peer still count.
     accepts: bool,
-    /// The peer has closed too, or the connection is broken.
+    /// Whether the peer has closed too, or the connection is broken.
     closed: bool,
     /// Bytes that may still be discarded.
     bytes_left: usize,
@@ -40,8 +40,9 @@ struct ClosingState {
 impl Connection {
     /// Detaches the session, sends the close frame, and closes the socket within [`CLOSE_TIMEOUT`].
     ///
-    /// On shutdown a client cannot know of it before our close frame has arrived. Until then its application messages are
-    /// accepted and its acknowledgements count, so its session ends last. Frames of other clients are not read any more.
+    /// On shutdown a client sends frames until it receives the close frame. Until then its application messages are
+    /// accepted and its acknowledgements count, so its session is detached last. For any other reason its frames are
+    /// ignored.
     ///
     /// Returns the bytes that [`linger`](super::socket::Socket::linger) may still discard, if the peer may be sending.
     pub(super) async fn close(&mut self, end: End) -> Option<usize> {
@@ -60,25 +61,25 @@ impl Connection {
             End::Gone => {
                 state.closed = true;
                 if let Some(peer_close) = self.peer_close.take() {
-                    self.connected.set_close(peer_close.0, &peer_close.1);
+                    self.hub_handle.set_close(peer_close.0, &peer_close.1);
                 }
             }
             End::Requested(code) => self.push_close(code, ""),
             End::Close(code, reason) => self.push_close(code.code(), reason),
             End::Stopping => {
                 self.push_close(CloseCode::GoingAway.code(), CloseCode::GoingAway.reason());
-                // Frames after an authentication belong to the user it admits, and it admits none now.
+                // Frames after an authentication are of the user it admits, and it admits none now.
                 state.accepts = self.authenticating.is_none() && self.attaching.is_none();
             }
         }
-        // A peer that does not take part in the closing handshake is disconnected: nothing can be lost here any more.
+        // A peer that does not answer the close frame in time is disconnected: its pending messages are in the log.
         let closed = tokio::time::timeout(CLOSE_TIMEOUT, poll_fn(|cx| self.poll_close_handshake(cx, &mut state))).await;
         drop(self.session.take());
         (closed.is_ok() && !state.closed).then_some(state.bytes_left)
     }
 
     fn push_close(&mut self, code: u16, reason: &str) {
-        self.connected.set_close(code, reason);
+        self.hub_handle.set_close(code, reason);
         self.socket.push_close(code, reason);
     }
 
@@ -87,7 +88,7 @@ impl Connection {
             state.closed = true;
             return Poll::Ready(());
         }
-        // Also while the close frame cannot be written: the peer may be blocked on its own sending.
+        // Also while the close frame cannot be written, because the peer may be blocked on its own writes.
         self.read_remaining(cx, state);
         if state.frames < CLOSING_FRAMES_MAX {
             // Reading a ping may have put a pong into the buffer.
@@ -105,11 +106,11 @@ impl Connection {
         self.socket.poll_shutdown(cx).map(|_| ())
     }
 
-    /// Reads frames from the peer until nothing more arrives or a limit is reached.
+    /// Reads frames that have arrived, until a limit is reached.
     fn read_remaining(&mut self, cx: &mut Context<'_>, state: &mut ClosingState) {
         while state.frames < CLOSING_FRAMES_MAX {
-            // As before shutdown, a message waits in the socket until the listeners have room.
-            if state.accepts && self.connected.poll_ready(cx).is_pending() {
+            // As before shutdown, a message waits in the socket until the listeners have capacity.
+            if state.accepts && self.hub_handle.poll_ready(cx).is_pending() {
                 return;
             }
             let Poll::Ready(inbound) = self.socket.poll_inbound(cx) else { return };

@@ -1,7 +1,7 @@
-//! One task per WebSocket connection. It waits for all of its inputs at once: frames, signals from the hub, a writable
+//! The task of a WebSocket connection. It waits for all of its inputs at once: frames, signals from the hub, a writable
 //! socket, deadlines.
 //!
-//! Its steps are in files of their own: [`inbound`](super::inbound) reads frames, [`outbound`](super::outbound) writes
+//! Its steps are in other files: [`inbound`](super::inbound) reads frames, [`outbound`](super::outbound) writes
 //! them, [`closing`](super::closing) ends the connection.
 
 use std::{
@@ -17,29 +17,32 @@ use std::{
 use futures_util::future::BoxFuture;
 use tokio::time::Sleep;
 
-use super::{context::Shared, frame_rate::FrameRateLimiter, heartbeat::Heartbeat, peer::HandshakeInfo, socket::Socket};
+use super::{
+    context::ServerContext, frame_rate::FrameRateLimiter, heartbeat::Heartbeat, peer::HandshakeInfo, socket::Socket,
+};
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, CloseReason, ConnectionHandle, Session, Signals, StoreError},
     protocol::close_code::CloseCode,
 };
 
-/// Rounds per wake-up, before the task yields the thread. Otherwise a fast client with a long backlog would occupy a
-/// thread until the backlog is sent.
+/// Rounds per wake-up, before the task yields.
+///
+/// Otherwise a fast client with a long backlog would occupy a thread until the backlog is sent.
 const ROUNDS_MAX: usize = 8;
 
-/// Why a connection ends.
+/// Reason for which a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
-    /// The peer closed, or is gone: no close frame is sent.
+    /// The peer has closed or disconnected: no close frame is sent.
     Gone,
     /// The server closes with this code and reason.
     Close(CloseCode, &'static str),
-    /// The server is shutting down. Messages that the client sends until it learns of that still count.
+    /// The server is shutting down. Messages that the client sends before it receives the close frame still count.
     Stopping,
     /// The embedding program closes with this code.
     Requested(u16),
-    /// The peer takes nothing of what was written, so it would not take a close frame either.
+    /// The peer does not read, so no close frame is sent.
     Stalled,
 }
 
@@ -60,19 +63,19 @@ pub(super) struct Attaching {
     pub session: BoxFuture<'static, Result<Session, StoreError>>,
     /// The answer to the authentication.
     pub frame: String,
-    /// Whether it resumes (`after`); then its deliveries are not held back.
+    /// Whether the client resumes (`after`), so that its deliveries are not held back.
     pub resumes: bool,
-    /// When its identity expires.
+    /// When the client's identity expires.
     pub expires: Option<SystemTime>,
 }
 
-/// One connection.
+/// State of one connection.
 pub(super) struct Connection {
-    pub shared: Arc<Shared>,
+    pub context: Arc<ServerContext>,
     pub socket: Socket,
-    /// Detached first when closing, so that the hub puts nothing more into the mailbox.
+    /// Detached first when closing, so that the hub puts no more messages into the mailbox.
     pub session: Option<Session>,
-    pub connected: ConnectionHandle,
+    pub hub_handle: ConnectionHandle,
     pub heartbeat: Heartbeat,
     pub authenticating: Option<Authenticating>,
     pub attaching: Option<Attaching>,
@@ -83,11 +86,11 @@ pub(super) struct Connection {
     pub frame_rate: FrameRateLimiter,
     /// Whether unsynced messages are in the mailbox.
     pub unsynced: bool,
-    /// Until then deliveries are held back, unless op 1 is answered before (see [`hold`](super::hold)).
+    /// Time until which deliveries are held back (see [`hold`](super::hold)).
     pub held_until: Option<Instant>,
     /// When the next entry is due, if the session is paced.
     pub paced_until: Option<Instant>,
-    /// Since when the socket has taken nothing of the write buffer.
+    /// Time since which the socket has accepted no bytes of the write buffer.
     pub stalled_since: Option<Instant>,
     /// Code and reason of the peer's close frame.
     pub peer_close: Option<Box<(u16, String)>>,
@@ -99,28 +102,28 @@ impl Connection {
     ///
     /// The connection is boxed here, so that the task holds a pointer instead of several copies of its state.
     pub(super) fn serve(
-        shared: Arc<Shared>,
+        context: Arc<ServerContext>,
         socket: Socket,
         from: Option<SocketAddr>,
         handshake: Option<HandshakeInfo>,
     ) -> impl Future<Output = ()> + Send {
-        let connected = shared.hub.connect_from(from.map(|from| from.ip()), |id| {
-            if let (Some(runner), Some(handshake)) = (&shared.runner, handshake) {
+        let hub_handle = context.hub.connect_from(from.map(|from| from.ip()), |id| {
+            if let (Some(runner), Some(handshake)) = (&context.runner, handshake) {
                 runner.add_peer(id, handshake);
             }
         });
         let now = Instant::now();
-        let heart = &shared.config.heartbeat;
-        let nonce = shared.nonce();
+        let heart = &context.config.heartbeat;
+        let nonce = context.nonce();
         let heartbeat = Heartbeat::new(heart.enabled, heart.interval, heart.max_attempts, nonce, now);
         let mut connection = Box::new(Self {
             // Without an authenticator the missing authentication must not close the connection.
-            authenticate_by: shared.authenticator.is_some().then(|| now + shared.config.authentication.timeout),
-            frame_rate: FrameRateLimiter::new(shared.config.limits.frames_per_second, now),
-            shared,
+            authenticate_by: context.authenticator.is_some().then(|| now + context.config.authentication.timeout),
+            frame_rate: FrameRateLimiter::new(context.config.limits.frames_per_second, now),
+            context,
             socket,
             session: None,
-            connected,
+            hub_handle,
             heartbeat,
             authenticating: None,
             attaching: None,
@@ -132,14 +135,14 @@ impl Connection {
             peer_close: None,
             timer: Timer::default(),
         });
-        connection.shared.metrics.connections_total.inc();
-        connection.shared.metrics.connections.inc();
+        connection.context.metrics.connections_total.inc();
+        connection.context.metrics.connections.inc();
         connection.push_hello();
         async move {
             let end = poll_fn(|cx| connection.poll_end(cx)).await;
-            connection.shared.metrics.connections.dec();
+            connection.context.metrics.connections.dec();
             if let Some(bytes_left) = connection.close(end).await {
-                // Everything else is dropped here: the connection has ended, except for its peer.
+                // All other state is dropped here.
                 connection.into_socket().linger(bytes_left).await;
             }
         }
@@ -149,7 +152,7 @@ impl Connection {
         self.socket
     }
 
-    /// Does everything that can be done now; ready when the connection has to end.
+    /// Runs the steps of the connection; ready when it has to end.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<End> {
         for _ in 0..ROUNDS_MAX {
             let now = Instant::now();
@@ -168,13 +171,13 @@ impl Connection {
 
     /// Runs all steps once; true if there may be more to do at once.
     fn poll_once(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
-        if let Poll::Ready(signals) = self.connected.mailbox().poll_signals(cx) {
+        if let Poll::Ready(signals) = self.hub_handle.mailbox().poll_signals(cx) {
             self.apply_signals(signals)?;
         }
         self.check_deadlines(now)?;
         self.release_if_due(now);
         let mut busy = self.poll_inbound(cx, now)?;
-        // After the frames: one of them may just have started it, and its waker is not registered yet.
+        // After the frames, because one of them may just have started it without registering a waker.
         busy |= self.poll_authentication(cx, now)?;
         busy |= self.poll_attach(cx, now)?;
         self.fill_buffer(cx, now)?;
@@ -200,13 +203,13 @@ impl Connection {
 
     fn check_deadlines(&mut self, now: Instant) -> Result<(), End> {
         if self.authenticate_by.is_some_and(|by| by <= now) {
-            self.shared.metrics.authentication_failures.inc();
+            self.context.metrics.authentication_failures.inc();
             return Err(End::Close(CloseCode::Policy, "authentication timed out"));
         }
         if self.expires.is_some_and(|at| at <= SystemTime::now()) {
             return Err(End::Close(CloseCode::Policy, "the token has expired"));
         }
-        if self.stalled_since.is_some_and(|since| since + self.shared.config.limits.write_timeout <= now) {
+        if self.stalled_since.is_some_and(|since| since + self.context.config.limits.write_timeout <= now) {
             return Err(End::Stalled);
         }
         Ok(())
@@ -214,7 +217,7 @@ impl Connection {
 
     /// Returns the next deadline at which the task has to run without another event.
     fn deadline(&self) -> Option<Instant> {
-        let stalled = self.stalled_since.map(|since| since + self.shared.config.limits.write_timeout);
+        let stalled = self.stalled_since.map(|since| since + self.context.config.limits.write_timeout);
         // The wall clock may be set, so it is checked at least once a minute.
         let expires = self.expires.map(|at| {
             let left = at.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);
@@ -241,7 +244,7 @@ struct Timer {
 }
 
 impl Timer {
-    /// Returns true if `deadline` has passed; otherwise the task is woken then.
+    /// Reports whether `deadline` has passed; if not, the task is woken then.
     fn poll_elapsed(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> bool {
         let Some(deadline) = deadline.map(tokio::time::Instant::from_std) else { return false };
         match &mut self.sleep {

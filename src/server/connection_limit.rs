@@ -1,4 +1,4 @@
-//! Limits connections in total and per address, and waits until the last one has closed.
+//! Limits connections in total and per address, and waits until the last connection has closed.
 
 use std::{
     collections::HashMap,
@@ -12,7 +12,7 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, futures::Notified};
 
-/// Limiter of the connections of a server.
+/// Issues permits for connections, in total and per address.
 pub(super) struct ConnectionLimiter {
     connections_max: usize,
     /// 0: unlimited.
@@ -37,12 +37,12 @@ struct PermitInner {
     address: IpAddr,
 }
 
-/// Why no permit is available.
+/// The limit for which no permit is available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Full {
-    /// The limit of connections is reached.
-    All,
-    /// The limit of this address is reached.
+pub(super) enum LimitReached {
+    /// The total limit of connections.
+    Total,
+    /// The limit of the client's address.
     Address,
 }
 
@@ -58,10 +58,10 @@ impl ConnectionLimiter {
     }
 
     /// Acquires a permit for a connection from `address`.
-    pub(super) fn acquire(self: &Arc<Self>, address: IpAddr) -> Result<Permit, Full> {
+    pub(super) fn acquire(self: &Arc<Self>, address: IpAddr) -> Result<Permit, LimitReached> {
         if self.in_use.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
             self.in_use.fetch_sub(1, Ordering::AcqRel);
-            return Err(Full::All);
+            return Err(LimitReached::Total);
         }
         if self.per_address_max > 0 {
             let mut addresses = self.addresses.lock();
@@ -69,7 +69,7 @@ impl ConnectionLimiter {
             if *in_use >= self.per_address_max {
                 drop(addresses);
                 self.in_use.fetch_sub(1, Ordering::AcqRel);
-                return Err(Full::Address);
+                return Err(LimitReached::Address);
             }
             *in_use += 1;
         }
@@ -123,12 +123,12 @@ mod tests {
         let limiter = ConnectionLimiter::new(3, 2);
         let [one, two] = ["10.0.0.1", "10.0.0.2"].map(|address| address.parse::<IpAddr>().unwrap());
         let (first, second) = (limiter.acquire(one).unwrap(), limiter.acquire(one).unwrap());
-        assert_eq!(limiter.acquire(one).err(), Some(Full::Address), "expected at most two of one address");
+        assert_eq!(limiter.acquire(one).err(), Some(LimitReached::Address), "expected at most two of one address");
         let third = limiter.acquire(two).unwrap();
-        assert_eq!(limiter.acquire(two).err(), Some(Full::All), "expected at most three in all");
+        assert_eq!(limiter.acquire(two).err(), Some(LimitReached::Total), "expected at most three in all");
         let held = first.clone();
         drop(first);
-        assert_eq!((limiter.acquire(two).err(), limiter.in_use()), (Some(Full::All), 3));
+        assert_eq!((limiter.acquire(two).err(), limiter.in_use()), (Some(LimitReached::Total), 3));
         drop(held);
         drop(limiter.acquire(one).unwrap());
         drop((second, third));

@@ -1,4 +1,4 @@
-//! State that all connections of a server share.
+//! State that all connections of a server use.
 
 use std::sync::{
     Arc,
@@ -15,7 +15,8 @@ use crate::{
     util::millis::millis,
 };
 
-pub(super) struct Shared {
+/// Components, configuration and constants that all connections of a server use.
+pub(super) struct ServerContext {
     pub config: Config,
     pub hub: Arc<Hub>,
     pub metrics: Arc<Metrics>,
@@ -25,14 +26,14 @@ pub(super) struct Shared {
     pub runner: Option<Arc<HandlerRunner>>,
     /// Limiter of `WebSockets`. Its limit is lower than that of connections, so that HTTP requests find a permit.
     ///
-    /// The server also waits here until the last WebSocket has closed.
+    /// At shutdown the server waits for it until the last WebSocket has closed.
     pub sockets: Arc<ConnectionLimiter>,
     /// The first frame of every connection.
     pub hello: Arc<str>,
     nonces: AtomicU64,
 }
 
-impl Shared {
+impl ServerContext {
     pub(super) fn new(
         config: Config,
         hub: Arc<Hub>,
@@ -49,7 +50,7 @@ impl Shared {
             store_messages: config.store_messages,
             sends_user_object: config.authentication.send_user_object,
         });
-        // A nonce need not be secret, only unlike what a client or a gateway makes up, so the time is sufficient.
+        // A nonce has to differ from payloads of clients and gateways, but need not be secret. So the time is sufficient.
         let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
         let sockets = ConnectionLimiter::new(sockets_max, 0);
         Self { config, hub, metrics, authenticator, runner, sockets, hello: hello.into(), nonces: AtomicU64::new(seed) }

@@ -1,7 +1,7 @@
 //! Divides the open-file limit of the process among the kinds of connections.
 //!
-//! The store and the process come first: their share is reserved, and connections get the rest. Otherwise a flood of
-//! connections takes the last descriptor, and the store cannot open the file it has to write.
+//! A share is reserved for the store and the runtime. Otherwise a flood of connections could take the last descriptor, and
+//! the store could not open a file.
 
 use std::fs;
 
@@ -9,15 +9,15 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::config::Config;
 
-/// Descriptors reserved for the store (it keeps some 50 files open), temporary files and the runtime.
+/// Descriptors reserved for the store (which has about 50 open files), temporary files and the runtime.
 ///
-/// With a low open-file limit it is a third of that limit.
+/// With a low open-file limit a third of the free descriptors is reserved.
 const RESERVE_MAX: usize = 96;
 
-/// Connections that `WebSockets` cannot use: `/healthz`, `/metrics` and dispatches stay possible on a server full of them.
+/// Connections that `WebSockets` cannot use, so that a server at its limit still serves health checks and dispatches.
 const HTTP_ONLY_MAX: usize = 16;
 
-/// Name look-ups and requests to a webhook and for a JWKS, each with a kept-alive connection.
+/// Descriptors for DNS look-ups, and for kept-alive connections to the portal webhook and the JWKS server.
 const OUTBOUND_EXTRA: usize = 12;
 
 /// Number of open files assumed where the system does not report it.
@@ -41,38 +41,39 @@ impl Descriptors {
     pub(super) fn divide(config: &Config) -> Self {
         let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
         let open = ["/proc/self/fd", "/dev/fd"].iter().find_map(|path| Some(fs::read_dir(path).ok()?.count()));
-        let granted = Self::of(limit.unwrap_or(usize::MAX), open.unwrap_or(OPEN_FILES_ASSUMED), config);
-        let wanted = config.limits.connections;
-        if let (Some(limit), true) = (limit, granted.sockets < wanted) {
-            let Self { connections, sockets, .. } = granted;
+        let descriptors = Self::of(limit.unwrap_or(usize::MAX), open.unwrap_or(OPEN_FILES_ASSUMED), config);
+        let configured = config.limits.connections;
+        if let (Some(limit), true) = (limit, descriptors.sockets < configured) {
+            let Self { connections, sockets, .. } = descriptors;
             let text = format!(
                 "the process may open {limit} files: connections are limited to {connections}, of which {sockets} may be \
-                 WebSockets, and limits.connections ({wanted}) is not reached; raise the limit (ulimit -n, or \
+                 WebSockets, and limits.connections ({configured}) is not reached; raise the limit (ulimit -n, or \
                  LimitNOFILE= in a systemd unit) or lower limits.connections"
             );
             // With --dev a few connections are enough.
             if config.dev { tracing::debug!("{text}") } else { tracing::warn!("{text}") }
         }
-        granted
+        descriptors
     }
 
+    /// Divides `limit`, of which `open` descriptors are in use.
     fn of(limit: usize, open: usize, config: &Config) -> Self {
-        let left = limit.saturating_sub(open);
-        let left = left - RESERVE_MAX.min(left / 3);
-        let asked = config.authentication.webhook.as_ref().map_or(0, |webhook| webhook.concurrency);
-        let calls = asked > 0
+        let free = limit.saturating_sub(open);
+        let free = free - RESERVE_MAX.min(free / 3);
+        let configured = config.authentication.webhook.as_ref().map_or(0, |webhook| webhook.concurrency);
+        let sends_requests = configured > 0
             || config.portal.webhook.is_some()
             || config.authentication.jwt.as_ref().is_some_and(|jwt| jwt.jwks.is_some());
-        let outbound = if calls { (asked + OUTBOUND_EXTRA).min(left / 4) } else { 0 };
+        let outbound = if sends_requests { (configured + OUTBOUND_EXTRA).min(free / 4) } else { 0 };
         let resp =
-            if config.redis_protocol.port.is_some() { config.redis_protocol.connections.min(left / 4) } else { 0 };
-        let connections = (left - outbound - resp).min(config.limits.connections.saturating_add(HTTP_ONLY_MAX)).max(1);
+            if config.redis_protocol.port.is_some() { config.redis_protocol.connections.min(free / 4) } else { 0 };
+        let connections = (free - outbound - resp).min(config.limits.connections.saturating_add(HTTP_ONLY_MAX)).max(1);
         let http_only = HTTP_ONLY_MAX.min(connections / 4);
         Self {
             connections,
             sockets: config.limits.connections.min(connections - http_only),
             resp: resp.max(1),
-            outbound: outbound.saturating_sub(OUTBOUND_EXTRA).min(asked).max(1),
+            outbound: outbound.saturating_sub(OUTBOUND_EXTRA).min(configured).max(1),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::{auth, config::ConfigError, http_client::UrlError, hub::StoreError};
 
-/// Why a server did not start, or stopped by itself.
+/// Error for which a server did not start, or stopped by itself.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {

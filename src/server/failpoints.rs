@@ -7,8 +7,8 @@ use crate::{
     hub::Entry,
 };
 
-/// Damages some batches if a failpoint of delivery is enabled; otherwise returns them unchanged.
-pub(super) fn mix_up(mut entries: Vec<Entry>) -> Vec<Entry> {
+/// Corrupts some batches if a failpoint of delivery is enabled; otherwise returns them unchanged.
+pub(super) fn corrupt_batch(mut entries: Vec<Entry>) -> Vec<Entry> {
     static LAST: Mutex<Option<Entry>> = Mutex::new(None);
     if entries.len() > 1 && one_in(Failpoint::Reorder, 20) {
         let payload = entries[0].payload.clone();

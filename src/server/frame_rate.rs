@@ -1,19 +1,20 @@
 //! Limits the rate of frames from a client.
 //!
-//! Answers to frames of the server are free: one op 3 for each message written to a resuming client, one op 11 for each op
-//! 1, one pong for each ping. Further ones are charged like any frame.
+//! Answers to frames of the server are free: one op 3 for each message written to a resuming client, one op 11 for each
+//! op 1, one pong for each ping. All other frames are charged.
 
 use std::time::Instant;
 
-/// Burst in seconds of the rate. A client that catches up after a pause is no flood.
+/// Burst, in seconds of the rate: a client may send more frames after a pause.
 const BURST_SECONDS: f32 = 10.0;
 
 /// Token bucket of one connection.
 #[derive(Debug)]
 pub(super) struct FrameRateLimiter {
     per_second: f32,
-    left: f32,
-    at: Instant,
+    tokens: f32,
+    /// Time of the last charge.
+    charged: Instant,
     /// Acknowledgements (op 3) that are free.
     acknowledgements: u32,
 }
@@ -21,15 +22,15 @@ pub(super) struct FrameRateLimiter {
 impl FrameRateLimiter {
     pub(super) fn new(frames_per_second: u32, now: Instant) -> Self {
         let per_second = frames_per_second as f32;
-        Self { per_second, left: per_second * BURST_SECONDS, at: now, acknowledgements: 0 }
+        Self { per_second, tokens: per_second * BURST_SECONDS, charged: now, acknowledgements: 0 }
     }
 
-    /// Takes `frames` tokens; false if there are not so many left.
+    /// Charges `frames` frames; false if the limit is exceeded.
     pub(super) fn spend(&mut self, frames: u32, now: Instant) -> bool {
-        let earned = now.saturating_duration_since(self.at).as_secs_f32() * self.per_second;
-        self.left = (self.left + earned).min(self.per_second * BURST_SECONDS) - frames as f32;
-        self.at = now;
-        self.left >= 0.0
+        let earned = now.saturating_duration_since(self.charged).as_secs_f32() * self.per_second;
+        self.tokens = (self.tokens + earned).min(self.per_second * BURST_SECONDS) - frames as f32;
+        self.charged = now;
+        self.tokens >= 0.0
     }
 
     /// Makes one more acknowledgement free, for a message that was written.

@@ -9,17 +9,17 @@ use crate::{
     },
 };
 
-/// Why a message was not sent. No recipient received anything.
+/// Error of sending a message. No recipient received the message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// It is too large, too deep, or has an opcode of the protocol.
+    /// The message is too large, too deep, or has an opcode of the protocol.
     #[error(transparent)]
     Message(#[from] MessageError),
     /// An option, or its type, is longer than allowed.
     #[error(transparent)]
     Name(#[from] IdError),
-    /// More recipients than `limits.recipients`.
+    /// There are more recipients than `limits.recipients`.
     #[error("{given} recipients are more than the {max} that limits.recipients allows; send it in parts")]
     Recipients {
         /// Number of recipients.
@@ -27,16 +27,16 @@ pub enum SendError {
         /// The limit.
         max: usize,
     },
-    /// It has a `ttl` or a `collapse` key, which need a stored message, and sync is off.
+    /// The message has a `ttl` or a `collapse` key, which need a stored message, and sync is off.
     #[error(
-        "ttl and collapse are for messages that are kept, and this server keeps none: sync is off. Set sync.enabled, or \
-         leave them out"
+        "ttl and collapse need stored messages, and sync is off on this server: set sync.enabled to true in its \
+         configuration, or omit them"
     )]
     SyncOff,
-    /// The combination of options is contradictory; the sentence says why.
+    /// The options contradict each other, with the reason.
     #[error("{0}")]
-    Senseless(&'static str),
-    /// The store accepts nothing: it is full, or has failed.
+    Contradictory(&'static str),
+    /// The store accepts no entry: it is full, or has failed.
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The server has stopped.
@@ -46,7 +46,7 @@ pub enum SendError {
 
 /// Handle of a server in this process. Cheap to clone.
 ///
-/// It does not keep the server alive: once that has stopped, every call returns an error.
+/// It does not keep the server alive. Once the server has stopped, every call that can fail returns an error.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) hub: Weak<Hub>,
@@ -54,16 +54,16 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Sends a message, as a backend's `POST /v1/dispatch` does, to users or a broadcast to [`Recipients::Everyone`].
+    /// Sends a message to users, or a broadcast to [`Recipients::Everyone`], like `POST /v1/dispatch`.
     ///
-    /// Excluded users do not receive it. It resolves once every stored entry is as durable as configured
+    /// Excluded users do not receive it. The future resolves once every stored entry is as durable as configured
     /// (`store.durability`). By default entries survive a crash and a power cut.
     ///
-    /// Dropping the future after its first poll does not cancel the message. A message with opcode 5 and type
+    /// Dropping the future after its first poll does not cancel the dispatch. A message with opcode 5 and type
     /// `DISCONNECT_CLIENT` disconnects its recipients. [`Outcome::rejected`] names the rejected recipients.
     ///
     /// # Errors
-    /// When no part of it was accepted.
+    /// When the whole dispatch was rejected.
     pub async fn send(
         &self,
         message: &Message,
@@ -79,7 +79,7 @@ impl Handle {
     /// [`Outcome::duplicate`]. The id is as durable as the message.
     ///
     /// # Errors
-    /// When no part of it was accepted.
+    /// When the whole dispatch was rejected.
     pub async fn send_once(
         &self,
         id: DispatchId,
@@ -98,20 +98,20 @@ impl Handle {
         id: Option<DispatchId>,
     ) -> Result<Outcome, SendError> {
         let hub = self.hub()?;
-        let named = if let Recipients::Users(users) = &recipients { users.len() } else { 1 };
-        let given = named.max(excluding.len());
+        let recipient_count = if let Recipients::Users(users) = &recipients { users.len() } else { 1 };
+        let given = recipient_count.max(excluding.len());
         if given > self.recipients_max {
             return Err(SendError::Recipients { given, max: self.recipients_max });
         }
         let options = &message.o;
         if message.op == INTERNAL_EVENT {
             let has_id_or_options = id.is_some() || options.ttl.is_some() || options.collapse.is_some();
-            check_internal_event(message.t.as_deref(), has_id_or_options).map_err(SendError::Senseless)?;
+            check_internal_event(message.t.as_deref(), has_id_or_options).map_err(SendError::Contradictory)?;
             return Ok(hub.disconnect(&recipients, excluding).await);
         }
         let dispatch =
             Dispatch::new(message.payload()?, recipients).with_options(options).map_err(|error| match error {
-                OptionsError::NotStored => SendError::Senseless(OptionsError::NOT_STORED),
+                OptionsError::NotStored => SendError::Contradictory(OptionsError::NOT_STORED),
                 OptionsError::Collapse(error) => error.into(),
             })?;
         let dispatch = Dispatch { excluding: excluding.to_vec(), id, ..dispatch };
@@ -160,7 +160,7 @@ impl Handle {
     /// Acknowledges all pending messages of a user; resolves with their number once that is durable.
     ///
     /// # Errors
-    /// When the store accepts nothing, or the server has stopped.
+    /// When the store accepts no writes, or the server has stopped.
     pub async fn clear(&self, user: &UserId) -> Result<u64, SendError> {
         Ok(self.hub()?.clear(user).await?)
     }

@@ -1,4 +1,4 @@
-//! Handlers of client events: a trait with a method for each event, and a closure type for each.
+//! Handlers of client events: a trait with a method for each event, and a closure wrapper for each event.
 
 use std::future::Future;
 
@@ -8,7 +8,7 @@ use super::peer::{HandlerEvent, Peer, ReceivedMessage};
 
 /// Handles client events in the embedding program.
 ///
-/// Every method does nothing by default: implement those you need, as `async fn`.
+/// By default each method has no effect. Implement those you need, as `async fn`.
 ///
 /// ```
 /// use mesa::{message::Message, server::{Handler, Peer, ReceivedMessage}};
@@ -31,10 +31,10 @@ use super::peer::{HandlerEvent, Peer, ReceivedMessage};
 /// is full the server reads nothing from the client. With heartbeats on, a handler that takes longer than the heartbeat
 /// timeout loses the connection, so spawn a task for long work.
 ///
-/// **Panics** end one call. They are logged and reported to the middleware. Connection, server and later calls go on.
+/// **Panics** end one call. They are logged and reported to the middleware. Connection, server and later calls continue.
 ///
-/// **Durability.** Nothing of this is stored. A message from a client is lost in a crash if no handler has processed it, and
-/// the client does not know. Where that matters, let the client retry what was not answered.
+/// **Durability.** Events are not stored. A message from a client is lost in a crash if no handler has processed it,
+/// and the client is not notified. Where that matters, let handlers answer messages, and clients retry unanswered ones.
 pub trait Handler: Send + Sync + 'static {
     /// Handles a new connection; the client is not authenticated yet.
     fn connection(&self, client: Peer) -> impl Future<Output = ()> + Send {
@@ -54,7 +54,7 @@ pub trait Handler: Send + Sync + 'static {
         async {}
     }
 
-    /// Handles the end of a connection, with its close code (1006: no close frame) and reason. The last event, once.
+    /// Handles the end of a connection: its last event, with close code (1006: no close frame) and reason.
     fn disconnection(&self, client: Peer, code: u16, reason: String) -> impl Future<Output = ()> + Send {
         _ = (client, code, reason);
         async {}
@@ -63,11 +63,11 @@ pub trait Handler: Send + Sync + 'static {
 
 /// Object-safe form of a handler, so that several types can be stored together.
 pub(super) trait DynHandler: Send + Sync {
-    /// Returns the call; `None` if the handler does not handle this event.
+    /// Calls the handler; `None` if it does not handle this event.
     fn call(&self, client: Peer, event: HandlerEvent) -> Option<BoxFuture<'_, ()>>;
 }
 
-/// A handler of every event.
+/// Object-safe wrapper of a [`Handler`].
 pub(super) struct WholeHandler<H>(pub H);
 
 impl<H: Handler> DynHandler for WholeHandler<H> {
@@ -81,6 +81,7 @@ impl<H: Handler> DynHandler for WholeHandler<H> {
     }
 }
 
+/// Handler of connections by a closure.
 pub(super) struct OnConnection<F>(pub F);
 
 impl<F: Fn(Peer) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> DynHandler for OnConnection<F> {
@@ -89,6 +90,7 @@ impl<F: Fn(Peer) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> Dy
     }
 }
 
+/// Handler of authentications by a closure.
 pub(super) struct OnAuthentication<F>(pub F);
 
 impl<F: Fn(Peer) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> DynHandler for OnAuthentication<F> {
@@ -97,6 +99,7 @@ impl<F: Fn(Peer) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> Dy
     }
 }
 
+/// Handler of messages by a closure.
 pub(super) struct OnMessage<F>(pub F);
 
 impl<F: Fn(Peer, ReceivedMessage) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> DynHandler
@@ -108,6 +111,7 @@ impl<F: Fn(Peer, ReceivedMessage) -> R + Send + Sync, R: Future<Output = ()> + S
     }
 }
 
+/// Handler of disconnections by a closure.
 pub(super) struct OnDisconnection<F>(pub F);
 
 impl<F: Fn(Peer, u16, String) -> R + Send + Sync, R: Future<Output = ()> + Send + 'static> DynHandler

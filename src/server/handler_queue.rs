@@ -1,4 +1,4 @@
-//! Queues events for handlers: a bounded queue for each connection, and a task while it is not empty.
+//! Queues events for handlers: a bounded queue for each connection, and a task while the queue is not empty.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -57,13 +57,13 @@ impl HandlerRunner {
         _ = self.handle.set(handle);
     }
 
-    /// Records the handshake of a connection whose event follows.
+    /// Registers a connection before its first event.
     pub(super) fn add_peer(&self, connection: ConnectionId, handshake: HandshakeInfo) {
         let Some(handle) = self.handle.get().cloned() else { return };
         self.shard(connection).lock().insert(connection, Peer::new(connection, handle, handshake));
     }
 
-    /// Records the identity of a client whose authentication event follows.
+    /// Records the identity of a client before its authentication event.
     pub(super) fn set_pending_identity(&self, connection: ConnectionId, identity: &Identity) {
         if let Some(peer) = self.peer(connection) {
             peer.set_pending_identity(identity);
@@ -106,7 +106,7 @@ impl Listener for HubListener {
     fn poll_ready(&self, connection: ConnectionId, cx: &mut Context<'_>) -> Poll<()> {
         let Some(peer) = self.0.peer(connection) else { return Poll::Ready(()) };
         // Registered first, so that any later release of capacity wakes the connection.
-        peer.0.room.register(cx.waker());
+        peer.0.capacity_waker.register(cx.waker());
         if peer.0.queue.lock().is_full() { Poll::Pending } else { Poll::Ready(()) }
     }
 }
@@ -119,7 +119,7 @@ fn handler_event(event: Event<'_>) -> HandlerEvent {
             HandlerEvent::Message(ReceivedMessage {
                 op,
                 kind: kind.map(str::to_owned),
-                // It was cut out of a text that has just been parsed as JSON.
+                // A part of a text that was parsed as JSON.
                 data: data.and_then(|data| RawValue::from_string(data.to_owned()).ok()),
             })
         }
@@ -127,7 +127,8 @@ fn handler_event(event: Event<'_>) -> HandlerEvent {
     }
 }
 
-fn bytes(event: &HandlerEvent) -> Option<usize> {
+/// Returns the size of a message; `None` for other events, which have no bound.
+fn message_bytes(event: &HandlerEvent) -> Option<usize> {
     let HandlerEvent::Message(message) = event else { return None };
     Some(message.data.as_ref().map_or(0, |data| data.get().len()) + message.kind.as_ref().map_or(0, String::len))
 }
@@ -136,7 +137,7 @@ fn bytes(event: &HandlerEvent) -> Option<usize> {
 fn push(runner: &Arc<HandlerRunner>, peer: Peer, event: HandlerEvent) {
     {
         let mut queue = peer.0.queue.lock();
-        if let Some(bytes) = bytes(&event) {
+        if let Some(bytes) = message_bytes(&event) {
             (queue.messages, queue.bytes) = (queue.messages + 1, queue.bytes + bytes);
         }
         queue.events.push_back(event);
@@ -148,14 +149,15 @@ fn push(runner: &Arc<HandlerRunner>, peer: Peer, event: HandlerEvent) {
     let runner = runner.clone();
     tokio::spawn(async move {
         while let Some(event) = next(&peer) {
-            // Panics of handlers are caught in `call`. A panic of our own must not block the connection's later events.
+            // Panics of handlers are caught in `call_handler`. Any other panic must not block the connection's later
+            // events.
             let calling = AssertUnwindSafe(async {
                 failpoints::panic_at("handlers");
                 if matches!(event, HandlerEvent::Authentication) {
-                    peer.set_identity();
+                    peer.apply_pending_identity();
                 }
                 for handler in &runner.handlers {
-                    call(handler.as_ref(), &peer, event.clone()).await;
+                    call_handler(handler.as_ref(), &peer, event.clone()).await;
                 }
             });
             if let Err(panic) = calling.catch_unwind().await {
@@ -184,28 +186,28 @@ fn next(peer: &Peer) -> Option<HandlerEvent> {
 
 /// Releases the capacity of a handled message.
 fn release(peer: &Peer, event: &HandlerEvent) {
-    let Some(bytes) = bytes(event) else { return };
-    let has_room = {
+    let Some(bytes) = message_bytes(event) else { return };
+    let has_capacity = {
         let mut queue = peer.0.queue.lock();
         let was_full = queue.is_full();
         (queue.messages, queue.bytes) = (queue.messages - 1, queue.bytes - bytes);
         was_full && !queue.is_full()
     };
-    if has_room {
-        peer.0.room.wake();
+    if has_capacity {
+        peer.0.capacity_waker.wake();
     }
 }
 
 /// Error that the middleware receives for a handler that panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("a handler of {name} panicked: {why}")]
-struct Panicked {
+struct HandlerPanic {
     name: &'static str,
     why: String,
 }
 
-/// Runs one call; a panic ends it alone.
-async fn call(handler: &dyn DynHandler, peer: &Peer, event: HandlerEvent) {
+/// Calls one handler, and reports its panic.
+async fn call_handler(handler: &dyn DynHandler, peer: &Peer, event: HandlerEvent) {
     let name = event.name();
     // The handler owns its state, and is called again with the next event.
     let called = AssertUnwindSafe(async {
@@ -214,10 +216,10 @@ async fn call(handler: &dyn DynHandler, peer: &Peer, event: HandlerEvent) {
         }
     });
     if let Err(panic) = called.catch_unwind().await {
-        let panicked = Panicked { name, why: panic_text(panic.as_ref()).to_owned() };
+        let panicked = HandlerPanic { name, why: panic_text(panic.as_ref()).to_owned() };
         let user = peer.user();
-        let named = user.as_ref().map(excerpt);
-        tracing::error!(connection = peer.connection(), user = named, "{}", sentence(&panicked));
+        let user_id = user.as_ref().map(excerpt);
+        tracing::error!(connection = peer.connection(), user = user_id, "{}", sentence(&panicked));
         if let Some(hub) = peer.server().hub.upgrade() {
             let client = Client::new(peer.connection(), peer.address().map(|from| from.ip()), user.as_ref());
             hub.middleware().report_error(&panicked, Some(&client));

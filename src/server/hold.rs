@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::connection::Connection;
 use crate::protocol::encode;
 
-/// Longest time for which deliveries are held back. Then they start without an answer, for clients that never answer op 1.
+/// Maximum time for which deliveries are held back. Then they start without an answer, for clients that never answer op 1.
 const HOLD_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Delay of the deliveries after the answer, within [`HOLD_TIMEOUT`].
@@ -23,7 +23,7 @@ impl Connection {
     /// Sends op 1 and holds back deliveries until 10 ms after its answer, 250 ms at most.
     pub(super) fn hold(&mut self, now: Instant) {
         self.push(&encode::heartbeat(None));
-        self.heartbeat.ask_authenticated(now);
+        self.heartbeat.expect_authentication_ack(now);
         self.held_until = Some(now + HOLD_TIMEOUT);
     }
 
@@ -32,7 +32,7 @@ impl Connection {
         self.held_until = self.held_until.map(|until| until.min(now + HANDLER_DELAY));
     }
 
-    /// Starts the deliveries. The interval before the first paced entry begins here.
+    /// Starts the deliveries, and the interval before the first paced entry.
     fn release(&mut self, now: Instant) {
         if self.held_until.take().is_some()
             && let Some(session) = &mut self.session

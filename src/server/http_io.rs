@@ -1,12 +1,11 @@
-//! The socket below hyper, with every deadline of an HTTP connection in one place.
+//! The socket below hyper, with all deadlines of an HTTP connection.
 //!
-//! - read: `limits.headerTimeout` for the head of the first request, and of each one that has begun; `limits.idleTimeout`
-//!   between requests
-//! - write: `limits.writeTimeout` without a byte taken by the peer, for every response and stream
-//! - close: bytes that the peer still sends are discarded for a bounded time. A socket closed with unread bytes resets the
+//! - read: `limits.headerTimeout` for the head of a request, and `limits.idleTimeout` between requests
+//! - write: `limits.writeTimeout` since the peer's socket last accepted a byte
+//! - close: bytes that the peer still sends are discarded for a bounded time. Closing a socket with unread bytes resets the
 //!   connection, and the peer then loses the response (RFC 9112, 9.6).
 //!
-//! A timer is set when a wait begins, and not moved for each request. One that fires early is set again.
+//! A timer is set when a wait begins, and not reset for each request. A timer that fires early is set again.
 
 use std::{
     io,
@@ -30,16 +29,16 @@ use super::{
 };
 use crate::config::Limits;
 
-/// A closing connection ends when its peer has sent nothing for this long.
+/// Time without bytes from the peer after which a closing connection ends.
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Longest time for which a connection may be closing; then a peer that still sends is reset.
+/// Maximum time for closing a connection; then a connection whose peer still sends is reset.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The same limit while the server stops: less than the time all connections get to finish.
+/// The same limit during shutdown, less than `DRAIN_TIMEOUT` of [`shutdown`](super::shutdown).
 const LINGER_STOPPING_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Bytes discarded while closing; a peer that sends more is reset.
+/// Maximum bytes discarded while closing; a connection whose peer sends more is reset.
 const LINGER_BYTES_MAX: usize = 128 << 20;
 
 /// Bytes discarded per read.
@@ -56,21 +55,21 @@ pub(super) struct HttpIo {
     idle_timeout: Duration,
     write_timeout: Duration,
     /// Deadline for the next bytes, or for the whole head.
-    read_by: Instant,
+    read_deadline: Instant,
     read_timer: Timer,
-    /// Deadline for the peer to take bytes; `None` while nothing is pending.
-    write_by: Option<Instant>,
+    /// Deadline for the peer to accept bytes; `None` while no write is pending.
+    write_deadline: Option<Instant>,
     write_timer: Timer,
     closing: Option<Closing>,
     /// An error response that replaces hyper's bare one, and how much of it is written.
-    refusal: Option<(Vec<u8>, usize)>,
-    /// The peer has closed its side, or a deadline has passed: the connection need not linger.
-    over: bool,
+    error_response: Option<(Vec<u8>, usize)>,
+    /// Whether the peer has closed its side, or a deadline has passed, so that the connection need not linger.
+    no_linger: bool,
 }
 
 #[derive(Clone, Copy)]
 struct Closing {
-    by: Instant,
+    deadline: Instant,
     discarded: usize,
 }
 
@@ -82,13 +81,13 @@ impl HttpIo {
             head_timeout: limits.header_timeout,
             idle_timeout: limits.idle_timeout,
             write_timeout: limits.write_timeout,
-            read_by: Instant::now() + limits.header_timeout,
+            read_deadline: Instant::now() + limits.header_timeout,
             read_timer: Timer::default(),
-            write_by: None,
+            write_deadline: None,
             write_timer: Timer::default(),
             closing: None,
-            refusal: None,
-            over: false,
+            error_response: None,
+            no_linger: false,
         }
     }
 
@@ -103,7 +102,7 @@ impl HttpIo {
             // The deadline of the first head counts from the start of the connection.
             Phase::New => self.activity.enter(Phase::Head),
             Phase::Answered | Phase::Idle => {
-                self.read_by = Instant::now() + self.head_timeout;
+                self.read_deadline = Instant::now() + self.head_timeout;
                 self.activity.enter(Phase::Head);
             }
             Phase::Head | Phase::Busy | Phase::Lingering => {}
@@ -112,43 +111,41 @@ impl HttpIo {
 
     /// Records that a response is written.
     ///
-    /// hyper looks for the next request only once it is woken: by bytes, by eviction, or by the timer.
+    /// hyper polls for the next request only once it is woken: by bytes, by eviction, or by the timer.
     fn become_idle(&mut self, cx: &mut Context<'_>) {
         let now = Instant::now();
-        self.read_by = now + self.idle_timeout;
+        self.read_deadline = now + self.idle_timeout;
         self.activity.become_idle(now.into_std());
-        self.read_timer.wake_by(cx, self.read_by);
+        self.read_timer.wake_at(cx, self.read_deadline);
         if self.activity.poll_evicted(cx) {
             cx.waker().wake_by_ref();
         }
     }
 
-    /// Returns the deadline while there is nothing to read.
-    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Fails once the read deadline has passed or the connection is evicted; pending until then.
+    fn poll_read_timeout(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.activity.phase() {
-            // Bodies and streams have their own deadlines.
-            Phase::Busy => return Poll::Pending,
-            // The rest of the response is not written yet, and that has a deadline of its own.
-            Phase::Answered => return Poll::Pending,
+            // Bodies, streams and writes have other deadlines.
+            Phase::Busy | Phase::Answered => return Poll::Pending,
             Phase::New | Phase::Head | Phase::Idle | Phase::Lingering => {}
         }
-        if self.activity.poll_evicted(cx) || self.read_timer.poll_passed(cx, self.read_by) {
-            self.over = true;
+        if self.activity.poll_evicted(cx) || self.read_timer.poll_elapsed(cx, self.read_deadline) {
+            self.no_linger = true;
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         Poll::Pending
     }
 
-    /// Discards what the peer still sends; ready when the peer has closed, or its time is over.
+    /// Discards bytes of the peer; ready when the peer has closed or a limit is reached.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
         let mut closing = self.closing.unwrap_or_else(|| {
             self.activity.enter(Phase::Lingering);
-            self.read_by = now + LINGER_IDLE_TIMEOUT;
-            Closing { by: now + LINGER_TIMEOUT, discarded: 0 }
+            self.read_deadline = now + LINGER_IDLE_TIMEOUT;
+            Closing { deadline: now + LINGER_TIMEOUT, discarded: 0 }
         });
         if self.activity.is_stopping() {
-            closing.by = closing.by.min(now + LINGER_STOPPING_TIMEOUT);
+            closing.deadline = closing.deadline.min(now + LINGER_STOPPING_TIMEOUT);
         }
         self.closing = Some(closing);
         for _ in 0..DISCARDS_MAX {
@@ -157,16 +154,16 @@ impl HttpIo {
             match Pin::new(&mut self.stream).poll_read(cx, &mut discarded) {
                 Poll::Ready(Ok(())) if !discarded.filled().is_empty() => {
                     closing.discarded += discarded.filled().len();
-                    if closing.discarded > LINGER_BYTES_MAX || closing.by <= now {
+                    if closing.discarded > LINGER_BYTES_MAX || closing.deadline <= now {
                         return Poll::Ready(());
                     }
-                    self.read_by = now + LINGER_IDLE_TIMEOUT;
+                    self.read_deadline = now + LINGER_IDLE_TIMEOUT;
                     self.closing = Some(closing);
                 }
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => {
-                    let by = self.read_by.min(closing.by);
-                    let over = self.activity.poll_evicted(cx) || self.read_timer.poll_passed(cx, by);
+                    let by = self.read_deadline.min(closing.deadline);
+                    let over = self.activity.poll_evicted(cx) || self.read_timer.poll_elapsed(cx, by);
                     return if over { Poll::Ready(()) } else { Poll::Pending };
                 }
             }
@@ -184,36 +181,36 @@ impl AsyncRead for HttpIo {
                 if buf.filled().len() > before {
                     self.received();
                 } else if wanted > 0 {
-                    self.over = true;
+                    self.no_linger = true;
                 }
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => {
-                self.over = true;
+                self.no_linger = true;
                 Poll::Ready(Err(error))
             }
-            Poll::Pending => self.poll_silence(cx),
+            Poll::Pending => self.poll_read_timeout(cx),
         }
     }
 }
 
 impl HttpIo {
-    fn poll_take(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write_stream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match Pin::new(&mut self.stream).poll_write(cx, bytes) {
             Poll::Pending => {
-                let by = self.write_by.unwrap_or_else(|| Instant::now() + self.write_timeout);
-                if self.write_by.replace(by).is_none() {
-                    self.activity.stall(true);
+                let by = self.write_deadline.unwrap_or_else(|| Instant::now() + self.write_timeout);
+                if self.write_deadline.replace(by).is_none() {
+                    self.activity.set_stalled(true);
                 }
-                if self.activity.poll_evicted(cx) || self.write_timer.poll_passed(cx, by) {
-                    self.over = true;
+                if self.activity.poll_evicted(cx) || self.write_timer.poll_elapsed(cx, by) {
+                    self.no_linger = true;
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
                 Poll::Pending
             }
             written @ Poll::Ready(_) => {
-                if self.write_by.take().is_some() {
-                    self.activity.stall(false);
+                if self.write_deadline.take().is_some() {
+                    self.activity.set_stalled(false);
                 }
                 written
             }
@@ -221,20 +218,20 @@ impl HttpIo {
     }
 
     /// Writes the error response; ready when all of it is written.
-    fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some((refusal, written)) = self.refusal.take() {
-            let taken = self.poll_take(cx, &refusal[written..]);
-            let (taken, taken_bytes) = match taken {
+    fn poll_error_response(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some((error_response, written)) = self.error_response.take() {
+            let progress = self.poll_write_stream(cx, &error_response[written..]);
+            let (progress, written_now) = match progress {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(bytes)) => (Poll::Ready(()), bytes),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => (Poll::Pending, 0),
             };
-            let written = written + taken_bytes;
-            if written < refusal.len() {
-                self.refusal = Some((refusal, written));
+            let written = written + written_now;
+            if written < error_response.len() {
+                self.error_response = Some((error_response, written));
             }
-            ready!(taken);
+            ready!(progress);
         }
         Poll::Ready(Ok(()))
     }
@@ -243,23 +240,23 @@ impl HttpIo {
 impl AsyncWrite for HttpIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         // Bytes written while a request is answered are its response.
-        if self.refusal.is_none()
+        if self.error_response.is_none()
             && self.activity.phase() != Phase::Busy
             && let Some(at) = unreadable::find(bytes)
         {
             if at > 0 {
-                return self.poll_take(cx, &bytes[..at]);
+                return self.poll_write_stream(cx, &bytes[..at]);
             }
-            self.refusal = unreadable::with_body(bytes).map(|refusal| (refusal, 0));
+            self.error_response = unreadable::with_body(bytes).map(|error_response| (error_response, 0));
         }
-        if self.refusal.is_none() {
-            return self.poll_take(cx, bytes);
+        if self.error_response.is_none() {
+            return self.poll_write_stream(cx, bytes);
         }
         // hyper passes the same bytes again until all of them are written.
-        self.poll_refusal(cx).map_ok(|()| bytes.len())
+        self.poll_error_response(cx).map_ok(|()| bytes.len())
     }
 
-    /// hyper calls this whenever all it has to write is written.
+    /// Flushes the stream. hyper calls this whenever all of its output is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         if self.activity.phase() == Phase::Answered {
@@ -271,9 +268,9 @@ impl AsyncWrite for HttpIo {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.closing.is_none() {
             ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
-            // If nothing has arrived, nothing was answered. An idle connection lingers too: hyper may have looked for the rest of
-            // a rejected body just before.
-            if self.over || self.activity.phase() == Phase::New {
+            // Without a request there was no response that could be lost. An idle connection lingers too: bytes of a
+            // rejected body may be unread.
+            if self.no_linger || self.activity.phase() == Phase::New {
                 return Poll::Ready(Ok(()));
             }
         }
@@ -287,16 +284,16 @@ struct Timer(Option<Pin<Box<Sleep>>>);
 
 impl Timer {
     /// Wakes the task at `by` or earlier.
-    fn wake_by(&mut self, cx: &mut Context<'_>, by: Instant) {
+    fn wake_at(&mut self, cx: &mut Context<'_>, by: Instant) {
         // A timer set for an earlier time wakes the same task, which then sets it again. Most requests need no change.
         let is_armed = |sleep: &Pin<Box<Sleep>>| !sleep.is_elapsed() && sleep.deadline() <= by;
-        if !self.0.as_ref().is_some_and(is_armed) && self.poll_passed(cx, by) {
+        if !self.0.as_ref().is_some_and(is_armed) && self.poll_elapsed(cx, by) {
             cx.waker().wake_by_ref();
         }
     }
 
-    /// Returns true if `by` has passed; otherwise the task is woken then, or earlier.
-    fn poll_passed(&mut self, cx: &mut Context<'_>, by: Instant) -> bool {
+    /// Reports whether `by` has passed; if not, the task is woken then, or earlier.
+    fn poll_elapsed(&mut self, cx: &mut Context<'_>, by: Instant) -> bool {
         let sleep = self.0.get_or_insert_with(|| Box::pin(sleep_until(by)));
         if sleep.deadline() > by {
             sleep.as_mut().reset(by);
@@ -311,19 +308,19 @@ impl Timer {
     }
 }
 
-/// The body of a response, which reports its end.
-pub(super) struct Answer {
+/// Body of a response, which sets [`Phase::Answered`] when it is dropped.
+pub(super) struct ResponseBody {
     body: Body,
     activity: Arc<Activity>,
 }
 
-impl Answer {
+impl ResponseBody {
     pub(super) fn new(body: Body, activity: Arc<Activity>) -> Self {
         Self { body, activity }
     }
 }
 
-impl HttpBody for Answer {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -340,7 +337,7 @@ impl HttpBody for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
         self.activity.enter(Phase::Answered);
     }

@@ -1,4 +1,4 @@
-//! Reads frames from a client and acts on them.
+//! Reads frames from a client and handles them.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -28,18 +28,18 @@ use crate::{
     },
 };
 
-/// An unreachable component fails the authentication of every client, so the log line is rate-limited.
+/// Limits the log lines about an unavailable component, which fails the authentication of every client.
 static UNAVAILABLE: LogLimit = LogLimit::new();
 
-/// An unauthenticated client can cause these as often as it connects, so each is logged rarely, with a count.
-static BROKEN: LogLimit = LogLimit::new();
+/// Limit log lines that an unauthenticated client can cause with each connection.
+static VIOLATION: LogLimit = LogLimit::new();
 static INVALID_FRAME: LogLimit = LogLimit::new();
 static REJECTED: LogLimit = LogLimit::new();
 
 /// Frames read from one client before the task yields.
 const FRAMES_PER_ROUND_MAX: usize = 32;
 
-/// Bytes of unwritten answers (pongs) to a client; above that no frame is read from it.
+/// Maximum unwritten bytes for a client; above it no frame is read, because answers (pongs) would add more.
 pub(super) const UNSENT_WHILE_READING_MAX: usize = 128 << 10;
 
 /// Type of the frame in which a client sends its version.
@@ -48,21 +48,21 @@ const CLIENT_VERSION: &str = "CLIENT_VERSION";
 /// Error that the middleware receives for a client that broke the WebSocket protocol.
 #[derive(Debug, thiserror::Error)]
 #[error("a client broke the WebSocket protocol: {0}")]
-struct Broken(&'static str);
+struct ProtocolViolation(&'static str);
 
 impl Connection {
     /// Reads frames from the client; true if there may be more.
     pub(super) fn poll_inbound(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         for _ in 0..FRAMES_PER_ROUND_MAX {
-            // Frames after an authentication wait for its result: they belong to the user it admits.
+            // Frames after an authentication wait for its result: they are of the user it admits.
             if self.authenticating.is_some()
                 || self.attaching.is_some()
                 || self.socket.unsent() > UNSENT_WHILE_READING_MAX
             {
                 return Ok(false);
             }
-            // The listeners may have no room for another message; then it waits in the socket.
-            if self.connected.poll_ready(cx).is_pending() {
+            // While the listeners have no capacity, messages wait in the socket.
+            if self.hub_handle.poll_ready(cx).is_pending() {
                 return Ok(false);
             }
             match self.socket.poll_inbound(cx) {
@@ -74,7 +74,6 @@ impl Connection {
                     }
                     self.handle_pong(&payload);
                 }
-                // It has been answered already, and counts like any frame.
                 Poll::Ready(Inbound::Ping) => self.spend(1, now)?,
                 Poll::Ready(Inbound::Fragments(count)) => self.spend(count, now)?,
                 Poll::Ready(Inbound::Closed(peer_close)) => {
@@ -82,9 +81,9 @@ impl Connection {
                     return Err(End::Gone);
                 }
                 Poll::Ready(Inbound::Violation(code, reason)) => {
-                    self.shared.metrics.malformed_frames.inc();
-                    info_seldom!(BROKEN, code = code.code(), reason, "a client broke the WebSocket protocol");
-                    self.connected.report_error(&Broken(reason));
+                    self.context.metrics.malformed_frames.inc();
+                    info_seldom!(VIOLATION, code = code.code(), reason, "a client broke the WebSocket protocol");
+                    self.hub_handle.report_error(&ProtocolViolation(reason));
                     return Err(End::Close(code, reason));
                 }
             }
@@ -92,11 +91,12 @@ impl Connection {
         Ok(true)
     }
 
+    /// Charges frames to the rate limit; above it the connection closes with 1008.
     fn spend(&mut self, frames: u32, now: Instant) -> Result<(), End> {
         if self.frame_rate.spend(frames, now) {
             return Ok(());
         }
-        self.shared.metrics.refused_connections.inc();
+        self.context.metrics.refused_connections.inc();
         Err(End::Close(CloseCode::Policy, "too many frames"))
     }
 
@@ -112,9 +112,9 @@ impl Connection {
 
     fn handle_frame(&mut self, text: &str, now: Instant) -> Result<(), End> {
         let frame = decode::decode(text).map_err(|error| {
-            self.shared.metrics.malformed_frames.inc();
-            info_seldom!(INVALID_FRAME, %error, "a client sent a frame that cannot be taken");
-            self.connected.report_error(&error);
+            self.context.metrics.malformed_frames.inc();
+            info_seldom!(INVALID_FRAME, %error, "a client sent an invalid frame");
+            self.hub_handle.report_error(&error);
             End::Close(error.close_code(), error.reason())
         })?;
         self.charge(&frame, now)?;
@@ -134,9 +134,9 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads frames of a client after the close frame was written: application messages and acknowledgements still count.
+    /// Handles a frame that arrives after the close frame was written.
     ///
-    /// All other frames are ignored. False: no more frames are to be read.
+    /// Application messages and acknowledgements still count. All other frames are ignored. False: no later frame counts.
     pub(super) fn handle_last_frame(&mut self, text: &str, now: Instant) -> bool {
         let Ok(frame) = decode::decode(text) else { return false };
         if self.charge(&frame, now).is_err() {
@@ -149,16 +149,16 @@ impl Connection {
                 true
             }
             ClientFrame::Ack { s } => self.session.as_mut().is_some_and(|session| session.acknowledge_through(s)),
-            // Frames after an authentication belong to the user it admits, and it admits none now.
+            // Frames after an authentication are of the user it admits, and it admits none now.
             ClientFrame::Authentication(_) => false,
             ClientFrame::Heartbeat => true,
         }
     }
 
-    /// Passes an application message on.
+    /// Passes an application message to the hub, or compares the client's version.
     fn handle_message(&mut self, message: ClientMessage<'_>) -> Result<(), End> {
-        self.shared.metrics.messages_received.inc();
-        let client = &self.shared.config.client;
+        self.context.metrics.messages_received.inc();
+        let client = &self.context.config.client;
         if client.enforce_equal_versions && message.kind.as_ref().and_then(JsonString::text) == Some(CLIENT_VERSION) {
             let version: Option<Map<String, Value>> =
                 message.data.and_then(|data| serde_json::from_str(data.get()).ok());
@@ -172,31 +172,31 @@ impl Connection {
         let kind = message.kind.as_ref().map(JsonString::lossy);
         let kind_json = message.kind.as_ref().and_then(JsonString::raw);
         match self
-            .connected
+            .hub_handle
             .receive(InboundMessage { kind_json, ..InboundMessage::new(message.op, data, kind.as_deref()) })
         {
             Decision::Disconnect => {
-                self.shared.metrics.messages_refused.inc();
+                self.context.metrics.messages_refused.inc();
                 return Err(End::Close(CloseCode::Policy, "too many messages"));
             }
-            Decision::Reject => _ = self.shared.metrics.messages_refused.inc(),
+            Decision::Reject => _ = self.context.metrics.messages_refused.inc(),
             Decision::Pass => {}
         }
         Ok(())
     }
 
-    /// Handles an op 11: acknowledges what it proves, or starts the deliveries.
+    /// Handles an op 11: records the acknowledgement, or schedules the deliveries.
     fn handle_heartbeat_ack(&mut self, now: Instant) {
-        match self.heartbeat.answered(now) {
+        match self.heartbeat.on_ack(now) {
             Some(Proof::Received(position)) => self.acknowledge(Some(position)),
             Some(Proof::Authenticated) => self.release_soon(now),
             Some(Proof::Alive) | None => {}
         }
     }
 
-    /// Handles a pong: what was written before its ping has arrived.
+    /// Handles a pong: records the acknowledgement.
     pub(super) fn handle_pong(&mut self, payload: &[u8]) {
-        let position = self.heartbeat.pong(payload);
+        let position = self.heartbeat.on_pong(payload);
         self.acknowledge(position);
     }
 
@@ -206,10 +206,11 @@ impl Connection {
         }
     }
 
+    /// Starts an authentication.
     fn authenticate(&mut self, authentication: Authentication) -> Result<(), End> {
         let Authentication { data, text, token_has_lone_surrogate, should_sync, after, device } = authentication;
         let how = Attach { should_sync, after, device };
-        let Some(authenticator) = self.shared.authenticator.clone() else {
+        let Some(authenticator) = self.context.authenticator.clone() else {
             tracing::debug!("a client tried to authenticate, but no authentication is configured");
             return self.reject_authentication();
         };
@@ -219,15 +220,15 @@ impl Connection {
             return self.reject_authentication();
         }
         let checking = async move {
-            let asked = async {
+            let authentication = async {
                 match &text {
                     Some(text) => authenticator.authenticate_text(&data, text).await,
                     None => authenticator.authenticate(&data).await,
                 }
             };
-            // A panic of the authenticator is its own, and authenticates no client.
-            let checked = AssertUnwindSafe(asked).catch_unwind().await;
-            checked.unwrap_or_else(|panic| {
+            // A panic of the authenticator must not end the connection's task.
+            let result = AssertUnwindSafe(authentication).catch_unwind().await;
+            result.unwrap_or_else(|panic| {
                 Err(AuthError::Unavailable(format!("the authenticator panicked: {}", panic_text(panic.as_ref()))))
             })
         };
@@ -249,7 +250,7 @@ impl Connection {
                         if let Some(suppressed) = UNAVAILABLE.due("authenticator") {
                             tracing::warn!(error = %sentence(&error), suppressed, "authentication failed");
                         }
-                        self.connected.report_error(&error);
+                        self.hub_handle.report_error(&error);
                     }
                     AuthError::Rejected(_) => {
                         info_seldom!(REJECTED, error = %sentence(&error), "authentication failed");
@@ -261,14 +262,16 @@ impl Connection {
         .map(|()| true)
     }
 
+    /// Closes the connection with 1008, unless `authentication.disconnectOnFail` is false.
     fn reject_authentication(&mut self) -> Result<(), End> {
-        self.shared.metrics.authentication_failures.inc();
-        if self.shared.config.authentication.disconnect_on_fail {
+        self.context.metrics.authentication_failures.inc();
+        if self.context.config.authentication.disconnect_on_fail {
             return Err(End::Close(CloseCode::Policy, "authentication failed"));
         }
         Ok(())
     }
 
+    /// Starts to attach an authenticated client, or renews the expiry of an attached one.
     fn attach(&mut self, identity: Identity, how: Attach, now: Instant) -> Result<(), End> {
         if identity.expires.is_some_and(|at| at <= SystemTime::now()) {
             return self.reject_authentication();
@@ -281,17 +284,17 @@ impl Connection {
             self.expires = identity.expires;
             return Ok(());
         }
-        let sends_user = self.shared.config.authentication.send_user_object;
+        let sends_user = self.context.config.authentication.send_user_object;
         let frame = match &identity.user_text {
             Some(text) if sends_user => encode::authenticated_text(text),
             _ => encode::authenticated(sends_user.then_some(&identity.user)),
         };
         let expires = identity.expires;
-        if let Some(runner) = &self.shared.runner {
-            runner.set_pending_identity(self.connected.id(), &identity);
+        if let Some(runner) = &self.context.runner {
+            runner.set_pending_identity(self.hub_handle.id(), &identity);
         }
         let resumes = how.after.is_some();
-        let session = self.connected.attach_without_blocking(identity.id, how, now);
+        let session = self.hub_handle.attach_without_blocking(identity.id, how, now);
         self.attaching = Some(Attaching { session, frame, resumes, expires });
         Ok(())
     }
@@ -303,7 +306,7 @@ impl Connection {
         let Some(Attaching { frame, resumes, expires, .. }) = self.attaching.take() else { return Ok(false) };
         match attached {
             Ok(session) => {
-                self.connected.mark_attached(&session);
+                self.hub_handle.mark_attached(&session);
                 self.push(&frame);
                 self.session = Some(session);
                 if !resumes {
@@ -327,7 +330,7 @@ impl Connection {
                 if let Some(suppressed) = UNAVAILABLE.due("log") {
                     tracing::error!(%error, suppressed, "a user's log could not be opened");
                 }
-                self.connected.report_error(&error);
+                self.hub_handle.report_error(&error);
                 Err(End::close(CloseCode::Internal))
             }
         }

@@ -23,16 +23,16 @@ use tokio::{
 
 use super::{
     activity::{Activities, Activity, Entry, Phase},
-    connection_limit::{ConnectionLimiter, Full, Permit},
-    context::Shared,
-    http_io::{Answer, HttpIo},
+    connection_limit::{ConnectionLimiter, LimitReached, Permit},
+    context::ServerContext,
+    http_io::{HttpIo, ResponseBody},
     is_stopped, stopped,
     unreadable::HEAD_BYTES_MAX,
     ws_upgrade,
 };
 use crate::{
     health::{LogLimit, supervise},
-    http::{Caller, Http, refusal},
+    http::{Caller, Http, error_response},
     metrics::Metrics,
     util::backoff::Backoff,
 };
@@ -41,32 +41,32 @@ use crate::{
 const ACCEPT_RETRY_DELAY_MIN: Duration = Duration::from_millis(5);
 const ACCEPT_RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
 
-/// Backlog of connections that the system accepts for us. Of a thousand clients reconnecting at once none must be delayed by
-/// a second. The system may have a lower limit of its own.
+/// Connections that the system queues before they are accepted. The system may have a lower limit.
+///
+/// When a thousand clients reconnect at once, none of them must repeat its SYN, which takes a second.
 const BACKLOG: u32 = 4096;
 
-/// Most permits of the crowded range, which starts after three quarters of all permits.
+/// Maximum size of the crowded range: the last quarter of all permits.
 ///
-/// Connections in it are evicted before earlier ones, so that a flood does not push out established connections.
-const CROWD_MAX: usize = 256;
+/// Connections in it are evicted before earlier ones, so that a flood does not evict established connections.
+const CROWDED_MAX: usize = 256;
 
-/// How long a new connection waits for the permit of an evicted one; then it is rejected.
+/// Time for which a new connection waits for the permit of an evicted one; then it is rejected.
 const EVICTION_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// At most one log line about rejected connections per this interval.
+/// Minimum interval between log lines about rejected connections.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Bytes of a body that hyper discards after an early response without closing the connection.
+/// Maximum bytes of a body that hyper discards after an early response without closing the connection.
 const SHORT_BODY_BYTES: u64 = 4 << 10;
 
-/// Unacknowledged TCP data older than this ends the connection: a stream to a peer that has lost its network, or reads
-/// nothing.
+/// Maximum age of unacknowledged TCP data. Then the connection ends: its peer is unreachable, or does not read.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Idle time after which TCP keepalive probes a peer. Without an answer the connection ends a minute later.
 ///
-/// A stream of dispatches may be idle for ever, and its peer may have lost its network silently.
+/// A stream of dispatches may be idle without limit, and its peer may have lost its network.
 const KEEPALIVE_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
 const KEEPALIVE_TRIES: u32 = 3;
@@ -77,7 +77,7 @@ const KEEPALIVE_TRIES: u32 = 3;
 /// When the address is in use, not of this machine, or not allowed.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Connections of a server that just stopped linger in the system's tables; the port is free all the same.
+    // Connections of a server that has just stopped are still in TIME_WAIT, and must not block the port.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
@@ -93,25 +93,25 @@ pub(super) struct Admission {
 
 impl Admission {
     pub(super) fn new(connections: usize, per_address: usize) -> Self {
-        let crowded_above = connections - (connections / 4).min(CROWD_MAX);
+        let crowded_above = connections - (connections / 4).min(CROWDED_MAX);
         Self { limiter: ConnectionLimiter::new(connections, per_address), activities: Arc::default(), crowded_above }
     }
 
-    /// Acquires a permit for a new connection, if necessary from a connection that waits for its peer.
-    async fn admit(&self, address: IpAddr, metrics: &Metrics) -> Result<(Permit, Entry), Full> {
+    /// Acquires a permit for a new connection, if necessary by evicting another connection.
+    async fn admit(&self, address: IpAddr, metrics: &Metrics) -> Result<(Permit, Entry), LimitReached> {
         let deadline = Instant::now() + EVICTION_TIMEOUT;
         loop {
             let released = self.limiter.released();
             match self.limiter.acquire(address) {
                 Ok(permit) => return Ok((permit, self.activities.enter(self.limiter.in_use() > self.crowded_above))),
-                Err(Full::Address) => return Err(Full::Address),
-                Err(Full::All) => {}
+                Err(LimitReached::Address) => return Err(LimitReached::Address),
+                Err(LimitReached::Total) => {}
             }
             if !self.activities.evict() {
-                return Err(Full::All);
+                return Err(LimitReached::Total);
             }
             metrics.evicted_connections.inc();
-            timeout_at(deadline, released).await.map_err(|_| Full::All)?;
+            timeout_at(deadline, released).await.map_err(|_| LimitReached::Total)?;
         }
     }
 }
@@ -119,28 +119,28 @@ impl Admission {
 /// Accepts connections until `stop` is set.
 pub(super) async fn accept(
     listener: TcpListener,
-    shared: Arc<Shared>,
+    context: Arc<ServerContext>,
     http: Http,
     admission: Arc<Admission>,
     stop: watch::Receiver<bool>,
 ) {
-    let (health, stopping) = (shared.hub.health(), stop.clone());
+    let (health, stopping) = (context.hub.health(), stop.clone());
     let is_over = move || is_stopped(&stopping);
-    let state = (Acceptor::new(listener), shared, http, admission);
-    supervise(health, "accept_loop", state, is_over, |(acceptor, shared, http, admission)| {
-        Box::pin(accept_from(acceptor, shared, http, admission, stop.clone()))
+    let state = (Acceptor::new(listener), context, http, admission);
+    supervise(health, "accept_loop", state, is_over, |(acceptor, context, http, admission)| {
+        Box::pin(accept_from(acceptor, context, http, admission, stop.clone()))
     })
     .await;
 }
 
 async fn accept_from(
     acceptor: &mut Acceptor,
-    shared: &Arc<Shared>,
+    context: &Arc<ServerContext>,
     http: &Http,
     admission: &Admission,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut full = LogInterval::default();
+    let mut log_interval = LogInterval::default();
     loop {
         let accepted = tokio::select! {
             accepted = acceptor.next() => accepted,
@@ -152,27 +152,27 @@ async fn accept_from(
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Most often no descriptor is free although permits are limited: another part of the process has taken them.
+                // Most often no descriptor is free although permits are limited: other components use more than assumed.
                 if admission.activities.evict_without_key() {
-                    shared.metrics.evicted_connections.inc();
+                    context.metrics.evicted_connections.inc();
                 }
                 acceptor.pause(&error).await;
                 continue;
             }
         };
-        match admission.admit(peer.ip(), &shared.metrics).await {
+        match admission.admit(peer.ip(), &context.metrics).await {
             Ok((permit, entry)) => {
-                tokio::spawn(serve(stream, peer, shared.clone(), http.clone(), (permit, entry), stop.clone()));
+                tokio::spawn(serve(stream, peer, context.clone(), http.clone(), (permit, entry), stop.clone()));
             }
-            Err(why) => {
-                shared.metrics.refused_connections.inc();
-                match why {
-                    Full::All if full.is_due() => tracing::warn!(
+            Err(limit) => {
+                context.metrics.refused_connections.inc();
+                match limit {
+                    LimitReached::Total if log_interval.is_due() => tracing::warn!(
                         "a connection was rejected: there are as many as limits.connections or the limit of open files \
                          allows; raise them, or see mesa_connections_refused_total for how often this happens"
                     ),
-                    Full::All => {}
-                    Full::Address => tracing::debug!("a connection was rejected: limits.connectionsPerAddress"),
+                    LimitReached::Total => {}
+                    LimitReached::Address => tracing::debug!("a connection was rejected: limits.connectionsPerAddress"),
                 }
             }
         }
@@ -193,10 +193,10 @@ impl LogInterval {
     }
 }
 
-/// Peers that come and go make accept fail again and again, so the log line is rate-limited.
+/// Limits the log lines about failed accepts, which a flood of connections can repeat.
 static ACCEPT_FAILED: LogLimit = LogLimit::new();
 
-/// A listener that continues after errors of a single connection.
+/// A listener that ignores errors of single connections, and sets the TCP options of accepted ones.
 pub(super) struct Acceptor {
     listener: TcpListener,
     backoff: Backoff,
@@ -207,14 +207,13 @@ impl Acceptor {
         Self { listener, backoff: Backoff::new(ACCEPT_RETRY_DELAY_MIN, ACCEPT_RETRY_DELAY_MAX) }
     }
 
-    /// Accepts the next connection and sets its TCP options. After an error of the system the caller has to
-    /// [`pause`](Self::pause).
+    /// Accepts the next connection. After an error the caller has to [`pause`](Self::pause).
     pub(super) async fn next(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
                     self.backoff.reset();
-                    prepare(&stream);
+                    set_tcp_options(&stream);
                     return Ok((stream, peer));
                 }
                 Err(error) if is_caused_by_peer(&error) => {}
@@ -223,7 +222,7 @@ impl Acceptor {
         }
     }
 
-    /// Delays the next accept after an error of the system, longer each time, up to 1 s.
+    /// Delays the next accept after an error: 5 ms, doubled each time up to 1 s.
     pub(super) async fn pause(&mut self, error: &io::Error) {
         let delay = self.backoff.next();
         if let Some(suppressed) = ACCEPT_FAILED.due("accept") {
@@ -233,8 +232,8 @@ impl Acceptor {
     }
 }
 
-fn prepare(stream: &TcpStream) {
-    // A response is one write, and a backend waits for it.
+fn set_tcp_options(stream: &TcpStream) {
+    // A response is one write, which Nagle's algorithm would only delay.
     _ = stream.set_nodelay(true);
     let keepalive = TcpKeepalive::new()
         .with_time(KEEPALIVE_IDLE_TIMEOUT)
@@ -248,39 +247,39 @@ fn prepare(stream: &TcpStream) {
     }
 }
 
-/// Reports whether the peer was gone before the accept: such an error concerns no other connection.
+/// Reports whether the peer closed the connection before it was accepted. Such an error concerns no other connection.
 fn is_caused_by_peer(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Serves the HTTP of one connection, until it ends or becomes a WebSocket.
+/// Serves HTTP on one connection until it ends or becomes a WebSocket.
 async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
-    shared: Arc<Shared>,
+    context: Arc<ServerContext>,
     http: Http,
     (permit, entry): (Permit, Entry),
     mut stop: watch::Receiver<bool>,
 ) {
     let activity = &entry.activity;
     let caller = Caller::new(Some(peer.ip()));
-    let refused = Mutex::new(None);
+    let rejected_upgrade = Mutex::new(None);
     let service = service_fn(|request: Request<Incoming>| async {
         activity.enter(Phase::Busy);
         let upgrade = request.extensions().get::<OnUpgrade>().cloned();
-        let response = if ws_upgrade::is_asked_for(request.headers()) {
-            self::upgrade(&shared, &permit, peer, request)
+        let response = if ws_upgrade::is_upgrade_request(request.headers()) {
+            upgrade_at_path(&context, &permit, peer, request)
         } else {
             respond(&http, &caller, activity, request).await
         };
         if upgrade.is_some() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            *refused.lock() = upgrade;
+            *rejected_upgrade.lock() = upgrade;
         }
-        Ok::<_, Infallible>(response.map(|body| Answer::new(body, activity.clone())))
+        Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, activity.clone())))
     });
-    let io = HttpIo::new(stream, activity.clone(), &shared.config.limits);
-    // In a block: of a failed connection nothing may be left that `refused` waits for.
+    let io = HttpIo::new(stream, activity.clone(), &context.config.limits);
+    // In a block, so that hyper's connection is dropped before `rejected_upgrade` is awaited, which would otherwise hang.
     let result = {
         let connection = http1::Builder::new()
             // The socket has all deadlines, see `http_io`.
@@ -303,25 +302,26 @@ async fn serve(
     if let Err(error) = result {
         tracing::debug!(%peer, %error, "an HTTP connection ended");
     }
-    // hyper gives up a connection with an upgrade request without closing it, also if that was rejected.
-    let refused = refused.lock().take();
-    if let Some(refused) = refused
-        && let Ok(upgraded) = refused.await
+    // hyper does not close a connection after an upgrade request, even a rejected one.
+    let rejected_upgrade = rejected_upgrade.lock().take();
+    if let Some(rejected_upgrade) = rejected_upgrade
+        && let Ok(upgraded) = rejected_upgrade.await
     {
         _ = TokioIo::new(upgraded).shutdown().await;
     }
 }
 
+/// Responds to an HTTP request, and records whether the connection has presented a valid key.
 async fn respond(http: &Http, caller: &Caller, activity: &Activity, request: Request<Incoming>) -> Response<Body> {
     let api = request.uri().path().starts_with("/v1/");
-    let long = !request.body().is_end_stream()
+    let has_long_body = !request.body().is_end_stream()
         && request.body().size_hint().exact().is_none_or(|bytes| bytes > SHORT_BODY_BYTES);
     let mut response = http.respond(caller, request).await;
     if api && response.status().is_success() {
-        activity.has_key();
+        activity.set_keyed();
     }
-    // hyper reads the rest of a short body and keeps the connection. Here it closes, and the peer should know.
-    if long && may_be_early(response.status()) {
+    // hyper closes the connection if much of the body is unread, so the header announces it.
+    if has_long_body && may_be_early(response.status()) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -332,12 +332,18 @@ fn may_be_early(status: StatusCode) -> bool {
     matches!(status.as_u16(), 400 | 401 | 403 | 404 | 405 | 408 | 413 | 415 | 429)
 }
 
-fn upgrade(shared: &Arc<Shared>, permit: &Permit, peer: SocketAddr, request: Request<Incoming>) -> Response<Body> {
-    if request.uri().path() == shared.config.path {
-        return ws_upgrade::answer(shared, request, Some(peer), permit.clone());
+/// Responds to an upgrade request, if it is for the WebSocket path.
+fn upgrade_at_path(
+    context: &Arc<ServerContext>,
+    permit: &Permit,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Response<Body> {
+    if request.uri().path() == context.config.path {
+        return ws_upgrade::answer(context, request, Some(peer), permit.clone());
     }
-    shared.metrics.refused_connections.inc();
-    refusal::response(
+    context.metrics.refused_connections.inc();
+    error_response::response(
         StatusCode::NOT_FOUND,
         "there is no WebSocket at this path: see `path` in the server's configuration",
     )

@@ -1,20 +1,20 @@
 //! The server: builds all components, listens, and stops in order.
 //!
-//! - [`builder`]: builds a server · [`runtime`]: runs its components · [`router`]: mounts it in an axum router
+//! - [`builder`]: builds a server · [`runtime`]: runs its components · [`router`]: its routes for another axum router
 //! - `settings`: opens the store, converts the configuration · `error`: errors · `stop`: the stop signal
-//! - [`context`]: state that all connections share · [`frame_rate`]: token bucket of a connection
+//! - [`context`]: state that all connections use · [`frame_rate`]: token bucket of a connection
 //! - [`handler`]: the embedding program's handlers of client events · [`handler_queue`]: the queue in front of them
 //! - [`peer`]: a client, for the embedding program · [`handle`]: the server, for the embedding program
 //! - [`listener`]: accepts connections, HTTP and WebSocket on one port
 //! - [`connection_limit`]: connection permits · [`descriptors`]: their number · [`activity`]: which connection is evicted
-//! - [`http_io`]: deadlines and closing of an HTTP connection · [`unreadable`]: error responses of hyper itself
+//! - [`http_io`]: deadlines and closing of an HTTP connection · [`unreadable`]: error responses that hyper writes
 //! - [`ws_upgrade`]: upgrades an HTTP request to a WebSocket
-//! - [`socket`]: the WebSocket itself; [`fragments`] and [`close_frame`] parse what its library does not report
+//! - [`socket`]: the WebSocket; [`fragments`] and [`close_frame`] parse frames that its library does not report
 //! - [`connection`]: the task of a connection, with its steps in [`inbound`], [`outbound`] and [`closing`]
-//! - [`resp_listener`]: the port of the Redis protocol · [`portal_id_file`]: the portals it persists
-//! - [`heartbeat`]: one question and answer for liveness and acknowledgements
+//! - [`resp_listener`]: the port of the Redis protocol · [`portal_id_file`]: persists the ids of the original's portals
+//! - [`heartbeat`]: op 1 and WebSocket pings, for liveness and acknowledgements
 //! - [`hold`]: holds back deliveries until the client has answered the op 1 that follows op 22
-//! - [`shutdown`]: the order in which everything stops
+//! - [`shutdown`]: stops all components in order
 
 mod activity;
 mod builder;
@@ -77,11 +77,11 @@ use runtime::Runtime;
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
-    parts: Runtime,
+    runtime: Runtime,
 }
 
 impl Server {
-    /// Opens the store and creates a server on `listener`, as configured and without handlers.
+    /// Opens the store and creates a server on `listener`, without handlers.
     ///
     /// # Errors
     /// When the configuration is invalid, or authentication or store cannot be set up.
@@ -98,32 +98,32 @@ impl Server {
     /// Returns a handle to control the server while it runs, and before.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        self.parts.handle()
+        self.runtime.handle()
     }
 
     /// Returns the address of the Redis protocol; `None` if it is disabled.
     #[must_use]
     pub fn redis_protocol_addr(&self) -> Option<SocketAddr> {
-        self.parts.resp.as_ref().map(|resp| resp.address)
+        self.runtime.resp.as_ref().map(|resp| resp.address)
     }
 
     /// Serves until `shutdown` resolves, then stops in order.
     ///
-    /// It accepts no new connections and answers requests in progress. Clients are closed with 1001, and their messages count
-    /// until they know. Portals receive the last events, handlers finish, and the store is closed. This takes 12 s at most,
-    /// and 5 s more with [`Builder::before_exit`].
+    /// It accepts no new connections and answers requests in progress. Clients are closed with 1001; messages that they
+    /// send before they receive the close frame still count. Portals receive the last events, handlers finish, and the
+    /// store is closed. This takes 12 s at most, and 5 s more with [`Builder::before_exit`].
     ///
     /// # Errors
-    /// When the store fails while serving. Clients are closed with 1011, and no guarantee holds any more.
+    /// When the store fails. Clients are then closed with 1011, and no guarantee holds any more.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
-        let Self { listener, parts, .. } = self;
-        let per_address = parts.shared.config.limits.connections_per_address;
-        let admission = Arc::new(Admission::new(parts.descriptors.connections, per_address));
+        let Self { listener, runtime, .. } = self;
+        let per_address = runtime.context.config.limits.connections_per_address;
+        let admission = Arc::new(Admission::new(runtime.descriptors.connections, per_address));
         let limiter = admission.limiter.clone();
         let (stop, stopped) = watch::channel(false);
-        let (shared, http) = (parts.shared.clone(), parts.http.clone());
-        let accepting = tokio::spawn(listener::accept(listener, shared, http, admission, stopped));
-        parts.run(shutdown, &limiter, &stop, accepting).await
+        let (context, http) = (runtime.context.clone(), runtime.http.clone());
+        let accepting = tokio::spawn(listener::accept(listener, context, http, admission, stopped));
+        runtime.run(shutdown, &limiter, &stop, accepting).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! Writes to a client: the first frame, unsynced messages, log entries, the heartbeat.
 //!
-//! Everything goes into one buffer and from there to the socket in one call. While more than `limits.unsentBytes` are in
-//! the buffer nothing is added, so a slow client makes the server read its log slowly.
+//! All frames go into one buffer, and from there to the socket in one call. While `limits.unsentBytes` or more are in the
+//! buffer, no message is added, so the server reads the log of a slow client slowly.
 
 use std::{
     task::{Context, Poll},
@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     connection::{Connection, End},
-    failpoints::mix_up,
+    failpoints::corrupt_batch,
     inbound::UNSENT_WHILE_READING_MAX,
 };
 use crate::{
@@ -27,7 +27,7 @@ static UNREADABLE: LogLimit = LogLimit::new();
 impl Connection {
     /// Writes the first frame.
     pub(super) fn push_hello(&mut self) {
-        let hello = self.shared.hello.clone();
+        let hello = self.context.hello.clone();
         self.push(&hello);
     }
 
@@ -39,7 +39,7 @@ impl Connection {
     fn push_delivery(&mut self, payload: &Payload, position: Option<u64>) {
         let bytes = encode::delivery_len(payload, position);
         self.socket.push_text(bytes, |out| encode::delivery(payload, position, out));
-        self.shared.metrics.deliveries.inc();
+        self.context.metrics.deliveries.inc();
     }
 
     /// Fills the buffer with deliveries, unless they are held back.
@@ -51,16 +51,17 @@ impl Connection {
         self.fill_from_log(cx, now)
     }
 
+    /// Returns the bytes that deliveries may add to the buffer; `None` if it is full.
     fn space(&self) -> Option<usize> {
-        let space = self.shared.config.limits.unsent_bytes.saturating_sub(self.socket.unsent());
+        let space = self.context.config.limits.unsent_bytes.saturating_sub(self.socket.unsent());
         (space > 0).then_some(space)
     }
 
     fn fill_unsynced(&mut self) {
-        // At most half of the space: unsynced messages must not delay stored ones.
-        let half = self.shared.config.limits.unsent_bytes / 2;
+        // At most half of the buffer, so that unsynced messages do not delay stored ones.
+        let half = self.context.config.limits.unsent_bytes / 2;
         while self.unsynced && self.socket.unsent() <= half {
-            match self.connected.mailbox().take() {
+            match self.hub_handle.mailbox().take() {
                 Some(payload) => self.push_delivery(&payload, None),
                 None => self.unsynced = false,
             }
@@ -74,7 +75,7 @@ impl Connection {
             match session.poll_batch(cx, now, space) {
                 Poll::Pending | Poll::Ready(Ok(Batch::Idle)) => return Ok(()),
                 Poll::Ready(Ok(Batch::Entries(entries))) => {
-                    for entry in &mix_up(entries) {
+                    for entry in &corrupt_batch(entries) {
                         self.deliver(entry, now)?;
                     }
                 }
@@ -87,7 +88,7 @@ impl Connection {
                     if let Some(suppressed) = UNREADABLE.due("log") {
                         tracing::error!(%error, suppressed, "a log could not be read");
                     }
-                    self.connected.report_error(&error);
+                    self.hub_handle.report_error(&error);
                     return Err(End::close(CloseCode::Internal));
                 }
             }
@@ -103,7 +104,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a resuming client the range of its log and the gaps in it, each gap in a frame of its own.
+    /// Sends a resuming client the range of its log: one frame for each gap, at least one.
     fn push_resumed(&mut self, resumed: &Resumed) {
         let Resumed { first, last, missed } = resumed;
         self.frame_rate.expect_acknowledgement();
@@ -115,30 +116,30 @@ impl Connection {
         }
     }
 
-    /// Sends the questions of the heartbeat.
+    /// Sends op 1 and pings that are due.
     pub(super) fn send_heartbeat(&mut self, now: Instant) -> Result<(), End> {
-        let ask = self.heartbeat.ask(now, self.position_to_acknowledge());
-        if ask.timed_out {
+        let probes = self.heartbeat.due_probes(now, self.position_to_acknowledge());
+        if probes.timed_out {
             return Err(End::Close(CloseCode::GoingAway, "the heartbeat was not answered"));
         }
-        if let Some(retry) = ask.heartbeat {
+        if let Some(retry) = probes.heartbeat {
             self.push(&encode::heartbeat(retry));
         }
-        if let Some(payload) = ask.ping {
+        if let Some(payload) = probes.ping {
             self.socket.push_ping(payload.to_vec());
         }
         Ok(())
     }
 
-    /// Returns the position that an acknowledgement would cover; `None` if written counts as acknowledged.
+    /// Returns the position that an acknowledgement would cover; `None` with `sync.confirmation: 'write'`.
     pub(super) fn position_to_acknowledge(&self) -> Option<crate::hub::SentPosition> {
-        match self.shared.config.sync.confirmation {
+        match self.context.config.sync.confirmation {
             Confirmation::Receipt => self.session.as_ref().and_then(Session::unacknowledged),
             Confirmation::Write => None,
         }
     }
 
-    /// Writes the buffer to the socket; true if it became empty, so that it can be filled again.
+    /// Writes the buffer to the socket; true if reading or filling can continue.
     pub(super) fn poll_write(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         if self.socket.unsent() == 0 {
             self.acknowledge_written();
@@ -146,14 +147,14 @@ impl Connection {
         }
         // Filling and reading may have stopped for lack of space; both can continue now.
         let unsynced = self.unsynced && self.held_until.is_none();
-        let full = self.space().is_none() || unsynced || self.socket.unsent() > UNSENT_WHILE_READING_MAX;
+        let was_full = self.space().is_none() || unsynced || self.socket.unsent() > UNSENT_WHILE_READING_MAX;
         let (written, done) = self.socket.poll_write_out(cx);
         match done {
             Poll::Ready(Ok(())) => {
                 self.stalled_since = None;
                 self.acknowledge_written();
                 // If there was space before, all deliveries have just been written.
-                Ok(full)
+                Ok(was_full)
             }
             Poll::Ready(Err(_)) => Err(End::Gone),
             Poll::Pending => {
@@ -165,9 +166,9 @@ impl Connection {
         }
     }
 
-    /// Acknowledges everything written, if written counts as acknowledged.
+    /// Acknowledges everything written, with `sync.confirmation: 'write'`.
     fn acknowledge_written(&mut self) {
-        if self.shared.config.sync.confirmation == Confirmation::Write
+        if self.context.config.sync.confirmation == Confirmation::Write
             && let Some(session) = &mut self.session
             && let Some(position) = session.unacknowledged()
         {

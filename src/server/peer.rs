@@ -1,4 +1,4 @@
-//! A client, as the embedding program sees it.
+//! A client, for the embedding program.
 
 use std::{collections::VecDeque, fmt, net::SocketAddr, sync::Arc};
 
@@ -18,7 +18,7 @@ use crate::{
 /// Messages of one connection queued for the handlers. At this limit the server reads nothing from the client.
 pub(super) const MESSAGES_MAX: usize = 32;
 
-/// Bytes of those messages, with the same consequence. One message more may exceed it.
+/// Bytes of those messages, with the same consequence. The last message may exceed it.
 pub(super) const BYTES_MAX: usize = 256 << 10;
 
 /// Address and request of a new connection.
@@ -51,16 +51,16 @@ pub struct ReceivedMessage {
 }
 
 impl ReceivedMessage {
-    /// Returns the type, or the empty text: for `match`.
+    /// Returns the type, or the empty string if there is none.
     #[must_use]
     pub fn kind(&self) -> &str {
         self.kind.as_deref().unwrap_or_default()
     }
 
-    /// Parses the data as a type of yours. Clients can send anything, so expect the error.
+    /// Parses the data as `T`. Clients can send any JSON, so expect the error.
     ///
     /// # Errors
-    /// When the data has another form.
+    /// When the data is no `T`.
     pub fn read<'a, T: Deserialize<'a>>(&'a self) -> serde_json::Result<T> {
         serde_json::from_str(self.data.as_deref().map_or("null", RawValue::get))
     }
@@ -77,44 +77,45 @@ pub struct CloseCodeError {
 ///
 /// Cheap to clone. It may outlive the connection.
 #[derive(Clone)]
-pub struct Peer(pub(super) Arc<State>);
+pub struct Peer(pub(super) Arc<PeerState>);
 
 /// User and user object of a client.
-type Known = (UserId, Arc<Map<String, Value>>);
+type PeerIdentity = (UserId, Arc<Map<String, Value>>);
 
-pub(super) struct State {
+/// State of a connection that its peers share.
+pub(super) struct PeerState {
     pub connection: u64,
     pub handle: Handle,
     pub handshake: HandshakeInfo,
-    pub identity: RwLock<Option<Known>>,
+    pub identity: RwLock<Option<PeerIdentity>>,
     /// Identity that takes effect once the handlers have received all earlier messages.
-    pub pending: Mutex<Option<Known>>,
+    pub pending_identity: Mutex<Option<PeerIdentity>>,
     pub queue: Mutex<Queue>,
-    /// Woken when the queue has room again.
-    pub room: AtomicWaker,
+    /// Woken when the queue has capacity again.
+    pub capacity_waker: AtomicWaker,
 }
 
 impl Peer {
     pub(super) fn new(connection: u64, handle: Handle, handshake: HandshakeInfo) -> Self {
-        Self(Arc::new(State {
+        Self(Arc::new(PeerState {
             connection,
             handle,
             handshake,
             identity: RwLock::default(),
-            pending: Mutex::default(),
+            pending_identity: Mutex::default(),
             queue: Mutex::default(),
-            room: AtomicWaker::new(),
+            capacity_waker: AtomicWaker::new(),
         }))
     }
 
     pub(super) fn set_pending_identity(&self, identity: &Identity) {
-        *self.0.pending.lock() = Some((identity.id.clone(), Arc::new(identity.user.clone())));
+        *self.0.pending_identity.lock() = Some((identity.id.clone(), Arc::new(identity.user.clone())));
     }
 
     /// Sets the identity, right before the handlers receive the authentication.
-    pub(super) fn set_identity(&self) {
-        if let Some(known) = self.0.pending.lock().take() {
-            *self.0.identity.write() = Some(known);
+    pub(super) fn apply_pending_identity(&self) {
+        if let Some(identity) = self.0.pending_identity.lock().take() {
+            *self.0.identity.write() = Some(identity);
         }
     }
 
@@ -130,13 +131,13 @@ impl Peer {
         &self.0.handle
     }
 
-    /// Returns the user, once authenticated and the handlers know. Earlier messages belong to no user.
+    /// Returns the user, from the authentication event on. Earlier messages have no user.
     #[must_use]
     pub fn user(&self) -> Option<UserId> {
         self.0.identity.read().as_ref().map(|(user, _)| user.clone())
     }
 
-    /// Returns the user object, as authentication or [`Peer::update_user`] has set it; empty before.
+    /// Returns the user object that authentication or [`Peer::update_user`] has set; empty before.
     #[must_use]
     pub fn user_object(&self) -> Arc<Map<String, Value>> {
         self.0.identity.read().as_ref().map(|(_, object)| object.clone()).unwrap_or_default()
@@ -144,8 +145,8 @@ impl Peer {
 
     /// Sets the user object that [`Peer::user_object`] returns, for this connection.
     ///
-    /// As with the original, the client is not notified, and it is not stored. The user's id cannot change without a new
-    /// connection.
+    /// As with the original, the client is not notified, and the object is not stored. A connection's user id cannot
+    /// change.
     ///
     /// # Errors
     /// When the client has not authenticated.
@@ -155,25 +156,25 @@ impl Peer {
                 *current = Arc::new(object);
                 Ok(())
             }
-            None => Err(SendError::Senseless("this client has not been authenticated yet")),
+            None => Err(SendError::Contradictory("this client has not been authenticated yet")),
         }
     }
 
-    /// Returns the client's address, if known. A router of yours must be served with connect info for that.
+    /// Returns the client's address, if it is known. In your own router that requires serving it with connect info.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.0.handshake.address
     }
 
-    /// Returns the request of the connection: address, headers.
+    /// Returns the upgrade request, without a body.
     #[must_use]
     pub fn request(&self) -> &http::Request<()> {
         &self.0.handshake.request
     }
 
-    /// Sends a message to this client's *user*, as [`Handle::send`]: to all connections, and stored if the user is offline.
+    /// Sends a message to this client's *user*, as [`Handle::send`] does: to all connections and devices.
     ///
-    /// A client that has not authenticated has no log; it receives the message as by [`Peer::send_here`].
+    /// A client that has not authenticated has no log; it receives the message as from [`Peer::send_here`].
     ///
     /// # Errors
     /// As [`Handle::send`].
@@ -188,9 +189,9 @@ impl Peer {
         Ok(outcome)
     }
 
-    /// Sends an unsynced message over this connection alone; false if the connection is gone.
+    /// Sends an unsynced message only to this connection; false if it has ended.
     ///
-    /// It is never stored. If the client reads too slowly, the oldest such message is dropped and counted.
+    /// The message is never stored. If the client reads too slowly, its oldest unsynced message is dropped and counted.
     ///
     /// # Errors
     /// When the message is too large, too deep, or has an opcode of the protocol.
@@ -198,13 +199,12 @@ impl Peer {
         Ok(self.0.handle.send_to_connection(self.0.connection, &message.payload()?))
     }
 
-    /// Closes the connection with this code: 1000 to 1003, 1007 to 1013, or 3000 to 4999; false if it is gone, or
-    /// closing already.
+    /// Closes the connection with a code; false if it has ended or is closing.
     ///
-    /// The user's pending messages stay.
+    /// Allowed codes are 1000 to 1003, 1007 to 1013, and 3000 to 4999. The user's pending messages stay.
     ///
     /// # Errors
-    /// When this code is not allowed.
+    /// When the code is not allowed.
     pub fn disconnect(&self, code: u16) -> Result<bool, CloseCodeError> {
         if !matches!(code, 1000..=1003 | 1007..=1013 | 3000..=4999) {
             return Err(CloseCodeError { code });

@@ -1,7 +1,7 @@
 //! Persists the ids of the original's portals in a small file in the store's directory.
 //!
-//! A portal announces itself only once in its life, and the server may restart in between. Nothing else depends on the
-//! file: if it cannot be read or written, that is logged, and the server goes on.
+//! A portal announces itself only once, when it starts, and the server may restart after that. If the file cannot be
+//! read or written, the server logs that and continues.
 
 use std::{
     io::{ErrorKind, Read as _, Write as _},
@@ -15,11 +15,12 @@ use tokio::sync::watch;
 use super::stopped;
 use crate::resp::AnnouncedPortal;
 
-/// Largest file that is read, in bytes: several times the size of all possible ids.
+/// Maximum bytes that are read: several times the size of all possible ids.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// A portal in the file.
 #[derive(Debug, Serialize, Deserialize)]
-struct Line {
+struct Row {
     id: String,
     address: IpAddr,
 }
@@ -40,10 +41,10 @@ impl PortalIdFile {
         let read = || {
             let mut text = String::new();
             std::fs::File::open(&self.path)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
-            Ok(serde_json::from_str::<Vec<Line>>(&text)?)
+            Ok(serde_json::from_str::<Vec<Row>>(&text)?)
         };
         match read() {
-            Ok(lines) => lines.into_iter().map(|Line { id, address }| AnnouncedPortal { id, address }).collect(),
+            Ok(rows) => rows.into_iter().map(|Row { id, address }| AnnouncedPortal { id, address }).collect(),
             Err(error) => {
                 let error: std::io::Error = error;
                 if error.kind() != ErrorKind::NotFound {
@@ -63,20 +64,20 @@ impl PortalIdFile {
     ) {
         let path = std::sync::Arc::new(self.path.clone());
         loop {
-            let more = tokio::select! {
+            let has_changed = tokio::select! {
                 biased;
                 changed = announced.changed() => changed.is_ok(),
                 () = stopped(&mut stop) => false,
             };
-            if !more {
+            if !has_changed {
                 return;
             }
-            let now = announced.borrow_and_update().clone();
-            let to = path.clone();
-            // The task ends with the runtime, or has logged its error.
+            let current = announced.borrow_and_update().clone();
+            let path = path.clone();
+            // A result is an error only if the runtime stops or `write` panics.
             _ = tokio::task::spawn_blocking(move || {
-                if let Err(error) = write(&to, now) {
-                    tracing::warn!(path = %to.display(), %error, "portal ids cannot be written; after a restart of the server, restart the portals of the original");
+                if let Err(error) = write(&path, current) {
+                    tracing::warn!(path = %path.display(), %error, "portal ids cannot be written; after a restart of the server, restart the portals of the original");
                 }
             })
             .await;
@@ -86,9 +87,9 @@ impl PortalIdFile {
 
 /// Replaces the file atomically.
 fn write(path: &Path, announced: Vec<AnnouncedPortal>) -> std::io::Result<()> {
-    let lines: Vec<Line> = announced.into_iter().map(|AnnouncedPortal { id, address }| Line { id, address }).collect();
+    let rows: Vec<Row> = announced.into_iter().map(|AnnouncedPortal { id, address }| Row { id, address }).collect();
     let mut draft = tempfile::NamedTempFile::new_in(path.parent().unwrap_or(Path::new(".")))?;
-    draft.write_all(&serde_json::to_vec(&lines)?)?;
+    draft.write_all(&serde_json::to_vec(&rows)?)?;
     draft.as_file().sync_data()?;
     draft.persist(path).map_err(|error| error.error)?;
     Ok(())

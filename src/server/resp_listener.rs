@@ -20,7 +20,7 @@ use crate::{
     resp::{AnnouncedPortal, RespServer},
 };
 
-/// Time for writing the portal ids when the server stops.
+/// Time for writing the portal ids at shutdown.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The bound port and its settings.
@@ -45,7 +45,7 @@ impl RespListener {
             );
             ServerError::Listen(std::io::Error::new(error.kind(), why))
         };
-        // Validated with the whole configuration.
+        // Cannot fail: the configuration is validated.
         let host = host.parse().map_err(|_| bind_error(std::io::ErrorKind::InvalidInput.into()))?;
         bind(SocketAddr::new(host, port)).map(Some).map_err(bind_error)
     }
@@ -68,14 +68,14 @@ impl RespListener {
             let stop = stop.clone();
             move || is_stopped(&stop)
         };
-        let persisting = ids.zip(server.announced()).map(|remembered| {
+        let persisting = ids.zip(server.announced()).map(|ids_and_announced| {
             let stop = stop.clone();
             tokio::spawn(supervise(
                 health.clone(),
                 "redis_protocol_portals",
-                remembered,
+                ids_and_announced,
                 is_over(),
-                move |remembered| persist(remembered, stop.clone()),
+                move |ids_and_announced| persist(ids_and_announced, stop.clone()),
             ))
         });
         let permits = limiter.clone();
@@ -89,7 +89,7 @@ impl RespListener {
     }
 }
 
-/// A port that accepts connections.
+/// A listener that accepts connections.
 pub(super) struct RunningListener {
     pub(super) limiter: Arc<ConnectionLimiter>,
     accepting: JoinHandle<()>,
@@ -99,7 +99,7 @@ pub(super) struct RunningListener {
 impl RunningListener {
     /// Resolves when no new connection is accepted any more.
     pub(super) async fn closed(self) {
-        // The task may have panicked; shutdown continues all the same.
+        // The task may have panicked; shutdown continues anyway.
         _ = self.accepting.await;
         if let Some(persisting) = self.persisting {
             _ = timeout(PERSIST_TIMEOUT, persisting).await;
@@ -122,7 +122,7 @@ async fn accept(
     metrics: &Metrics,
     mut stop: watch::Receiver<bool>,
 ) {
-    let mut full = LogInterval::default();
+    let mut log_interval = LogInterval::default();
     loop {
         let accepted = tokio::select! {
             accepted = acceptor.next() => accepted,
@@ -137,7 +137,7 @@ async fn accept(
         };
         let Ok(permit) = limiter.acquire(peer.ip()) else {
             metrics.refused_connections.inc();
-            if full.is_due() {
+            if log_interval.is_due() {
                 tracing::warn!(
                     "a connection of the Redis protocol was rejected: there are as many as redisProtocol.connections or the limit of \
                      open files allows"

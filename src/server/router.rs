@@ -1,4 +1,4 @@
-//! A server inside another program's axum router: the original's `server:` option.
+//! Routes of a server for another program's axum router: the original's `server:` option.
 
 use std::{
     convert::Infallible,
@@ -19,14 +19,15 @@ use tokio::sync::watch;
 use tower::service_fn;
 
 use super::{
-    Handle, ServerError, connection_limit::ConnectionLimiter, context::Shared, runtime::Runtime, stopped, ws_upgrade,
+    Handle, ServerError, connection_limit::ConnectionLimiter, context::ServerContext, runtime::Runtime, stopped,
+    ws_upgrade,
 };
-use crate::http::{Caller, refusal};
+use crate::http::{Caller, error_response};
 
-/// A server whose routes are in a router of yours. It has to be run along with that router: [`Attached::run`].
-#[must_use = "the server is watched and stopped by running it"]
+/// A server whose routes are in your router. Run it while that router is served: [`Attached::run`].
+#[must_use = "the server is supervised and stopped by running it"]
 pub struct Attached {
-    parts: Runtime,
+    runtime: Runtime,
     limiter: Arc<ConnectionLimiter>,
     stop: watch::Sender<bool>,
 }
@@ -35,24 +36,24 @@ impl Attached {
     /// Returns a handle to control the server while it runs.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        self.parts.handle()
+        self.runtime.handle()
     }
 
     /// Runs the server until `shutdown` resolves, then stops it in order, as [`Server::run`](super::Server::run) does.
     ///
     /// New `WebSockets` get 503, streams of dispatches end, clients are closed with 1001, and the store is closed. Later
-    /// requests get 503, or the error of a closed store, so let the router end at the same time.
+    /// requests get 503, so stop serving the router at the same time.
     ///
     /// # Errors
-    /// When the store fails while serving. Clients are closed with 1011, and no guarantee holds any more.
+    /// When the store fails. Clients are then closed with 1011, and no guarantee holds any more.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
-        let Self { parts, limiter, stop } = self;
-        let (http, mut stopping) = (parts.http.clone(), stop.subscribe());
+        let Self { runtime, limiter, stop } = self;
+        let (http, mut stopping) = (runtime.http.clone(), stop.subscribe());
         let ending = tokio::spawn(async move {
             stopped(&mut stopping).await;
             http.stop();
         });
-        parts.run(shutdown, &limiter, &stop, ending).await
+        runtime.run(shutdown, &limiter, &stop, ending).await
     }
 }
 
@@ -62,52 +63,53 @@ impl fmt::Debug for Attached {
     }
 }
 
-pub(super) fn attach(parts: Runtime) -> (Router, Attached) {
-    let per_address = parts.shared.config.limits.connections_per_address;
-    let limiter = ConnectionLimiter::new(parts.descriptors.sockets, per_address);
+/// Builds the routes of a server.
+pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
+    let per_address = runtime.context.config.limits.connections_per_address;
+    let limiter = ConnectionLimiter::new(runtime.descriptors.sockets, per_address);
     let (stop, stopping) = watch::channel(false);
-    let http = parts.http.clone();
-    let (shared, permits) = (parts.shared.clone(), limiter.clone());
-    let path = parts.shared.config.path.clone();
+    let http = runtime.http.clone();
+    let (context, permits) = (runtime.context.clone(), limiter.clone());
+    let path = runtime.context.config.path.clone();
     let socket = any_service(service_fn(move |request: Request| {
-        let response = open(&shared, &permits, &stopping, request);
+        let response = serve_websocket(&context, &permits, &stopping, request);
         async move { Ok::<_, Infallible>(response) }
     }));
     let api = any_service(service_fn(move |request: Request| {
         let http = http.clone();
-        // Each request counts as a connection of its own: which ones share one is not known here.
+        // Each request counts as a connection, because its connection is unknown here.
         let caller = Caller::new(request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip()));
         async move { Ok::<_, Infallible>(http.respond(&caller, request).await) }
     }));
     let routes = ["/v1/{*rest}", "/healthz", "/readyz", "/metrics"];
     let router =
         routes.into_iter().fold(Router::new().route(&path, socket), |router, at| router.route(at, api.clone()));
-    (router, Attached { parts, limiter, stop })
+    (router, Attached { runtime, limiter, stop })
 }
 
 /// Answers a request for the WebSocket path.
-fn open(
-    shared: &Arc<Shared>,
+fn serve_websocket(
+    context: &Arc<ServerContext>,
     limiter: &Arc<ConnectionLimiter>,
     stopping: &watch::Receiver<bool>,
     request: Request,
 ) -> Response {
-    if !ws_upgrade::is_asked_for(request.headers()) {
+    if !ws_upgrade::is_upgrade_request(request.headers()) {
         let upgrade = (header::UPGRADE, "websocket");
-        return refusal::with_header(StatusCode::UPGRADE_REQUIRED, "a WebSocket is served here", upgrade);
+        return error_response::with_header(StatusCode::UPGRADE_REQUIRED, "a WebSocket is served here", upgrade);
     }
     if *stopping.borrow() {
-        return refusal::response(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
+        return error_response::response(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
     }
     // Known only if the router is served with connect info; otherwise all clients count as one address.
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
     let Ok(permit) = limiter.acquire(address) else {
-        shared.metrics.refused_connections.inc();
-        return refusal::response(
+        context.metrics.refused_connections.inc();
+        return error_response::response(
             StatusCode::SERVICE_UNAVAILABLE,
             "the limit of connections is reached; try again later",
         );
     };
-    ws_upgrade::answer(shared, request, from, permit)
+    ws_upgrade::answer(context, request, from, permit)
 }

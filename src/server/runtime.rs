@@ -1,4 +1,4 @@
-//! All components of a server except its listener: built, supervised, and stopped.
+//! Builds, supervises and stops all components of a server except its listener.
 
 use std::{
     future::Future,
@@ -12,7 +12,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
 use super::{
     Handle, Opened, ServerError,
     connection_limit::ConnectionLimiter,
-    context::Shared,
+    context::ServerContext,
     descriptors::Descriptors,
     handler::DynHandler,
     handler_queue::{HandlerRunner, HubListener},
@@ -32,18 +32,18 @@ use crate::{
     webhook::Webhook,
 };
 
-/// Runs before a server stops.
+/// Function that runs before a server stops.
 pub(super) type BeforeExit = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
 
-/// Creates a middleware for a server.
+/// Function that creates middleware for a server.
 pub(super) type MiddlewareFactory = Box<dyn FnOnce(&Handle) -> Arc<dyn Middleware> + Send>;
 
-/// Time for the `before_exit` function; then the server stops all the same.
+/// Time for the `before_exit` function; then the server stops anyway.
 const BEFORE_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// All components of a server except its listener.
 pub(super) struct Runtime {
-    pub(super) shared: Arc<Shared>,
+    pub(super) context: Arc<ServerContext>,
     pub(super) store: Arc<dyn Store>,
     pub(super) http: Http,
     pub(super) before_exit: Option<BeforeExit>,
@@ -82,8 +82,8 @@ impl Runtime {
         let resp = match resp {
             None => None,
             Some(listener) => {
-                let remembered = ids.as_ref().map(PortalIdFile::read).unwrap_or_default();
-                let server = RespServer::new(&config, hub.clone(), metrics.clone(), guess_limiter, remembered);
+                let announced = ids.as_ref().map(PortalIdFile::read).unwrap_or_default();
+                let server = RespServer::new(&config, hub.clone(), metrics.clone(), guess_limiter, announced);
                 Some(RespListener::new(listener, descriptors.resp, server, metrics.clone(), ids)?)
             }
         };
@@ -91,21 +91,21 @@ impl Runtime {
         if let Some(runner) = &runner {
             hub.listen(Arc::new(HubListener(runner.clone())));
         }
-        let shared = Arc::new(Shared::new(config, hub, metrics, authenticator, runner, descriptors.sockets));
-        let parts = Self { shared, store, http, before_exit, webhook, resp, descriptors };
-        let handle = parts.handle();
-        parts.shared.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
-        if let Some(runner) = &parts.shared.runner {
+        let context = Arc::new(ServerContext::new(config, hub, metrics, authenticator, runner, descriptors.sockets));
+        let runtime = Self { context, store, http, before_exit, webhook, resp, descriptors };
+        let handle = runtime.handle();
+        runtime.context.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
+        if let Some(runner) = &runtime.context.runner {
             runner.set_handle(handle);
         }
-        Ok(parts)
+        Ok(runtime)
     }
 
     pub(super) fn handle(&self) -> Handle {
-        Handle { hub: Arc::downgrade(&self.shared.hub), recipients_max: self.shared.config.limits.recipients }
+        Handle { hub: Arc::downgrade(&self.context.hub), recipients_max: self.context.config.limits.recipients }
     }
 
-    /// Supervises the components until the end, and stops them.
+    /// Supervises the components until `shutdown` resolves or the store fails, then stops them.
     pub(super) async fn run(
         self,
         shutdown: impl Future<Output = ()> + Send,
@@ -113,15 +113,15 @@ impl Runtime {
         stop: &watch::Sender<bool>,
         accepting: JoinHandle<()>,
     ) -> Result<(), ServerError> {
-        let Self { shared, store, before_exit, webhook, resp, .. } = self;
+        let Self { context, store, before_exit, webhook, resp, .. } = self;
         let resp_server = resp.as_ref().map(|resp| resp.server.clone());
-        let health = shared.hub.health();
+        let health = context.hub.health();
         let resp = resp.map(|resp| resp.open(&health, stop.subscribe()));
         let webhook_tasks = webhook.map(|webhook| webhook.start(&health));
-        let (hub, authenticator) = (shared.hub.clone(), shared.authenticator.clone());
+        let (hub, authenticator) = (context.hub.clone(), context.authenticator.clone());
         let maintenance = tokio::spawn(supervise(
             health,
-            "upkeep",
+            "maintenance",
             (),
             || false,
             move |()| Box::pin(run_maintenance(hub.clone(), resp_server.clone(), authenticator.clone())),
@@ -131,10 +131,10 @@ impl Runtime {
             error = store.failure() => Some(error),
         };
         if let (None, Some(before_exit)) = (&failed, before_exit) {
-            // A task of its own, so that its panic is isolated.
-            let last = timeout(BEFORE_EXIT_TIMEOUT, tokio::spawn(async { before_exit().await }));
+            // In a new task, which isolates a panic.
+            let exiting = timeout(BEFORE_EXIT_TIMEOUT, tokio::spawn(async { before_exit().await }));
             failed = tokio::select! {
-                done = last => {
+                done = exiting => {
                     match done {
                         Ok(Ok(())) => {}
                         Ok(Err(panic)) => tracing::error!("the before_exit function panicked: {panic}"),
@@ -146,14 +146,14 @@ impl Runtime {
             };
         }
         maintenance.abort();
-        let stopped = shutdown::stop(&shared, &store, limiter, stop, accepting, resp, failed).await;
-        // Last: the final disconnections are in the outbox now, for the next start.
+        let stopped = shutdown::stop(&context, &store, limiter, stop, accepting, resp, failed).await;
+        // Last, because the outbox now has the final disconnections. The next start sends them.
         drop(webhook_tasks);
         stopped.map_err(ServerError::from)
     }
 }
 
-/// Removes dead portals, and polls the health conditions that no component reports, once per second.
+/// Expires portals, and polls the health conditions that no component reports, once per second.
 async fn run_maintenance(hub: Arc<Hub>, resp: Option<Arc<RespServer>>, authenticator: Option<Arc<dyn Authenticator>>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;

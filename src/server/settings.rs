@@ -11,7 +11,7 @@ use crate::{
     webhook,
 };
 
-/// An opened store, and the other servers if it is shared.
+/// An opened store, and the connection to other servers if they share it.
 pub(super) type Opened = (Arc<dyn Store>, Option<Arc<dyn Cluster>>);
 
 /// Opens the configured store: embedded, or on Redis with other servers.
@@ -35,6 +35,7 @@ pub(super) async fn open_store(config: &Config) -> Result<Opened, StoreError> {
     Ok((store, None))
 }
 
+/// Connects to Redis and joins the other servers.
 #[cfg(feature = "redis")]
 pub(super) async fn open_redis(config: &Config, redis: config::Redis) -> Result<Opened, StoreError> {
     use crate::redis::{
@@ -59,7 +60,7 @@ pub(super) async fn open_redis(config: &Config, redis: config::Redis) -> Result<
 
 #[cfg(not(feature = "redis"))]
 pub(super) fn open_redis(_: &Config, _: config::Redis) -> std::future::Ready<Result<Opened, StoreError>> {
-    let why = "this build cannot speak to Redis; build it with `--features redis`, or remove `redis`";
+    let why = "this build does not support Redis; build it with `--features redis`, or remove `redis`";
     std::future::ready(Err(StoreError::Incompatible(why.to_owned())))
 }
 

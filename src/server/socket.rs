@@ -1,9 +1,8 @@
-//! A WebSocket over TCP with buffers that shrink: the only file of the server that names tungstenite.
+//! A WebSocket over TCP with buffers that shrink: the only file of the server that uses tungstenite.
 //!
-//! tungstenite reads, checks and answers control frames. Its output goes into the same buffer as the frames we write
-//! ourselves, and that buffer is written to the socket in one call. A frame of ours is a header and a text that was encoded
-//! at dispatch. The buffer is released when it is empty, so that an idle connection does not cost what its busiest
-//! moment did.
+//! tungstenite reads frames, and answers control frames. Its output goes into the same buffer as the server's text frames,
+//! and that buffer is written to the socket in one call. A text frame is a header and a text that was encoded at dispatch.
+//! An empty buffer is freed, so that an idle connection uses little memory.
 
 use std::{
     future::poll_fn,
@@ -38,44 +37,45 @@ use tokio_tungstenite::{
 use super::fragments::Fragments;
 use crate::protocol::close_code::CloseCode;
 
-/// Read buffer of tungstenite, in bytes. Clients send little; a larger frame takes several reads.
+/// Read buffer of tungstenite, in bytes. Most frames of clients are smaller; a larger frame takes several reads.
 const READ_BUFFER_BYTES: usize = 512;
 
-/// Capacity an empty write buffer may retain: enough for a heartbeat or a lone message.
+/// Capacity in bytes that an empty write buffer may retain: enough for a heartbeat or a single message.
 const IDLE_CAPACITY_MAX: usize = 512;
 
-/// Unsent bytes in the kernel beyond those in flight. A heartbeat must not queue behind megabytes that a slow client needs
-/// minutes for.
+/// Bytes in the kernel's send buffer that are not in flight yet, at which the socket accepts no more.
+///
+/// A heartbeat must not queue behind megabytes, for which a slow client needs minutes.
 #[cfg(target_os = "linux")]
 const KERNEL_UNSENT_BYTES: u32 = 128 << 10;
 
-/// How long the kernel waits for an acknowledgement of written bytes before it drops the connection.
+/// Time for the peer's TCP to acknowledge written bytes. Then the kernel drops the connection.
 ///
-/// Closes half-open connections that have something to read.
+/// It ends half-open connections to which the server has written.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a peer may go on sending after our close frame; then the connection is reset.
+/// Time for which a peer may continue to send after the close frame; then the connection is reset.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Bytes it may send in that time; then the connection is reset. Twice the largest `limits.frameBytes`.
+/// Bytes that it may send in that time; then the connection is reset. Twice the largest `limits.frameBytes`.
 pub(super) const LINGER_BYTES_MAX: usize = 32 << 20;
 
-/// Bytes of that per read.
+/// Bytes discarded per read.
 const DISCARD_BYTES: usize = 8 << 10;
 
-/// Stands for the code of a close frame that has none.
+/// Code that represents a close frame without a code.
 const NO_CODE: u16 = 1005;
 
 /// An event read from a peer.
 #[derive(Debug)]
 pub(super) enum Inbound {
     Text(Utf8Bytes),
-    /// A ping. The pong is in the write buffer by the time the next event is read.
+    /// A ping, which tungstenite answers.
     Ping,
     Pong(Bytes),
-    /// The peer closed with this code and reason, or the connection is gone without a close frame.
+    /// The peer has closed with this code and reason, or the connection has ended without a close frame.
     Closed(Option<Box<(u16, String)>>),
-    /// Fragments of an incomplete message, to be charged; then there may be more.
+    /// Number of new fragments, which are charged like frames.
     Fragments(u32),
     /// The peer broke the protocol: close with this code and reason.
     Violation(CloseCode, &'static str),
@@ -83,21 +83,21 @@ pub(super) enum Inbound {
 
 /// The byte stream under a WebSocket.
 pub(super) enum Transport {
-    /// A socket of our own listener.
+    /// A socket of the server's listener.
     Tcp(TcpStream),
-    /// A stream of the embedding program's router. Its socket options are the embedder's.
-    Foreign(Box<TokioIo<Upgraded>>),
+    /// A stream of the embedding program's router, which sets its socket options.
+    Embedded(Box<TokioIo<Upgraded>>),
 }
 
 /// One WebSocket.
 pub(super) struct Socket(WebSocketStream<Pipe>);
 
 impl Socket {
-    /// Takes over an upgraded connection; `early` are bytes the peer sent right after its request.
+    /// Creates a WebSocket over an upgraded connection. `early`: bytes that the peer sent after its upgrade request.
     pub(super) async fn upgraded(transport: Transport, mut early: Vec<u8>, frame_bytes_max: usize) -> Self {
         if let Transport::Tcp(stream) = &transport {
             let options = socket2::SockRef::from(stream);
-            // Improvements where the system supports them. Otherwise our own timeouts do the same later.
+            // Options that the system may not support. The server's timeouts have the same effect later.
             _ = options.set_tcp_nodelay(true);
             #[cfg(target_os = "linux")]
             {
@@ -124,15 +124,15 @@ impl Socket {
             Some(Ok(Message::Binary(_))) => Inbound::Violation(CloseCode::Binary, CloseCode::Binary.reason()),
             Some(Ok(Message::Ping(_) | Message::Frame(_))) => Inbound::Ping,
             Some(Ok(Message::Pong(payload))) => Inbound::Pong(payload),
-            // A close frame ends in the pipe.
+            // tungstenite receives no close frame, see `Pipe`.
             Some(Ok(Message::Close(_))) | None => Inbound::Closed(None),
             Some(Err(error)) => {
-                refusal(&error).map_or(Inbound::Closed(None), |(code, reason)| Inbound::Violation(code, reason))
+                close_for(&error).map_or(Inbound::Closed(None), |(code, reason)| Inbound::Violation(code, reason))
             }
         })
     }
 
-    /// Returns what the pipe has counted; it reads nothing more before this call.
+    /// Returns the fragments that the pipe has counted. Until this call it reads no more bytes.
     fn poll_fragments(&mut self) -> Poll<Inbound> {
         let fragments = &mut self.0.get_mut().fragments;
         if fragments.too_many() {
@@ -144,7 +144,7 @@ impl Socket {
         }
     }
 
-    /// Returns the close frame of the peer, once. From then on the connection is closed.
+    /// Returns the peer's close frame, once, and answers it. Later calls return a closed connection.
     fn poll_close(&mut self) -> Poll<Inbound> {
         let pipe = self.0.get_mut();
         let Some(close) = pipe.fragments.close() else { return Poll::Pending };
@@ -153,7 +153,7 @@ impl Socket {
         }
         Poll::Ready(match close.parse() {
             Ok(peer_close) => {
-                // The answer, unless this is one.
+                // After a close frame of the server, tungstenite sends no second one.
                 let frame =
                     peer_close.clone().map(|(code, reason)| CloseFrame { code: code.into(), reason: reason.into() });
                 self.push(Message::Close(frame));
@@ -163,14 +163,14 @@ impl Socket {
         })
     }
 
-    /// Reads and discards what the peer still sends, until it closes, 3 s have passed, or `bytes_left` have come.
+    /// Discards bytes of the peer until it closes, 3 s have passed, or `bytes_left` bytes have arrived.
     ///
-    /// A socket closed with unread data resets the connection. The peer may then lose our close frame and see 1006.
+    /// Closing a socket with unread data resets the connection. The peer may then lose the close frame and report 1006.
     pub(super) async fn linger(mut self, mut bytes_left: usize) {
         _ = tokio::time::timeout(LINGER_TIMEOUT, poll_fn(|cx| self.poll_discard(cx, &mut bytes_left))).await;
     }
 
-    /// Reads and discards; ready when the peer has closed or nothing is left of `bytes_left`.
+    /// Discards bytes of the peer; ready when the peer has closed or `bytes_left` is 0.
     pub(super) fn poll_discard(&mut self, cx: &mut Context<'_>, bytes_left: &mut usize) -> Poll<()> {
         let mut buffer = [MaybeUninit::uninit(); DISCARD_BYTES];
         while *bytes_left > 0 {
@@ -190,8 +190,7 @@ impl Socket {
         let header = FrameHeader { opcode: OpCode::Data(Data::Text), ..FrameHeader::default() };
         let out = &mut self.0.get_mut().out;
         out.reserve(bytes + 10);
-        // Writing to a Vec cannot fail.
-        header.format(bytes as u64, out).expect("a Vec takes everything");
+        header.format(bytes as u64, out).expect("writing to a Vec cannot fail");
         let start = out.len();
         write(out);
         debug_assert_eq!(out.len() - start, bytes, "a frame must be as long as its header says");
@@ -208,18 +207,18 @@ impl Socket {
     }
 
     fn push(&mut self, message: Message) {
-        // The pipe below takes everything at once, so this cannot block. It fails only after the closing handshake has
-        // begun, and then no peer needs it.
+        // The pipe accepts all bytes at once, so this cannot block. It fails only after a close frame was sent, when the
+        // peer needs no further frame.
         _ = Pin::new(&mut self.0).start_send(message);
     }
 
-    /// Returns the number of bytes that the system has not taken yet.
+    /// Returns the number of bytes that are not written to the socket yet.
     pub(super) fn unsent(&self) -> usize {
         let pipe = self.0.get_ref();
         pipe.out.len() - pipe.written
     }
 
-    /// Writes the buffer; ready when all of it is written. The number is that of the bytes written by this call.
+    /// Writes the buffer; ready when all of it is written. Also returns the number of bytes that this call has written.
     pub(super) fn poll_write_out(&mut self, cx: &mut Context<'_>) -> (usize, Poll<io::Result<()>>) {
         let pipe = self.0.get_mut();
         let mut sent = 0;
@@ -246,7 +245,7 @@ impl Socket {
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.0.get_mut().transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Transport::Foreign(upgraded) => Pin::new(upgraded.as_mut()).poll_shutdown(cx),
+            Transport::Embedded(upgraded) => Pin::new(upgraded.as_mut()).poll_shutdown(cx),
         }
     }
 }
@@ -256,8 +255,8 @@ pub(super) fn accept_key(key: &str) -> String {
     derive_accept_key(key.as_bytes())
 }
 
-/// Returns close code and reason for a failed read; `None` if the connection is simply gone.
-fn refusal(error: &Error) -> Option<(CloseCode, &'static str)> {
+/// Returns close code and reason for a failed read; `None` if the connection has ended.
+fn close_for(error: &Error) -> Option<(CloseCode, &'static str)> {
     match error {
         Error::Capacity(CapacityError::MessageTooLong { .. }) => {
             Some((CloseCode::TooLarge, CloseCode::TooLarge.reason()))
@@ -268,7 +267,7 @@ fn refusal(error: &Error) -> Option<(CloseCode, &'static str)> {
     }
 }
 
-/// Returns which rule of RFC 6455 a peer broke; `None` if the connection is simply gone.
+/// Returns the close reason for a violation of RFC 6455; `None` if the connection has ended.
 fn violation(error: &ProtocolError) -> Option<&'static str> {
     Some(match error {
         ProtocolError::ResetWithoutClosingHandshake
@@ -291,15 +290,15 @@ impl Transport {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Foreign(upgraded) => Pin::new(upgraded.as_mut()).poll_read(cx, buf),
+            Transport::Embedded(upgraded) => Pin::new(upgraded.as_mut()).poll_read(cx, buf),
         }
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
             Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Self::Foreign(upgraded) => match Pin::new(upgraded.as_mut()).poll_write(cx, bytes) {
-                // The stream below may hold what it took until it is flushed.
+            Transport::Embedded(upgraded) => match Pin::new(upgraded.as_mut()).poll_write(cx, bytes) {
+                // The stream may buffer the bytes until it is flushed.
                 Poll::Ready(Ok(taken)) => {
                     _ = Pin::new(upgraded.as_mut()).poll_flush(cx)?;
                     Poll::Ready(Ok(taken))
@@ -310,11 +309,11 @@ impl Transport {
     }
 }
 
-/// The stream as tungstenite sees it: reads pass through, writes only fill the buffer.
+/// The stream under tungstenite: reads pass through, except for close frames, and writes only fill the buffer.
 struct Pipe {
     transport: Transport,
     out: Vec<u8>,
-    /// How much of `out` the system has taken.
+    /// Bytes of `out` that are written to the socket.
     written: usize,
     fragments: Fragments,
     /// Whether the close frame of the peer was reported.
@@ -324,7 +323,7 @@ struct Pipe {
 impl AsyncRead for Pipe {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            // Fragments are charged before more is read. tungstenite would read on as long as only fragments come.
+            // Fragments are charged before more is read. tungstenite would continue to read while only fragments arrive.
             if self.fragments.any() || self.fragments.too_many() || self.fragments.close().is_some() {
                 return Poll::Pending;
             }
@@ -333,7 +332,7 @@ impl AsyncRead for Pipe {
             let read = buf.filled().len() - before;
             let passed = self.fragments.read(&buf.filled()[before..]);
             buf.set_filled(before + passed);
-            // No bytes at all are the end of the stream; a part of a close frame is not.
+            // A read of no bytes is the end of the stream. A part of a close frame is withheld, and is not the end.
             if passed > 0 || read == 0 {
                 return Poll::Ready(Ok(()));
             }

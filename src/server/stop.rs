@@ -2,12 +2,12 @@
 
 use tokio::sync::watch;
 
-/// Reports whether the server is to stop, or is gone.
+/// Reports whether the server stops, or has been dropped.
 pub(super) fn is_stopped(stop: &watch::Receiver<bool>) -> bool {
     *stop.borrow() || stop.has_changed().is_err()
 }
 
-/// Resolves when the server is to stop, or is gone.
+/// Resolves when the server stops, or has been dropped.
 pub(super) async fn stopped(stop: &mut watch::Receiver<bool>) {
     _ = stop.wait_for(|stop| *stop).await;
 }

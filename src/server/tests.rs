@@ -166,7 +166,7 @@ async fn entry_of_another_owner_or_namespace_closes_the_connection_and_is_not_se
         });
         let server = configured.start().await.unwrap();
         let (url, handle) = (format!("ws://{}/", server.local_addr()), server.handle());
-        let metrics = server.parts.shared.metrics.clone();
+        let metrics = server.runtime.context.metrics.clone();
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(server.run(async { _ = stopped.await }));
         let bob = UserId::new("bob").unwrap();

@@ -13,38 +13,39 @@ use hyper_util::rt::TokioIo;
 use super::{
     connection::Connection,
     connection_limit::Permit,
-    context::Shared,
+    context::ServerContext,
     http_io::HttpIo,
     peer::HandshakeInfo,
     socket::{self, Socket, Transport},
 };
 use crate::http::{
-    head::{self, Refusal},
-    refusal,
+    error_response,
+    head::{self, HeadError},
 };
 
-/// Answers an upgrade request for the WebSocket path and starts the connection's task after the response.
+/// Responds to an upgrade request for the WebSocket path, and starts the connection's task after the response.
 pub(super) fn answer<B>(
-    shared: &Arc<Shared>,
+    context: &Arc<ServerContext>,
     request: Request<B>,
     from: Option<SocketAddr>,
     permit: Permit,
 ) -> Response<Body> {
-    let checked = head::check(&request, shared.config.is_local_only())
-        .map_err(Refusal::parts)
-        .and_then(|()| check(request.method(), request.version(), request.headers(), shared.config.origins.as_deref()));
+    let checked =
+        head::check(&request, context.config.is_local_only()).map_err(HeadError::status_and_message).and_then(|()| {
+            check_upgrade(request.method(), request.version(), request.headers(), context.config.origins.as_deref())
+        });
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
-    let granted = checked.and_then(|key| match shared.sockets.acquire(address) {
+    let admitted = checked.and_then(|key| match context.sockets.acquire(address) {
         Ok(socket_permit) => Ok((key, socket_permit)),
         Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, "the limit of WebSockets is reached; try again later")),
     });
-    match granted {
+    match admitted {
         Ok((key, socket_permit)) => {
             let accept = socket::accept_key(&key);
             let subprotocol = subprotocol(request.headers());
-            let handshake = shared.runner.is_some().then(|| HandshakeInfo::new(from, &request));
-            tokio::spawn(take_over(
-                shared.clone(),
+            let handshake = context.runner.is_some().then(|| HandshakeInfo::new(from, &request));
+            tokio::spawn(serve_upgraded(
+                context.clone(),
                 hyper::upgrade::on(request),
                 from,
                 handshake,
@@ -56,7 +57,7 @@ pub(super) fn answer<B>(
                 .header(header::CONNECTION, "Upgrade")
                 .header(header::SEC_WEBSOCKET_ACCEPT, accept)
                 .body(Body::empty());
-            // Built of constants and base64, which are always legal.
+            // All parts are constants or base64, which are always legal.
             let mut response = response.expect("a legal response");
             if let Some(subprotocol) = subprotocol {
                 response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, subprotocol);
@@ -64,25 +65,25 @@ pub(super) fn answer<B>(
             response
         }
         Err((status, reason)) => {
-            shared.metrics.refused_connections.inc();
-            let more = match status {
+            context.metrics.refused_connections.inc();
+            let header = match status {
                 StatusCode::UPGRADE_REQUIRED => (header::SEC_WEBSOCKET_VERSION, "13"),
                 StatusCode::METHOD_NOT_ALLOWED => (header::ALLOW, "GET"),
                 StatusCode::SERVICE_UNAVAILABLE => (header::RETRY_AFTER, "5"),
-                _ => return refusal::response(status, reason),
+                _ => return error_response::response(status, reason),
             };
-            refusal::with_header(status, reason, more)
+            error_response::with_header(status, reason, header)
         }
     }
 }
 
-/// Reports whether a request asks for an upgrade.
-pub(super) fn is_asked_for(headers: &HeaderMap) -> bool {
+/// Reports whether a request is an upgrade to a WebSocket.
+pub(super) fn is_upgrade_request(headers: &HeaderMap) -> bool {
     has_token(headers, header::UPGRADE, "websocket")
 }
 
-/// Returns the key of a valid upgrade request, or why it is invalid.
-fn check(
+/// Validates an upgrade request and returns its key, or the status and message of the error.
+fn check_upgrade(
     method: &Method,
     version: Version,
     headers: &HeaderMap,
@@ -95,7 +96,7 @@ fn check(
         return Err((StatusCode::BAD_REQUEST, "a WebSocket begins with HTTP/1.1"));
     }
     if !has_token(headers, header::CONNECTION, "upgrade") {
-        return Err((StatusCode::BAD_REQUEST, "the Connection header must say Upgrade"));
+        return Err((StatusCode::BAD_REQUEST, "the Connection header must contain Upgrade"));
     }
     let mut versions = headers.get_all(header::SEC_WEBSOCKET_VERSION).iter();
     let version = versions.next();
@@ -106,7 +107,7 @@ fn check(
         return Err((StatusCode::UPGRADE_REQUIRED, "Sec-WebSocket-Version must be 13"));
     }
     if let (Some(origins), Some(origin)) = (origins, headers.get(header::ORIGIN)) {
-        // An exact comparison: a similar origin is another site. Programs other than browsers send none.
+        // An exact comparison, because a similar origin is another site. Only browsers send an Origin.
         if !origins.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes()) {
             return Err((StatusCode::FORBIDDEN, "this origin may not connect; see `origins`"));
         }
@@ -120,12 +121,12 @@ fn check(
 
 /// Selects the subprotocol: the first that the client offers, as the original does.
 ///
-/// A client that offers some and gets none closes the connection.
+/// A client that offers subprotocols closes the connection if the server selects none.
 fn subprotocol(headers: &HeaderMap) -> Option<HeaderValue> {
     let offers = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
     let mut offers = offers.filter_map(|offers| offers.to_str().ok()).flat_map(|offers| offers.split(','));
     let first = offers.find_map(|offer| Some(offer.trim()).filter(|offer| !offer.is_empty()))?;
-    // A name is a token of HTTP (RFC 6455 §4.1); method names have the same form.
+    // A subprotocol is a token of HTTP (RFC 6455 §4.1), like a method.
     Method::from_bytes(first.as_bytes()).ok()?;
     HeaderValue::from_str(first).ok()
 }
@@ -144,25 +145,25 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
         .any(|value| value.split(',').any(|part| part.trim().eq_ignore_ascii_case(token)))
 }
 
-/// Waits until the response is written, takes the socket over and serves it.
-async fn take_over(
-    shared: Arc<Shared>,
+/// Waits until the response is written, then serves the socket as a WebSocket.
+async fn serve_upgraded(
+    context: Arc<ServerContext>,
     upgrade: OnUpgrade,
     from: Option<SocketAddr>,
     handshake: Option<HandshakeInfo>,
     permits: (Permit, Permit),
 ) {
     let Ok(upgraded) = upgrade.await else { return };
-    // From our own listener it is a TCP socket. In another program's router it may be anything.
+    // From the server's listener it is a TCP socket. In another program's router it may be any stream.
     let (transport, early) = match upgraded.downcast::<TokioIo<HttpIo>>() {
-        // Copied, because the buffer passed on shares hyper's 8 KiB read buffer and would keep it for the whole connection.
+        // Copied, because the returned buffer would retain hyper's 8 KiB read buffer as long as the connection lives.
         Ok(parts) => (Transport::Tcp(parts.io.into_inner().into_stream()), parts.read_buf.to_vec()),
-        Err(upgraded) => (Transport::Foreign(Box::new(TokioIo::new(upgraded))), Vec::new()),
+        Err(upgraded) => (Transport::Embedded(Box::new(TokioIo::new(upgraded))), Vec::new()),
     };
-    let socket = Socket::upgraded(transport, early, shared.config.limits.frame_bytes).await;
-    // A task of its own, as small as the connection: this one is as large as the upgrade.
+    let socket = Socket::upgraded(transport, early, context.config.limits.frame_bytes).await;
+    // A new task with the size of the connection: this one has the size of the upgrade.
     tokio::spawn(async move {
-        Connection::serve(shared, socket, from, handshake).await;
+        Connection::serve(context, socket, from, handshake).await;
         drop(permits);
     });
 }
@@ -189,7 +190,9 @@ mod tests {
     }
 
     fn status(changes: &[(&'static str, Option<&str>)], origins: Option<&[String]>) -> Option<u16> {
-        check(&Method::GET, Version::HTTP_11, &headers(changes), origins).err().map(|(status, _)| status.as_u16())
+        check_upgrade(&Method::GET, Version::HTTP_11, &headers(changes), origins)
+            .err()
+            .map(|(status, _)| status.as_u16())
     }
 
     #[test]
@@ -210,13 +213,16 @@ mod tests {
         }
         let mut twice = headers(&[]);
         twice.append("sec-websocket-version", HeaderValue::from_static("13"));
-        assert_eq!(check(&Method::GET, Version::HTTP_11, &twice, None).unwrap_err().0, StatusCode::BAD_REQUEST);
-        assert_eq!(check(&Method::GET, Version::HTTP_10, &headers(&[]), None).unwrap_err().0, StatusCode::BAD_REQUEST);
+        assert_eq!(check_upgrade(&Method::GET, Version::HTTP_11, &twice, None).unwrap_err().0, StatusCode::BAD_REQUEST);
         assert_eq!(
-            check(&Method::POST, Version::HTTP_11, &headers(&[]), None).unwrap_err().0,
+            check_upgrade(&Method::GET, Version::HTTP_10, &headers(&[]), None).unwrap_err().0,
+            StatusCode::BAD_REQUEST
+        );
+        assert_eq!(
+            check_upgrade(&Method::POST, Version::HTTP_11, &headers(&[]), None).unwrap_err().0,
             StatusCode::METHOD_NOT_ALLOWED
         );
-        assert!(!is_asked_for(&headers(&[("upgrade", Some("h2c"))])));
+        assert!(!is_upgrade_request(&headers(&[("upgrade", Some("h2c"))])));
     }
 
     #[test]

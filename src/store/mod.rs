@@ -63,6 +63,13 @@ pub struct Entry {
     pub payload: Payload,
 }
 
+impl Entry {
+    /// Reports whether the entry was stored for `user` in `namespace`.
+    pub fn is_owned_by(&self, namespace: u32, user: &UserId) -> bool {
+        self.namespace == namespace && self.owner == user.as_str().as_bytes()
+    }
+}
+
 /// Requests that a message be appended to the logs of its recipients.
 #[derive(Clone, Debug)]
 pub struct Append {

@@ -15,14 +15,19 @@ use crate::{
     util::backoff::Backoff,
 };
 
-/// Events that the receiver may have accepted and the disk still has. After a crash at most these and one batch are sent
-/// again. It is more than are written together, which is how they are removed.
-const AHEAD_MAX: u64 = 5_000;
+/// Accepted events that may not be removed from the outbox yet; above it no batch is sent.
+///
+/// After a crash at most these events and one batch are sent again. Events are removed in the groups in which they were
+/// written, so the limit exceeds such a group.
+const UNREMOVED_MAX: u64 = 5_000;
 
-/// Minimum interval of log lines while the receiver accepts nothing, and the delay before reading the outbox is retried.
+/// Minimum interval between log lines about an outage of the receiver.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Status of a receiver for which a request is too large.
+/// Delay before a failed read of the outbox is retried.
+const READ_RETRY_DELAY: Duration = Duration::from_secs(60);
+
+/// Status with which a receiver rejects a request as too large.
 const TOO_LARGE: u16 = 413;
 
 /// Delivers the events of one outbox.
@@ -37,7 +42,7 @@ pub(super) struct Delivery {
     pub metrics: Arc<Metrics>,
 }
 
-/// Describes a series of failed requests, for the log.
+/// Describes an outage of the receiver: consecutive failed requests.
 struct Outage {
     since: Instant,
     logged: Instant,
@@ -48,13 +53,13 @@ impl Delivery {
     /// Delivers events until the outbox is closed.
     pub async fn run(&mut self) {
         let mut changes = self.outbox.changes();
-        // After a panic, events that were accepted and not removed yet are sent again with the same ids.
+        // After a panic of this task, accepted events that are not removed yet are sent again, with the same ids.
         let mut through = self.outbox.status().removed;
         let mut outage = None;
         loop {
             changes.borrow_and_update();
-            let ahead = through.saturating_sub(self.outbox.status().removed);
-            let events = if ahead > AHEAD_MAX { Vec::new() } else { self.read(through).await };
+            let unremoved = through.saturating_sub(self.outbox.status().removed);
+            let events = if unremoved > UNREMOVED_MAX { Vec::new() } else { self.read(through).await };
             if events.is_empty() {
                 // An error means that the outbox is closed.
                 if changes.changed().await.is_err() {
@@ -80,11 +85,11 @@ impl Delivery {
                 // The read panicked, or the runtime stops.
                 Err(_) => {}
             }
-            tokio::time::sleep(LOG_INTERVAL).await;
+            tokio::time::sleep(READ_RETRY_DELAY).await;
         }
     }
 
-    /// Sends events until the receiver accepts them, and returns how many. After 413 the batch is halved.
+    /// Sends events until the receiver accepts some; returns their number. After 413 the batch is halved.
     async fn deliver(&mut self, events: &[QueuedEvent], outage: &mut Option<Outage>) -> usize {
         let mut count = events.len();
         loop {

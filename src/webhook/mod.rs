@@ -1,8 +1,8 @@
 //! Sends events to a backend over HTTP: in batches, signed, in order, each at least once.
 //!
-//! No event is sent from where it happens. Events are first put into the store's [`Outbox`], which is as durable as messages.
-//! One task reads its oldest events and sends a batch at a time, with retries until the receiver accepts it. So all events have
-//! one order. A receiver that is down, slow or wrong costs only space in the outbox, which is bounded.
+//! Events are first put into the store's [`Outbox`], which is as durable as messages. One task reads the oldest events and
+//! sends one batch at a time, with retries until the receiver accepts it. So all events are in one order. A receiver that
+//! fails or is slow uses only space in the outbox, which is bounded.
 //!
 //! - `recorder`: puts client events into the outbox
 //! - `undelivered`: puts messages that were not acknowledged in time into the outbox
@@ -32,20 +32,20 @@ use delivery::Delivery;
 use recorder::EventRecorder;
 use undelivered::UndeliveredMonitor;
 
-/// Interval of updating the metrics of the outbox.
+/// Interval between updates of the metrics of the outbox.
 const METRICS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Minimum interval of log lines while events are being lost.
+/// Minimum interval between log lines about lost events.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Makes the outbox options of the store for a webhook.
+/// Returns the outbox options of the store for a webhook.
 #[must_use]
 pub fn outbox_options(webhook: &config::Webhook) -> OutboxOptions {
-    let named = |kind: &EventKind| webhook.events.iter().any(|name| name == kind.as_str());
+    let is_configured = |kind: &EventKind| webhook.events.iter().any(|name| name == kind.as_str());
     OutboxOptions {
         events: webhook.outbox_events,
         bytes: webhook.outbox_bytes,
-        kinds: EventKind::CHOICE.into_iter().filter(named).collect(),
+        kinds: EventKind::CHOICE.into_iter().filter(is_configured).collect(),
     }
 }
 
@@ -100,13 +100,17 @@ impl Webhook {
         let Self { delivery, monitor, outbox, metrics } = self;
         let mut tasks = JoinSet::new();
         // The tasks end when they are dropped. The outbox outlives them: it is in the store, which closes later.
-        let over = || false;
-        tasks.spawn(supervise(health.clone(), "webhook_delivery", delivery, over, |delivery| Box::pin(delivery.run())));
+        let is_over = || false;
+        tasks.spawn(supervise(health.clone(), "webhook_delivery", delivery, is_over, |delivery| {
+            Box::pin(delivery.run())
+        }));
         if let Some(monitor) = monitor {
-            tasks.spawn(supervise(health.clone(), "webhook_watch", monitor, over, |monitor| Box::pin(monitor.run())));
+            tasks.spawn(supervise(health.clone(), "webhook_undelivered", monitor, is_over, |monitor| {
+                Box::pin(monitor.run())
+            }));
         }
-        tasks.spawn(supervise(health.clone(), "webhook_metrics", 0, over, move |lost| {
-            Box::pin(observe(outbox.clone(), metrics.clone(), lost))
+        tasks.spawn(supervise(health.clone(), "webhook_metrics", 0, is_over, move |lost| {
+            Box::pin(observe_outbox(outbox.clone(), metrics.clone(), lost))
         }));
         WebhookTasks { _tasks: tasks }
     }
@@ -119,7 +123,7 @@ impl std::fmt::Debug for Webhook {
 }
 
 /// Updates the metrics of the outbox, and logs lost events.
-async fn observe(outbox: Arc<dyn Outbox>, metrics: Arc<Metrics>, lost: &mut u64) {
+async fn observe_outbox(outbox: Arc<dyn Outbox>, metrics: Arc<Metrics>, lost: &mut u64) {
     let mut logged = None::<Instant>;
     loop {
         let status = outbox.status();

@@ -10,7 +10,7 @@ use crate::{
 /// Listens to the hub, and puts its events into the outbox.
 pub(super) struct EventRecorder {
     outbox: Arc<dyn Outbox>,
-    /// Distinguishes connection ids of this start of the server from those of others.
+    /// Distinguishes connection ids of this process from those of earlier ones.
     start: String,
 }
 

@@ -1,8 +1,8 @@
 //! Reports messages that were not acknowledged within `undeliveredAfter`: the moment to send a push notification.
 //!
-//! One timer per user finds pending messages that are old enough and not reported yet. Messages of a short time share a
-//! timer, so a report may be late, never early. The last reported sequence of each user is stored with the outbox, so a
-//! restart repeats no report. After a restart the age of messages is unknown, so older ones are reported
+//! Scheduled checks report pending messages of a user that are old enough and not reported yet. Messages within a short
+//! time share a check, so a report may be late, never early. The last reported sequence of each user is stored with the
+//! outbox, so a restart repeats no report. After a restart the age of messages is unknown, so earlier ones are reported
 //! `undeliveredAfter` after it.
 
 use std::{
@@ -20,31 +20,31 @@ use crate::{
     message::{Seq, UserId},
 };
 
-/// Scheduled checks at most. Above it, all users are scanned later instead.
+/// Maximum scheduled checks. At this limit, users without a check are found by a later scan of all users.
 const CHECKS_MAX: usize = 100_000;
 
-/// Divisor of `undeliveredAfter` that gives the time in which messages share a check.
-const SHARED_DIVISOR: u32 = 8;
+/// Divisor of `undeliveredAfter`: messages within the quotient share a check.
+const MERGE_DIVISOR: u32 = 8;
 
-/// Maximum time in which messages share a check.
-const SHARED_DELAY_MAX: Duration = Duration::from_secs(5);
+/// Maximum time within which messages share a check.
+const MERGE_DELAY_MAX: Duration = Duration::from_secs(5);
 
-/// Interval of running due checks.
+/// Interval between runs of due checks.
 const ROUND_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Delay before a check is retried when the outbox is full.
-const FULL_DELAY: Duration = Duration::from_secs(1);
+const FULL_RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Interval of removing the reported sequences of users without pending reported messages.
+/// Interval between removals of reported sequences that are no longer needed.
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Users read in one step.
-const PAGE: usize = 256;
+/// Users read per round.
+const PAGE_USERS: usize = 256;
 
-/// Messages read in one step.
-const READ: ReadLimit = ReadLimit { entries: 64, bytes: 256 << 10 };
+/// Limit of one read of a user's log.
+const READ_LIMIT: ReadLimit = ReadLimit { entries: 64, bytes: 256 << 10 };
 
-/// Reports undelivered messages. See the module.
+/// Reports undelivered messages.
 pub(super) struct UndeliveredMonitor {
     store: Arc<dyn Store>,
     outbox: Arc<dyn Outbox>,
@@ -56,27 +56,27 @@ pub(super) struct UndeliveredMonitor {
 struct State {
     /// Checks by due time; the number distinguishes those with the same time.
     checks: BTreeMap<Due, Check>,
-    /// Check of each user that still accepts new messages.
-    open: HashMap<UserId, Due>,
-    next: u64,
-    /// Some users with pending messages have no check, so all users must be scanned.
-    missed: bool,
+    /// Each user's check that accepts further messages.
+    open_checks: HashMap<UserId, Due>,
+    next_number: u64,
+    /// Whether users with pending messages may have no check, so that all users must be scanned.
+    scan_needed: bool,
 }
 
 type Due = (Instant, u64);
 
 struct Check {
     user: UserId,
-    /// Last sequence that is old enough when the check is due.
+    /// Last sequence that the check reports.
     through: Seq,
-    /// Time from which messages get another check.
+    /// Time from which new messages get another check.
     closes: Instant,
 }
 
 impl UndeliveredMonitor {
     pub fn new(store: Arc<dyn Store>, outbox: Arc<dyn Outbox>, after: Duration) -> Self {
-        // Messages from before the start are unknown.
-        let state = State { missed: true, ..State::default() };
+        // Messages from before the start have no check.
+        let state = State { scan_needed: true, ..State::default() };
         Self { store, outbox, after, state: state.into() }
     }
 
@@ -84,7 +84,7 @@ impl UndeliveredMonitor {
     pub fn appended(&self, users: &[UserId]) {
         let now = Instant::now();
         for user in users {
-            // Damage is reported to readers of the log.
+            // An error is reported to readers of the log.
             if let Ok(state) = self.store.state(user) {
                 self.schedule(user, state.head, now);
             }
@@ -93,54 +93,56 @@ impl UndeliveredMonitor {
 
     /// Schedules a check of `user` up to `through`.
     fn schedule(&self, user: &UserId, through: Seq, now: Instant) {
-        let shared = (self.after / SHARED_DIVISOR).min(SHARED_DELAY_MAX);
+        let merge_delay = (self.after / MERGE_DIVISOR).min(MERGE_DELAY_MAX);
         let mut state = self.state.lock();
-        if let Some(due) = state.open.get(user).copied()
+        if let Some(due) = state.open_checks.get(user).copied()
             && let Some(check) = state.checks.get_mut(&due).filter(|check| now < check.closes)
         {
             check.through = check.through.max(through);
             return;
         }
         if state.checks.len() >= CHECKS_MAX {
-            state.missed = true;
+            state.scan_needed = true;
             return;
         }
-        let due = state.put(Check { user: user.clone(), through, closes: now + shared }, now + shared + self.after);
-        state.open.insert(user.clone(), due);
+        let due =
+            state.put(Check { user: user.clone(), through, closes: now + merge_delay }, now + merge_delay + self.after);
+        state.open_checks.insert(user.clone(), due);
     }
 
-    /// Runs due checks until it is dropped.
+    /// Runs rounds until it is dropped.
     pub async fn run(self: &Arc<Self>) {
         // An earlier run may have panicked within a round, and lost checks.
-        self.state.lock().missed = true;
-        let mut rounds = Rounds::default();
+        self.state.lock().scan_needed = true;
+        let mut progress = Progress::default();
         loop {
             let monitor = self.clone();
             let round = spawn_blocking(move || {
-                monitor.round(&mut rounds);
-                rounds
+                monitor.run_round(&mut progress);
+                progress
             });
             // The round panicked, or the runtime stops.
             let Ok(next) = round.await else { return };
-            rounds = next;
+            progress = next;
             tokio::time::sleep(ROUND_INTERVAL).await;
         }
     }
 
-    fn round(&self, rounds: &mut Rounds) {
+    /// Runs due checks, and one step of the scan and of the cleanup.
+    fn run_round(&self, progress: &mut Progress) {
         self.run_due_checks(Instant::now());
-        if let Err(error) = self.scan(rounds) {
+        if let Err(error) = self.scan(progress) {
             tracing::warn!(%error, "cannot list users with pending messages; retrying");
-            rounds.scan = None;
-            self.state.lock().missed = true;
+            progress.scan = None;
+            self.state.lock().scan_needed = true;
         }
-        if rounds.cleaned_up.is_none_or(|cleaned_up| cleaned_up.elapsed() >= CLEANUP_INTERVAL) {
-            rounds.cleaned_up = Some(Instant::now());
-            rounds.cleanup = Some(None);
+        if progress.cleaned_up.is_none_or(|cleaned_up| cleaned_up.elapsed() >= CLEANUP_INTERVAL) {
+            progress.cleaned_up = Some(Instant::now());
+            progress.cleanup = Some(None);
         }
-        if let Some(after) = rounds.cleanup.take() {
+        if let Some(after) = progress.cleanup.take() {
             match self.cleanup(after.as_ref()) {
-                Ok(next) => rounds.cleanup = next.map(Some),
+                Ok(next) => progress.cleanup = next.map(Some),
                 Err(error) => tracing::warn!(%error, "cannot read reported sequences"),
             }
         }
@@ -153,8 +155,8 @@ impl UndeliveredMonitor {
                 let mut state = self.state.lock();
                 let Some(first) = state.checks.first_entry().filter(|first| first.key().0 <= now) else { return };
                 let (due, check) = first.remove_entry();
-                if state.open.get(&check.user) == Some(&due) {
-                    state.open.remove(&check.user);
+                if state.open_checks.get(&check.user) == Some(&due) {
+                    state.open_checks.remove(&check.user);
                 }
                 check
             };
@@ -163,7 +165,7 @@ impl UndeliveredMonitor {
                 Ok(false) => {
                     // The check is retried later, and nothing is lost.
                     let later = Check { closes: now, ..check };
-                    self.state.lock().put(later, now + FULL_DELAY);
+                    self.state.lock().put(later, now + FULL_RETRY_DELAY);
                     return;
                 }
                 Err(error) => {
@@ -181,7 +183,7 @@ impl UndeliveredMonitor {
         }
         let mut after = self.outbox.reported(user)?.max(state.acknowledged.through());
         while after < through {
-            let found = self.store.read(user, after, READ)?;
+            let found = self.store.read(user, after, READ_LIMIT)?;
             for entry in found.entries.iter().take_while(|entry| entry.seq <= through) {
                 if !self.report_entry(user, entry)? {
                     return Ok(false);
@@ -197,12 +199,12 @@ impl UndeliveredMonitor {
 
     fn report_entry(&self, user: &UserId, entry: &Entry) -> Result<bool, StoreError> {
         // Guarantee G3: every consumer checks the owner of an entry before it leaves the server.
-        if entry.owner != user.as_str().as_bytes() || entry.namespace != self.store.namespace() {
-            return Err(StoreError::Damaged("an entry of a log belongs to another user".into()));
+        if !entry.is_owned_by(self.store.namespace(), user) {
+            return Err(StoreError::Damaged("a log has an entry of another user".into()));
         }
         let devices = self.store.unreceived_by(user, entry.seq)?;
         if devices.is_empty() {
-            // Acknowledged, and kept only for a session that reads behind it.
+            // Acknowledged, and retained only for a session with a lower position.
             return Ok(true);
         }
         let undelivered = OutboxEvent::Undelivered {
@@ -214,18 +216,19 @@ impl UndeliveredMonitor {
         Ok(self.outbox.put_undelivered(user, entry.seq, undelivered))
     }
 
-    /// Scans all users if that is due. One page a round, because each user is cached for a while, and only while there is
-    /// space for checks.
-    fn scan(&self, rounds: &mut Rounds) -> Result<(), StoreError> {
-        if rounds.scan.is_none() && std::mem::take(&mut self.state.lock().missed) {
-            rounds.scan = Some(None);
+    /// Scans one page of users if a scan is needed, while the number of checks allows it.
+    ///
+    /// One page per round bounds the user logs that the scan adds to the cache.
+    fn scan(&self, progress: &mut Progress) -> Result<(), StoreError> {
+        if progress.scan.is_none() && std::mem::take(&mut self.state.lock().scan_needed) {
+            progress.scan = Some(None);
         }
-        if let Some(after) = rounds.scan.take() {
-            if self.state.lock().checks.len() + PAGE > CHECKS_MAX {
-                rounds.scan = Some(after);
+        if let Some(after) = progress.scan.take() {
+            if self.state.lock().checks.len() + PAGE_USERS > CHECKS_MAX {
+                progress.scan = Some(after);
                 return Ok(());
             }
-            let users = self.store.users(after.as_ref(), PAGE)?;
+            let users = self.store.users(after.as_ref(), PAGE_USERS)?;
             let now = Instant::now();
             for (user, state) in &users {
                 // An unreadable user must not affect others.
@@ -234,8 +237,8 @@ impl UndeliveredMonitor {
                     self.schedule(user, state.head, now);
                 }
             }
-            if users.len() == PAGE {
-                rounds.scan = Some(users.last().map(|(user, _)| user.clone()));
+            if users.len() == PAGE_USERS {
+                progress.scan = Some(users.last().map(|(user, _)| user.clone()));
             }
         }
         Ok(())
@@ -245,7 +248,7 @@ impl UndeliveredMonitor {
     ///
     /// Returns the cursor of the next page. Pages are small, because the commit thread writes each removal.
     fn cleanup(&self, after: Option<&UserId>) -> Result<Option<UserId>, StoreError> {
-        let users = self.outbox.all_reported(after, PAGE)?;
+        let users = self.outbox.all_reported(after, PAGE_USERS)?;
         for (user, reported) in &users {
             let state = match self.store.state(user) {
                 Err(StoreError::Damaged(_)) => continue,
@@ -255,22 +258,22 @@ impl UndeliveredMonitor {
                 self.outbox.remove_reported(user);
             }
         }
-        Ok(users.last().filter(|_| users.len() == PAGE).map(|(user, _)| user.clone()))
+        Ok(users.last().filter(|_| users.len() == PAGE_USERS).map(|(user, _)| user.clone()))
     }
 }
 
 impl State {
     fn put(&mut self, check: Check, due: Instant) -> Due {
-        self.next += 1;
-        let due = (due, self.next);
+        self.next_number += 1;
+        let due = (due, self.next_number);
         self.checks.insert(due, check);
         due
     }
 }
 
-/// Holds progress from round to round.
+/// Holds the progress of scan and cleanup between rounds.
 #[derive(Default)]
-struct Rounds {
+struct Progress {
     /// Cursor of the scan in progress.
     scan: Option<Option<UserId>>,
     /// Cursor of the cleanup in progress.

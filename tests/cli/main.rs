@@ -20,9 +20,7 @@ mod token;
 mod unstored;
 mod users;
 
-use std::time::Duration;
-
-use support::command::{output_text, run_mesa};
-
-/// Longest time that a test waits for one step, sufficient on a loaded machine.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
+use support::{
+    command::{output_text, run_mesa},
+    wait::WAIT_TIMEOUT,
+};

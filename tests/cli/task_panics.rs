@@ -74,9 +74,9 @@ async fn panicking_task_is_named_as_not_ready_and_restarts() {
         "accept_loop",
         "redis_protocol",
         "redis_protocol_portals",
-        "upkeep",
+        "maintenance",
         "webhook_delivery",
-        "webhook_watch",
+        "webhook_undelivered",
         "webhook_metrics",
     ];
     let receiver = Receiver::start();

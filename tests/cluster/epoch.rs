@@ -14,11 +14,12 @@ use serde_json::{Value, json};
 use tokio::task::block_in_place;
 
 use super::{
-    Redis, ServerGroup, WAIT_TIMEOUT, dispatch_until_accepted, message, next_data, receive_through,
-    redis_topologies::{RedisCluster, SentinelGroup, block_until, cli},
+    Redis, ServerGroup, dispatch_until_accepted, message, next_data, receive_through,
+    redis_topologies::{RedisCluster, SentinelGroup},
     support::{
         server::Home,
         socket::{Event, Socket},
+        wait::{WAIT_TIMEOUT, block_until},
     },
     wait_until,
 };
@@ -67,13 +68,12 @@ async fn receive_through_with_gaps(socket: &mut Socket, last: u64) -> (Vec<u64>,
 /// Empties a Redis under running servers, and checks that all later messages are delivered.
 async fn check_emptied(servers: usize) {
     let group = ServerGroup::start(servers);
-    let port = group.redis().address().port();
     let (mut alice, mut phone) =
         (group.client(0, "alice").await, resuming_client(&group, servers - 1, "alice", "phone", 0).await);
     dispatch_all(&group, 1..=10, &["alice", "bob"]).await;
     assert_eq!(receive_through(&mut alice, 10).await, (1..=10).collect::<Vec<_>>());
     assert_eq!(receive_through(&mut phone, 10).await, (1..=10).collect::<Vec<_>>());
-    assert_eq!(cli(port, &["FLUSHALL"]), "OK");
+    assert_eq!(group.redis().cli(&["FLUSHALL"]), "OK");
     dispatch_all(&group, 11..=30, &["alice", "bob"]).await;
     let expected: Vec<u64> = (11..=30).collect();
     assert_eq!(receive_through(&mut alice, 30).await, expected, "{}", group.homes[0].log());
@@ -86,12 +86,12 @@ async fn check_emptied(servers: usize) {
     // A resuming client receives the gap without a dispatch too.
     phone.acknowledge_through(1 << 50).await.expect("an open connection");
     acknowledge_all(&group, "alice", &mut alice).await;
-    assert_eq!(cli(port, &["FLUSHALL"]), "OK");
+    assert_eq!(group.redis().cli(&["FLUSHALL"]), "OK");
     let Ok(Event::Resumed(resumed)) = phone.event().await else { panic!("op 13 with a gap is expected") };
     assert_eq!(resumed.missed.map(|missed| missed.reason).as_deref(), Some("lost"));
     // A Dispatcher of the original sees alice offline in the emptied Redis, and stores its message.
     let list = r#"[{"op":0,"d":31,"t":"N"}]"#;
-    cli(port, &["HSET", "undelivered_messages", "alice", list]);
+    group.redis().cli(&["HSET", "undelivered_messages", "alice", list]);
     assert_eq!(next_data(&mut alice).await, 31);
     let online = |users: &Value| users["users"].as_array().is_some_and(|all| all.len() == 2);
     group.wait_until("both users are online", 0, "/v1/users?online=true", online).await;
@@ -120,13 +120,16 @@ async fn server_suspended_while_redis_is_emptied_delivers_entries_acknowledged_a
     for client in [&mut first, &mut second, &mut phone] {
         assert_eq!(receive_through(client, 10).await, (1..=10).collect::<Vec<_>>());
     }
-    let port = group.redis().address().port();
     wait_until("the first server knows the second, after three lease renewals", async || {
-        cli(port, &["HGET", "mesa:{cluster}:epoch", "renewals"]).parse::<u64>().is_ok_and(|renewals| renewals >= 3)
+        group
+            .redis()
+            .cli(&["HGET", "mesa:{cluster}:epoch", "renewals"])
+            .parse::<u64>()
+            .is_ok_and(|renewals| renewals >= 3)
     })
     .await;
     group.servers[1].signal(rustix::process::Signal::STOP);
-    assert_eq!(cli(port, &["FLUSHALL"]), "OK");
+    assert_eq!(group.redis().cli(&["FLUSHALL"]), "OK");
     for n in 11..=30 {
         group.dispatch(0, &message(n, &["alice"])).await;
     }
@@ -137,7 +140,7 @@ async fn server_suspended_while_redis_is_emptied_delivers_entries_acknowledged_a
     assert_eq!(receive_through_with_gaps(&mut phone, 30).await, ((11..=30).collect(), vec!["lost".to_owned()]));
     phone.acknowledge_through(1 << 50).await.expect("an open connection");
     acknowledge_all(&group, "alice", &mut second).await;
-    wait_until("the log is trimmed", async || cli(port, &["XLEN", "mesa:log:{alice}"]) == "0").await;
+    wait_until("the log is trimmed", async || group.redis().cli(&["XLEN", "mesa:log:{alice}"]) == "0").await;
 }
 
 /// The new server knows no earlier epoch and begins the first one. The other server still delivers what the new one accepts.
@@ -152,7 +155,7 @@ async fn server_that_joins_an_emptied_redis_first_delivers_all_later_messages_in
     dispatch_all(&group, 1..=10, &["alice"]).await;
     assert_eq!(receive_through(&mut alice, 10).await, (1..=10).collect::<Vec<_>>());
     assert_eq!(receive_through(&mut phone, 10).await, (1..=10).collect::<Vec<_>>());
-    assert_eq!(cli(redis.address().port(), &["FLUSHALL"]), "OK");
+    assert_eq!(redis.cli(&["FLUSHALL"]), "OK");
     let home = Home::with(&setting);
     group.servers.push(home.start());
     group.homes.push(home);
@@ -264,12 +267,12 @@ async fn check_under_disturbance(group: ServerGroup, disturb: impl AsyncFnOnce(&
 // covers: G2, G4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_emptied_five_times_under_load_delivers_all_later_messages_in_order() {
-    let group = ServerGroup::start(3);
-    let port = group.redis().address().port();
+    let redis = Redis::start();
+    let group = ServerGroup::start_on(&format!("redis: '{}',", redis.url()), 3);
     check_under_disturbance(group, async |generation| {
         for _ in 0..5 {
             tokio::time::sleep(Duration::from_millis(300)).await;
-            block_in_place(|| assert_eq!(cli(port, &["FLUSHALL"]), "OK"));
+            block_in_place(|| assert_eq!(redis.cli(&["FLUSHALL"]), "OK"));
             generation.fetch_add(1, Ordering::SeqCst);
         }
     })
@@ -287,7 +290,7 @@ async fn redis_cluster_emptied_three_times_under_load_delivers_all_later_message
             tokio::time::sleep(Duration::from_millis(500)).await;
             block_in_place(|| {
                 for node in redis.nodes.iter().filter(|node| node.has_role("master")) {
-                    assert_eq!(cli(node.port, &["FLUSHALL"]), "OK");
+                    assert_eq!(node.cli(&["FLUSHALL"]), "OK");
                 }
             });
             generation.fetch_add(1, Ordering::SeqCst);
@@ -305,7 +308,7 @@ async fn stale_primary_that_sentinel_promotes_delivers_all_later_messages_in_ord
     check_under_disturbance(group, async |generation| {
         let [first, second] = &redis.nodes;
         let replication_id = || {
-            let info = cli(first.port, &["INFO", "replication"]);
+            let info = first.cli(&["INFO", "replication"]);
             info.lines().find_map(|line| Some(line.strip_prefix("master_replid:")?.trim().to_owned()))
         };
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -313,19 +316,19 @@ async fn stale_primary_that_sentinel_promotes_delivers_all_later_messages_in_ord
             let before = replication_id();
             first.signal("STOP");
             block_until("the replica has taken over", || second.has_role("master"));
-            let epoch = || cli(second.port, &["HGET", "mesa:{cluster}:epoch", "epoch"]);
+            let epoch = || second.cli(&["HGET", "mesa:{cluster}:epoch", "epoch"]);
             let copied = epoch();
             block_until("the servers have begun an epoch at the new primary", || epoch() != copied);
             std::thread::sleep(Duration::from_secs(1));
             second.kill();
             // Before the Sentinels hold the second node for down, they would make the first a replica of it.
             block_until("all Sentinels hold the second node for down", || {
-                redis.sentinels.iter().all(|one| cli(one.port, &["SENTINEL", "MASTER", "mesa"]).contains("o_down"))
+                redis.sentinels.iter().all(|one| one.cli(&["SENTINEL", "MASTER", "mesa"]).contains("o_down"))
             });
             first.signal("CONT");
             generation.fetch_add(1, Ordering::SeqCst);
             block_until("the first node is the primary again", || {
-                let primary = cli(redis.sentinels[0].port, &["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mesa"]);
+                let primary = redis.sentinels[0].cli(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mesa"]);
                 primary.ends_with(&first.port.to_string())
             });
             assert_eq!(replication_id(), before, "the replication id does not show that the data is older");
@@ -339,12 +342,11 @@ async fn stale_primary_that_sentinel_promotes_delivers_all_later_messages_in_ord
 async fn check_restart_on_copy(arguments: &[&str], servers: usize) {
     let redis = Redis::start_with(arguments);
     let group = ServerGroup::start_on(&format!("redis: '{}',", redis.url()), servers);
-    let port = redis.address().port();
     let mut alice = group.client(0, "alice").await;
     dispatch_all(&group, 1..=5, &["alice", "bob"]).await;
     assert_eq!(receive_through(&mut alice, 5).await, [1, 2, 3, 4, 5]);
     acknowledge_all(&group, "alice", &mut alice).await;
-    block_in_place(|| assert_eq!(cli(port, &["SAVE"]), "OK"));
+    block_in_place(|| assert_eq!(redis.cli(&["SAVE"]), "OK"));
     let copy = redis.copy_files();
     dispatch_all(&group, 6..=15, &["alice", "bob"]).await;
     assert_eq!(receive_through(&mut alice, 15).await, (6..=15).collect::<Vec<_>>());
@@ -381,14 +383,13 @@ async fn redis_restarted_from_old_append_only_files_delivers_all_later_messages_
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn databases_swapped_and_swapped_back_deliver_all_later_messages_in_order() {
     let group = ServerGroup::start(2);
-    let port = group.redis().address().port();
     let mut alice = group.client(1, "alice").await;
     for round in 0..4 {
         let numbers = round * 10 + 1..=round * 10 + 10;
         dispatch_all(&group, numbers.clone(), &["alice"]).await;
         assert_eq!(receive_through(&mut alice, round * 10 + 10).await, numbers.collect::<Vec<_>>(), "round {round}");
         acknowledge_all(&group, "alice", &mut alice).await;
-        assert_eq!(cli(port, &["SWAPDB", "0", "1"]), "OK");
+        assert_eq!(group.redis().cli(&["SWAPDB", "0", "1"]), "OK");
     }
 }
 
@@ -431,7 +432,7 @@ async fn redis_cluster_shard_flushed_by_hand_delivers_all_later_messages_in_orde
     assert_eq!(receive_through(&mut client, 10).await, (1..=10).collect::<Vec<_>>());
     assert_eq!(receive_through(&mut phone, 10).await, (1..=10).collect::<Vec<_>>());
     let owner = redis.owner(&format!("mesa:state:{{{name}}}"));
-    assert_eq!(cli(owner.port, &["FLUSHALL"]), "OK");
+    assert_eq!(owner.cli(&["FLUSHALL"]), "OK");
     dispatch_all(&group, 11..=30, &[name]).await;
     assert_eq!(receive_through(&mut client, 30).await, (11..=30).collect::<Vec<_>>());
     let (received, gaps) = receive_through_with_gaps(&mut phone, 30).await;
@@ -448,14 +449,13 @@ async fn redis_cluster_shard_flushed_by_hand_delivers_all_later_messages_in_orde
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn log_deleted_by_hand_delivers_all_later_messages_in_order() {
     let group = ServerGroup::start(2);
-    let port = group.redis().address().port();
     for keys in [&["mesa:state:{alice}"][..], &["mesa:log:{alice}"], &["mesa:state:{alice}", "mesa:log:{alice}"]] {
         let (mut alice, mut phone) =
             (group.client(0, "alice").await, resuming_client(&group, 1, "alice", "phone", 0).await);
         dispatch_all(&group, 1..=10, &["alice"]).await;
         assert!(receive_through(&mut alice, 10).await.ends_with(&(1..=10).collect::<Vec<_>>()));
         assert!(receive_through_with_gaps(&mut phone, 10).await.0.ends_with(&(1..=10).collect::<Vec<_>>()));
-        assert_ne!(cli(port, &[&["DEL"], keys].concat()), "0");
+        assert_ne!(group.redis().cli(&[&["DEL"], keys].concat()), "0");
         dispatch_all(&group, 11..=30, &["alice"]).await;
         let expected: Vec<u64> = (11..=30).collect();
         assert!(receive_through(&mut alice, 30).await.ends_with(&expected), "{keys:?}");

@@ -1,26 +1,20 @@
 //! Tests `mesa import` from, and `mesa export` to, the `undelivered_messages` lists of the original (`@cryb/mesa`).
 
-use std::process::{Command, Output};
-
 use serde_json::{Value, json};
 
-use crate::{redis_server::Redis, support::server::Home};
+use crate::{
+    redis_server::Redis,
+    support::{
+        command::{output_text, run_mesa, utf8},
+        server::Home,
+    },
+};
 
-fn mesa(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mesa")).args(arguments).output().expect("mesa runs")
-}
-
-/// Returns what a command printed. Panics if it failed.
-fn printed(output: &Output) -> String {
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{text}");
-    text
-}
-
-fn redis_cli(redis: &Redis, arguments: &[&str]) -> String {
-    let port = redis.address().port().to_string();
-    let output = Command::new("redis-cli").args(["-p", &port]).args(arguments).output().expect("redis-cli runs");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+/// Runs a command that must succeed, and returns what it printed.
+fn run_successfully(arguments: &[&str]) -> String {
+    let output = run_mesa(arguments);
+    assert!(output.status.success(), "{}", output_text(&output));
+    output_text(&output)
 }
 
 /// Returns a list of undelivered messages as the original stores it.
@@ -38,13 +32,13 @@ fn numbers(list: &str) -> Vec<u64> {
 fn repeated_import_and_export_copy_each_message_once() {
     let (from, home, to) = (Redis::start(), Home::new(), Redis::start());
     let store = home.store();
-    let store = store.to_str().expect("a UTF-8 path");
-    let set = |user: &str, list: &str| redis_cli(&from, &["HSET", "undelivered_messages_shop", user, list]);
+    let store = utf8(&store);
+    let set = |user: &str, list: &str| from.cli(&["HSET", "undelivered_messages_shop", user, list]);
     set("alice", &original_list(1..=300));
     set("bob", &original_list(1..=2));
     set("carol", "[]");
     let url = from.url();
-    let import = || printed(&mesa(&["import", &url, "--namespace", "shop", "--store-path", store]));
+    let import = || run_successfully(&["import", &url, "--namespace", "shop", "--store-path", store]);
     assert!(import().starts_with("2 users, 302 messages copied to "));
     assert!(import().contains("2 users, 0 messages copied to "), "a repeated import copies nothing");
     // A later import copies only new messages. A list with another beginning is a new list.
@@ -52,32 +46,29 @@ fn repeated_import_and_export_copy_each_message_once() {
     set("bob", &original_list(7..=9));
     assert!(import().contains("2 users, 13 messages copied to "));
     let target = to.url();
-    redis_cli(&to, &["HSET", "undelivered_messages_shop", "bob", &original_list(1000..=1001)]);
-    let export = || printed(&mesa(&["export", &target, "--namespace", "shop", "--store-path", store]));
+    to.cli(&["HSET", "undelivered_messages_shop", "bob", &original_list(1000..=1001)]);
+    let export = || run_successfully(&["export", &target, "--namespace", "shop", "--store-path", store]);
     assert!(export().starts_with("2 users, 315 messages copied to Redis"));
     assert!(export().starts_with("2 users, 0 messages copied to Redis, and verified; 315 copied before"));
-    let get = |user: &str| numbers(&redis_cli(&to, &["HGET", "undelivered_messages_shop", user]));
+    let get = |user: &str| numbers(&to.cli(&["HGET", "undelivered_messages_shop", user]));
     assert_eq!(get("alice"), (1..=310).collect::<Vec<_>>());
     assert_eq!(get("bob"), [1000, 1001, 1, 2, 7, 8, 9]);
     // A server may have taken a list without appending it to a log. Import copies that list before the later one.
     let taken = format!("a-name\n{}", original_list(400..=401));
-    redis_cli(
-        &from,
-        &[
-            "EVAL",
-            "redis.call('HSET', KEYS[1], '\\0mesa:taken:carol', ARGV[1])",
-            "1",
-            "undelivered_messages_shop",
-            &taken,
-        ],
-    );
+    from.cli(&[
+        "EVAL",
+        "redis.call('HSET', KEYS[1], '\\0mesa:taken:carol', ARGV[1])",
+        "1",
+        "undelivered_messages_shop",
+        &taken,
+    ]);
     set("carol", &original_list(402..=402));
     assert!(import().starts_with("3 users, 3 messages copied to "));
     assert!(export().starts_with("3 users, 3 messages copied to Redis"));
     assert_eq!(get("carol"), (400..=402).collect::<Vec<_>>());
     // A new store at the same path is another store, although its entries have the same sequences.
     std::fs::remove_dir_all(store).expect("the store is deleted");
-    redis_cli(&from, &["DEL", "undelivered_messages_shop"]);
+    from.cli(&["DEL", "undelivered_messages_shop"]);
     set("alice", &original_list(2001..=2002));
     assert!(import().starts_with("1 user, 2 messages copied to "));
     assert!(export().starts_with("1 user, 2 messages copied to Redis"));
@@ -87,13 +78,13 @@ fn repeated_import_and_export_copy_each_message_once() {
 #[test]
 fn import_of_malformed_list_fails_by_user_and_leaves_the_list() {
     let (from, home) = (Redis::start(), Home::new());
-    redis_cli(&from, &["HSET", "undelivered_messages", "alice", "{not a list"]);
+    from.cli(&["HSET", "undelivered_messages", "alice", "{not a list"]);
     let store = home.store();
-    let output = mesa(&["import", &from.url(), "--store-path", store.to_str().expect("a UTF-8 path")]);
+    let output = run_mesa(&["import", &from.url(), "--store-path", utf8(&store)]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1));
     assert!(text.contains("alice") && text.contains("malformed"), "{text}");
-    assert_eq!(redis_cli(&from, &["HGET", "undelivered_messages", "alice"]), "{not a list");
+    assert_eq!(from.cli(&["HGET", "undelivered_messages", "alice"]), "{not a list");
 }
 
 /// The lists are longer than one batch of appends, and than one batch of reads.
@@ -101,13 +92,13 @@ fn import_of_malformed_list_fails_by_user_and_leaves_the_list() {
 fn import_and_export_of_several_batches_copy_each_message_once() {
     let (from, home, to) = (Redis::start(), Home::new(), Redis::start());
     let (store, url, target) = (home.store(), from.url(), to.url());
-    let store = store.to_str().expect("a UTF-8 path");
+    let store = utf8(&store);
     for (last, new) in [(2_500, "2500"), (2_500, "0"), (4_100, "1600")] {
-        redis_cli(&from, &["HSET", "undelivered_messages", "alice", &original_list(1..=last)]);
-        let text = printed(&mesa(&["import", &url, "--store-path", store]));
+        from.cli(&["HSET", "undelivered_messages", "alice", &original_list(1..=last)]);
+        let text = run_successfully(&["import", &url, "--store-path", store]);
         assert!(text.starts_with(&format!("1 user, {new} messages copied to ")), "{text}");
     }
-    printed(&mesa(&["export", &target, "--store-path", store]));
-    let exported = numbers(&redis_cli(&to, &["HGET", "undelivered_messages", "alice"]));
+    run_successfully(&["export", &target, "--store-path", store]);
+    let exported = numbers(&to.cli(&["HGET", "undelivered_messages", "alice"]));
     assert_eq!(exported, (1..=4_100).collect::<Vec<_>>());
 }

@@ -33,10 +33,8 @@ use support::{
     http::Http,
     server::{Home, Server},
     socket::{Event, Socket},
+    wait::{self, WAIT_TIMEOUT},
 };
-
-/// Maximum time for anything that a test waits for. It exceeds a lease.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Runs several mesa servers on one Redis.
 struct ServerGroup {
@@ -103,14 +101,14 @@ impl ServerGroup {
     }
 }
 
-/// Waits until a condition holds. Panics after 30 s.
+/// Waits until a condition holds, polled every 20 ms. Panics after [`WAIT_TIMEOUT`].
 async fn wait_until(condition: &str, mut holds: impl AsyncFnMut() -> bool) {
     let waited = tokio::time::timeout(WAIT_TIMEOUT, async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    assert!(waited.await.is_ok(), "timed out waiting until {condition}");
+    assert!(waited.await.is_ok(), "expected within {WAIT_TIMEOUT:?}: {condition}");
 }
 
 /// Returns a dispatch of a message with the data `n`.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Redis, ServerGroup, next_data, original::redis_cli, wait_until};
+use crate::{Redis, ServerGroup, next_data, wait_until};
 
 /// Bytes of one message.
 const MESSAGE_BYTES: usize = 50_000;
@@ -13,7 +13,7 @@ fn message(n: u64) -> Value {
 
 /// Returns the ends of the leases in milliseconds, the earliest first.
 fn lease_ends(group: &ServerGroup) -> Vec<f64> {
-    let nodes = redis_cli(group, &["ZRANGE", "mesa:{cluster}:servers", "0", "-1", "WITHSCORES"]);
+    let nodes = group.redis().cli(&["ZRANGE", "mesa:{cluster}:servers", "0", "-1", "WITHSCORES"]);
     nodes.lines().skip(1).step_by(2).map(|score| score.parse().expect("a score")).collect()
 }
 
@@ -39,9 +39,9 @@ async fn full_redis_rejects_dispatches_keeps_presence_and_accepts_after_acknowle
     };
     assert_eq!((status, &answer["error"]["code"]), (507, &json!("full")), "{answer}");
     // The limit goes 500 kB below the memory in use, so that a released buffer does not end the condition.
-    let memory = redis_cli(&group, &["INFO", "memory"]);
+    let memory = group.redis().cli(&["INFO", "memory"]);
     let used = memory.lines().find_map(|line| line.trim().strip_prefix("used_memory:")?.parse::<u64>().ok());
-    redis_cli(&group, &["CONFIG", "SET", "maxmemory", &(used.expect("used_memory") - 500_000).to_string()]);
+    group.redis().cli(&["CONFIG", "SET", "maxmemory", &(used.expect("used_memory") - 500_000).to_string()]);
     assert_eq!(group.call(0, "POST", "/v1/dispatch", &message(0)).await.0, 507);
     assert_eq!(group.call(0, "GET", "/readyz", &Value::Null).await.0, 503);
     let before = lease_ends(&group);

@@ -74,13 +74,6 @@ impl Drop for Original {
     }
 }
 
-/// Runs `redis-cli` on the Redis of a group, and returns its output without surrounding white space.
-pub fn redis_cli(group: &ServerGroup, arguments: &[&str]) -> String {
-    let port = group.redis().address().port().to_string();
-    let output = Command::new("redis-cli").args(["-p", &port]).args(arguments).output().expect("redis-cli runs");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn original_dispatcher_reaches_online_clients_once_and_offline_users_on_connect() {
     let group = ServerGroup::start_with(2, SETTINGS);
@@ -88,7 +81,7 @@ async fn original_dispatcher_reaches_online_clients_once_and_offline_users_on_co
     // Both servers receive each message of the original, so a client could receive it twice.
     let (mut first, mut second) = (group.client(0, "alice").await, group.client(1, "alice").await);
     wait_until("the original sees alice online", async || {
-        redis_cli(&group, &["SISMEMBER", "connected_clients_shop", "alice"]) == "1"
+        group.redis().cli(&["SISMEMBER", "connected_clients_shop", "alice"]) == "1"
     })
     .await;
     original.run(&json!({ "command": "dispatch", "sync": true, "numbers": [1, 2, 3], "to": ["alice", "bob"] }));
@@ -103,7 +96,7 @@ async fn original_dispatcher_reaches_online_clients_once_and_offline_users_on_co
     // The original has stored messages for bob in its list, and mesa one in bob's log.
     group.dispatch(1, &message(9, &["bob"])).await;
     wait_until("the original has stored bob's messages", async || {
-        redis_cli(&group, &["HLEN", "undelivered_messages_shop"]) == "1"
+        group.redis().cli(&["HLEN", "undelivered_messages_shop"]) == "1"
     })
     .await;
     let mut bob = group.client(1, "bob").await;
@@ -116,7 +109,7 @@ async fn original_dispatcher_reaches_online_clients_once_and_offline_users_on_co
         [json!(9), json!(1), json!(2), json!(3)],
         "the log's entry comes first; the list is imported when bob connects"
     );
-    assert_eq!(redis_cli(&group, &["HLEN", "undelivered_messages_shop"]), "0", "the whole list is imported");
+    assert_eq!(group.redis().cli(&["HLEN", "undelivered_messages_shop"]), "0", "the whole list is imported");
     original.run(&json!({ "command": "disconnect", "to": ["alice"] }));
     for client in [&mut first, &mut second] {
         assert!(close_reason(client).await.contains("code: Normal"));
@@ -131,7 +124,7 @@ async fn dispatch_to_client_of_original_server_is_delivered_there_and_not_stored
     let mut alice = Socket::connect(address, "alice").await.expect("a client of the original's server");
     let mut bob = group.client(0, "bob").await;
     wait_until("the original sees both users online", async || {
-        redis_cli(&group, &["SCARD", "connected_clients_shop"]) == "2"
+        group.redis().cli(&["SCARD", "connected_clients_shop"]) == "2"
     })
     .await;
     // A server looks for servers of the original once per second.
@@ -163,8 +156,8 @@ async fn dispatch_to_client_of_original_server_is_delivered_there_and_not_stored
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn presence_keys_of_the_original_follow_connects_disconnects_and_a_killed_server() {
     let mut group = ServerGroup::start_with(2, SETTINGS);
-    let count = |group: &ServerGroup| redis_cli(group, &["GET", "connected_clients_count_shop"]);
-    let members = |group: &ServerGroup| redis_cli(group, &["SMEMBERS", "connected_clients_shop"]);
+    let count = |group: &ServerGroup| group.redis().cli(&["GET", "connected_clients_count_shop"]);
+    let members = |group: &ServerGroup| group.redis().cli(&["SMEMBERS", "connected_clients_shop"]);
     let alice = [group.client(0, "alice").await, group.client(1, "alice").await];
     let bob = group.client(1, "bob").await;
     wait_until("three connections of two users are counted", async || {

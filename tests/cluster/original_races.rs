@@ -18,10 +18,10 @@ use serde_json::json;
 
 use crate::{
     ServerGroup, WAIT_TIMEOUT, message, next_data,
-    original::{Original, SETTINGS, redis_cli},
+    original::{Original, SETTINGS},
     proxy::{LinkState, Proxy},
     redis_server::Redis,
-    support::{http::request, server::Home, socket::Socket},
+    support::{http::request, resp::encode_command, server::Home, socket::Socket},
     unsynced, wait_until,
 };
 
@@ -46,7 +46,7 @@ impl Subscriber {
         let out = BufReader::new(process.stdout.take().expect("a pipe"));
         std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
         // A server looks for subscribers once per second. It counts a user of the original as online only if it knows one.
-        redis_cli(group, &["SADD", "connected_clients_shop", "original-user"]);
+        group.redis().cli(&["SADD", "connected_clients_shop", "original-user"]);
         for server in 0..group.servers.len() {
             wait_until("the mesa server knows of the subscriber", async || {
                 group.dispatch(server, &message(0, &["original-user"])).await["online"] == 1
@@ -75,7 +75,7 @@ async fn server_behind_proxy() -> (ServerGroup, Arc<Proxy>) {
 /// Waits until the original's presence keys contain a user.
 async fn wait_until_seen(group: &ServerGroup, user: &str) {
     wait_until("the original sees the user online", async || {
-        redis_cli(group, &["SISMEMBER", "connected_clients_shop", user]) == "1"
+        group.redis().cli(&["SISMEMBER", "connected_clients_shop", user]) == "1"
     })
     .await;
 }
@@ -83,9 +83,9 @@ async fn wait_until_seen(group: &ServerGroup, user: &str) {
 /// Waits until the original's presence keys hold this number of connections and exactly these users.
 async fn wait_until_original_sees(group: &ServerGroup, count: &str, users: &[&str]) {
     wait_until("the original's presence keys are right", async || {
-        let members = redis_cli(group, &["SMEMBERS", "connected_clients_shop"]);
+        let members = group.redis().cli(&["SMEMBERS", "connected_clients_shop"]);
         let members: HashSet<&str> = members.lines().filter(|line| !line.is_empty()).collect();
-        redis_cli(group, &["GET", "connected_clients_count_shop"]) == count
+        group.redis().cli(&["GET", "connected_clients_count_shop"]) == count
             && members == users.iter().copied().collect()
     })
     .await;
@@ -122,7 +122,7 @@ async fn dispatch_right_after_disconnect_is_delivered_on_reconnect() {
 async fn dispatch_to_user_of_dead_server_before_reaping_is_delivered_on_reconnect() {
     let mut group = ServerGroup::start_with(2, SETTINGS);
     let _subscriber = Subscriber::start(&group, &[]).await;
-    redis_cli(&group, &["SREM", "connected_clients_shop", "original-user"]);
+    group.redis().cli(&["SREM", "connected_clients_shop", "original-user"]);
     let (bob, carol) = (group.client(1, "bob").await, group.client(0, "carol").await);
     wait_until_seen(&group, "bob").await;
     group.servers.pop().expect("a second server").process.kill();
@@ -133,7 +133,7 @@ async fn dispatch_to_user_of_dead_server_before_reaping_is_delivered_on_reconnec
     while dispatched_after < 10 {
         n += 1;
         group.dispatch(0, &message(n, &["bob"])).await;
-        let online = redis_cli(&group, &["SISMEMBER", "connected_clients_shop", "bob"]) == "1";
+        let online = group.redis().cli(&["SISMEMBER", "connected_clients_shop", "bob"]) == "1";
         dispatched_after += u64::from(!online);
         tokio::time::sleep(Duration::from_millis(if online { 40 } else { 5 })).await;
     }
@@ -214,9 +214,9 @@ async fn list_stored_by_original_just_after_connect_is_delivered_on_that_connect
     let mut dora = group.client(0, "dora").await;
     // The original saw dora offline, and writes its list only after dora has connected.
     let list = json!([{ "op": 0, "d": 1, "t": "N" }, { "op": 0, "d": 2, "t": "N" }]).to_string();
-    redis_cli(&group, &["HSET", "undelivered_messages_shop", "dora", &list]);
+    group.redis().cli(&["HSET", "undelivered_messages_shop", "dora", &list]);
     assert_eq!((next_data(&mut dora).await, next_data(&mut dora).await), (json!(1), json!(2)));
-    assert_eq!(redis_cli(&group, &["HLEN", "undelivered_messages_shop"]), "0");
+    assert_eq!(group.redis().cli(&["HLEN", "undelivered_messages_shop"]), "0");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,29 +226,29 @@ async fn broadcast_that_cannot_be_resolved_for_the_original_reaches_other_server
     let mut bob = group.client(1, "bob").await;
     wait_until_seen(&group, "bob").await;
     // With an exclusion the server reads the original's list of connected users, which Redis now forbids.
-    redis_cli(&group, &["ACL", "SETUSER", "default", "resetkeys", "~mesa:*"]);
+    group.redis().cli(&["ACL", "SETUSER", "default", "resetkeys", "~mesa:*"]);
     let (status, answer) = group.call(0, "POST", "/v1/dispatch", &unsynced(1, &["*"], &["carol"])).await;
     assert_eq!(status, 200, "{answer}");
     assert_eq!(next_data(&mut bob).await, 1);
-    redis_cli(&group, &["ACL", "SETUSER", "default", "allkeys"]);
+    group.redis().cli(&["ACL", "SETUSER", "default", "allkeys"]);
 }
 
 // covers: G4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn retry_with_same_id_after_failed_publish_publishes_to_the_original_once() {
     let group = ServerGroup::start_with(1, SETTINGS);
-    redis_cli(&group, &["ACL", "SETUSER", "other", "on", "nopass", "+@all", "~*", "&*"]);
+    group.redis().cli(&["ACL", "SETUSER", "other", "on", "nopass", "+@all", "~*", "&*"]);
     let subscriber = Subscriber::start(&group, &["--user", "other", "--pass", "any"]).await;
     let mut bob = group.client(0, "bob").await;
     wait_until_seen(&group, "bob").await;
     // Redis forbids the server only to publish on the original's channel.
-    redis_cli(&group, &["ACL", "SETUSER", "default", "resetchannels", "&mesa:*"]);
+    group.redis().cli(&["ACL", "SETUSER", "default", "resetchannels", "&mesa:*"]);
     let dispatch = json!({
         "message": { "op": 0, "d": "once", "t": "N" }, "recipients": ["bob", "original-user"], "id": "id-1",
     });
     let (status, answer) = group.call(0, "POST", "/v1/dispatch", &dispatch).await;
     assert_eq!(status, 503, "{answer}");
-    redis_cli(&group, &["ACL", "SETUSER", "default", "allchannels"]);
+    group.redis().cli(&["ACL", "SETUSER", "default", "allchannels"]);
     let is_published = |timeout: Duration| {
         let deadline = std::time::Instant::now() + timeout;
         loop {
@@ -284,10 +284,10 @@ async fn state_of_dead_server_with_20000_users_is_removed_completely() {
         redis.call('HSET', 'mesa:{cluster}:connections_shop', '1-dead', 20000)
         redis.call('INCRBY', 'connected_clients_count_shop', 20000)
         redis.call('ZADD', 'mesa:{cluster}:servers_shop', 1, '1-dead')";
-    redis_cli(&group, &["EVAL", fill, "0"]);
+    group.redis().cli(&["EVAL", fill, "0"]);
     wait_until_original_sees(&group, "1", &["user-7"]).await;
-    assert_eq!(redis_cli(&group, &["ZCARD", "mesa:{cluster}:online_shop"]), "1");
-    assert_eq!(redis_cli(&group, &["KEYS", "mesa:{cluster}:users:1-dead*"]), "");
+    assert_eq!(group.redis().cli(&["ZCARD", "mesa:{cluster}:online_shop"]), "1");
+    assert_eq!(group.redis().cli(&["KEYS", "mesa:{cluster}:users:1-dead*"]), "");
     drop(alice);
     wait_until_original_sees(&group, "0", &[]).await;
 }
@@ -295,7 +295,7 @@ async fn state_of_dead_server_with_20000_users_is_removed_completely() {
 /// Publishes a dispatch on the original's channel, as its Dispatchers do.
 fn publish(group: &ServerGroup, n: u64, to: &[&str]) {
     let text = json!({ "message": { "op": 0, "d": n, "t": "N" }, "recipients": to }).to_string();
-    redis_cli(group, &["PUBLISH", "ws_shop", &text]);
+    group.redis().cli(&["PUBLISH", "ws_shop", &text]);
 }
 
 // covers: G4
@@ -306,14 +306,14 @@ async fn original_message_while_redis_rejects_writes_is_stored_once_when_it_acce
     wait_until_seen(&group, "alice").await;
     wait_until_seen(&group, "bob").await;
     drop(bob);
-    redis_cli(&group, &["CONFIG", "SET", "min-replicas-to-write", "1"]);
+    group.redis().cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
     let (status, _) = group.call(0, "POST", "/v1/dispatch", &message(0, &["alice"])).await;
     assert_eq!(status, 503);
     publish(&group, 1, &["alice", "bob"]);
     publish(&group, 2, &["alice", "bob"]);
     // In this time the server tries to store both messages, and Redis rejects it.
     tokio::time::sleep(Duration::from_millis(300)).await;
-    redis_cli(&group, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
+    group.redis().cli(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
     let mut n = 2;
     crate::dispatch_until_accepted(&group, 0, &mut n, &["alice"]).await;
     let mut bob = group.client(0, "bob").await;
@@ -342,16 +342,16 @@ async fn original_list_larger_than_the_quota_is_imported_in_order_as_entries_are
         end
         local left = {message(2, 40000), message(3, 65529), message(4, 10), message(5, 50000), message(6, 0)}
         redis.call('HSET', KEYS[1], 'bob', '[' .. table.concat(left, ',') .. ']')"#;
-    redis_cli(&group, &["EVAL", script, "1", "undelivered_messages_shop"]);
+    group.redis().cli(&["EVAL", script, "1", "undelivered_messages_shop"]);
     let mut bob = group.client(0, "bob").await;
     for n in [1, 2, 4, 5, 6] {
         assert_eq!(next_data(&mut bob).await[0], n);
     }
     wait_until("the whole list is imported", async || {
-        redis_cli(&group, &["EXISTS", "undelivered_messages_shop"]) == "0"
+        group.redis().cli(&["EXISTS", "undelivered_messages_shop"]) == "0"
     })
     .await;
-    let aside = redis_cli(&group, &["GET", "mesa:{undelivered_messages_shop}:unsendable:bob"]);
+    let aside = group.redis().cli(&["GET", "mesa:{undelivered_messages_shop}:unsendable:bob"]);
     assert!(aside.starts_with("{\"op\":0,\"d\":[3,"), "{aside}");
 }
 
@@ -362,7 +362,7 @@ async fn list_stored_by_original_just_after_connect_is_delivered_after_a_cut_con
     wait_until_seen(&group, "dora").await;
     let cut = tokio::spawn(async move { proxy.disturb(LinkState::Cut, Duration::from_secs(3)).await });
     let list = json!([{ "op": 0, "d": 1, "t": "N" }, { "op": 0, "d": 2, "t": "N" }]).to_string();
-    redis_cli(&group, &["HSET", "undelivered_messages_shop", "dora", &list]);
+    group.redis().cli(&["HSET", "undelivered_messages_shop", "dora", &list]);
     cut.await.expect("the proxy forwards again");
     assert_eq!((next_data(&mut dora).await, next_data(&mut dora).await), (json!(1), json!(2)));
 }
@@ -381,7 +381,7 @@ async fn list_stored_by_original_is_delivered_although_redis_reply_to_presence_w
     wait_until("the proxy has dropped the reply", async || proxy.has_dropped()).await;
     wait_until_seen(&group, "dora").await;
     let list = json!([{ "op": 0, "d": 1, "t": "N" }]).to_string();
-    redis_cli(&group, &["HSET", "undelivered_messages_shop", "dora", &list]);
+    group.redis().cli(&["HSET", "undelivered_messages_shop", "dora", &list]);
     assert_eq!(next_data(&mut dora).await, json!(1));
 }
 
@@ -424,11 +424,7 @@ async fn original_messages_while_server_reconnects_to_redis_are_delivered_once_i
     let (mut redis, mut n) = (TcpStream::connect(group.redis().address()).expect("a connection to Redis"), 0);
     let mut replies = redis.try_clone().expect("a second handle of the socket");
     std::thread::spawn(move || std::io::copy(&mut replies, &mut std::io::sink()));
-    let mut send = |words: &[&str]| {
-        let head = format!("*{}\r\n", words.len());
-        let text = words.iter().fold(head, |text, word| format!("{text}${}\r\n{word}\r\n", word.len()));
-        redis.write_all(text.as_bytes()).expect("the command is written");
-    };
+    let mut send = |words: &[&str]| redis.write_all(&encode_command(words)).expect("the command is written");
     for _ in 0..ROUNDS {
         for index in 0..MESSAGES_PER_ROUND {
             if index == 10 {

@@ -6,7 +6,6 @@ use std::{
     collections::HashMap,
     io::{BufRead, BufReader, Write},
     net::{Shutdown, SocketAddr, TcpStream},
-    process::Command,
     sync::Arc,
     time::Duration,
 };
@@ -16,11 +15,14 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::{
-    ServerGroup, WAIT_TIMEOUT, next_data,
-    support::{server::KEY, socket::Socket},
+    ServerGroup, next_data,
+    support::{server::KEY, socket::Socket, wait::WAIT_TIMEOUT},
     wait_until,
 };
-use crate::original::{Original, SETTINGS, redis_cli};
+use crate::{
+    original::{Original, SETTINGS},
+    redis_server::redis_cli,
+};
 
 /// Redis key of the set of portals that share events.
 const POOL: &str = "available_portals_pool_shop";
@@ -85,19 +87,13 @@ fn original_portal_messages(original: &mut Original) -> Vec<Vec<PortalMessage>> 
 fn start_group() -> (ServerGroup, [u16; 2]) {
     let group =
         ServerGroup::start_with(2, &format!("{SETTINGS} portal: {{ enabled: true }}, redisProtocol: {{ port: 0 }},"));
-    let port = |server: usize| {
-        let text = std::fs::read(group.homes[server].path("ready")).expect("a ready file");
-        let ready: Value = serde_json::from_slice(&text).expect("JSON");
-        let address = ready["redisProtocol"].as_str().expect("the address of the RESP port");
-        address.parse::<SocketAddr>().expect("an address").port()
-    };
-    let ports = [port(0), port(1)];
+    let ports = [0, 1].map(|server| group.homes[server].redis_protocol_address().port());
     (group, ports)
 }
 
 async fn wait_until_pool_size(group: &ServerGroup, count: usize) {
     let condition = format!("the pool has {count} portals");
-    wait_until(&condition, async || redis_cli(group, &["SCARD", POOL]) == count.to_string()).await;
+    wait_until(&condition, async || group.redis().cli(&["SCARD", POOL]) == count.to_string()).await;
 }
 
 /// Starts a server of the original, and waits until it receives announcements of portals.
@@ -107,7 +103,7 @@ async fn serve_original(group: &ServerGroup, original: &mut Original) -> SocketA
     let address = original.serve();
     // The two mesa servers subscribe too.
     wait_until("three servers receive announcements of portals", async || {
-        redis_cli(group, &["PUBSUB", "NUMSUB", POOL]).lines().last() == Some("3")
+        group.redis().cli(&["PUBSUB", "NUMSUB", POOL]).lines().last() == Some("3")
     })
     .await;
     address
@@ -116,7 +112,7 @@ async fn serve_original(group: &ServerGroup, original: &mut Original) -> SocketA
 /// Waits until this number of the original's portals has subscribed to events.
 async fn wait_until_original_portals(group: &ServerGroup, count: usize) {
     wait_until(&format!("{count} portals of the original have subscribed to events"), async || {
-        redis_cli(group, &["PUBSUB", "NUMSUB", "portal_shop"]).lines().last() == Some(&count.to_string())
+        group.redis().cli(&["PUBSUB", "NUMSUB", "portal_shop"]).lines().last() == Some(&count.to_string())
     })
     .await;
 }
@@ -368,13 +364,6 @@ async fn local_portal_receives_events_after_an_original_portal_died_and_while_re
     send_numbers(&mut [&mut alice], 0, async || has_each_user(&other.messages(), &["alice"])).await;
 }
 
-/// Runs `redis-cli` on the RESP port of a mesa server.
-fn resp_cli(port: u16, arguments: &[&str]) -> String {
-    let output =
-        Command::new("redis-cli").args(["-p", &port.to_string()]).args(arguments).output().expect("redis-cli runs");
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn original_dispatcher_on_resp_port_reaches_users_at_other_servers_and_sees_presence() {
     let (group, [first, second]) = start_group();
@@ -384,16 +373,16 @@ async fn original_dispatcher_on_resp_port_reaches_users_at_other_servers_and_see
     let carol = Socket::connect(original_server, "carol").await.expect("a client of the original's server");
     for port in [first, second] {
         wait_until("three connections are counted", async || {
-            resp_cli(port, &["GET", "connected_clients_count_shop"]) == "3"
-                && resp_cli(port, &["SCARD", "connected_clients_shop"]) == "3"
+            redis_cli(port, None, &["GET", "connected_clients_count_shop"]) == "3"
+                && redis_cli(port, None, &["SCARD", "connected_clients_shop"]) == "3"
         })
         .await;
         let mut members: Vec<String> =
-            resp_cli(port, &["SMEMBERS", "connected_clients_shop"]).lines().map(str::to_owned).collect();
+            redis_cli(port, None, &["SMEMBERS", "connected_clients_shop"]).lines().map(str::to_owned).collect();
         members.sort();
         assert_eq!(members, ["alice", "bob", "carol"]);
         for (user, online) in [("alice", "1"), ("bob", "1"), ("carol", "1"), ("dave", "0")] {
-            assert_eq!(resp_cli(port, &["SISMEMBER", "connected_clients_shop", user]), online, "{user}");
+            assert_eq!(redis_cli(port, None, &["SISMEMBER", "connected_clients_shop", user]), online, "{user}");
         }
     }
     drop(carol);
@@ -424,7 +413,7 @@ async fn original_portal_on_resp_port_shares_events_with_stream_of_another_serve
     let stream = Stream::open(group.servers[1].address, "");
     wait_until_pool_size(&group, 3).await;
     wait_until("the other server's RESP port reports both portals of the original", async || {
-        resp_cli(second, &["SCARD", POOL]) == "2"
+        redis_cli(second, None, &["SCARD", POOL]) == "2"
     })
     .await;
     let (mut alice, mut bob) = (group.client(0, "alice").await, group.client(1, "bob").await);

@@ -10,7 +10,8 @@ use tokio::task::block_in_place;
 
 use crate::{
     ServerGroup, dispatch_until_accepted, message, next_data, receive_through,
-    redis_topologies::{PASSWORD, RedisCluster, RedisNode, block_until, cli},
+    redis_topologies::{PASSWORD, RedisCluster, RedisNode},
+    support::wait::block_until,
     wait_until,
 };
 
@@ -80,11 +81,11 @@ async fn killed_primary_of_redis_cluster_loses_no_accepted_message_and_no_connec
         victim.restart();
         block_in_place(|| {
             block_until("the restarted node is a primary or connected to one", || {
-                let text = cli(victim.port, &["INFO", "replication"]);
+                let text = victim.cli(&["INFO", "replication"]);
                 text.contains("role:master") || text.contains("master_link_status:up")
             });
             block_until("every node reports cluster_state:ok", || {
-                redis.nodes.iter().all(|node| cli(node.port, &["CLUSTER", "INFO"]).contains("cluster_state:ok"))
+                redis.nodes.iter().all(|node| node.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok"))
             });
         });
     }
@@ -107,28 +108,24 @@ fn move_slots(redis: &RedisCluster) -> (usize, Duration) {
         let from = redis.owner(key);
         let is_other_primary = |node: &&RedisNode| node.has_role("master") && node.port != from.port;
         let to = redis.nodes.iter().find(is_other_primary).expect("another primary");
-        let slot = cli(from.port, &["CLUSTER", "KEYSLOT", key]);
-        let (source, target) = (cli(from.port, &["CLUSTER", "MYID"]), cli(to.port, &["CLUSTER", "MYID"]));
+        let slot = from.cli(&["CLUSTER", "KEYSLOT", key]);
+        let (source, target) = (from.cli(&["CLUSTER", "MYID"]), to.cli(&["CLUSTER", "MYID"]));
         let start = Instant::now();
-        assert_eq!(cli(to.port, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source]), "OK");
-        assert_eq!(cli(from.port, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target]), "OK");
+        assert_eq!(to.cli(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source]), "OK");
+        assert_eq!(from.cli(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target]), "OK");
         // Leaves time for dispatches before the first key has moved, and between two keys.
         std::thread::sleep(Duration::from_millis(150));
         let port = to.port.to_string();
         loop {
-            let key = cli(from.port, &["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
+            let key = from.cli(&["CLUSTER", "GETKEYSINSLOT", &slot, "1"]);
             if key.is_empty() {
                 break;
             }
-            assert_eq!(
-                cli(from.port, &["MIGRATE", "127.0.0.1", &port, &key, "0", "5000", "AUTH", PASSWORD]),
-                "OK",
-                "{key}"
-            );
+            assert_eq!(from.cli(&["MIGRATE", "127.0.0.1", &port, &key, "0", "5000", "AUTH", PASSWORD]), "OK", "{key}");
             std::thread::sleep(Duration::from_millis(50));
         }
         for node in [to, from] {
-            assert_eq!(cli(node.port, &["CLUSTER", "SETSLOT", &slot, "NODE", &target]), "OK");
+            assert_eq!(node.cli(&["CLUSTER", "SETSLOT", &slot, "NODE", &target]), "OK");
         }
         longest = longest.max(start.elapsed());
     }
@@ -235,17 +232,16 @@ async fn dispatch_to_60_users_of_redis_cluster_that_is_down_waits_once() {
     let to: Vec<&str> = names.iter().map(String::as_str).collect();
     group.dispatch(0, &message(1, &to)).await;
     // No user is in this slot. A Redis Cluster is down while any slot has no node.
-    let slot = cli(redis.nodes[0].port, &["CLUSTER", "KEYSLOT", "unused"]);
-    let owner = redis.owner("unused").port;
-    let has_state = |node: &RedisNode, state: &str| {
-        cli(node.port, &["CLUSTER", "INFO"]).contains(&format!("cluster_state:{state}"))
-    };
+    let slot = redis.nodes[0].cli(&["CLUSTER", "KEYSLOT", "unused"]);
+    let owner = redis.owner("unused");
+    let has_state =
+        |node: &RedisNode, state: &str| node.cli(&["CLUSTER", "INFO"]).contains(&format!("cluster_state:{state}"));
     for round in 0..2 {
         // A node assigns the slot again when it reads a heartbeat that the owner sent before its own DELSLOTS. So the
         // command is repeated until all nodes report the failure. Twice, because such a heartbeat may be unread still.
         let is_unassigned = |node: &RedisNode| {
             has_state(node, "fail") || {
-                cli(node.port, &["CLUSTER", "DELSLOTS", &slot]);
+                node.cli(&["CLUSTER", "DELSLOTS", &slot]);
                 false
             }
         };
@@ -260,7 +256,7 @@ async fn dispatch_to_60_users_of_redis_cluster_that_is_down_waits_once() {
         }
         // One wait takes 3 s. A wait per recipient would take 3 minutes, and a wait per dispatch 12 s.
         assert!(start.elapsed() < Duration::from_secs(12), "round {round}: {:?}", start.elapsed());
-        cli(owner, &["CLUSTER", "ADDSLOTS", &slot]);
+        owner.cli(&["CLUSTER", "ADDSLOTS", &slot]);
         block_in_place(|| {
             block_until("every node reports success", || redis.nodes.iter().all(|node| has_state(node, "ok")));
         });

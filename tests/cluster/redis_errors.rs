@@ -7,7 +7,6 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 use super::{Redis, ServerGroup, message, next_data, wait_until};
-use crate::original::redis_cli;
 
 /// Number of rejected dispatches in a row. They cause one log line, or two if a log interval ends meanwhile.
 const REJECTED: u64 = 20;
@@ -120,7 +119,7 @@ impl Check {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn redis_error_is_503_with_its_code_and_clients_stay_connected() {
     let mut check = Check::start(ServerGroup::start(1)).await;
-    let run = |check: &Check, arguments: &[&str]| redis_cli(&check.group, arguments);
+    let run = |check: &Check, arguments: &[&str]| check.group.redis().cli(arguments);
 
     run(&check, &["CONFIG", "SET", "lua-time-limit", "50"]);
     let script = EndlessScript::start(&check.group);
@@ -180,21 +179,21 @@ async fn changed_redis_password_is_503_with_its_code_and_clients_stay_connected(
         };
         let group = ServerGroup { redis: Some(redis.clone()), ..ServerGroup::start_on("", 0) };
         if !password.is_empty() {
-            redis_cli(&group, &["CONFIG", "SET", "requirepass", password]);
+            group.redis().cli(&["CONFIG", "SET", "requirepass", password]);
         }
         let group = ServerGroup { redis: Some(redis), ..ServerGroup::start_on(&format!("redis: '{url}', "), 1) };
         let mut check = Check::start(group).await;
         let change = |from: &str, to: &str| {
             let login: &[&str] = if from.is_empty() { &[] } else { &["-a", from] };
-            redis_cli(&check.group, &[login, &["CONFIG", "SET", "requirepass", to]].concat());
+            check.group.redis().cli(&[login, &["CONFIG", "SET", "requirepass", to]].concat());
         };
         change(password, "second");
         for kind in ["normal", "pubsub"] {
-            redis_cli(&check.group, &["-a", "second", "CLIENT", "KILL", "TYPE", kind]);
+            check.group.redis().cli(&["-a", "second", "CLIENT", "KILL", "TYPE", kind]);
         }
         check.assert_rejected(code).await;
         let change_back = &["-a", "second", "CONFIG", "SET", "requirepass", password];
-        redis_cli(&check.group, change_back);
+        check.group.redis().cli(change_back);
         check.assert_recovered(code).await;
     }
 }
@@ -214,9 +213,9 @@ async fn connection_closed_by_redis_after_noauth_is_reported_as_noauth() {
             group.call(0, "POST", "/v1/dispatch", &to_all).await.0 == 200
         })
         .await;
-        redis_cli(&group, &["CONFIG", "SET", "requirepass", "second"]);
+        group.redis().cli(&["CONFIG", "SET", "requirepass", "second"]);
         for kind in ["normal", "pubsub"] {
-            redis_cli(&group, &["-a", "second", "CLIENT", "KILL", "TYPE", kind]);
+            group.redis().cli(&["-a", "second", "CLIENT", "KILL", "TYPE", kind]);
         }
         for dispatch in 0..20 {
             let (status, answer) = group.call(0, "POST", "/v1/dispatch", &to_all).await;
@@ -229,6 +228,6 @@ async fn connection_closed_by_redis_after_noauth_is_reported_as_noauth() {
             let text = String::from_utf8_lossy(&text);
             assert!(status == 503 && text.contains("NOAUTH"), "round {round}, dispatch {dispatch}: {status} {text}");
         }
-        redis_cli(&group, &["-a", "second", "CONFIG", "SET", "requirepass", ""]);
+        group.redis().cli(&["-a", "second", "CONFIG", "SET", "requirepass", ""]);
     }
 }

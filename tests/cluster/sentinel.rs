@@ -5,15 +5,18 @@ use tokio::task::block_in_place;
 
 use super::{
     ServerGroup, dispatch_until_accepted, message, next_data, receive_through,
-    redis_topologies::{RedisNode, SentinelGroup, block_until, cli},
-    support::socket::{Event, Socket},
+    redis_topologies::{RedisNode, SentinelGroup},
+    support::{
+        socket::{Event, Socket},
+        wait::block_until,
+    },
     wait_until,
 };
 
 /// Blocks until the replica has copied everything from the primary, which has the index `primary`.
 fn block_until_copied(redis: &SentinelGroup, primary: usize) {
     let offset = |node: usize, name: &str| {
-        let text = cli(redis.nodes[node].port, &["INFO", "replication"]);
+        let text = redis.nodes[node].cli(&["INFO", "replication"]);
         text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok())
     };
     block_until("the replica has copied everything", || {
@@ -68,10 +71,10 @@ async fn sentinel_failover_rejects_dispatches_and_keeps_clients_and_replicated_m
     redis.nodes[0].restart();
     block_in_place(|| {
         block_until("the old primary is connected as a replica", || {
-            cli(redis.nodes[0].port, &["INFO", "replication"]).contains("master_link_status:up")
+            redis.nodes[0].cli(&["INFO", "replication"]).contains("master_link_status:up")
         });
         block_until_copied(&redis, 1);
-        block_until("the failover begins", || cli(redis.sentinels[0].port, &["SENTINEL", "FAILOVER", "mesa"]) == "OK");
+        block_until("the failover begins", || redis.sentinels[0].cli(&["SENTINEL", "FAILOVER", "mesa"]) == "OK");
         block_until("the old primary has taken over", || {
             redis.nodes[0].has_role("master") && redis.nodes[1].has_role("slave")
         });
@@ -82,7 +85,7 @@ async fn sentinel_failover_rejects_dispatches_and_keeps_clients_and_replicated_m
     n += 1;
     group.dispatch(0, &message(n, &["alice"])).await;
     receive_through(&mut alice, n).await;
-    let subscribers = |node: usize| cli(redis.nodes[node].port, &["PUBSUB", "NUMSUB", "mesa:appended"]);
+    let subscribers = |node: usize| redis.nodes[node].cli(&["PUBSUB", "NUMSUB", "mesa:appended"]);
     block_in_place(|| {
         block_until("both servers subscribe at the new primary only", || {
             subscribers(0).ends_with('2') && subscribers(1).ends_with('0')
@@ -91,8 +94,8 @@ async fn sentinel_failover_rejects_dispatches_and_keeps_clients_and_replicated_m
     // An operator makes the primary a replica without closing its connections. Each server must notice it itself.
     let port = redis.nodes[1].port.to_string();
     redis.sentinels.iter().for_each(RedisNode::kill);
-    cli(redis.nodes[1].port, &["REPLICAOF", "NO", "ONE"]);
-    cli(redis.nodes[0].port, &["REPLICAOF", "127.0.0.1", &port]);
+    redis.nodes[1].cli(&["REPLICAOF", "NO", "ONE"]);
+    redis.nodes[0].cli(&["REPLICAOF", "127.0.0.1", &port]);
     let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(1001, &["alice"])).await;
     assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
 }
@@ -122,7 +125,7 @@ async fn failover_that_loses_entries_reports_a_gap_and_reuses_no_sequence() {
         if copied {
             block_in_place(|| block_until_copied(&redis, 0));
             // From now on the replica copies nothing.
-            assert_eq!(cli(redis.nodes[1].port, &["REPLICAOF", "127.0.0.1", "1"]), "OK");
+            assert_eq!(redis.nodes[1].cli(&["REPLICAOF", "127.0.0.1", "1"]), "OK");
         }
     }
     redis.nodes[0].kill();
@@ -139,8 +142,7 @@ async fn failover_that_loses_entries_reports_a_gap_and_reuses_no_sequence() {
         let received = receive_through(socket, n).await;
         assert!(received[0] > 10 && received.ends_with(&(first_accepted..=n).collect::<Vec<_>>()), "{received:?}");
     }
-    let lost =
-        |n: u64| !cli(redis.nodes[1].port, &["XRANGE", "mesa:log:{bob}", "-", "+"]).contains(&format!("\"d\":{n},"));
+    let lost = |n: u64| !redis.nodes[1].cli(&["XRANGE", "mesa:log:{bob}", "-", "+"]).contains(&format!("\"d\":{n},"));
     assert!(lost(6) && lost(10) && !lost(5), "the failover loses exactly the entries that were not replicated");
     // A device that resumes after a lost sequence receives a gap, and every stored entry.
     let mut tablet = resuming_client(&group, 1, "tablet", 10).await;
@@ -165,8 +167,7 @@ async fn redis_emptied_under_connected_and_resuming_clients_delivers_new_message
         assert_eq!(next_data(&mut alice).await, json!(n));
         assert_eq!(receive_through(&mut phone, n).await, [n]);
     }
-    let port = group.redis().address().port();
-    assert_eq!(cli(port, &["FLUSHALL"]), "OK");
+    assert_eq!(group.redis().cli(&["FLUSHALL"]), "OK");
     for n in 11..=15 {
         group.dispatch(n as usize % 2, &message(n, &["alice"])).await;
         assert_eq!(next_data(&mut alice).await, json!(n));
@@ -188,12 +189,11 @@ async fn primary_without_replicas_rejects_dispatches_and_clients_stay_connected(
     let mut alice = group.client(0, "alice").await;
     group.dispatch(0, &message(1, &["alice"])).await;
     assert_eq!(next_data(&mut alice).await, 1);
-    let port = group.redis().address().port();
-    assert_eq!(cli(port, &["CONFIG", "SET", "min-replicas-to-write", "1"]), "OK");
+    assert_eq!(group.redis().cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]), "OK");
     let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(2, &["alice"])).await;
     assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
     assert!(answer["error"]["message"].as_str().is_some_and(|text| text.contains("NOREPLICAS")), "{answer}");
-    assert_eq!(cli(port, &["CONFIG", "SET", "min-replicas-to-write", "0"]), "OK");
+    assert_eq!(group.redis().cli(&["CONFIG", "SET", "min-replicas-to-write", "0"]), "OK");
     let mut n = 2;
     dispatch_until_accepted(&group, 0, &mut n, &["alice"]).await;
     assert_eq!(receive_through(&mut alice, n).await, [n], "rejected messages are not stored");

@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use super::{ServerGroup, Socket, next_data, wait_until};
-use crate::original::redis_cli;
 
 /// Number of messages in the list.
 const MESSAGES: u64 = 2_000;
@@ -45,7 +44,7 @@ async fn import_of_a_40_mb_list_raises_memory_by_less_than_twice_its_size() {
         for n = 1, ARGV[1] do list[n] = '{\"op\":0,\"d\":{\"n\":' .. n .. ',\"x\":\"' .. text .. '\"}}' end
         return redis.call('HSET', KEYS[1], 'alice', '[' .. table.concat(list, ',') .. ']')";
     let (count, bytes) = (MESSAGES.to_string(), MESSAGE_BYTES.to_string());
-    assert_eq!(redis_cli(&group, &["EVAL", script, "1", "undelivered_messages", &count, &bytes]), "1");
+    assert_eq!(group.redis().cli(&["EVAL", script, "1", "undelivered_messages", &count, &bytes]), "1");
     let before = peak_memory(group.servers[0].process.id());
     let _alice = connect_with_retries(&group, "alice").await;
     wait_until("the log holds every message of the list", async || {
@@ -56,7 +55,7 @@ async fn import_of_a_40_mb_list_raises_memory_by_less_than_twice_its_size() {
     let rise = peak_memory(group.servers[0].process.id()) - before;
     let list = MESSAGES * MESSAGE_BYTES as u64;
     assert!(rise < RISE_LIMIT, "peak memory rises by {} MB for a list of {} MB", rise >> 20, list >> 20);
-    assert_eq!(redis_cli(&group, &["EXISTS", "undelivered_messages"]), "0");
+    assert_eq!(group.redis().cli(&["EXISTS", "undelivered_messages"]), "0");
 }
 
 /// Bytes of a message that is too large for any client.
@@ -68,14 +67,14 @@ async fn message_of_60_mb_is_set_aside_in_redis_without_a_copy_in_memory() {
     let group = ServerGroup::start(1);
     let script = "local text = '{\"op\":0,\"d\":\"' .. string.rep('x', ARGV[1]) .. '\"}'
         return redis.call('HSET', KEYS[1], 'alice', '[' .. text .. ',{\"op\":0,\"d\":7}]')";
-    assert_eq!(redis_cli(&group, &["EVAL", script, "1", "undelivered_messages", &LARGE_BYTES.to_string()]), "1");
+    assert_eq!(group.redis().cli(&["EVAL", script, "1", "undelivered_messages", &LARGE_BYTES.to_string()]), "1");
     let before = peak_memory(group.servers[0].process.id());
     let mut alice = connect_with_retries(&group, "alice").await;
     assert_eq!(next_data(&mut alice).await, 7);
     let rise = peak_memory(group.servers[0].process.id()) - before;
     let (rise_mb, message_mb) = (rise >> 20, LARGE_BYTES >> 20);
     assert!(rise < LARGE_BYTES / 2, "peak memory rises by {rise_mb} MB for a message of {message_mb} MB");
-    let length = redis_cli(&group, &["STRLEN", "mesa:{undelivered_messages}:unsendable:alice"]);
+    let length = group.redis().cli(&["STRLEN", "mesa:{undelivered_messages}:unsendable:alice"]);
     assert!(length.parse::<u64>().expect("a length") > LARGE_BYTES, "the message is set aside whole: {length} bytes");
 }
 
@@ -83,10 +82,10 @@ async fn message_of_60_mb_is_set_aside_in_redis_without_a_copy_in_memory() {
 async fn list_of_200_invalid_messages_is_logged_at_most_twice() {
     let group = ServerGroup::start(1);
     let list = format!("[{}]", vec![r#"{"t":5}"#; 200].join(","));
-    assert_eq!(redis_cli(&group, &["HSET", "undelivered_messages", "alice", &list]), "1");
+    assert_eq!(group.redis().cli(&["HSET", "undelivered_messages", "alice", &list]), "1");
     let _alice = group.client(0, "alice").await;
     wait_until("the messages are set aside", async || {
-        redis_cli(&group, &["KEYS", "*:unsendable:alice"]).contains("unsendable:alice")
+        group.redis().cli(&["KEYS", "*:unsendable:alice"]).contains("unsendable:alice")
     })
     .await;
     let log = group.homes[0].wait_for_log(|log| log.contains("it is set aside"));

@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use super::ServerGroup;
-use crate::original::redis_cli;
 
 /// Number of online users, all in one page.
 const USERS: usize = 1_000;
@@ -13,7 +12,7 @@ const SCRIPTS_MAX: u64 = 200;
 
 /// Returns the number of scripts that Redis has run.
 fn scripts_run(group: &ServerGroup) -> u64 {
-    let statistics = redis_cli(group, &["INFO", "commandstats"]);
+    let statistics = group.redis().cli(&["INFO", "commandstats"]);
     let calls = |line: &str| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next()?.parse::<u64>().ok();
     statistics.lines().find_map(calls).expect("a count of EVALSHA")
 }
@@ -22,7 +21,7 @@ fn scripts_run(group: &ServerGroup) -> u64 {
 async fn page_of_1000_online_users_runs_less_than_200_redis_scripts() {
     let group = ServerGroup::start(1);
     let script = "for n = 1, ARGV[1] do redis.call('ZADD', KEYS[1], 0, string.format('user-%06d', n)) end";
-    redis_cli(&group, &["EVAL", script, "1", "mesa:{cluster}:online", &USERS.to_string()]);
+    group.redis().cli(&["EVAL", script, "1", "mesa:{cluster}:online", &USERS.to_string()]);
     let before = scripts_run(&group);
     let (status, page) = group.call(0, "GET", &format!("/v1/users?online=true&limit={USERS}"), &Value::Null).await;
     let scripts = scripts_run(&group) - before;

@@ -4,7 +4,7 @@
 //! the sync has returned before the server writes the response.
 
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
+#[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 mod trace;
 

@@ -18,8 +18,8 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{Notify, mpsc::UnboundedSender};
 
 use crate::{
-    server::{TIMEOUT, TestServer, builder, closed, id, message, next, records, within},
-    support::socket::Socket,
+    server::{TestServer, builder, closed, id, message, next, records, within},
+    support::{socket::Socket, wait::WAIT_TIMEOUT},
 };
 
 /// Records each event as a line.
@@ -203,8 +203,8 @@ async fn handle_message_to_an_offline_user_is_stored() {
     assert_eq!(closed(&mut alice).await.0, 1000);
     let mut expiring = message(());
     expiring.o.ttl = std::num::NonZeroU32::new(1);
-    let senseless = server.handle.send(&expiring, Recipients::Everyone, &[]).await;
-    assert!(matches!(senseless, Err(SendError::Senseless(_))), "{senseless:?}");
+    let contradictory = server.handle.send(&expiring, Recipients::Everyone, &[]).await;
+    assert!(matches!(contradictory, Err(SendError::Contradictory(_))), "{contradictory:?}");
     let too_many = vec![id("a"); 10_001];
     let rejected = server.handle.send(&message(()), too_many, &[]).await;
     assert!(matches!(rejected, Err(SendError::Recipients { given: 10_001, max: 10_000 })), "{rejected:?}");
@@ -323,7 +323,7 @@ async fn before_exit_runs_while_clients_are_connected() {
     let began = std::time::Instant::now();
     let pending = builder(&home).before_exit(std::future::pending).start().await.unwrap();
     within("stop of the server", pending.run(async {})).await.unwrap();
-    assert!(began.elapsed() >= Duration::from_secs(5) && began.elapsed() < TIMEOUT);
+    assert!(began.elapsed() >= Duration::from_secs(5) && began.elapsed() < WAIT_TIMEOUT);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Server inside the test process, with its own store and port, and helpers to observe it.
 
-use std::{fmt::Debug, future::Future, net::SocketAddr, time::Duration};
+use std::{fmt::Debug, future::Future, net::SocketAddr};
 
 use mesa::{
     client::{Connection, ConnectionEvent, token},
@@ -15,8 +15,7 @@ use tokio::{
     time::timeout,
 };
 
-/// Longest time that a test waits for one step.
-pub const TIMEOUT: Duration = Duration::from_secs(120);
+use crate::support::wait::WAIT_TIMEOUT;
 
 /// A running server.
 pub struct TestServer {
@@ -74,9 +73,9 @@ impl TestServer {
     }
 }
 
-/// Returns the output of `future`. Panics after [`TIMEOUT`].
+/// Returns the output of `future`. Panics after [`WAIT_TIMEOUT`].
 pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    timeout(TIMEOUT, future).await.unwrap_or_else(|_| panic!("no {what} within {TIMEOUT:?}"))
+    timeout(WAIT_TIMEOUT, future).await.unwrap_or_else(|_| panic!("no {what} within {WAIT_TIMEOUT:?}"))
 }
 
 /// Returns the data of the next message.

@@ -19,7 +19,7 @@ mod history;
 mod runner;
 mod scenarios;
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
+#[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 mod workload;
 

@@ -10,5 +10,5 @@ mod fuse_disk;
 #[allow(dead_code, reason = "these histories are handmade")]
 mod history;
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
+#[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;

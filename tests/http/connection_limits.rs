@@ -67,7 +67,7 @@ fn silent_connections_above_the_file_limit_leave_files_for_the_store() {
     let log = home.wait_for_log(|log| log.contains(&format!("the process may open {OPEN_FILES_MAX} files")));
     assert!(!log.contains("accepting connections failed"), "{log}");
     drop(silent);
-    server.stop(crate::TIMEOUT);
+    server.stop(crate::WAIT_TIMEOUT);
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn server_stops_in_time_while_a_rejected_body_arrives() {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }
     });
-    server.stop(crate::TIMEOUT);
+    server.stop(crate::WAIT_TIMEOUT);
     sending.join().expect("an end with the connection");
 }
 

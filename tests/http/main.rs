@@ -25,13 +25,13 @@ use std::{
 };
 
 /// Longest time that a test waits for one step, sufficient on a loaded machine.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Opens a connection with timeouts.
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).expect("a connection");
-    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
-    stream.set_write_timeout(Some(TIMEOUT)).expect("a timeout");
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a timeout");
+    stream.set_write_timeout(Some(WAIT_TIMEOUT)).expect("a timeout");
     stream
 }
 

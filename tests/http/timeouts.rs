@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    TIMEOUT, connect, head, response, status,
+    WAIT_TIMEOUT, connect, head, response, status,
     support::{
         http::{chunk, request},
         server::{Home, KEY},
@@ -40,7 +40,7 @@ fn idle_connection_is_closed_at_idle_timeout_and_not_at_header_timeout() {
 
 #[test]
 fn head_that_does_not_arrive_is_closed_at_header_timeout() {
-    // A connection that closed at the idle timeout of 1 h would exceed `TIMEOUT`.
+    // A connection that closed at the idle timeout of 1 h would exceed `WAIT_TIMEOUT`.
     let home = Home::with("limits: { headerTimeout: 1500, idleTimeout: 3600000 },");
     let server = home.start();
     let silent = connect(server.address);
@@ -58,7 +58,7 @@ fn head_that_does_not_arrive_is_closed_at_header_timeout() {
 /// Sends `piece` repeatedly without reading, until the server has closed the connection.
 fn send_until_closed(mut stream: TcpStream, piece: &[u8]) {
     stream.set_write_timeout(Some(Duration::from_millis(100))).expect("a timeout");
-    let (end, mut at) = (Instant::now() + TIMEOUT, 0);
+    let (end, mut at) = (Instant::now() + WAIT_TIMEOUT, 0);
     while Instant::now() < end {
         match stream.write(&piece[at..]) {
             Ok(sent) => at = (at + sent) % piece.len(),
@@ -66,7 +66,7 @@ fn send_until_closed(mut stream: TcpStream, piece: &[u8]) {
             Err(_) => return,
         }
     }
-    panic!("a peer that reads nothing is still connected after {TIMEOUT:?}");
+    panic!("a peer that reads nothing is still connected after {WAIT_TIMEOUT:?}");
 }
 
 fn home_with_write_timeout() -> Home {

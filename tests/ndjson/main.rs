@@ -14,10 +14,7 @@ use mesa::{
 };
 use raw_http::open_stream;
 use serde_json::{Value, json};
-use support::{
-    http::chunk,
-    in_process::{TIMEOUT, TestServer},
-};
+use support::{http::chunk, in_process::TestServer, wait::WAIT_TIMEOUT};
 use tokio::{io::AsyncWriteExt as _, time::timeout};
 
 fn user(name: &str) -> UserId {
@@ -149,7 +146,7 @@ async fn synced_and_unsynced_messages_keep_their_order() {
     assert_eq!(results.rest().await.len(), 201);
     let (mut synced, mut unsynced) = (Vec::new(), Vec::new());
     let code = loop {
-        match timeout(TIMEOUT, client.next()).await.unwrap().unwrap() {
+        match timeout(WAIT_TIMEOUT, client.next()).await.unwrap().unwrap() {
             mesa::client::ConnectionEvent::Message { data, .. } => {
                 let n: usize = data.get().parse().unwrap();
                 if n.is_multiple_of(3) { unsynced.push(n) } else { synced.push(n) }
@@ -173,13 +170,13 @@ async fn unread_results_apply_backpressure_and_lose_nothing() {
     let piece = chunk(&piece);
     let mut sent: usize = 0;
     // Far more bytes than all buffers between client and server hold.
-    let blocked = timeout(TIMEOUT, async {
+    let blocked = timeout(WAIT_TIMEOUT, async {
         while timeout(Duration::from_secs(3), requests.0.write_all(piece.as_bytes())).await.is_ok() {
             sent += 1;
             assert!(sent < 4_000, "the server read two million lines although no result was read");
         }
     });
-    blocked.await.expect("backpressure within `TIMEOUT`");
+    blocked.await.expect("backpressure within `WAIT_TIMEOUT`");
     drop(requests);
     results.head().await;
     for _ in 0..sent * 500 {
@@ -217,7 +214,7 @@ async fn lines_read_before_a_shutdown_are_stored_and_answered() {
         (&mut stopping).await.unwrap();
         server.begin_stop();
     };
-    let ((), received, ()) = timeout(TIMEOUT, async { tokio::join!(send, receive, shut_down) }).await.unwrap();
+    let ((), received, ()) = timeout(WAIT_TIMEOUT, async { tokio::join!(send, receive, shut_down) }).await.unwrap();
     server.stop().await;
     let again = server.restart().await;
     assert_eq!(again.pending_numbers("alice").await.len(), received, "each answered dispatch is stored");

@@ -12,7 +12,8 @@ use tokio::{
 
 use crate::support::{
     http::chunk,
-    in_process::{KEY, TIMEOUT, TestServer},
+    in_process::{KEY, TestServer},
+    wait::WAIT_TIMEOUT,
 };
 
 /// Opens a stream, with additional `headers`.
@@ -76,7 +77,7 @@ impl ResultReader {
             }
             let length = usize::from_str_radix(&self.line().await, 16).expect("a chunk");
             let mut piece = vec![0; length];
-            timeout(TIMEOUT, self.read.read_exact(&mut piece)).await.expect("in time").unwrap();
+            timeout(WAIT_TIMEOUT, self.read.read_exact(&mut piece)).await.expect("in time").unwrap();
             assert!(self.line().await.is_empty());
             self.body.extend(piece);
             self.ended = length == 0;
@@ -94,7 +95,7 @@ impl ResultReader {
 
     async fn line(&mut self) -> String {
         let mut line = String::new();
-        timeout(TIMEOUT, self.read.read_line(&mut line)).await.expect("in time").unwrap();
+        timeout(WAIT_TIMEOUT, self.read.read_line(&mut line)).await.expect("in time").unwrap();
         assert!(line.ends_with('\n'), "the connection ended within a line: {line:?}");
         line.trim_end().to_owned()
     }

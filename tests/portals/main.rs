@@ -12,7 +12,7 @@ use std::time::Duration;
 use mesa::client::{Connection, ConnectionEvent};
 use serde_json::{Value, json};
 use sse_client::Events;
-use support::in_process::{TIMEOUT, TestServer};
+use support::{in_process::TestServer, wait::WAIT_TIMEOUT};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -163,7 +163,7 @@ async fn portal_that_does_not_read_is_removed_and_its_events_are_reassigned() {
         count += 1;
         progress.send_replace(count);
     }
-    let _alice = timeout(TIMEOUT, sending).await.unwrap().unwrap();
+    let _alice = timeout(WAIT_TIMEOUT, sending).await.unwrap().unwrap();
     let metrics = server.metrics().await;
     assert!(
         metrics.contains("mesa_portals 1\n") && metrics.contains("mesa_portal_events_dropped_total 0\n"),
@@ -182,7 +182,7 @@ async fn stream_without_key_is_401_and_with_portals_disabled_is_409() {
     let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
     socket.write_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut response = String::new();
-    timeout(TIMEOUT, socket.read_to_string(&mut response)).await.unwrap().unwrap();
+    timeout(WAIT_TIMEOUT, socket.read_to_string(&mut response)).await.unwrap().unwrap();
     assert!(response.starts_with("HTTP/1.1 401"), "{response}");
 }
 
@@ -251,7 +251,7 @@ async fn client_accepted_after_the_last_one_left_a_stopping_server_is_closed_wit
             // An unmasked close frame with code 1001.
             let is_closed = |bytes: &[u8]| bytes.windows(4).any(|part| part[0] == 0x88 && part[2..] == [0x03, 0xe9]);
             while !is_closed(&received) {
-                let read = timeout(TIMEOUT, late.read_buf(&mut received)).await;
+                let read = timeout(WAIT_TIMEOUT, late.read_buf(&mut received)).await;
                 match read.expect("a close frame in time") {
                     Ok(read) if read > 0 => {}
                     _ => break,
@@ -261,11 +261,11 @@ async fn client_accepted_after_the_last_one_left_a_stopping_server_is_closed_wit
                 assert!(is_closed(&received), "{}", String::from_utf8_lossy(&received));
                 // Answers with a masked close frame.
                 late.write_all(&[0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9]).await.unwrap();
-                timeout(TIMEOUT, stopping).await.unwrap().unwrap();
+                timeout(WAIT_TIMEOUT, stopping).await.unwrap().unwrap();
                 return;
             }
         }
-        timeout(TIMEOUT, stopping).await.unwrap().unwrap();
+        timeout(WAIT_TIMEOUT, stopping).await.unwrap().unwrap();
     }
     panic!("in ten attempts the server never read half a request before it stopped");
 }

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use crate::{
     sse_client::{Event, Events},
-    support::in_process::{TIMEOUT, TestServer},
+    support::{in_process::TestServer, wait::WAIT_TIMEOUT},
 };
 
 /// Bytes of one client message. A few hundred messages fill the socket and the portal's queue.
@@ -111,7 +111,7 @@ async fn missed_event_of_unknown_stream_is_sent_again_until_received() {
     drop(unknown);
     let mut resumed = Events::open_stream(&server, "", Some(&begin)).await;
     // Comments keep the stream alive, so reads do not time out. This wait needs a timeout of its own.
-    let missed = timeout(TIMEOUT, resumed.next()).await.expect("`event: missed` in time").unwrap();
+    let missed = timeout(WAIT_TIMEOUT, resumed.next()).await.expect("`event: missed` in time").unwrap();
     assert_eq!((missed_count(&missed), &missed.data["count"]), (None, &Value::Null));
     let after = resumed.last.clone();
     drop(resumed);

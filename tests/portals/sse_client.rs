@@ -7,7 +7,10 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::in_process::{KEY, TIMEOUT, TestServer};
+use crate::support::{
+    in_process::{KEY, TestServer},
+    wait::WAIT_TIMEOUT,
+};
 
 /// One server-sent event.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +84,7 @@ impl Events {
 
     async fn line(&mut self) -> Option<String> {
         let mut line = String::new();
-        let read = timeout(TIMEOUT, self.socket.read_line(&mut line)).await.expect("a line in time");
+        let read = timeout(WAIT_TIMEOUT, self.socket.read_line(&mut line)).await.expect("a line in time");
         // A server that stops may reset the connection.
         (read.unwrap_or(0) > 0).then(|| line.trim_end().to_owned())
     }
@@ -99,7 +102,10 @@ impl Events {
             let length = usize::from_str_radix(&self.line().await?, 16).unwrap();
             let from = self.body.len();
             self.body.resize(from + length + 2, 0);
-            timeout(TIMEOUT, self.socket.read_exact(&mut self.body[from..])).await.expect("a chunk in time").unwrap();
+            timeout(WAIT_TIMEOUT, self.socket.read_exact(&mut self.body[from..]))
+                .await
+                .expect("a chunk in time")
+                .unwrap();
             self.body.truncate(from + length);
             if length == 0 {
                 return None;

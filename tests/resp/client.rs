@@ -6,10 +6,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{
-    in_process::{TIMEOUT, TestServer},
-    resp::encode_command,
-};
+use crate::support::{in_process::TestServer, resp::encode_command, wait::WAIT_TIMEOUT};
 
 /// A connection to a server's RESP port.
 pub struct RespClient(pub BufReader<TcpStream>);
@@ -29,7 +26,7 @@ impl RespClient {
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
-        timeout(TIMEOUT, self.0.get_mut().write_all(bytes)).await.expect("the server reads in time").unwrap();
+        timeout(WAIT_TIMEOUT, self.0.get_mut().write_all(bytes)).await.expect("the server reads in time").unwrap();
     }
 
     /// Sends a command, and returns its reply as one line of text.
@@ -47,7 +44,7 @@ impl RespClient {
             "$" if rest == "-1" => Some("nil".into()),
             "$" => {
                 let mut text = vec![0; rest.parse::<usize>().unwrap() + 2];
-                timeout(TIMEOUT, self.0.read_exact(&mut text)).await.expect("the reply arrives in time").ok()?;
+                timeout(WAIT_TIMEOUT, self.0.read_exact(&mut text)).await.expect("the reply arrives in time").ok()?;
                 text.truncate(text.len() - 2);
                 Some(String::from_utf8(text).unwrap())
             }
@@ -64,7 +61,7 @@ impl RespClient {
 
     async fn line(&mut self) -> Option<String> {
         let mut line = Vec::new();
-        let read = timeout(TIMEOUT, self.0.read_until(b'\n', &mut line)).await.expect("the reply arrives in time");
+        let read = timeout(WAIT_TIMEOUT, self.0.read_until(b'\n', &mut line)).await.expect("the reply arrives in time");
         // The server may reset a connection that it closes.
         if read.unwrap_or(0) == 0 {
             return None;

@@ -7,10 +7,7 @@ use tokio::time::timeout;
 use crate::{
     client::RespClient,
     dispatch_json, start_server,
-    support::{
-        in_process::{TIMEOUT, TestServer},
-        resp::encode_command,
-    },
+    support::{in_process::TestServer, resp::encode_command, wait::WAIT_TIMEOUT},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -58,7 +55,7 @@ async fn connection_without_password_gets_noauth_and_is_limited_in_time_size_and
         })
         .await
     };
-    let server = start_with_timeout(TIMEOUT).await;
+    let server = start_with_timeout(WAIT_TIMEOUT).await;
     let mut redis = RespClient::connect(&server).await;
     for words in [&["PING"][..], &["INFO"], &["PUBLISH", "ws", &dispatch_json(1, r#""alice""#)], &["SUBSCRIBE", "ws"]] {
         assert_eq!(redis.call(words).await, "-NOAUTH Authentication required.");
@@ -94,7 +91,7 @@ async fn connection_without_password_gets_noauth_and_is_limited_in_time_size_and
             }
         }
     };
-    let mut authenticated = timeout(TIMEOUT, authenticating).await.expect("an authenticated connection in time");
+    let mut authenticated = timeout(WAIT_TIMEOUT, authenticating).await.expect("an authenticated connection in time");
     tokio::time::sleep(Duration::from_millis(1200)).await;
     assert_eq!(authenticated.call(&["PING"]).await, "+PONG");
 }
@@ -112,7 +109,7 @@ async fn connection_above_the_limit_is_closed_until_another_ends() {
     assert_eq!(third.reply().await, None);
     drop(one);
     server.wait_for_metric("mesa_redis_protocol_connections 1").await;
-    let accepted = timeout(TIMEOUT, async {
+    let accepted = timeout(WAIT_TIMEOUT, async {
         loop {
             let mut next = RespClient::connect(&server).await;
             next.send(&encode_command(&["PING"])).await;
@@ -138,7 +135,7 @@ async fn subscriber_that_does_not_read_is_closed_and_others_receive() {
     }
     let text = "x".repeat(60_000);
     let mut published = 0;
-    let closed = timeout(TIMEOUT, async {
+    let closed = timeout(WAIT_TIMEOUT, async {
         while publisher.call(&["PUBLISH", "portal", &text]).await == ":2" {
             assert_eq!(quick.reply().await.unwrap().len(), text.len() + "[message portal ]".len());
             published += 1;

@@ -10,10 +10,7 @@ mod support;
 
 use client::RespClient;
 use mesa::client::{Connection, ConnectionEvent};
-use support::{
-    in_process::{TIMEOUT, TestServer},
-    resp::encode_command,
-};
+use support::{in_process::TestServer, resp::encode_command, wait::WAIT_TIMEOUT};
 use tokio::time::timeout;
 
 /// Redis key of the hash that holds the original's lists of pending messages.
@@ -31,7 +28,7 @@ pub fn dispatch_json(n: u64, recipients: &str) -> String {
 
 /// Returns the data of a client's next message.
 async fn next_data(client: &mut Connection) -> String {
-    match timeout(TIMEOUT, client.next()).await.expect("a message in time").unwrap() {
+    match timeout(WAIT_TIMEOUT, client.next()).await.expect("a message in time").unwrap() {
         ConnectionEvent::Message { data, .. } => data.get().to_owned(),
         other => panic!("a message is expected, not {other:?}"),
     }

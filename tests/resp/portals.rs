@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::{
     client::RespClient,
     start_server,
-    support::in_process::{TIMEOUT, TestServer},
+    support::{in_process::TestServer, wait::WAIT_TIMEOUT},
 };
 
 /// A portal of the original, with its three connections.
@@ -122,7 +122,7 @@ async fn events_of_closed_slow_portal_are_reassigned_to_another_once() {
             of_quick.push(n);
         }
     }
-    let _alice = timeout(TIMEOUT, sending).await.unwrap().unwrap();
+    let _alice = timeout(WAIT_TIMEOUT, sending).await.unwrap().unwrap();
     server.wait_for_metric("mesa_redis_protocol_subscribers_cut_total 1").await;
     // Reads what the system had buffered for the slow portal. The last event may be incomplete.
     let mut of_slow = Vec::new();

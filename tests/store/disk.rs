@@ -21,8 +21,11 @@ use mesa::{
     store::{Append, Durability, StoreError},
 };
 
-use crate::support::{
-    FLUSH_AT_ONCE, FLUSH_NEVER, Location, acknowledge, append, read, user, wait_until, wait_until_flushed,
+use crate::{
+    support::{
+        ALL, FLUSH_AT_ONCE, FLUSH_NEVER, Location, acknowledge, append, read, user, wait_until, wait_until_flushed,
+    },
+    wait::WAIT_TIMEOUT,
 };
 
 /// Copies the directory of a store, as a crash would leave it.
@@ -205,7 +208,7 @@ async fn store_after_a_failed_sync_rejects_every_operation() {
         assert!(result.as_ref().is_err_and(|error| error.to_string().contains("the disk is gone")), "{result:?}");
     }
     assert_eq!(read(&*store, "a", 0).len(), accepted, "an entry that is not durable is hidden");
-    let failure = tokio::time::timeout(Duration::from_secs(120), store.failure()).await.unwrap();
+    let failure = tokio::time::timeout(WAIT_TIMEOUT, store.failure()).await.unwrap();
     assert!(matches!(failure, StoreError::Failed(_)));
     assert!(store.clear(&user("a")).await.is_err());
 }
@@ -290,10 +293,7 @@ async fn fill_and_drain_in(
         let heads: Vec<_> = users.iter().map(|id| store.state(&user(id)).unwrap().head).collect();
         wait_until("all entries are flushed", || {
             // Until the flush they are read from memory.
-            users
-                .iter()
-                .zip(&heads)
-                .all(|(id, head)| store.read_cached(&user(id), head - 1, crate::support::ALL).is_none())
+            users.iter().zip(&heads).all(|(id, head)| store.read_cached(&user(id), head - 1, ALL).is_none())
         })
         .await;
         let filled = directory_bytes(location.path());
@@ -323,8 +323,7 @@ async fn value_log_with_few_pending_entries_is_compacted_and_keeps_them() {
     let head = store.state(&user(pending)).unwrap().head;
     let heads = [acknowledged, pending].map(|id| store.state(&user(id)).unwrap().head);
     wait_until("all entries are flushed", || {
-        let is_flushed =
-            |(id, head): (&str, u64)| store.read_cached(&user(id), head - 1, crate::support::ALL).is_none();
+        let is_flushed = |(id, head): (&str, u64)| store.read_cached(&user(id), head - 1, ALL).is_none();
         [acknowledged, pending].into_iter().zip(heads).all(is_flushed)
     })
     .await;
@@ -332,7 +331,7 @@ async fn value_log_with_few_pending_entries_is_compacted_and_keeps_them() {
     acknowledge(&*store, acknowledged, 1, u64::MAX);
     wait_until("the disk space is freed", || directory_bytes(location.path()) < full / 2).await;
     let seqs = |store: &dyn mesa::store::Store| {
-        let entries = store.read(&user(pending), 0, crate::support::ALL).unwrap().entries;
+        let entries = store.read(&user(pending), 0, ALL).unwrap().entries;
         entries.iter().map(|entry| entry.seq).collect::<Vec<_>>()
     };
     assert_eq!(seqs(&*store), (1..=head).collect::<Vec<_>>());

@@ -38,6 +38,9 @@ mod redis_server;
 mod redis_topologies;
 #[cfg(feature = "redis")]
 #[path = "../support/seeded_rng.rs"]
-#[allow(dead_code, reason = "each test uses a part of it")]
+#[allow(dead_code, reason = "each suite uses a part of it")]
 mod seeded_rng;
 mod support;
+#[path = "../support/wait.rs"]
+#[allow(dead_code, reason = "each suite uses a part of it")]
+mod wait;

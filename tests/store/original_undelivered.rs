@@ -1,6 +1,6 @@
 //! Tests the import of messages that servers of the original stored for users (`undelivered_messages`).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use mesa::store::Limits;
 
@@ -8,6 +8,7 @@ use crate::{
     redis::{RedisNamespace, run_command},
     redis_server::Redis,
     support::{acknowledge, append, read, user, wait_until},
+    wait::WAIT_TIMEOUT,
 };
 
 /// Creates a list of messages as the original stores it.
@@ -24,9 +25,9 @@ async fn set_aside(namespace: &RedisNamespace, id: &str) -> String {
 
 /// Waits until none of these keys exists: a list is deleted one step after its last message is appended.
 async fn wait_until_deleted(namespace: &RedisNamespace, keys: &[&str]) {
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let end = Instant::now() + WAIT_TIMEOUT;
     while run_command(namespace, &[&["EXISTS"], keys].concat()).await != "0" {
-        assert!(std::time::Instant::now() < end, "expected the deletion of {keys:?} within 10 s");
+        assert!(Instant::now() < end, "expected the deletion of {keys:?} within {WAIT_TIMEOUT:?}");
         tokio::task::yield_now().await;
     }
 }
@@ -138,11 +139,11 @@ async fn invalid_messages_of_any_size_are_set_aside_whole_and_in_order() {
     }
     let expected: Vec<&String> = large.iter().chain(&large[5..]).collect();
     let is_all = |text: &str| text.lines().map(str::trim).eq(expected.iter().map(|one| one.as_str()));
-    let end = std::time::Instant::now() + std::time::Duration::from_secs(120);
+    let end = Instant::now() + WAIT_TIMEOUT;
     while !is_all(&set_aside(&namespace, "a").await) {
         assert!(
-            std::time::Instant::now() < end,
-            "expected {} messages set aside within 10 s, not these lengths: {:?}",
+            Instant::now() < end,
+            "expected {} messages set aside within {WAIT_TIMEOUT:?}, not these lengths: {:?}",
             expected.len(),
             set_aside(&namespace, "a").await.lines().map(str::len).collect::<Vec<_>>()
         );

@@ -23,6 +23,7 @@ use crate::{
     redis_server::Redis,
     redis_topologies::RedisCluster,
     support::{acknowledge, append, message, read, user, wait_until},
+    wait::WAIT_TIMEOUT,
 };
 
 /// Namespace of a Redis or a Redis Cluster that tests share.
@@ -445,8 +446,8 @@ async fn session_report_that_is_not_repeated_after_a_failover_holds_nothing() {
     namespace.change_epoch();
     let mut n = 1;
     let mut append_up_to = async |max: u64| {
-        let (mut accepted, end) = (0, std::time::Instant::now() + Duration::from_secs(120));
-        while accepted < max && std::time::Instant::now() < end {
+        let (mut accepted, end) = (0, Instant::now() + WAIT_TIMEOUT);
+        while accepted < max && Instant::now() < end {
             n += 1;
             let result = store.append(Append::new(message(n), vec![user("a")])).await.unwrap();
             if result.seqs[0].is_err() {

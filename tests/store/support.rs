@@ -22,6 +22,8 @@ use mesa::{
 };
 use tempfile::TempDir;
 
+use crate::wait::WAIT_TIMEOUT;
+
 /// Limit that bounds no read.
 pub const ALL: ReadLimit = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
 
@@ -162,21 +164,21 @@ pub fn read(store: &dyn Store, id: &str, after: Seq) -> Vec<(Seq, u64)> {
     }
 }
 
-/// Waits until `done`; fails after 10 s.
-pub async fn wait_until(condition: &str, mut done: impl FnMut() -> bool) {
-    let waited = tokio::time::timeout(Duration::from_secs(120), async {
-        while !done() {
+/// Waits until a condition holds, polled every 2 ms. Panics after [`WAIT_TIMEOUT`].
+pub async fn wait_until(condition: &str, mut holds: impl FnMut() -> bool) {
+    let waited = tokio::time::timeout(WAIT_TIMEOUT, async {
+        while !holds() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     });
-    assert!(waited.await.is_ok(), "expected within 10 s: {condition}");
+    assert!(waited.await.is_ok(), "expected within {WAIT_TIMEOUT:?}: {condition}");
 }
 
-/// Appends repeatedly until the message is accepted; fails after 30 s.
+/// Appends repeatedly until the message is accepted. Panics after [`WAIT_TIMEOUT`].
 pub async fn append_when_accepted(store: &dyn Store, payload: &Payload, id: &str) {
-    let end = std::time::Instant::now() + Duration::from_secs(120);
+    let end = std::time::Instant::now() + WAIT_TIMEOUT;
     while let Err(error) = store.append(Append::new(payload.clone(), vec![user(id)])).await {
-        assert!(std::time::Instant::now() < end, "expected acceptance within 30 s: {error}");
+        assert!(std::time::Instant::now() < end, "expected acceptance within {WAIT_TIMEOUT:?}: {error}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -18,10 +18,9 @@ use tokio::{
     time::timeout,
 };
 
-pub const KEY: &str = "0123456789abcdef";
+use super::wait::WAIT_TIMEOUT;
 
-/// Longest time that a test waits for one step, sufficient on a loaded machine.
-pub const TIMEOUT: Duration = Duration::from_secs(120);
+pub const KEY: &str = "0123456789abcdef";
 
 /// A server with a store in a temporary directory.
 pub struct TestServer {
@@ -85,19 +84,19 @@ impl TestServer {
         let mut socket = TcpStream::connect(self.address).await.unwrap();
         socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
         let mut response = String::new();
-        timeout(TIMEOUT, socket.read_to_string(&mut response)).await.expect("a response in time").unwrap();
+        timeout(WAIT_TIMEOUT, socket.read_to_string(&mut response)).await.expect("a response in time").unwrap();
         response
     }
 
     /// Waits until the metrics contain `line`.
     pub async fn wait_for_metric(&self, line: &str) {
         let line = format!("\n{line}\n");
-        let found = timeout(TIMEOUT, async {
+        let found = timeout(WAIT_TIMEOUT, async {
             while !self.metrics().await.contains(&line) {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         });
-        found.await.unwrap_or_else(|_| panic!("no such metric within {TIMEOUT:?}: {line}"));
+        found.await.unwrap_or_else(|_| panic!("no such metric within {WAIT_TIMEOUT:?}: {line}"));
     }
 
     /// Returns the data of a user's pending entries, in order.
@@ -113,7 +112,7 @@ impl TestServer {
     /// Stops the server and waits until it has stopped.
     pub async fn stop(&mut self) {
         self.begin_stop();
-        timeout(TIMEOUT, &mut self.running).await.expect("the server stops").unwrap();
+        timeout(WAIT_TIMEOUT, &mut self.running).await.expect("the server stops").unwrap();
     }
 }
 

@@ -9,6 +9,7 @@ pub mod resp;
 pub mod seeded_rng;
 pub mod server;
 pub mod socket;
+pub mod wait;
 
 /// Creates a runtime that runs on the calling thread.
 pub fn current_thread_runtime() -> tokio::runtime::Runtime {

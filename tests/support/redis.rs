@@ -1,4 +1,4 @@
-//! Starts a Redis for a test: on a free port, append-only, with every write synced.
+//! Redis process of a test: on a free port, append-only, with every write synced.
 
 #![allow(dead_code, reason = "each suite uses a part of it")]
 
@@ -107,6 +107,11 @@ impl Redis {
         }
     }
 
+    /// Runs `redis-cli` on this Redis, and returns its output without surrounding white space.
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        redis_cli(self.port, None, arguments)
+    }
+
     pub fn address(&self) -> SocketAddr {
         (Ipv4Addr::LOCALHOST, self.port).into()
     }
@@ -120,9 +125,21 @@ impl Redis {
     }
 }
 
+/// Runs `redis-cli`, and returns its output without surrounding white space.
+pub fn redis_cli(port: u16, password: Option<&str>, arguments: &[&str]) -> String {
+    let mut command = Command::new("redis-cli");
+    command.args(["-p", &port.to_string()]).args(arguments);
+    if let Some(password) = password {
+        command.env("REDISCLI_AUTH", password);
+    }
+    let output = command.output();
+    let output = output.expect("redis-cli is not installed (Debian: apt-get install redis-tools); no test is skipped");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
 /// Creates a directory for the files of a Redis, in memory where the system has `/dev/shm`.
 ///
-/// With `appendfsync always` a Redis answers no request during a sync. On a busy disk a sync took longer than a mesa server
+/// With `appendfsync always` a Redis does not reply during a sync. On a busy disk a sync took longer than a mesa server
 /// waits for a reply. No test cuts the power of a Redis, so its files need not be on a disk.
 pub fn temporary_directory(prefix: &str) -> TempDir {
     let memory = Path::new("/dev/shm");
@@ -151,13 +168,13 @@ impl Drop for Redis {
 
 /// Ports that [`free_port`] returns.
 ///
-/// The system gives ports from 32768 up to outgoing connections, so any of those may be taken at any moment. Nodes of a Redis
+/// The system assigns ports from 32768 up to outgoing connections, so any of those may be in use at any moment. Nodes of a Redis
 /// Cluster also listen on their port + 10000 (cluster bus). Both ports stay below 32768.
 const PORTS: std::ops::Range<u16> = 12_000..22_000;
 
 static NEXT_PORT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new((std::process::id() * 97 % 10_000) as u16));
 
-/// Returns a port that is free now, as is port + 10000, and that this process has not got before.
+/// Returns a port that was not returned before in this process. It is free now, as is port + 10000.
 pub fn free_port() -> u16 {
     let is_free = |port: u16| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
     let count = PORTS.end - PORTS.start;

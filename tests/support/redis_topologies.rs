@@ -7,37 +7,17 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, Weak},
-    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
-use super::redis_server::{free_port, temporary_directory};
-
-/// Maximum time until a condition of [`block_until`] holds.
-const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
+use super::{
+    redis_server::{free_port, redis_cli, temporary_directory},
+    wait::block_until,
+};
 
 /// Password of every node.
 pub const PASSWORD: &str = "mesa-secret";
-
-/// Runs `redis-cli` with [`PASSWORD`] and returns its output without trailing white space.
-///
-/// It reaches a Redis without a password too.
-pub fn cli(port: u16, arguments: &[&str]) -> String {
-    let mut command = Command::new("redis-cli");
-    let output = command.env("REDISCLI_AUTH", PASSWORD).args(["-p", &port.to_string()]).args(arguments).output();
-    let output = output.expect("redis-cli is not installed (Debian: apt-get install redis-tools); no test is skipped");
-    String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
-}
-
-/// Blocks the thread until a condition holds. Panics after 30 s.
-pub fn block_until(condition: &str, mut holds: impl FnMut() -> bool) {
-    let deadline = Instant::now() + WAIT_TIMEOUT;
-    while !holds() {
-        assert!(Instant::now() < deadline, "timed out waiting until {condition}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 /// Runs one process of a group: a Redis or a Sentinel. Dropping it kills the process.
 pub struct RedisNode {
@@ -65,7 +45,7 @@ impl RedisNode {
             .spawn()
             .expect("redis-server is not installed (Debian: apt-get install redis-server); no test is skipped");
         *self.process.lock().unwrap() = Some(child);
-        block_until("redis-server answers PING", || cli(self.port, &["PING"]) == "PONG");
+        block_until("redis-server answers PING", || self.cli(&["PING"]) == "PONG");
     }
 
     /// Kills the process with SIGKILL, as a crash would.
@@ -90,17 +70,22 @@ impl RedisNode {
         fs::remove_dir_all(directory.join("appendonlydir")).expect("an append-only directory");
     }
 
+    /// Runs `redis-cli` on this node, and returns its output without surrounding white space.
+    pub fn cli(&self, arguments: &[&str]) -> String {
+        redis_cli(self.port, Some(PASSWORD), arguments)
+    }
+
     /// Whether the node has this role: `master` or `slave`.
     pub fn has_role(&self, role: &str) -> bool {
-        cli(self.port, &["INFO", "replication"]).contains(&format!("role:{role}"))
+        self.cli(&["INFO", "replication"]).contains(&format!("role:{role}"))
     }
 
     /// Whether this node of a Redis Cluster sees all slots served, and all three replicas.
     fn sees_whole_cluster(&self) -> bool {
         let replicated =
-            self.has_role("master") || cli(self.port, &["INFO", "replication"]).contains("master_link_status:up");
-        let known = cli(self.port, &["CLUSTER", "NODES"]).lines().filter(|line| line.contains("slave")).count() == 3;
-        replicated && known && cli(self.port, &["CLUSTER", "INFO"]).contains("cluster_state:ok")
+            self.has_role("master") || self.cli(&["INFO", "replication"]).contains("master_link_status:up");
+        let known = self.cli(&["CLUSTER", "NODES"]).lines().filter(|line| line.contains("slave")).count() == 3;
+        replicated && known && self.cli(&["CLUSTER", "INFO"]).contains("cluster_state:ok")
     }
 }
 
@@ -153,11 +138,11 @@ impl SentinelGroup {
         });
         let group = Self { nodes: [primary, replica], sentinels: sentinels.collect(), home };
         block_until("the replica is connected to the primary", || {
-            cli(group.nodes[1].port, &["INFO", "replication"]).contains("master_link_status:up")
+            group.nodes[1].cli(&["INFO", "replication"]).contains("master_link_status:up")
         });
         for sentinel in &group.sentinels {
             block_until("each Sentinel knows the replica and the other Sentinels", || {
-                let known = cli(sentinel.port, &["SENTINEL", "MASTER", "mesa"]);
+                let known = sentinel.cli(&["SENTINEL", "MASTER", "mesa"]);
                 let after = |name: &str| known.lines().skip_while(|line| *line != name).nth(1).map(str::to_owned);
                 after("num-slaves").as_deref() == Some("1") && after("num-other-sentinels").as_deref() == Some("2")
             });
@@ -239,13 +224,13 @@ impl RedisCluster {
     /// Returns the replicas of `primary`.
     pub fn replicas_of(&self, primary: &RedisNode) -> Vec<&RedisNode> {
         let master = format!("master_port:{}", primary.port);
-        self.nodes.iter().filter(|node| cli(node.port, &["INFO", "replication"]).contains(&master)).collect()
+        self.nodes.iter().filter(|node| node.cli(&["INFO", "replication"]).contains(&master)).collect()
     }
 
     /// Returns the running primary that serves the slot of a key.
     pub fn owner(&self, key: &str) -> &RedisNode {
         let owner = self.nodes.iter().find(|node| {
-            let exists = cli(node.port, &["EXISTS", key]);
+            let exists = node.cli(&["EXISTS", key]);
             node.has_role("master") && (exists == "0" || exists == "1")
         });
         owner.unwrap_or_else(|| panic!("no running primary serves the slot of {key}"))

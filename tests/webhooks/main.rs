@@ -9,7 +9,7 @@ mod auth_webhook;
 mod client_events;
 mod message_events;
 #[path = "../support/mod.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
+#[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 
 mod outbox;
@@ -22,13 +22,11 @@ use support::{
     http_receiver::{Receiver, Request},
     server::{Home, Server},
     socket::Socket,
+    wait::WAIT_TIMEOUT,
 };
 
 /// Secret that server and receiver share.
 const SECRET: &str = "a secret of the tests of webhooks";
-
-/// Longest time that a test waits for one step.
-const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Starts a receiver, and creates a directory for servers that send events to it.
 ///
@@ -73,9 +71,9 @@ fn metric(server: &Server, name: &str) -> u64 {
     Http::connect(server.address).expect("a connection").metric(name)
 }
 
-/// Waits until `condition` holds for a metric. Panics after [`TIMEOUT`].
+/// Waits until `condition` holds for a metric. Panics after [`WAIT_TIMEOUT`].
 async fn wait_for_metric(server: &Server, name: &str, condition: impl Fn(u64) -> bool) {
-    let end = Instant::now() + TIMEOUT;
+    let end = Instant::now() + WAIT_TIMEOUT;
     while !condition(metric(server, name)) {
         assert!(Instant::now() < end, "{name} is still {}", metric(server, name));
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -108,7 +108,7 @@ async fn overflow_count_after_a_graceful_stop_is_exact() {
     let mut alice = Socket::connect(server.address, "alice").await.unwrap();
     send_numbers(&mut alice, 0..200).await;
     // A graceful stop keeps the exact count.
-    server.stop(TIMEOUT);
+    server.stop(WAIT_TIMEOUT);
     let server = home.start();
     receiver.respond_with(Response::status(200));
     receiver.wait_until("overflow event", |receiver| !of_type(&receiver.events(), "overflow").is_empty()).await;
@@ -128,7 +128,7 @@ async fn unaccepted_overflow_event_is_repeated_unchanged() {
     send_numbers(&mut alice, 0..100).await;
     wait_for_metric(&server, "mesa_webhook_events_lost_total", |lost| lost == 68).await;
     // A graceful stop stores the count.
-    server.stop(TIMEOUT);
+    server.stop(WAIT_TIMEOUT);
     // The events before it are accepted. After that each connection breaks instead of a response, also over a kill.
     receiver.script([Response::status(200)]);
     receiver.respond_with(Response::Close);

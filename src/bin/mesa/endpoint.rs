@@ -1,6 +1,6 @@
 //! Reads address and key of a server from options and environment.
 
-use mesa::{dispatcher::Dispatcher, message::UserId};
+use mesa::dispatcher::Dispatcher;
 
 use crate::{args::ApiArgs, env::variable, error::Failure};
 
@@ -28,11 +28,6 @@ pub fn websocket_url(flag: Option<&str>) -> Result<String, Failure> {
 /// Returns the value of an option, or else of a variable.
 pub fn option_or_variable(given: Option<&str>, name: &str) -> Result<Option<String>, Failure> {
     given.map_or_else(|| variable(name), |given| Ok(Some(given.to_owned())))
-}
-
-/// Parses a user id of the command line.
-pub fn user(id: &str) -> Result<UserId, Failure> {
-    UserId::new(id).map_err(|error| Failure::usage(format!("\"{}\": {error}", id.escape_debug())))
 }
 
 /// Converts the URL of a WebSocket to that of the API.
@@ -74,11 +69,5 @@ mod tests {
         assert_eq!(websocket("https://example.org/socket/v1"), "wss://example.org/socket/v1");
         assert_eq!(websocket("https://example.org/socket"), "wss://example.org/socket");
         assert_eq!(websocket("ws://127.0.0.1:4000/socket"), "ws://127.0.0.1:4000/socket");
-    }
-
-    #[test]
-    fn invalid_user_id_is_a_usage_error() {
-        assert!(matches!(user(""), Err(Failure::Usage(_))));
-        assert_eq!(user("alice").unwrap().as_str(), "alice");
     }
 }

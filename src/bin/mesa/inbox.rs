@@ -6,7 +6,7 @@ use mesa::{
 };
 
 use crate::{
-    args::InboxArgs,
+    args::{InboxArgs, user_id},
     endpoint,
     error::Failure,
     output::{self, count, printable},
@@ -17,7 +17,7 @@ const PAGE_MESSAGES: usize = 100;
 
 /// Runs the command.
 pub async fn run(args: &InboxArgs) -> Result<(), Failure> {
-    let user = endpoint::user(&args.user)?;
+    let user = user_id(&args.user)?;
     let dispatcher = endpoint::dispatcher(&args.api)?;
     if args.clear { clear(args, &dispatcher, &user).await } else { show(args, &dispatcher, &user).await }
 }

@@ -5,7 +5,12 @@ use std::time::Duration;
 use mesa::{auth::issue, config::load};
 use serde_json::{Map, Value};
 
-use crate::{args::TokenArgs, config, endpoint, env, error::Failure, output};
+use crate::{
+    args::{TokenArgs, user_id},
+    config, env,
+    error::Failure,
+    output,
+};
 
 /// Secret, algorithm and claims of a token.
 struct Signer {
@@ -17,7 +22,7 @@ struct Signer {
 
 /// Prints a token.
 pub fn run(args: &TokenArgs) -> Result<(), Failure> {
-    let id = endpoint::user(&args.id)?;
+    let id = user_id(&args.id)?;
     let ttl = args.ttl.as_deref().map(duration).transpose()?;
     let further = claims(&args.claims)?;
     let signer = match &args.secret {

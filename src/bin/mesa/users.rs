@@ -3,7 +3,7 @@
 use mesa::dispatcher::{Dispatcher, User};
 
 use crate::{
-    args::UsersArgs,
+    args::{UsersArgs, user_id},
     endpoint,
     error::Failure,
     output::{self, count, printable},
@@ -41,7 +41,7 @@ pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
 }
 
 async fn show(dispatcher: &Dispatcher, id: &str, json: bool) -> Result<(), Failure> {
-    let user = dispatcher.user(&endpoint::user(id)?).await.map_err(Failure::because)?;
+    let user = dispatcher.user(&user_id(id)?).await.map_err(Failure::because)?;
     if json {
         output::json(&user)?;
         return Ok(());

@@ -11,21 +11,22 @@ use crate::{
     hub::{CommittedBatch, Dispatch, Hub, Outcome, PreparedDispatch, StoreError},
 };
 
-/// Lines of one batch at most. Larger batches would delay other callers in the commit thread.
+/// Maximum number of lines in a batch. Larger batches would delay other callers in the commit thread.
 const BATCH_LINES_MAX: usize = 512;
 
-/// Bytes of one batch's lines at most; a batch takes at least one line.
+/// Maximum bytes of a batch's lines; the last line may exceed it.
 const BATCH_BYTES_MAX: usize = 256 << 10;
 
-/// Describes what the hub does for one line.
+/// Describes the hub's task for one line.
 #[derive(Debug)]
 pub(super) enum Task {
     /// Appends a message to logs.
     Append(PreparedDispatch),
     /// Sends an unsynced message.
     SendUnsynced(Dispatch),
+    /// Closes connections of users.
     Disconnect(Disconnect),
-    /// Answers with an error alone.
+    /// Returns an error without calling the hub.
     Reject(ApiError),
 }
 
@@ -41,12 +42,12 @@ impl Task {
     }
 }
 
-/// Collects lines in order. Apart from rejected lines, all need the same kind of task.
+/// Collects lines in order. Apart from rejected lines, all have the same kind of task.
 ///
-/// So the hub accepts them together or not at all, and no unsynced message overtakes a line before it.
+/// So the hub accepts all of them or none. No unsynced message overtakes an earlier line.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
-    /// Holds for each line its error; `None`: its task is the next of `tasks`.
+    /// Each line's error; `None`: its task is the next one in `tasks`.
     lines: Vec<Option<ApiError>>,
     bytes: usize,
     tasks: Tasks,
@@ -91,7 +92,7 @@ impl Batch {
         Ok(())
     }
 
-    /// Carries out the tasks of all lines. The first poll hands them to the hub; later polls only wait.
+    /// Runs the tasks of all lines. The first poll passes them to the hub; later polls only wait.
     pub(super) async fn dispatch(self, hub: &Hub) -> BatchResult {
         let result = match self.tasks {
             Tasks::Empty => Ok(Outcomes::Ready(Vec::new())),
@@ -103,7 +104,7 @@ impl Batch {
     }
 }
 
-/// Limits log lines: a lasting cause fails every batch.
+/// Limits the log lines about failed batches: a lasting cause fails every batch.
 static FAILED: LogLimit = LogLimit::new();
 
 /// Holds the result of a batch, or the error that failed it.
@@ -120,7 +121,7 @@ enum Outcomes {
 }
 
 impl BatchResult {
-    /// Encodes the results of the lines, one a line.
+    /// Encodes the results of the lines, one result per line.
     pub(super) fn results(self, hub: &Hub) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.lines.len() * response::USUAL_BYTES);
         match self.result {

@@ -2,7 +2,7 @@
 //!
 //! - `request`: parses a dispatch
 //! - `response`: encodes its result
-//! - `ndjson`, `batch`, `stream`: the NDJSON form, with a dispatch a line and a result a line
+//! - `ndjson`, `batch`, `stream`: the NDJSON form, with one dispatch and one result per line
 
 mod batch;
 mod ndjson;
@@ -40,22 +40,26 @@ where
     B::Error: Into<BoxError>,
 {
     check_encoding(request.headers())?;
-    match form(request.headers())? {
-        Form::One => one(api, request.into_body()).await,
+    match body_form(request.headers())? {
+        Form::Json => dispatch_one(api, request.into_body()).await,
         Form::Ndjson => stream::open(api.clone(), stopping.subscribe(), request).await,
     }
 }
 
-async fn one<B>(api: &Api, body: B) -> Result<Response, ApiError>
+async fn dispatch_one<B>(api: &Api, body: B) -> Result<Response, ApiError>
 where
     B: HttpBody<Data = Bytes>,
     B::Error: Into<BoxError>,
 {
     let bytes_max = api.limits.request_bytes;
-    // A body that has arrived already sets no timer.
+    // The timeout sets no timer for a body that has arrived already.
     let body = tokio::time::timeout(super::BODY_TIMEOUT, Limited::new(body, bytes_max).collect()).await;
     let body = body.map_err(|_| ApiError::TooSlow)?.map_err(|error| {
-        if error.is::<LengthLimitError>() { ApiError::TooLarge(bytes_max) } else { ApiError::Body(body_error(&*error)) }
+        if error.is::<LengthLimitError>() {
+            ApiError::TooLarge(bytes_max)
+        } else {
+            ApiError::BadBody(body_error(&*error))
+        }
     })?;
     let outcome = match request::read(&body.to_bytes(), api.limits.recipients)?.checked(&api.hub)? {
         DispatchRequest::Dispatch(dispatch) => api.hub.dispatch(dispatch).await?,
@@ -66,17 +70,17 @@ where
     Ok(super::json(StatusCode::OK, text))
 }
 
-/// Words why a body could not be read, in terms of HTTP.
+/// Describes in terms of HTTP why a body could not be read.
 fn body_error(error: &(dyn Error + 'static)) -> String {
     tracing::debug!(error = %sentence(network_error(error)), "request body could not be read");
     let mut cause = error;
-    while let Some(below) = cause.source() {
-        cause = below;
+    while let Some(source) = cause.source() {
+        cause = source;
     }
     match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
         Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
-                        "a chunk (Transfer-Encoding: chunked) does not begin with its length in hexadecimal and a line end, or does not \
-                         end with one. Check the encoding"
+            "a chunk (Transfer-Encoding: chunked) does not begin with its length in hexadecimal and a line end, or does not \
+             end with one. Check the encoding"
         }
         Some(io::ErrorKind::TimedOut) => "the connection timed out. Retry",
         _ => "it ended before its announced length. Retry",
@@ -90,27 +94,27 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), ApiError> {
         headers.get_all(header::CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     match codings.map(<[u8]>::trim_ascii).find(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"))
     {
-        Some(coding) => Err(ApiError::Encoding(excerpt(String::from_utf8_lossy(coding)))),
+        Some(coding) => Err(ApiError::UnsupportedEncoding(excerpt(String::from_utf8_lossy(coding)))),
         None => Ok(()),
     }
 }
 
-/// Selects how the body holds dispatches.
+/// Distinguishes the two forms of a body.
 #[derive(Debug, PartialEq, Eq)]
 enum Form {
-    One,
+    Json,
     Ndjson,
 }
 
-/// Reads the form from the Content-Type, ignoring its parameters. A body without a type counts as JSON.
-fn form(headers: &HeaderMap) -> Result<Form, ApiError> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(Form::One) };
+/// Returns the form for the Content-Type, without its parameters. A body without a type counts as JSON.
+fn body_form(headers: &HeaderMap) -> Result<Form, ApiError> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(Form::Json) };
     let kind = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
     let is = |known: &str| kind.eq_ignore_ascii_case(known);
     match kind {
         // curl sends the second type by default.
-        _ if is("application/json") || is("application/x-www-form-urlencoded") => Ok(Form::One),
+        _ if is("application/json") || is("application/x-www-form-urlencoded") => Ok(Form::Json),
         _ if is("application/x-ndjson") => Ok(Form::Ndjson),
-        _ => Err(ApiError::MediaType),
+        _ => Err(ApiError::UnsupportedMediaType),
     }
 }

@@ -1,8 +1,8 @@
-//! Serves an NDJSON stream: a dispatch a line, and a result a line in the same order, without a time limit.
+//! Serves an NDJSON stream: one dispatch per line, and one result per line in the same order, without a time limit.
 //!
-//! The response body does the work while it is read. It reads lines, hands those at hand to the hub as one batch, and
-//! reads more while that batch commits. So lines share a group commit. Backpressure: nothing is read for a backend
-//! that does not read its results, nor while the store's queue is full.
+//! The stream advances while the backend reads the response body. It passes the lines that have arrived to the hub as one
+//! batch, and reads more while that batch commits. So lines share a group commit. Backpressure: the server reads no lines
+//! of a backend that does not read its results, nor while the store's queue is full.
 //!
 //! One batch of a stream is in flight at a time, which keeps its lines in order even when the queue is full. The next
 //! batch is collected meanwhile, so that the store never waits for parsing.
@@ -38,15 +38,17 @@ use crate::{
     util::sleep::sleep_until_optional,
 };
 
-/// Time limit for the rest of a line that has begun; then the line gets `too_slow` and the stream ends. Between lines
-/// a stream may be idle without limit.
+/// Time limit for a line that has begun; then its result is `too_slow`, and the stream ends.
+///
+/// Between lines a stream may be idle without limit.
 const LINE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Time during which input is read and discarded after the server ends a stream. Closing a connection with unread
-/// input resets it, and the client may lose the last results.
+/// Maximum time for discarding input after the server has ended a stream.
+///
+/// Closing a connection with unread input resets it, and the backend may lose the last results.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Answers a stream at once, with a body that goes on as long as lines arrive.
+/// Responds to a stream at once, with a body that continues while lines arrive.
 pub(super) async fn open<B>(
     api: Arc<Api>,
     stopping: watch::Receiver<bool>,
@@ -82,24 +84,24 @@ struct NdjsonStream<B> {
     lines: LineSplitter,
     /// Batch that is being collected.
     next: Batch,
-    /// First line that did not fit into `next`.
-    held: Option<(usize, Task)>,
+    /// First line that does not fit into `next`.
+    deferred: Option<(usize, Task)>,
     in_flight: InFlight,
     stopping: watch::Receiver<bool>,
     /// Deadline of the line that has begun.
-    line_by: Option<Instant>,
-    /// Says why no more lines are read; `None`: they are.
+    line_deadline: Option<Instant>,
+    /// Why no more lines are read; `None`: they are.
     end: Option<StreamEnd>,
 }
 
-/// Holds the batch that was handed to the hub.
+/// Holds the batch that was passed to the hub.
 enum InFlight {
     Nothing,
     Waiting(BoxFuture<'static, BatchResult>),
     Done(BatchResult),
 }
 
-/// Says why no more lines are read.
+/// Distinguishes why no more lines are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StreamEnd {
     /// The backend has ended its body, or the connection broke.
@@ -118,16 +120,16 @@ where
             body: Box::pin(body),
             lines: LineSplitter::new(api.limits.request_bytes),
             next: Batch::default(),
-            held: None,
+            deferred: None,
             in_flight: InFlight::Nothing,
             stopping,
-            line_by: None,
+            line_deadline: None,
             end: None,
             api,
         }
     }
 
-    /// Returns the results of a batch, one a line; `None` when all are sent and no line follows.
+    /// Returns the results of a batch, one per line; `None` at the end of the stream.
     async fn results(&mut self) -> Option<Bytes> {
         loop {
             self.collect();
@@ -138,21 +140,21 @@ where
                 }
                 return None;
             }
-            let has_space = self.held.is_none() && !self.next.is_full();
+            let has_space = self.deferred.is_none() && !self.next.is_full();
             let reads = self.end.is_none() && self.lines.needs_chunk() && has_space;
-            let line_by = self.line_by;
+            let line_deadline = self.line_deadline;
             tokio::select! {
                 biased;
                 done = self.in_flight.done() => {
                     // First, so that the store has work while the results are encoded.
                     self.submit().await;
-                    // The batch may have kept the line from being read, so its time starts anew.
-                    self.line_by = None;
+                    // The batch may have delayed reading the line, so its time limit starts anew.
+                    self.line_deadline = None;
                     return Some(done.results(&self.api.hub).into());
                 }
                 chunk = chunk(&mut self.body), if reads => self.accept(chunk),
                 () = stopped(&mut self.stopping), if self.end.is_none() => self.end = Some(StreamEnd::ByServer),
-                () = sleep_until_optional(line_by), if reads => {
+                () = sleep_until_optional(line_deadline), if reads => {
                     self.add(0, Task::Reject(ApiError::TooSlow));
                     self.end = Some(StreamEnd::ByServer);
                 }
@@ -160,39 +162,39 @@ where
         }
     }
 
-    /// Parses lines at hand until the batch is full.
+    /// Parses lines that have arrived, until the batch is full.
     fn collect(&mut self) {
-        if let Some((bytes, task)) = self.held.take() {
+        if let Some((bytes, task)) = self.deferred.take() {
             self.add(bytes, task);
         }
-        while self.held.is_none() && !self.next.is_full() {
+        while self.deferred.is_none() && !self.next.is_full() {
             let (bytes, request) = match self.lines.next() {
                 None => break,
                 Some(Line::Whole(text)) => (text.len(), request::read(text, self.api.limits.recipients)),
                 Some(Line::TooLong) => (0, Err(ApiError::TooLarge(self.api.limits.request_bytes))),
             };
             self.add(bytes, Task::new(request, &self.api.hub));
-            self.line_by = None;
+            self.line_deadline = None;
         }
         if self.lines.is_in_line() {
-            self.line_by.get_or_insert_with(|| Instant::now() + LINE_TIMEOUT);
+            self.line_deadline.get_or_insert_with(|| Instant::now() + LINE_TIMEOUT);
         } else {
-            self.line_by = None;
+            self.line_deadline = None;
         }
     }
 
     fn add(&mut self, bytes: usize, task: Task) {
-        self.held = self.next.push(bytes, task).err().map(|task| (bytes, task));
+        self.deferred = self.next.push(bytes, task).err().map(|task| (bytes, task));
     }
 
-    /// Hands the collected batch to the hub, unless one is in flight.
+    /// Passes the collected batch to the hub, unless one is in flight.
     async fn submit(&mut self) {
         if self.next.is_empty() || !matches!(self.in_flight, InFlight::Nothing) {
             return;
         }
         let (batch, api) = (std::mem::take(&mut self.next), self.api.clone());
         let mut batch: BoxFuture<'static, _> = Box::pin(async move { batch.dispatch(&api.hub).await });
-        // The first poll hands it over.
+        // The first poll passes it to the hub.
         self.in_flight = match poll_fn(|cx| Poll::Ready(batch.as_mut().poll(cx))).await {
             Poll::Ready(done) => InFlight::Done(done),
             Poll::Pending => InFlight::Waiting(batch),
@@ -219,7 +221,7 @@ where
 }
 
 impl InFlight {
-    /// Resolves when the batch in flight is done, and takes it; pending without one.
+    /// Waits for the batch in flight and takes its result; pending if there is none.
     async fn done(&mut self) -> BatchResult {
         if let Self::Waiting(batch) = self {
             *self = Self::Done(batch.await);
@@ -247,7 +249,7 @@ where
                 }
             }
             Err(error) => {
-                tracing::debug!(error = %error.into(), "stream of dispatches broke");
+                tracing::debug!(error = %error.into(), "a stream of dispatches could not be read to its end");
                 return None;
             }
         }

@@ -136,10 +136,10 @@ fn content_type_selects_json_or_ndjson() {
     let form = |kind: &str| {
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_TYPE, kind.parse().unwrap());
-        form(&headers).ok()
+        body_form(&headers).ok()
     };
     for json in ["application/json", "Application/JSON; charset=utf-8"] {
-        assert_eq!(form(json), Some(Form::One));
+        assert_eq!(form(json), Some(Form::Json));
     }
     assert_eq!(form("application/x-ndjson; charset=utf-8"), Some(Form::Ndjson));
     assert!(form("text/plain").is_none() && form("").is_none());

@@ -11,70 +11,70 @@ use axum::http::{
 
 use super::error::ApiError;
 
-/// Says why a head is rejected.
+/// Enumerates the errors of a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum HeadError {
     /// The head is ambiguous, or not HTTP.
     Malformed(&'static str),
     /// The request comes from another site.
-    Foreign(&'static str),
+    ForeignPage(&'static str),
 }
 
-impl Refusal {
-    /// Returns the status and the sentence of the response.
+impl HeadError {
+    /// Returns the status and the message of the response.
     #[must_use]
-    pub fn parts(self) -> (StatusCode, &'static str) {
+    pub fn status_and_message(self) -> (StatusCode, &'static str) {
         match self {
             Self::Malformed(why) => (StatusCode::BAD_REQUEST, why),
-            Self::Foreign(why) => (StatusCode::FORBIDDEN, why),
+            Self::ForeignPage(why) => (StatusCode::FORBIDDEN, why),
         }
     }
 }
 
-impl From<Refusal> for ApiError {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Malformed(why) => Self::Head(why),
-            Refusal::Foreign(why) => Self::Foreign(why),
+impl From<HeadError> for ApiError {
+    fn from(error: HeadError) -> Self {
+        match error {
+            HeadError::Malformed(why) => Self::BadHead(why),
+            HeadError::ForeignPage(why) => Self::ForeignPage(why),
         }
     }
 }
 
 /// Checks a request's head.
 ///
-/// `local_only` rejects web pages of other machines, and host names that DNS may resolve to this one from elsewhere.
+/// `local_only` rejects web pages of other machines, and host names that an attacker's DNS may resolve to this machine.
 ///
 /// # Errors
-/// Returns the status and the sentence of the response.
-pub fn check<B>(request: &Request<B>, local_only: bool) -> Result<(), Refusal> {
+/// Fails if the head is ambiguous or malformed, or if `local_only` rejects it.
+pub fn check<B>(request: &Request<B>, local_only: bool) -> Result<(), HeadError> {
     let headers = request.headers();
     // HTTP/2 and later carry the host in `:authority`, and have no transfer codings.
     if request.version() <= Version::HTTP_11 {
         let host = host(headers)?;
         if host.is_none() && request.version() == Version::HTTP_11 {
-            return Err(Refusal::Malformed("an HTTP/1.1 request needs a Host header; send one"));
+            return Err(HeadError::Malformed("an HTTP/1.1 request needs a Host header; send one"));
         }
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
         if let Some(coding) = codings.next()
             && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
         {
-            return Err(Refusal::Malformed(
+            return Err(HeadError::Malformed(
                 "the only supported Transfer-Encoding is chunked; send the body uncompressed",
             ));
         }
         // An HTTP/1.0 request without a Host does not come from a browser.
         if local_only && host.is_some_and(|host| !is_local_host(host)) {
-            return Err(Refusal::Foreign(
+            return Err(HeadError::ForeignPage(
                 "with --dev or authentication.insecure the Host must be localhost, an IP address or a name without a \
                  dot; set `origins` to serve other names",
             ));
         }
     }
-    if !is_escaped(request.uri().path()) {
-        return Err(Refusal::Malformed("in a path, % must be followed by two hexadecimal digits"));
+    if !has_valid_escapes(request.uri().path()) {
+        return Err(HeadError::Malformed("in a path, % must be followed by two hexadecimal digits"));
     }
     if local_only && headers.get_all(ORIGIN).iter().any(|origin| !is_local_origin(origin.as_bytes())) {
-        return Err(Refusal::Foreign(
+        return Err(HeadError::ForeignPage(
             "with --dev or authentication.insecure only web pages of this machine may connect (http://localhost:PORT); set \
              `origins` to allow others",
         ));
@@ -88,58 +88,59 @@ pub(super) fn check_query(query: Option<&str>) -> Result<(), ApiError> {
     if !query.contains('%') {
         return Ok(());
     }
-    let Some(decoded) = decoded(query) else {
-        return Err(ApiError::Parameter("in a query, % must be followed by two hexadecimal digits".into()));
+    let Some(decoded) = percent_decode(query) else {
+        return Err(ApiError::BadParameter("in a query, % must be followed by two hexadecimal digits".into()));
     };
     match std::str::from_utf8(&decoded) {
         Ok(_) => Ok(()),
-        Err(_) => Err(ApiError::Parameter("a query must be UTF-8, with its bytes escaped as %XX".into())),
+        Err(_) => Err(ApiError::BadParameter("a query must be UTF-8, with its bytes escaped as %XX".into())),
     }
 }
 
-/// Decodes `%XX`. `None`: a `%` is not followed by two hexadecimal digits.
-pub(super) fn decoded(text: &str) -> Option<Vec<u8>> {
+/// Decodes `%XX`; `None` if a `%` is not followed by two hexadecimal digits.
+pub(super) fn percent_decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {
         decoded.push(match byte {
-            b'%' => digit(bytes.next())? << 4 | digit(bytes.next())?,
+            b'%' => hex_digit(bytes.next())? << 4 | hex_digit(bytes.next())?,
             byte => byte,
         });
     }
     Some(decoded)
 }
 
-fn digit(byte: Option<u8>) -> Option<u8> {
+fn hex_digit(byte: Option<u8>) -> Option<u8> {
     byte.and_then(|byte| char::from(byte).to_digit(16)).map(|digit| digit as u8)
 }
 
-fn is_escaped(path: &str) -> bool {
+/// Reports whether each `%` is followed by two hexadecimal digits.
+fn has_valid_escapes(path: &str) -> bool {
     let mut bytes = path.bytes();
     while let Some(byte) = bytes.next() {
-        if byte == b'%' && (digit(bytes.next()).is_none() || digit(bytes.next()).is_none()) {
+        if byte == b'%' && (hex_digit(bytes.next()).is_none() || hex_digit(bytes.next()).is_none()) {
             return false;
         }
     }
     true
 }
 
-/// Returns the only Host of a request, undecoded.
-fn host(headers: &HeaderMap) -> Result<Option<&[u8]>, Refusal> {
+/// Returns the value of the Host header, undecoded; `None` if there is none.
+fn host(headers: &HeaderMap) -> Result<Option<&[u8]>, HeadError> {
     let mut hosts = headers.get_all(HOST).iter();
     let host = hosts.next().map(axum::http::HeaderValue::as_bytes);
     if hosts.next().is_some() {
-        return Err(Refusal::Malformed("a request may have only one Host header; send one"));
+        return Err(HeadError::Malformed("a request may have only one Host header; send one"));
     }
     let is_legal = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+,;=:[]".contains(byte);
     if host.is_some_and(|host| !host.iter().all(is_legal)) {
-        return Err(Refusal::Malformed("the Host header must be a name or an address, and a port if it is not 80"));
+        return Err(HeadError::Malformed("the Host header must be a name or an address, and a port if it is not 80"));
     }
     Ok(host)
 }
 
 /// Returns the name in `name:port`, or the address in `[address]:port`.
-fn name(host: &[u8]) -> Option<&str> {
+fn host_name(host: &[u8]) -> Option<&str> {
     let host = std::str::from_utf8(host).ok()?;
     let (name, rest) = match host.strip_prefix('[') {
         Some(rest) => rest.split_once(']')?,
@@ -157,20 +158,20 @@ fn is_localhost(name: &str) -> bool {
     })
 }
 
-/// Tests that a Host is safe against DNS rebinding, where an attacker's name resolves to this machine.
+/// Reports whether a Host is safe against DNS rebinding, where an attacker's name resolves to this machine.
 ///
-/// An address is safe, and so is a name without a dot, as services have in a container network.
+/// An address is safe, and so is a name without a dot, as of services in a container network.
 fn is_local_host(host: &[u8]) -> bool {
-    let Some(name) = name(host) else { return false };
+    let Some(name) = host_name(host) else { return false };
     !name.is_empty() && (name.parse::<IpAddr>().is_ok() || is_localhost(name) || !name.contains('.'))
 }
 
-/// Tests that a page was served by this machine.
+/// Reports whether an origin is this machine.
 ///
-/// A page from a file or in a sandbox has the origin `null`. Any site can make a sandboxed page, so `null` does not count.
+/// A page from a file or in a sandbox has the origin `null`. Any site can make a sandboxed page, so `null` is rejected.
 fn is_local_origin(origin: &[u8]) -> bool {
     let host = std::str::from_utf8(origin).ok().and_then(|origin| origin.split_once("://")).map(|(_, host)| host);
-    host.and_then(|host| name(host.as_bytes())).is_some_and(|name| {
+    host.and_then(|host| host_name(host.as_bytes())).is_some_and(|name| {
         is_localhost(name)
             || name.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
             || name.parse::<Ipv6Addr>().is_ok_and(|address| address.is_loopback())

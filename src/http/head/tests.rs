@@ -5,7 +5,7 @@ fn checked(uri: &str, headers: &[(&str, &str)], local_only: bool) -> Result<(), 
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    check(&request.body(()).unwrap(), local_only).map_err(|refusal| refusal.parts().0.as_u16())
+    check(&request.body(()).unwrap(), local_only).map_err(|error| error.status_and_message().0.as_u16())
 }
 
 #[test]

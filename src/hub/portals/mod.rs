@@ -283,7 +283,7 @@ impl Portals {
         self.dispatch(event, true, Scope::LocalOnly);
     }
 
-    /// Delivers an event to a chosen portal, and unless it is `redispatched` also to every receiver of all events.
+    /// Delivers an event to a chosen portal, and to receivers of all events unless it is `redispatched`.
     fn dispatch(&self, event: &Arc<ClientEvent>, redispatched: bool, scope: Scope) {
         let remote_pool = self.remote.get();
         let (mut consumer, mut queue_id, mut remote) = (None, None, None);
@@ -319,7 +319,7 @@ impl Portals {
         }
     }
 
-    /// Queues an event for every portal that receives all events; returns the number of events dropped for it.
+    /// Queues an event for every portal that receives all events; returns the number of dropped events.
     fn queue_for_all(&self, scheduler: &Scheduler, event: &Arc<ClientEvent>) -> u64 {
         scheduler.queues().filter(|queue| queue.is_for_all()).map(|queue| queue.push(event.clone(), &self.bounds)).sum()
     }
@@ -402,9 +402,9 @@ impl Portal {
         self.queue.number()
     }
 
-    /// Returns the next event or gap marker; `None` once another reader has resumed the queue, or the portal was removed.
+    /// Waits for the next event or gap marker. Cancel safe: dropping the future loses no event.
     ///
-    /// Cancel safe: dropping the future loses no event.
+    /// `None`: another reader has resumed the queue, or the portal was disconnected.
     pub async fn next(&mut self) -> Option<TakenItem> {
         self.queue.next(self.reader, &self.pool.bounds).await
     }

@@ -105,11 +105,11 @@ struct State {
     reader: u64,
     /// Whether that reader is connected.
     connected: bool,
-    /// When that reader connected, disconnected, last took an item, or was last offered one by an empty queue.
+    /// When that reader connected or disconnected, took an item, or an empty queue received one.
     idle_since: Instant,
 }
 
-/// An item, and how many numbers it covers: more than one for a gap marker that replaces taken items.
+/// An item and how many numbers it covers: several, if a gap marker replaces taken items.
 struct Numbered {
     item: Item,
     numbers: u64,
@@ -160,9 +160,9 @@ impl PortalQueue {
         state.queued_events < bounds.events && state.queued_bytes + bytes <= bounds.bytes
     }
 
-    /// Connects a reader in place of the previous one; returns its id, and whether the previous one was connected.
+    /// Connects a reader in place of the previous one.
     ///
-    /// `acknowledged`: the number of the last item that the reader has received, if it resumes.
+    /// Returns its id, and whether the previous reader was connected. `acknowledged`: the number of the last item that the reader has received, if it resumes.
     pub(super) fn connect(&self, acknowledged: Option<u64>) -> (u64, bool) {
         let mut state = self.state.lock();
         state.reader += 1;
@@ -206,7 +206,7 @@ impl PortalQueue {
         state.connected && !state.queued.is_empty() && now.saturating_duration_since(state.idle_since) > timeout
     }
 
-    /// Returns the number of queued events if no reader has been connected for longer than `timeout`, else `None`.
+    /// Returns the number of queued events if the queue was not resumed within `timeout`.
     pub(super) fn events_if_expired(&self, now: Instant, timeout: Duration) -> Option<u64> {
         let state = self.state.lock();
         let expired = !state.connected && now.saturating_duration_since(state.idle_since) > timeout;

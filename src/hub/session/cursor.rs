@@ -96,7 +96,7 @@ impl Cursor {
         (self.sent != self.acknowledged).then_some(self.sent)
     }
 
-    /// Records an acknowledgement; returns the ranges it newly covers, both ends included, at most one per range kind.
+    /// Records an acknowledgement; returns the newly acknowledged backlog and live ranges, both ends included.
     pub(super) fn acknowledge(&mut self, upto: SentPosition) -> [Option<(Seq, Seq)>; 2] {
         let upto = SentPosition { backlog: upto.backlog.min(self.sent.backlog), live: upto.live.min(self.sent.live) };
         let backlog = (upto.backlog > self.acknowledged.backlog).then(|| (self.acknowledged.backlog + 1, upto.backlog));

@@ -39,7 +39,7 @@ const READ_RETRY_DELAY: Duration = Duration::from_millis(250);
 /// Options with which a connection attaches to its user.
 #[derive(Clone, Debug)]
 pub struct Attach {
-    /// False: everything pending counts as acknowledged (`shouldSync`).
+    /// False: all pending entries count as acknowledged (`shouldSync`).
     pub should_sync: bool,
     /// The client resumes after this sequence: it receives every sequence and every gap, and acknowledges explicitly.
     pub after: Option<Seq>,
@@ -59,7 +59,7 @@ type Reading = BoxFuture<'static, Result<ReadResult, StoreError>>;
 /// The range of the log for a resuming client, and the gaps in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resumed {
-    /// First available sequence after the one the client named; `last + 1` if there is none.
+    /// First available sequence after the one that the client named; `last + 1` if there is none.
     pub first: Seq,
     /// Last sequence of the log at attach.
     pub last: Seq,
@@ -82,7 +82,7 @@ pub enum Batch {
 
 /// Error for an entry of another user. It is never expected, and the connection must be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the log returned an entry that does not belong to this session's user")]
+#[error("the log returned an entry of another user")]
 pub struct ForeignEntry;
 
 /// A connection's attachment to its user. Dropping it detaches the connection.
@@ -182,7 +182,7 @@ impl Session {
                     unsent: VecDeque::new(),
                     through: base,
                 });
-                // A resuming client gets everything in one order, and sets the pace by its acknowledgements.
+                // A resuming client receives all entries in order, without pacing.
                 let paced = resuming.is_none() && !sync.redelivery_interval.is_zero();
                 let backlog_end = if resuming.is_some() { base } else { state.head };
                 Some(LogCursor {
@@ -299,12 +299,12 @@ impl Session {
         }
     }
 
-    /// Checks an entry's owner and moves the cursor past it; returns the `s` to send with it, if it has one.
+    /// Checks an entry's owner and moves the cursor past it; returns its `s`, if it has one.
     ///
     /// # Errors
     /// When the entry is of another user. Then no part of it may reach the socket.
     pub fn accept(&mut self, entry: &Entry, now: Instant) -> Result<Option<u64>, ForeignEntry> {
-        let is_owner = entry.namespace == self.hub.store.namespace() && entry.owner == self.user.as_str().as_bytes();
+        let is_owner = entry.is_owned_by(self.hub.store.namespace(), &self.user);
         if !is_owner && !failpoints::enabled(Failpoint::ForeignEntry) {
             self.hub.metrics.foreign_entries.inc();
             tracing::error!(user = %excerpt(&self.user), seq = entry.seq, "an entry of another user was not sent; the connection is closed");
@@ -340,7 +340,7 @@ impl Session {
         self.log.as_ref().filter(|log| log.resuming.is_none())?.cursor.unacknowledged()
     }
 
-    /// Records a resuming client's acknowledgement of everything up to `seq`, as far as it was written.
+    /// Records a resuming client's acknowledgement of all sent entries up to `seq`.
     ///
     /// False if the client does not resume, and so cannot acknowledge this way.
     pub fn acknowledge_through(&mut self, seq: Seq) -> bool {
@@ -351,7 +351,7 @@ impl Session {
         resumes
     }
 
-    /// Records that the client has received everything up to `position`.
+    /// Records that the client has received all entries up to `position`.
     pub fn acknowledge(&mut self, position: SentPosition) {
         let Some(log) = &mut self.log else { return };
         let acknowledged = log.cursor.acknowledge(position);

@@ -12,7 +12,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     background::Shared,
-    script_client::{Arguments, encode_report, integer, text},
+    replies::integer,
+    script_client::{Arguments, encode_report, text},
     scripts,
     unflushed::Report,
 };

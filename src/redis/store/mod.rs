@@ -5,7 +5,7 @@
 //! and before any query about that user.
 //!
 //! - `scripts`: the scripts, made of the parts in `lua/`
-//! - `script_client`: arguments and replies of the scripts
+//! - `script_client`: calls of the scripts · `replies`: decodes their replies
 //! - `unflushed`: reports that are not written yet
 //! - `append`: appends, also idempotent ones · `background`: shared state and background tasks
 //!
@@ -41,6 +41,7 @@
 
 pub(super) mod append;
 pub(super) mod background;
+mod replies;
 mod script_client;
 mod scripts;
 mod unflushed;

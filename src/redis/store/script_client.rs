@@ -1,4 +1,4 @@
-//! Calls the scripts: encodes their arguments and decodes their replies.
+//! Calls the scripts.
 
 use std::{
     sync::{Arc, Weak},
@@ -11,16 +11,15 @@ use redis::Value;
 use serde::Serialize;
 
 use super::{
+    replies::{acknowledged, entry, integer, log_name, seq, state, unexpected_reply},
     scripts::{self, LuaScript},
-    unflushed::{KnownLog, LogName, Report, time},
+    unflushed::{KnownLog, LogName, Report},
 };
 use crate::{
     logging::excerpt,
-    message::{DeviceId, Payload, Seq, UserId},
+    message::{DeviceId, Seq, UserId},
     redis::{Membership, RedisError, ServerLink},
-    store::{
-        AckSet, Attached, DeviceState, Entry, KnownUser, Limits, Overflow, ReadLimit, ReadResult, StoreError, UserState,
-    },
+    store::{Attached, KnownUser, Limits, Overflow, ReadLimit, ReadResult, StoreError, UserState},
 };
 
 /// Attempts of a step while the failover epoch changes. Then the step fails as unavailable.
@@ -56,10 +55,6 @@ pub(in crate::redis) struct ScriptClient {
 
 pub(super) fn text(value: impl ToString) -> Bytes {
     Bytes::from(value.to_string())
-}
-
-fn unexpected_reply<T>(what: &str) -> Result<T, RedisError> {
-    Err(RedisError::Damaged(format!("unexpected reply of a script: {what}").into()))
 }
 
 impl ScriptClient {
@@ -419,79 +414,6 @@ pub(super) fn encode_report(report: &Report) -> Bytes {
     };
     // Numbers and strings can always be encoded.
     Bytes::from(serde_json::to_vec(&json).expect("a report is JSON"))
-}
-
-fn entry(first: Value, rest: &mut impl Iterator<Item = Value>) -> Result<Entry, RedisError> {
-    let (
-        Value::Int(seq),
-        Some(Value::Int(namespace)),
-        Some(Value::BulkString(owner)),
-        Some(Value::BulkString(payload)),
-    ) = (first, rest.next(), rest.next(), rest.next())
-    else {
-        return unexpected_reply("an entry");
-    };
-    Ok(Entry {
-        // The namespace is returned as stored. The session compares it before it writes to the socket.
-        namespace: u32::try_from(namespace).unwrap_or_default(),
-        owner: Bytes::from(owner),
-        seq: seq.unsigned_abs(),
-        payload: Payload::from_stored(Bytes::from(payload)),
-    })
-}
-
-/// Decodes the state of a user, and whether expired entries were counted.
-fn state(answer: &Value) -> Result<(UserState, bool), RedisError> {
-    let answer = match answer {
-        Value::Array(answer) => answer,
-        Value::BulkString(why) => return Err(RedisError::Damaged(String::from_utf8_lossy(why).into())),
-        _ => return unexpected_reply("a state"),
-    };
-    let (Some(Value::Array(ranges)), Some(Value::Array(devices))) = (answer.get(3), answer.get(7)) else {
-        return unexpected_reply("a state");
-    };
-    let device = |value: &Value| {
-        let Value::Array(parts) = value else { return unexpected_reply("a device") };
-        let Some(Value::BulkString(name)) = parts.first() else { return unexpected_reply("a device") };
-        let name = DeviceId::new(&String::from_utf8_lossy(name))
-            .map_err(|error| RedisError::Damaged(error.to_string().into()))?;
-        Ok(DeviceState { device: name, pending: seq(parts, 1)?, seen: time(seq(parts, 2)?) })
-    };
-    let state = UserState {
-        known: integer(answer, 0)? == 1,
-        head: seq(answer, 1)?,
-        acknowledged: acknowledged(integer(answer, 2)?, ranges)?,
-        pending: seq(answer, 4)?,
-        pending_bytes: seq(answer, 5)?,
-        damaged: false,
-        seen: time(seq(answer, 6)?),
-        devices: devices.iter().map(device).collect::<Result<_, _>>()?,
-    };
-    Ok((state, integer(answer, 8)? == 1))
-}
-
-fn log_name(values: &[Value], at: usize) -> Result<LogName, RedisError> {
-    match values.get(at) {
-        Some(Value::BulkString(log_name)) => Ok(String::from_utf8_lossy(log_name).into()),
-        _ => unexpected_reply("a log name"),
-    }
-}
-
-pub(super) fn integer(values: &[Value], at: usize) -> Result<i64, RedisError> {
-    match values.get(at) {
-        Some(Value::Int(number)) => Ok(*number),
-        _ => unexpected_reply("a number"),
-    }
-}
-
-pub(super) fn seq(values: &[Value], at: usize) -> Result<u64, RedisError> {
-    Ok(integer(values, at)?.unsigned_abs())
-}
-
-fn acknowledged(through: i64, ranges: &[Value]) -> Result<AckSet, RedisError> {
-    let range = |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?));
-    let ranges = ranges.chunks(2).map(range).collect::<Result<Vec<_>, RedisError>>()?;
-    Ok(AckSet::from_parts(through.unsigned_abs(), &ranges))
 }
 
 pub(super) fn store_error(error: RedisError) -> StoreError {

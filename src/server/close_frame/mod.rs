@@ -1,7 +1,8 @@
-//! Reads the close frame of a peer.
+//! Parses the close frame of a peer.
 //!
-//! tungstenite replaces an illegal code by a text of its own and reports that as the peer's. It reports an illegal reason as
-//! it does an illegal text. So the frame does not reach tungstenite: it is read here, and each error has its reason.
+//! tungstenite reports an illegal code as a close frame with a reason of its own. It reports an illegal reason like an
+//! illegal text frame. So the frame does not reach tungstenite: it is parsed here, and each error has its own close
+//! reason.
 
 use crate::protocol::close_code::CloseCode;
 
@@ -14,7 +15,7 @@ const CODE_BYTES: usize = 2;
 /// Codes that are legal in a close frame: those of RFC 6455, those registered since, and those of applications.
 const LEGAL: [std::ops::RangeInclusive<u16>; 3] = [1000..=1003, 1007..=1014, 3000..=4999];
 
-/// Codes that a program reports when no close frame came.
+/// Codes that a program reports when it has received no close frame.
 const LOCAL: [u16; 3] = [1005, 1006, 1015];
 
 /// A masked close frame after its header.

@@ -1,13 +1,13 @@
 //! Counts the fragments among the frames of a peer, and finds its close frame.
 //!
-//! tungstenite joins the fragments of a message and reports only the whole message. A peer could send fragments of one
-//! message for ever, empty ones above all, and no limit would apply. So the bytes are parsed here too, and each frame
-//! without the FIN bit is counted. tungstenite reports every other frame, as a message or a control frame. Of a close frame
-//! it sees the header alone, see [`close_frame`](super::close_frame).
+//! tungstenite joins the fragments of a message and reports only the complete message. A peer could send empty fragments of
+//! one message without end, and no limit would apply. So the bytes are parsed here too, and each frame without the FIN bit
+//! is counted. tungstenite reports every other frame, as a message or a control frame. It receives only the header of a
+//! close frame, see [`close_frame`](super::close_frame).
 
 use super::close_frame::{CloseFrame, MASK_BYTES};
 
-/// Fragments of one message; one more closes the connection with 1008. Byte limits do not bound empty fragments.
+/// Maximum fragments of one message; one more closes the connection with 1008. No byte limit bounds empty fragments.
 pub(super) const FRAGMENTS_PER_MESSAGE_MAX: u32 = 1024;
 
 /// Bytes of a frame header without its mask: two, and up to eight for the length.
@@ -21,7 +21,7 @@ const CLOSE: u8 = 8;
 /// Longest body of a control frame, in bytes.
 const CONTROL_BYTES_MAX: u8 = 125;
 
-/// First opcode of control frames, which may stand between the fragments of a message.
+/// Lowest opcode of control frames, which may arrive between the fragments of a message.
 const CONTROL: u8 = 8;
 
 /// Parser state of a peer's stream of frames.
@@ -40,7 +40,7 @@ pub(super) struct Fragments {
 }
 
 impl Fragments {
-    /// Parses more of the stream; returns the number of bytes before the body of a close frame, which are for tungstenite.
+    /// Parses more bytes; returns how many are for tungstenite: those before the body of a close frame.
     pub(super) fn read(&mut self, mut bytes: &[u8]) -> usize {
         let all = bytes.len();
         while let Some(byte) = bytes.first() {
@@ -74,7 +74,7 @@ impl Fragments {
         std::mem::take(&mut self.unreported)
     }
 
-    /// Reports whether [`Fragments::take`] would return any.
+    /// Reports whether fragments have not been returned by [`Fragments::take`].
     pub(super) fn any(&self) -> bool {
         self.unreported > 0
     }
@@ -106,7 +106,7 @@ impl Fragments {
         {
             self.close = Some(Box::new(CloseFrame::new(length)));
         }
-        // A length that large is rejected before this matters.
+        // tungstenite rejects a length that saturates.
         self.body_left = length.saturating_add(mask);
         self.head_len = 0;
         if self.head[0] & FIN == 0 {

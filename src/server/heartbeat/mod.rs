@@ -1,10 +1,12 @@
-//! One question for liveness and acknowledgements: op 1 asks whether the client is alive. Because a client answers in
-//! order, its op 11 also proves that everything written before the question has arrived.
+//! Heartbeats: op 1 probes the client's liveness, and requests an acknowledgement.
 //!
-//! WebSocket pings are the fallback for clients that never answer op 1. Some gateways answer pings themselves, so a pong
-//! counts only after such a client has been silent for the whole heartbeat timeout.
+//! A client answers each op 1 by an op 11, in order. So an op 11 also proves that everything written before its op 1 has
+//! arrived.
 //!
-//! No socket and no clock here: the time is an argument, and what to send is a return value.
+//! WebSocket pings are the fallback for clients that never answer op 1. Some gateways answer pings themselves, so pongs
+//! count only after the client has answered no op 1 for the whole heartbeat timeout.
+//!
+//! This module uses no socket and no clock: the time is an argument, and the frames to send are a return value.
 
 use std::{
     collections::VecDeque,
@@ -15,29 +17,29 @@ use crate::hub::SentPosition;
 
 /// Minimum interval between acknowledgements requested from one client, 50 ms.
 ///
-/// The first message after a pause is acknowledged at once. A busy client answers 20 times per second, however much it
-/// receives.
+/// The first message after a pause is acknowledged at once. A busy client answers at most 20 times per second.
 const ACK_REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Questions that a client may leave unanswered although it answers others. A client of the original leaves none. One
-/// that leaves more is disconnected like a silent one.
-const QUESTIONS_MAX: usize = 64;
+/// Maximum of unanswered op 1 of a client that answers others. Beyond it the client is disconnected like a silent one.
+///
+/// A client of the original answers all.
+const UNANSWERED_MAX: usize = 64;
 
-/// What to send now.
+/// Frames to send now.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Ask {
+pub(super) struct DueProbes {
     /// Op 1; on a retry with the number of attempts and their limit.
     pub heartbeat: Option<Option<(u32, u32)>>,
     /// A WebSocket ping with this payload.
     pub ping: Option<[u8; 16]>,
-    /// The client has been silent for too long: close the connection.
+    /// Whether the heartbeat timeout has passed, so that the connection must be closed.
     pub timed_out: bool,
 }
 
-/// What the answer to an op 1 proves.
+/// Fact that the answer to an op 1 proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Proof {
-    /// The client is connected, and nothing else.
+    /// The client is connected.
     Alive,
     /// The client has received everything up to this position.
     Received(SentPosition),
@@ -54,27 +56,28 @@ impl Proof {
 /// The heartbeat of one connection.
 #[derive(Debug)]
 pub(super) struct Heartbeat {
-    /// Whether to ask without anything to acknowledge, and to disconnect clients that do not answer.
+    /// Whether to send op 1 without anything to acknowledge, and to disconnect clients that do not answer.
     enabled: bool,
     interval: Duration,
     attempts_max: u32,
-    /// What each unanswered op 1 would prove, oldest first: answers come in order. At most [`QUESTIONS_MAX`].
+    /// Proofs of the unanswered op 1, oldest first, at most [`UNANSWERED_MAX`].
     ///
-    /// None may be dropped, or an answer would be matched with a later question.
-    questions: VecDeque<Proof>,
-    /// When the last question was sent.
-    asked: Instant,
+    /// Answers arrive in order. If a proof were dropped, an answer would be matched with a later op 1.
+    unanswered: VecDeque<Proof>,
+    /// When the last op 1 or ping was sent, or the last op 11 arrived.
+    waiting_since: Instant,
     attempts: u32,
-    /// Whether some op 1 was answered since the last one was sent.
-    heard: bool,
-    /// Earliest time of the next question for an acknowledgement.
-    pause_until: Instant,
-    next_beat: Instant,
-    /// Whether some op 1 was ever answered. Then pongs prove nothing beyond its next answer.
-    answers: bool,
+    /// Whether an op 1 was answered since the last one was sent.
+    answered_since_sent: bool,
+    /// Earliest time of the next request for an acknowledgement.
+    next_ack_request: Instant,
+    next_heartbeat: Instant,
+    /// Whether an op 1 was ever answered. Then pongs cannot become trusted.
+    has_answered: bool,
     pings: Pings,
 }
 
+/// State of the fallback to WebSocket pings.
 #[derive(Debug)]
 struct Pings {
     /// Distinguishes this connection's pings from those of others.
@@ -82,11 +85,11 @@ struct Pings {
     count: u64,
     /// Number of the last ping that was answered; 0 for none.
     answered: u64,
-    /// What the answer to the last ping would prove.
-    unanswered: Option<Option<SentPosition>>,
-    /// Whether a pong came since the client's silence began.
-    heard: bool,
-    /// Whether the client proves its liveness by pongs.
+    /// Position that an answer to the last ping proves as received; `None` once it is answered.
+    last_position: Option<Option<SentPosition>>,
+    /// Whether a pong has arrived since the last new op 1.
+    pong_received: bool,
+    /// Whether pongs count as answers.
     trusted: bool,
 }
 
@@ -96,103 +99,103 @@ impl Heartbeat {
             enabled,
             interval,
             attempts_max,
-            questions: VecDeque::new(),
-            asked: now,
+            unanswered: VecDeque::new(),
+            waiting_since: now,
             attempts: 0,
-            heard: false,
-            pause_until: now,
-            next_beat: now + interval,
-            answers: false,
-            pings: Pings { nonce, count: 0, answered: 0, unanswered: None, heard: false, trusted: false },
+            answered_since_sent: false,
+            next_ack_request: now,
+            next_heartbeat: now + interval,
+            has_answered: false,
+            pings: Pings { nonce, count: 0, answered: 0, last_position: None, pong_received: false, trusted: false },
         }
     }
 
-    /// Returns what to send now; `unacknowledged` is the position that an answer would acknowledge.
-    pub(super) fn ask(&mut self, now: Instant, unacknowledged: Option<SentPosition>) -> Ask {
-        let mut ask = Ask::default();
-        if !self.waits_for_answer() {
-            let receipt = unacknowledged.is_some() && now >= self.pause_until;
-            if receipt || (self.enabled && now >= self.next_beat) {
-                (self.attempts, self.asked) = (0, now);
-                self.pause_until = now + ACK_REQUEST_INTERVAL;
-                self.next_beat = now + self.interval;
+    /// Returns the frames to send now. `unacknowledged`: the position that an answer acknowledges.
+    pub(super) fn due_probes(&mut self, now: Instant, unacknowledged: Option<SentPosition>) -> DueProbes {
+        let mut probes = DueProbes::default();
+        if !self.awaits_answer() {
+            let ack_request = unacknowledged.is_some() && now >= self.next_ack_request;
+            if ack_request || (self.enabled && now >= self.next_heartbeat) {
+                (self.attempts, self.waiting_since) = (0, now);
+                self.next_ack_request = now + ACK_REQUEST_INTERVAL;
+                self.next_heartbeat = now + self.interval;
                 if self.pings.trusted {
-                    ask.ping = Some(self.pings.next(unacknowledged));
+                    probes.ping = Some(self.pings.next(unacknowledged));
                 } else {
-                    (self.heard, self.pings.heard) = (false, false);
-                    self.questions.push_back(Proof::of(unacknowledged));
-                    ask.heartbeat = Some(None);
+                    (self.answered_since_sent, self.pings.pong_received) = (false, false);
+                    self.unanswered.push_back(Proof::of(unacknowledged));
+                    probes.heartbeat = Some(None);
                 }
             }
-            return ask;
+            return probes;
         }
-        if now < self.asked + self.interval {
-            return ask;
+        if now < self.waiting_since + self.interval {
+            return probes;
         }
-        self.asked = now;
-        if self.enabled && std::mem::take(&mut self.heard) && self.questions.len() < QUESTIONS_MAX {
-            // The client answered something since, so this is no retry. Its unanswered questions stay queued.
-            self.questions.push_back(Proof::of(unacknowledged));
-            ask.heartbeat = Some(None);
-            return ask;
+        self.waiting_since = now;
+        if self.enabled && std::mem::take(&mut self.answered_since_sent) && self.unanswered.len() < UNANSWERED_MAX {
+            // The client has answered an op 1 since, so this is no retry. The proofs of unanswered ones stay queued.
+            self.unanswered.push_back(Proof::of(unacknowledged));
+            probes.heartbeat = Some(None);
+            return probes;
         }
         self.attempts += 1;
         if self.attempts > self.attempts_max {
-            if self.pings.heard && !self.answers && !self.pings.trusted {
+            if self.pings.pong_received && !self.has_answered && !self.pings.trusted {
                 self.pings.trusted = true;
-                self.questions.clear();
+                self.unanswered.clear();
                 self.attempts = 0;
             } else if self.enabled {
-                ask.timed_out = true;
-                return ask;
+                probes.timed_out = true;
+                return probes;
             } else {
                 // Without heartbeats a silent client is not disconnected; its messages stay in the log.
                 self.attempts = self.attempts_max;
             }
         }
         if self.enabled && !self.pings.trusted {
-            if self.questions.len() >= QUESTIONS_MAX {
-                ask.timed_out = true;
-                return ask;
+            if self.unanswered.len() >= UNANSWERED_MAX {
+                probes.timed_out = true;
+                return probes;
             }
-            self.questions.push_back(Proof::of(unacknowledged));
-            ask.heartbeat = Some(Some((self.attempts, self.attempts_max)));
+            self.unanswered.push_back(Proof::of(unacknowledged));
+            probes.heartbeat = Some(Some((self.attempts, self.attempts_max)));
         }
         // A client that has not answered op 1 yet may answer either way.
-        if !self.answers {
-            ask.ping = Some(self.pings.next(unacknowledged));
+        if !self.has_answered {
+            probes.ping = Some(self.pings.next(unacknowledged));
         }
-        ask
+        probes
     }
 
-    /// Records the op 1 that follows op 22; [`Heartbeat::answered`] returns [`Proof::Authenticated`] for its answer.
+    /// Records the op 1 that follows op 22; [`Heartbeat::on_ack`] returns [`Proof::Authenticated`] for its answer.
     ///
-    /// It does not delay the first question for an acknowledgement: a client may disconnect right after its backlog.
-    pub(super) fn ask_authenticated(&mut self, now: Instant) {
-        if !self.waits_for_answer() {
-            (self.attempts, self.asked) = (0, now);
-            (self.heard, self.pings.heard) = (false, false);
+    /// It does not delay the first request for an acknowledgement: a client may disconnect right after its backlog.
+    pub(super) fn expect_authentication_ack(&mut self, now: Instant) {
+        if !self.awaits_answer() {
+            (self.attempts, self.waiting_since) = (0, now);
+            (self.answered_since_sent, self.pings.pong_received) = (false, false);
         }
-        self.next_beat = now + self.interval;
-        self.questions.push_back(Proof::Authenticated);
+        self.next_heartbeat = now + self.interval;
+        self.unanswered.push_back(Proof::Authenticated);
     }
 
-    /// Takes an op 11 and returns what it proves; `None` if no op 1 is unanswered.
-    pub(super) fn answered(&mut self, now: Instant) -> Option<Proof> {
-        let proof = self.questions.pop_front()?;
-        self.answers = true;
-        self.heard = true;
-        (self.attempts, self.asked) = (0, now);
-        if proof == Proof::Authenticated && self.questions.is_empty() {
-            // Every client is asked this once. Most then stay idle and need no queue.
-            self.questions = VecDeque::new();
+    /// Records an op 11 and returns its proof; `None` if no op 1 is unanswered.
+    pub(super) fn on_ack(&mut self, now: Instant) -> Option<Proof> {
+        let proof = self.unanswered.pop_front()?;
+        self.has_answered = true;
+        self.answered_since_sent = true;
+        (self.attempts, self.waiting_since) = (0, now);
+        if proof == Proof::Authenticated && self.unanswered.is_empty() {
+            // Every client answers this once. Most clients then stay idle and need no queue.
+            self.unanswered = VecDeque::new();
         }
         Some(proof)
     }
 
     /// Reports whether an op 1 is unanswered, so that an op 11 would be its answer.
     pub(super) fn expects_answer(&self) -> bool {
-        !self.questions.is_empty()
+        !self.unanswered.is_empty()
     }
 
     /// Reports whether a pong with this payload would answer a ping, even late.
@@ -200,40 +203,40 @@ impl Heartbeat {
         self.pings.number_of(payload).is_some_and(|number| number > self.pings.answered)
     }
 
-    /// Takes a pong and returns what it proves. Only the payload of our last ping proves anything.
-    pub(super) fn pong(&mut self, payload: &[u8]) -> Option<SentPosition> {
+    /// Records a pong and returns the position that it proves as received. Only an answer to the last ping proves one.
+    pub(super) fn on_pong(&mut self, payload: &[u8]) -> Option<SentPosition> {
         let number = self.pings.number_of(payload)?;
         self.pings.answered = self.pings.answered.max(number);
         if number != self.pings.count {
             return None;
         }
-        let position = self.pings.unanswered.take()?;
-        self.pings.heard = true;
+        let position = self.pings.last_position.take()?;
+        self.pings.pong_received = true;
         if self.pings.trusted { position } else { None }
     }
 
-    /// Returns when [`Heartbeat::ask`] has to be called next without another event.
+    /// Returns when [`Heartbeat::due_probes`] has to be called next without another event.
     pub(super) fn deadline(&self, unacknowledged: Option<SentPosition>) -> Option<Instant> {
-        if self.waits_for_answer() {
-            return (self.enabled || !self.answers).then(|| self.asked + self.interval);
+        if self.awaits_answer() {
+            return (self.enabled || !self.has_answered).then(|| self.waiting_since + self.interval);
         }
-        let receipt = unacknowledged.map(|_| self.pause_until);
-        let beat = self.enabled.then_some(self.next_beat);
-        match (receipt, beat) {
-            (Some(receipt), Some(beat)) => Some(receipt.min(beat)),
-            (one, other) => one.or(other),
+        let ack_request = unacknowledged.map(|_| self.next_ack_request);
+        let heartbeat = self.enabled.then_some(self.next_heartbeat);
+        match (ack_request, heartbeat) {
+            (Some(ack_request), Some(heartbeat)) => Some(ack_request.min(heartbeat)),
+            (ack_request, heartbeat) => ack_request.or(heartbeat),
         }
     }
 
-    fn waits_for_answer(&self) -> bool {
-        if self.pings.trusted { self.pings.unanswered.is_some() } else { !self.questions.is_empty() }
+    fn awaits_answer(&self) -> bool {
+        if self.pings.trusted { self.pings.last_position.is_some() } else { !self.unanswered.is_empty() }
     }
 }
 
 impl Pings {
     fn next(&mut self, position: Option<SentPosition>) -> [u8; 16] {
         self.count += 1;
-        self.unanswered = Some(position);
+        self.last_position = Some(position);
         self.payload()
     }
 

@@ -1,5 +1,6 @@
-//! Encodes the body of a request: `{"events":[…]}`. An event is an object with `id`, `type`, `at` (in milliseconds of the
-//! Unix epoch) and the fields of its type.
+//! Encodes the body of a request: `{"events":[…]}`.
+//!
+//! An event is an object with `id`, `type`, `at` (milliseconds since the Unix epoch) and the fields of its type.
 
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::value::RawValue;
@@ -139,7 +140,7 @@ fn fields(event: &OutboxEvent) -> Fields<'_> {
     }
 }
 
-/// Returns JSON as it is; `None` if a disk has damaged it since it was accepted, which must not fail the whole batch.
+/// Returns a text as JSON; `None` if the disk has damaged it, which must not fail the whole batch.
 fn raw(text: &str) -> Option<Box<RawValue>> {
     RawValue::from_string(text.to_owned()).ok()
 }

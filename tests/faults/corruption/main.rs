@@ -10,7 +10,7 @@
 mod damage;
 mod fixtures;
 #[path = "../../support/mod.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
+#[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 mod verify;
 

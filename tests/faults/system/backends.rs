@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{support::http::Http, tracker::Tracker};
+use crate::{
+    support::{http::Http, wait::WAIT_TIMEOUT},
+    tracker::Tracker,
+};
 
 /// Running backends. They stop on request, or when the server rejects a dispatch with 503 or disconnects.
 #[derive(Debug)]
@@ -36,11 +39,15 @@ impl Backends {
         self.answered.load(Ordering::Relaxed)
     }
 
-    /// Waits until this number of dispatches has been answered, at most 120 s.
+    /// Waits until this number of dispatches has been answered. Panics after [`WAIT_TIMEOUT`].
     pub fn wait_for(&self, answered: usize) {
-        let end = Instant::now() + Duration::from_secs(120);
+        let end = Instant::now() + WAIT_TIMEOUT;
         while self.answered() < answered {
-            assert!(Instant::now() < end, "expected {answered} answered dispatches within 120 s: {}", self.answered());
+            assert!(
+                Instant::now() < end,
+                "expected {answered} answered dispatches within {WAIT_TIMEOUT:?}: {}",
+                self.answered()
+            );
             thread::sleep(Duration::from_millis(1));
         }
     }

@@ -8,10 +8,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{WebSocketStream, tungstenite::Message};
 
-use crate::support::socket::connect_websocket;
-
-/// Time within which a connection must be authenticated, and the next message must arrive.
-const CLIENT_TIMEOUT: Duration = Duration::from_secs(120);
+use crate::support::{socket::connect_websocket, wait::WAIT_TIMEOUT};
 
 /// Event of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,13 +37,13 @@ struct Frame {
 pub struct Client(WebSocketStream<TcpStream>);
 
 impl Client {
-    /// Connects and authenticates as `user`, within 120 s.
+    /// Connects and authenticates as `user`, within [`WAIT_TIMEOUT`].
     ///
     /// # Errors
     /// If the server does not accept the connection in time.
     pub async fn connect(address: SocketAddr, user: &str) -> Result<Self, String> {
         let connecting = Self::connect_untimed(address, user);
-        timeout(CLIENT_TIMEOUT, connecting).await.map_err(|_| "no connection within 120 s")?
+        timeout(WAIT_TIMEOUT, connecting).await.map_err(|_| format!("no connection within {WAIT_TIMEOUT:?}"))?
     }
 
     async fn connect_untimed(address: SocketAddr, user: &str) -> Result<Self, String> {
@@ -105,11 +102,11 @@ impl Client {
     /// Reads until message `last` has been received. Returns the numbers of the messages.
     ///
     /// # Errors
-    /// If the connection ends before that, or nothing is received for 120 s.
+    /// If the connection ends before that, or nothing is received for [`WAIT_TIMEOUT`].
     pub async fn read_until_message(&mut self, last: u64) -> Result<Vec<u64>, String> {
         let mut numbers = Vec::new();
         while numbers.last() != Some(&last) {
-            match self.next(CLIENT_TIMEOUT).await {
+            match self.next(WAIT_TIMEOUT).await {
                 Event::Message(n) => numbers.push(n),
                 Event::Heartbeat => {}
                 end => return Err(format!("{end:?} after {} messages, the last {:?}", numbers.len(), numbers.last())),

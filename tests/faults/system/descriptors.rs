@@ -19,6 +19,7 @@ use crate::{
         current_thread_runtime,
         http::Http,
         server::{Home, Server},
+        wait::block_until,
     },
     tracker::Tracker,
 };
@@ -225,11 +226,7 @@ fn set_limit(pid: i32, files: u64) -> u64 {
 
 fn wait_until_flushed(home: &Home, bytes: u64) {
     let value_log = home.store().join("inbox");
-    let end = Instant::now() + Duration::from_secs(120);
-    while bytes_in(&value_log) < bytes {
-        assert!(Instant::now() < end, "expected {bytes} bytes in the value log within 120 s:\n{}", home.log());
-        thread::sleep(Duration::from_millis(20));
-    }
+    block_until(&format!("the value log has {bytes} bytes"), || bytes_in(&value_log) >= bytes);
 }
 
 /// Idle connections use up the descriptors before the server handles its first dispatch.

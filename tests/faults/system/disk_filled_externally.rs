@@ -15,15 +15,16 @@ use serde_json::json;
 use crate::{
     client::{Client, Event},
     env,
-    small_disk::{MIB, SmallDisk, bytes_in, wait_until},
+    small_disk::{MIB, SmallDisk, bytes_in},
     small_disk_server::{
-        CONDITION_TIMEOUT, clear, connect, create_early_flush_home, not_ready_reason, pending, try_dispatch,
-        wait_until_disk_full, wait_until_ready,
+        clear, connect, create_early_flush_home, not_ready_reason, pending, try_dispatch, wait_until_disk_full,
+        wait_until_ready,
     },
     support::{
         current_thread_runtime,
         http::Http,
         server::{Home, Server},
+        wait::{WAIT_TIMEOUT, block_until},
     },
     tracker::Tracker,
 };
@@ -43,9 +44,9 @@ fn receive_all(server: &Server, http: &mut Http, user: &str) {
         let numbers = client.read_until_message(log.last().expect("a message").1).await.expect("every message");
         assert_eq!(numbers, log.iter().map(|(_, n)| *n).collect::<Vec<_>>());
         // The server requests an acknowledgement after the messages.
-        let end = Instant::now() + CONDITION_TIMEOUT;
+        let end = Instant::now() + WAIT_TIMEOUT;
         while pending(http, user) > 0 {
-            assert!(Instant::now() < end, "expected every message to be acknowledged within {CONDITION_TIMEOUT:?}");
+            assert!(Instant::now() < end, "expected every message to be acknowledged within {WAIT_TIMEOUT:?}");
             client.next(Duration::from_millis(20)).await;
         }
     });
@@ -144,10 +145,10 @@ pub fn fill_under_load(home: &Home, disk: &SmallDisk, server: Server) {
         let mut http = connect(&server);
         for _ in 0..env::repetitions(3, 20) {
             let before = accepted.load(Ordering::Relaxed);
-            wait_until("dispatches are accepted", CONDITION_TIMEOUT, || accepted.load(Ordering::Relaxed) > before + 50);
+            block_until("dispatches are accepted", || accepted.load(Ordering::Relaxed) > before + 50);
             let before = rejected.load(Ordering::Relaxed);
             disk.fill();
-            wait_until("dispatches are rejected", CONDITION_TIMEOUT, || {
+            block_until("dispatches are rejected", || {
                 disk.fill();
                 rejected.load(Ordering::Relaxed) > before
             });
@@ -162,8 +163,7 @@ pub fn fill_under_load(home: &Home, disk: &SmallDisk, server: Server) {
     });
     let mut http = connect(&server);
     tracker.check(&mut http).expect("every answered message");
-    server.terminate();
-    assert!(server.process.wait(CONDITION_TIMEOUT).success());
+    server.stop(WAIT_TIMEOUT);
     let server = home.start();
     tracker.check(&mut connect(&server)).expect("every answered message");
     env::print(&format!(
@@ -182,7 +182,7 @@ fn fan_out(http: &mut Http, bytes: usize, name: &str, users: usize) -> u16 {
 
 /// Waits until the value log has this number of bytes: every entry has been flushed.
 fn wait_until_flushed(value_log: &Path, bytes: u64) {
-    wait_until("every entry is flushed", CONDITION_TIMEOUT, || bytes_in(value_log) >= bytes);
+    block_until("every entry is flushed", || bytes_in(value_log) >= bytes);
 }
 
 #[test]
@@ -231,17 +231,15 @@ fn fan_outs_above_max_bytes_are_rejected() {
         for n in 0..60 {
             let user = format!("round-0-{n}");
             let mut client = Client::connect(server.address, &user).await.expect("a connection");
-            assert_eq!(client.next(CONDITION_TIMEOUT).await, Event::Message(0));
-            let end = Instant::now() + CONDITION_TIMEOUT;
+            assert_eq!(client.next(WAIT_TIMEOUT).await, Event::Message(0));
+            let end = Instant::now() + WAIT_TIMEOUT;
             while pending(&mut http, &user) > 0 {
-                assert!(Instant::now() < end, "expected the message to be acknowledged within {CONDITION_TIMEOUT:?}");
+                assert!(Instant::now() < end, "expected the message to be acknowledged within {WAIT_TIMEOUT:?}");
                 client.next(Duration::from_millis(5)).await;
             }
         }
     });
-    wait_until("acknowledged entries do not count", CONDITION_TIMEOUT, || {
-        fan_out(&mut http, 50_000, "last", 50) == 200
-    });
+    block_until("acknowledged entries do not count", || fan_out(&mut http, 50_000, "last", 50) == 200);
 }
 
 /// Removed entries leave space in files that also have pending entries. On a full disk, compaction frees it early: long before
@@ -261,7 +259,7 @@ fn full_disk_has_space_after_a_quarter_of_messages_was_deleted() {
     wait_until_flushed(&value_log, (accepted * USERS * BYTES) as u64);
     let before = bytes_in(&value_log);
     (0..accepted).for_each(|round| clear(&mut http, &format!("round-{round}-0")));
-    wait_until("half of the deleted bytes are freed", CONDITION_TIMEOUT, || bytes_in(&value_log) < before / 8 * 7);
+    block_until("half of the deleted bytes are freed", || bytes_in(&value_log) < before / 8 * 7);
     wait_until_ready(&mut http);
     assert_eq!(fan_out(&mut http, BYTES, "after", USERS), 200);
     assert_eq!(pending(&mut http, "round-0-1"), 1);
@@ -286,7 +284,7 @@ fn outbox_of_unreachable_webhook_leaves_min_free() {
     assert_eq!(fan_out(&mut http, 50_000, "offline", 1100), 200);
     wait_until_flushed(&disk.0.join("store/inbox"), 1100 * 50_000);
     let events = "mesa_webhook_outbox_events";
-    wait_until("the outbox has events", CONDITION_TIMEOUT, || http.metric(events) > 0);
+    block_until("the outbox has events", || http.metric(events) > 0);
     let end = Instant::now() + 2 * FULL_DELAY;
     while Instant::now() < end {
         let free = disk.free_bytes();
@@ -317,10 +315,10 @@ fn undelivered_events_are_recorded_with_little_more_than_min_free() {
     let events = |http: &mut Http| http.metric("mesa_webhook_outbox_events");
     // The first message makes the server create its files.
     assert_eq!(try_dispatch(&mut http).0, 200);
-    wait_until("the outbox has the first event", CONDITION_TIMEOUT, || events(&mut http) == 1);
+    block_until("the outbox has the first event", || events(&mut http) == 1);
     disk.create_filler(disk.free_bytes() - MIN_FREE - 6 * MIB);
     assert_eq!(try_dispatch(&mut http).0, 200);
-    wait_until("the outbox has the second event", CONDITION_TIMEOUT, || events(&mut http) == 2);
+    block_until("the outbox has the second event", || events(&mut http) == 2);
     let free = disk.free_bytes();
     assert!(free >= MIN_FREE, "expected at least {MIN_FREE} free bytes, found {free}");
 }

@@ -8,9 +8,9 @@ use serde_json::Value;
 use crate::{
     client::Client,
     env,
-    small_disk::{MIB, bytes_in, wait_until},
+    small_disk::{MIB, bytes_in},
     small_disk_server::{clear, connect, create_home, not_ready_reason, pending, try_dispatch},
-    support::{current_thread_runtime, http::Http, server::Server},
+    support::{current_thread_runtime, http::Http, server::Server, wait::block_until_within},
     tracker::Tracker,
 };
 
@@ -68,7 +68,7 @@ fn check_rejects_and_delivers(server: &Server, http: &mut Http, tracker: &Tracke
         assert_eq!(numbers, log.iter().map(|(_, n)| *n).collect::<Vec<_>>());
         // The server requests an acknowledgement after the messages.
         client.next(Duration::from_secs(10)).await;
-        wait_until("every message of the reader is acknowledged", SPACE_TIMEOUT, || pending(http, reader) == 0);
+        block_until_within(SPACE_TIMEOUT, "every message of the reader is acknowledged", || pending(http, reader) == 0);
     });
 }
 
@@ -90,12 +90,12 @@ fn disk_filled_by_messages_rejects_dispatches_until_space_is_freed() {
         results.push(format!("{accepted}, {}", bytes_in(&home.store()) / MIB));
         answered += accepted;
         users.iter().for_each(|user| clear(&mut http, user));
-        wait_until("the store has space", SPACE_TIMEOUT, || not_ready_reason(&mut http).is_none());
+        block_until_within(SPACE_TIMEOUT, "the store has space", || not_ready_reason(&mut http).is_none());
     }
     let (users, more_users) = (users(rounds), users(rounds + 1));
     let before = dispatch_until_full(&mut http, &users);
     disk.remove_filler();
-    wait_until("the disk has space", SPACE_TIMEOUT, || not_ready_reason(&mut http).is_none());
+    block_until_within(SPACE_TIMEOUT, "the disk has space", || not_ready_reason(&mut http).is_none());
     let after = dispatch_until_full(&mut http, &more_users);
     assert!(after.answered() > 100, "expected more than 100 accepted messages, found {}", after.answered());
     server.process.kill();

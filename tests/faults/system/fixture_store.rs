@@ -23,7 +23,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     strace,
-    support::{current_thread_runtime, http::Http, server::Home},
+    support::{current_thread_runtime, http::Http, server::Home, wait::WAIT_TIMEOUT},
     tracker::{Log, Tracker, read_log},
 };
 
@@ -158,9 +158,9 @@ fn user_ids() -> impl Iterator<Item = String> {
 fn wait_until_flushed(store: &Arc<dyn Store>) {
     let user = UserId::new("user-1").expect("a user id");
     let limit = ReadLimit { entries: 1, bytes: 1 << 20 };
-    let end = Instant::now() + Duration::from_secs(120);
+    let end = Instant::now() + WAIT_TIMEOUT;
     while store.read_cached(&user, 0, limit).is_some() {
-        assert!(Instant::now() < end, "expected the WAL to be flushed within 120 s");
+        assert!(Instant::now() < end, "expected the WAL to be flushed within {WAIT_TIMEOUT:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -16,7 +16,7 @@
 //! every case instead of a sample. `MESA_SEED` repeats the choices of a run.
 
 #[path = "../../support/mod.rs"]
-#[allow(dead_code, reason = "each test uses its part")]
+#[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 
 mod backends;

@@ -5,8 +5,6 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::{Duration, Instant},
 };
 
 use crate::{env, support::server::Home};
@@ -88,13 +86,4 @@ pub fn bytes_in(path: &Path) -> u64 {
         if file.path().is_dir() { bytes_in(&file.path()) } else { file.metadata().map_or(0, |file| file.len()) }
     };
     files.map(bytes).sum()
-}
-
-/// Polls a condition every 20 ms, at most for `limit`.
-pub fn wait_until(condition: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + limit;
-    while !holds() {
-        assert!(Instant::now() < end, "expected within {limit:?}: {condition}");
-        thread::sleep(Duration::from_millis(20));
-    }
 }

@@ -1,19 +1,15 @@
 //! Requests to a server on a small disk.
 
-use std::time::Duration;
-
 use serde_json::Value;
 
 use crate::{
-    small_disk::{SmallDisk, wait_until},
+    small_disk::SmallDisk,
     support::{
         http::Http,
         server::{Home, Server},
+        wait::block_until,
     },
 };
-
-/// Time within which a condition must hold. On an idle machine it holds within milliseconds.
-pub const CONDITION_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Creates a home with further settings, whose store is on a small disk. `None`: the test may not mount, and this is printed.
 pub fn create_home(bytes: u64, settings: &str) -> Option<(Home, SmallDisk)> {
@@ -43,13 +39,13 @@ pub fn not_ready_reason(http: &mut Http) -> Option<String> {
 }
 
 pub fn wait_until_disk_full(http: &mut Http) {
-    wait_until("/readyz reports disk_full", CONDITION_TIMEOUT, || {
+    block_until("/readyz reports disk_full", || {
         not_ready_reason(http).is_some_and(|reason| reason.contains("disk_full"))
     });
 }
 
 pub fn wait_until_ready(http: &mut Http) {
-    wait_until("the server is ready", CONDITION_TIMEOUT, || not_ready_reason(http).is_none());
+    block_until("the server is ready", || not_ready_reason(http).is_none());
 }
 
 /// Dispatches an empty message to a user that no other function uses. Returns the status and the body.

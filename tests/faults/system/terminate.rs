@@ -22,6 +22,7 @@ use crate::{
         http::Http,
         seeded_rng::Random,
         server::{Home, Server},
+        wait::WAIT_TIMEOUT,
     },
     tracker::Tracker,
 };
@@ -171,7 +172,7 @@ fn sigterm_during_start_exits_with_code_0() {
 
 /// Waits until a server owns the store of `home`, and returns its process id.
 fn wait_for_store_owner(home: &Home) -> i32 {
-    let end = Instant::now() + Duration::from_secs(120);
+    let end = Instant::now() + WAIT_TIMEOUT;
     let lock = home.store().join("lock");
     // The test process created the store, so the copied lock file has its id at first.
     let own = i32::try_from(std::process::id()).expect("a process id fits 32 bits");
@@ -180,7 +181,7 @@ fn wait_for_store_owner(home: &Home) -> i32 {
         if let Some(pid) = owner.filter(|pid| *pid != own) {
             return pid;
         }
-        assert!(Instant::now() < end, "expected a server to lock the store within 120 s");
+        assert!(Instant::now() < end, "expected a server to lock the store within {WAIT_TIMEOUT:?}");
         thread::sleep(Duration::from_millis(1));
     }
 }

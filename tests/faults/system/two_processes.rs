@@ -15,6 +15,7 @@ use crate::{
         http::Http,
         seeded_rng::Random,
         server::{Home, Process},
+        wait::WAIT_TIMEOUT,
     },
     tracker::Tracker,
 };
@@ -117,13 +118,13 @@ impl<'a> Contender<'a> {
     }
 
     fn address(&self) -> std::net::SocketAddr {
-        let end = Instant::now() + Duration::from_secs(120);
+        let end = Instant::now() + WAIT_TIMEOUT;
         loop {
             if let Ok(text) = fs::read_to_string(self.home.path(&self.file_name("ready"))) {
                 let ready: serde_json::Value = serde_json::from_str(&text).expect("a complete ready file in JSON");
                 return ready["address"].as_str().and_then(|text| text.parse().ok()).expect("an address");
             }
-            assert!(Instant::now() < end, "expected the winner to listen within 120 s:\n{}", self.log());
+            assert!(Instant::now() < end, "expected the winner to listen within {WAIT_TIMEOUT:?}:\n{}", self.log());
             thread::sleep(Duration::from_millis(2));
         }
     }

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use numbers::{count, port, seconds, whole};
 pub use store::{BackupArgs, ImportExportArgs, InspectArgs, RestoreArgs};
+pub use user_id::user_id;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -450,3 +451,4 @@ mod numbers;
 mod store;
 #[cfg(test)]
 mod tests;
+mod user_id;

@@ -11,7 +11,7 @@ use mesa::{
 use serde_json::value::RawValue;
 
 use crate::{
-    args::DispatchArgs,
+    args::{DispatchArgs, user_id},
     endpoint,
     error::Failure,
     output::{self, count, printable},
@@ -41,7 +41,7 @@ fn dispatch(args: &DispatchArgs) -> Result<Dispatch, Failure> {
     if recipients == Recipients::Everyone && (args.ttl.is_some() || args.collapse.is_some()) {
         return Err(Failure::usage("a message to '*' is never stored; remove --ttl and --collapse"));
     }
-    let excluding = args.excluding.iter().map(|id| endpoint::user(id)).collect::<Result<Vec<_>, _>>()?;
+    let excluding = args.excluding.iter().map(|id| user_id(id)).collect::<Result<Vec<_>, _>>()?;
     let id = args.id.as_deref().map(DispatchId::new).transpose().map_err(Failure::usage)?;
     let mut dispatch = Dispatch::new(message, recipients).excluding(excluding);
     dispatch.id = id;
@@ -83,7 +83,7 @@ fn recipients(to: &[String]) -> Result<Recipients, Failure> {
         users if users.iter().any(|user| user == EVERYONE) => {
             Err(Failure::usage("'*' means every connected client; remove it, or the user ids"))
         }
-        users => Ok(Recipients::Users(users.iter().map(|id| endpoint::user(id.trim())).collect::<Result<_, _>>()?)),
+        users => Ok(Recipients::Users(users.iter().map(|id| user_id(id.trim())).collect::<Result<_, _>>()?)),
     }
 }
 

@@ -1,13 +1,13 @@
-//! Splits a body into lines. A line above the limit is reported once, and its rest discarded without being buffered.
+//! Splits a body into lines. A line above the limit is reported once, and its other bytes are discarded unbuffered.
 
 use std::io::BufRead as _;
 
 use axum::body::Bytes;
 
-/// Buffer capacity in bytes that is kept for the next partial line; a larger buffer is freed.
-const BUFFER_KEPT_MAX: usize = 64 << 10;
+/// Maximum capacity of a buffer that is reused for the next partial line, in bytes.
+const BUFFER_REUSE_MAX: usize = 64 << 10;
 
-/// Reports the next line.
+/// Represents the next line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line<'a> {
     /// A line, without its end; never blank.
@@ -26,9 +26,9 @@ pub(super) struct LineSplitter {
     at: usize,
     /// Start of a line that began in an earlier chunk.
     partial: Vec<u8>,
-    /// `partial` was returned as a line, and is cleared on the next call.
+    /// Whether `partial` was returned as a line, so that the next call clears it.
     returned: bool,
-    /// The current line was reported as too long, and its rest is discarded.
+    /// Whether the current line was reported as too long, so that its further bytes are discarded.
     skipping: bool,
 }
 
@@ -39,7 +39,7 @@ impl LineSplitter {
 
     /// Adds the next chunk. All lines of the previous one must have been returned.
     pub(super) fn push(&mut self, chunk: Bytes) {
-        debug_assert!(self.needs_chunk(), "the previous chunk has lines left");
+        debug_assert!(self.needs_chunk(), "the previous chunk has more lines");
         self.chunk = chunk;
         self.at = 0;
     }
@@ -51,12 +51,12 @@ impl LineSplitter {
         }
     }
 
-    /// Tests that all lines so far were returned.
+    /// Reports whether all lines of the chunks so far were returned.
     pub(super) fn needs_chunk(&self) -> bool {
         self.at == self.chunk.len()
     }
 
-    /// Tests that a line has begun and not ended.
+    /// Reports whether a line has begun and not ended.
     pub(super) fn is_in_line(&self) -> bool {
         self.needs_chunk() && (self.skipping || (!self.partial.is_empty() && !self.returned))
     }
@@ -64,7 +64,7 @@ impl LineSplitter {
     /// Returns the next line; `None` when another chunk is needed.
     pub(super) fn next(&mut self) -> Option<Line<'_>> {
         if std::mem::take(&mut self.returned) {
-            if self.partial.capacity() > BUFFER_KEPT_MAX {
+            if self.partial.capacity() > BUFFER_REUSE_MAX {
                 self.partial = Vec::new();
             }
             self.partial.clear();

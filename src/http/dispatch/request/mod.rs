@@ -66,7 +66,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     }
 }
 
-/// Distinguishes what a dispatch requests.
+/// Distinguishes the two requests of a dispatch.
 #[derive(Debug)]
 pub(super) enum DispatchRequest {
     Dispatch(Dispatch),
@@ -83,7 +83,7 @@ impl DispatchRequest {
     }
 }
 
-/// Requests that connections of users be closed.
+/// Requests to close connections of users.
 #[derive(Debug)]
 pub(super) struct Disconnect {
     recipients: Recipients,
@@ -108,16 +108,16 @@ pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<DispatchRequest
             return ApiError::LoneSurrogate(reason);
         }
         let why = json_error(&error);
-        if error.is_data() { ApiError::Shape(why) } else { ApiError::BadJson(why) }
+        if error.is_data() { ApiError::BadDispatch(why) } else { ApiError::BadJson(why) }
     })?;
     if body.recipients.len() > recipients_max || body.excluding.len() > recipients_max {
-        return Err(ApiError::Recipients(recipients_max));
+        return Err(ApiError::TooManyRecipients(recipients_max));
     }
     let is_everyone = |id: &JsonString<'_>| id.text() == Some(EVERYONE);
     let mut rejected = Vec::new();
     let recipients = if body.recipients.iter().any(is_everyone) {
         if !body.recipients.iter().all(is_everyone) {
-            // As a broadcast it would be stored for none of them, although they were named.
+            // As a broadcast it would not be stored for the named users.
             return shape_error(
                 "`*` means all connected clients and cannot be combined with user ids; send two dispatches",
             );
@@ -140,16 +140,17 @@ pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<DispatchRequest
     let id = body.id.as_deref().map(DispatchId::new).transpose();
     Ok(DispatchRequest::Dispatch(Dispatch {
         excluding,
-        id: id.map_err(|error| ApiError::Shape(error.to_string()))?,
+        id: id.map_err(|error| ApiError::BadDispatch(error.to_string()))?,
         rejected,
-        ..dispatch.map_err(|error| ApiError::Shape(error.to_string()))?
+        ..dispatch.map_err(|error| ApiError::BadDispatch(error.to_string()))?
     }))
 }
 
 fn shape_error<T>(why: &str) -> Result<T, ApiError> {
-    Err(ApiError::Shape(why.to_owned()))
+    Err(ApiError::BadDispatch(why.to_owned()))
 }
 
+/// Returns the valid user ids, and appends the invalid ones to `rejected`.
 fn users(ids: Vec<JsonString<'_>>, rejected: &mut Vec<Rejected>) -> Vec<UserId> {
     let mut users = Vec::with_capacity(ids.len());
     for id in ids {

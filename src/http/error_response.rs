@@ -1,5 +1,6 @@
-//! Makes error responses for requests that never reach the API: a WebSocket upgrade, or a request that hyper cannot parse.
-//! Their body is that of all other error responses.
+//! Builds error responses for requests that never reach the API: WebSocket upgrades, and requests that hyper cannot parse.
+//!
+//! Their body has the form of all other error responses.
 
 use axum::{
     http::{HeaderName, HeaderValue, StatusCode},
@@ -7,13 +8,13 @@ use axum::{
 };
 use serde_json::json;
 
-/// Makes an error response in JSON. The status determines the code.
+/// Builds an error response in JSON. The status determines the code.
 #[must_use]
 pub fn response(status: StatusCode, why: &str) -> Response {
     super::json(status, body(status, why))
 }
 
-/// Makes an error response with one more header.
+/// Builds an error response with one more header.
 #[must_use]
 pub fn with_header(status: StatusCode, why: &str, (name, value): (HeaderName, &'static str)) -> Response {
     let mut response = response(status, why);
@@ -44,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusal_has_its_row_in_the_documented_table() {
+    fn error_response_has_its_row_in_the_documented_table() {
         let guide = include_str!("../guide/http-api.md");
         for status in [400, 403, 404, 405, 426, 431, 503] {
             let code = code(StatusCode::from_u16(status).unwrap());
