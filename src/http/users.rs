@@ -131,7 +131,7 @@ pub(super) async fn messages(
     Ok(super::json(StatusCode::OK, body))
 }
 
-/// Returns the JSON of a message as a client receives it, with its sequence as `s`.
+/// Returns a message as a client receives it, with its sequence as `s`.
 fn message_json(entry: &Entry) -> Option<Box<RawValue>> {
     // A payload is one JSON object, byte for byte as the hub encoded it.
     let text = std::str::from_utf8(entry.payload.as_bytes()).ok()?.strip_suffix('}')?;

@@ -73,7 +73,7 @@ impl ConnectionHandle {
         &self.mailbox
     }
 
-    /// Attaches the connection to a user. Pending entries become its backlog, unless `how` says otherwise.
+    /// Attaches the connection to a user. Pending entries become its backlog, unless `how.should_sync` is false.
     ///
     /// # Errors
     /// When the user's log cannot be read, or the user has too many devices here.

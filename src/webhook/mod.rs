@@ -88,7 +88,7 @@ impl Webhook {
         let monitor = outbox.is_enabled(EventKind::Undelivered).then(|| {
             let monitor = Arc::new(UndeliveredMonitor::new(store, outbox.clone(), webhook.undelivered_after));
             let listener = monitor.clone();
-            hub.on_appended(move |users| listener.appended(users));
+            hub.on_appended(move |users| listener.on_appended(users));
             monitor
         });
         Ok(Self { delivery, monitor, outbox, metrics })

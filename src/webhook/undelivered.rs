@@ -81,7 +81,7 @@ impl UndeliveredMonitor {
     }
 
     /// Schedules checks for users with new entries. Called on the commit thread.
-    pub fn appended(&self, users: &[UserId]) {
+    pub fn on_appended(&self, users: &[UserId]) {
         let now = Instant::now();
         for user in users {
             // An error is reported to readers of the log.
@@ -163,7 +163,7 @@ impl UndeliveredMonitor {
             match self.report(&check.user, check.through) {
                 Ok(true) => {}
                 Ok(false) => {
-                    // The check is retried later, and nothing is lost.
+                    // The outbox is full, so the check is retried later.
                     let later = Check { closes: now, ..check };
                     self.state.lock().put(later, now + FULL_RETRY_DELAY);
                     return;
@@ -175,7 +175,7 @@ impl UndeliveredMonitor {
         }
     }
 
-    /// Reports pending messages of `user` up to `through` that were not reported. False if the outbox is full.
+    /// Reports pending messages of `user` up to `through` that were not reported; false if the outbox is full.
     fn report(&self, user: &UserId, through: Seq) -> Result<bool, StoreError> {
         let state = self.store.state(user)?;
         if state.pending == 0 || state.acknowledged.through() >= through {
@@ -197,6 +197,7 @@ impl UndeliveredMonitor {
         Ok(true)
     }
 
+    /// Reports one message; false if the outbox is full.
     fn report_entry(&self, user: &UserId, entry: &Entry) -> Result<bool, StoreError> {
         // Guarantee G3: every consumer checks the owner of an entry before it leaves the server.
         if !entry.is_owned_by(self.store.namespace(), user) {

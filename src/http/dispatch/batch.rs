@@ -44,7 +44,8 @@ impl Task {
 
 /// Collects lines in order. Apart from rejected lines, all have the same kind of task.
 ///
-/// So the hub accepts all of them or none. No unsynced message overtakes an earlier line.
+/// So appends share one commit, and no unsynced message overtakes an earlier line. If a task fails, each line of the batch
+/// gets its error, even if earlier unsynced messages of the batch were sent.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// Each line's error; `None`: its task is the next one in `tasks`.

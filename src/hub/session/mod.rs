@@ -105,7 +105,7 @@ struct LogCursor {
     /// Whether the log may have more entries in the live range.
     more: bool,
     reading: Option<(Range, Reading)>,
-    /// A pending look-up of gap reasons.
+    /// A running query for gap reasons.
     explaining: Option<BoxFuture<'static, Result<Vec<Gap>, StoreError>>>,
     /// `None`: the client does not resume.
     resuming: Option<Resuming>,
