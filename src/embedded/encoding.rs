@@ -1,12 +1,13 @@
-//! Configuration of the encoding of records, blocks and rows.
+//! Configures the bincode encoding of records, blocks and rows.
 
 use bincode::config;
 
-/// Bounds what a damaged length can make the decoder reserve.
+/// Limit of memory that a damaged length can make the decoder allocate, in bytes.
 const DECODE_BYTES_MAX: usize = 1 << 20;
 
-pub(super) type Format = config::Configuration<config::LittleEndian, config::Varint, config::Limit<DECODE_BYTES_MAX>>;
+pub(super) type BincodeConfig =
+    config::Configuration<config::LittleEndian, config::Varint, config::Limit<DECODE_BYTES_MAX>>;
 
-pub(super) fn format() -> Format {
+pub(super) fn bincode_config() -> BincodeConfig {
     config::standard().with_limit::<DECODE_BYTES_MAX>()
 }

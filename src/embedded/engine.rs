@@ -1,15 +1,15 @@
-//! The trait `Engine`: a WAL and tables, and the order between them.
+//! Defines the trait `Engine`: a WAL and tables, and the order between them.
 
 use crate::embedded::{
     tables::contract::{CompactionMode, EngineError, Tables},
     wal::contract::Wal,
 };
 
-/// Stores the WAL and the tables.
+/// Combines a WAL and tables, and orders their writes.
 ///
 /// # Contract
-/// *Order* between the WAL and the tables exists only through barriers and checkpoints. A put that relies on the WAL or on
-/// a new block follows a barrier. A WAL record that the tables make superfluous is removed after a checkpoint.
+/// Only barriers and checkpoints order writes between the WAL and the tables. A put that relies on the WAL or on a new
+/// block follows a barrier. A WAL record that the tables replace is removed after a checkpoint.
 pub trait Engine: Wal + Tables {
     /// Makes the WAL and the value log durable against a power cut.
     fn barrier(&self) -> Result<(), EngineError>;

@@ -1,12 +1,12 @@
-//! Embedded store: user logs in sled tables, a write-ahead log and a value log.
+//! Implements the embedded store: user logs in sled tables, a write-ahead log and a value log.
 //!
-//! - `engine`: what a store is stored in, a WAL and tables
+//! - `engine`: the trait of a WAL and tables · `options`: options of a store
 //! - `writer`: the commit thread · `wal`: the write-ahead log
 //! - `user_log`: one user's log in memory · `value_log`: files with entry bodies
 //! - [`tables`]: ordered tables, on disk ([`tables::sled`]) or in memory ([`tables::memory`])
 //! - `read`: reads from memory, or from files · `recovery`: opens a store
-//! - `shared`: options, and state that the commit thread and callers share · `encoding`, `unreadable`: bincode, and its errors
-//! - `file_io`: reads at an offset, and files with numbers as names
+//! - `store_state`: state that the commit thread and its callers share
+//! - `encoding`, `unreadable`: bincode, and its errors · `file_io`: reads at an offset, and files with numbers as names
 //! - `outbox`: webhook events · [`backup`]: backup and restore
 //! - [`offline`]: closed or damaged stores
 //!
@@ -27,10 +27,11 @@ mod encoding;
 mod engine;
 mod file_io;
 pub mod offline;
+mod options;
 mod outbox;
 mod read;
 mod recovery;
-mod shared;
+mod store_state;
 pub mod tables;
 #[cfg(test)]
 mod tests;
@@ -53,11 +54,11 @@ use futures_util::future::BoxFuture;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
-pub use self::shared::{Options, Tuning};
+pub use self::options::{Options, Tuning};
 use self::{
     engine::Engine,
     outbox::Outbox,
-    shared::{StoreState, state},
+    store_state::StoreState,
     user_log::UserLog,
     writer::{
         cost::Cost,
@@ -76,16 +77,16 @@ use crate::{
     },
 };
 
-/// Implements [`Store`] on an engine.
+/// Implements [`Store`] over an engine.
 struct EmbeddedStore {
     shared: Arc<StoreState>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// Opens a store on an engine that is open already.
+/// Opens a store over an open engine.
 ///
 /// # Errors
-/// When the tables belong to another namespace or version, or are damaged.
+/// Fails if the tables belong to another namespace or version, or are damaged.
 fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Arc<dyn Store>, StoreError> {
     Ok(Arc::new(EmbeddedStore::open(engine, options)?))
 }
@@ -122,14 +123,14 @@ impl Store for EmbeddedStore {
     fn report(&self, user: &UserId, report: SessionReport) {
         let recorded = self.shared.logs.with(user, |log| {
             let ReportEffect { changed, new } = apply_report(log, &report, self.shared.logs.now());
-            // Before the commit thread sees the acknowledgement.
+            // Before the log is marked: a crash must not keep the acknowledgement without the event.
             self.shared.record_delivered(user, report.device.as_ref(), new);
             if changed {
                 self.shared.mark_dirty(user, log);
             }
             self.shared.release(user, log);
         });
-        // An acknowledgement that is lost causes a resend later. A reader of this log gets the error.
+        // A lost acknowledgement causes a resend. A reader of this log gets the error.
         if let Err(error) = recorded {
             tracing::error!(user = %excerpt(user), %error, "cannot record an acknowledgement; the message will be sent again");
         }
@@ -138,10 +139,10 @@ impl Store for EmbeddedStore {
     fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
         let (now, now_ms) = (self.shared.logs.now(), self.shared.clock.now_ms());
         self.shared.logs.with(user, |log| {
-            log.touched = now;
+            log.used_s = now;
             let acknowledged = log.cursors.attach(device, self.shared.devices_max, now_ms)?;
             self.shared.mark_dirty(user, log);
-            // The device that was removed for this one may have been the last to need some entries.
+            // A device that was evicted for this one may have been the last to need some entries.
             self.shared.release(user, log);
             Ok(Attached { acknowledged, head: log.head })
         })?
@@ -149,7 +150,7 @@ impl Store for EmbeddedStore {
 
     fn detach(&self, user: &UserId, device: Option<&DeviceId>) {
         let now_ms = self.shared.clock.now_ms();
-        // The log could be read at attach. If it cannot be now, only the time of this detach is lost.
+        // The log was readable at attach. If it is not now, only the time of this detach is lost.
         _ = self.shared.logs.with(user, |log| {
             log.cursors.detach(device, now_ms);
             self.shared.mark_dirty(user, log);
@@ -187,12 +188,12 @@ impl Store for EmbeddedStore {
     }
 
     fn full_reason(&self) -> Option<Arc<str>> {
-        self.shared.full.read().clone()
+        self.shared.full_reason.read().clone()
     }
 
     fn state(&self, user: &UserId) -> Result<UserState, StoreError> {
         let now_s = self.shared.clock.now_s();
-        self.shared.logs.with(user, |log| state(log, now_s))
+        self.shared.logs.with(user, |log| log.user_state(now_s))
     }
 
     fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
@@ -219,7 +220,7 @@ impl Store for EmbeddedStore {
     }
 
     fn commit_age(&self) -> Option<Duration> {
-        let began = self.shared.committing.load(Ordering::Relaxed).checked_sub(1)?;
+        let began = self.shared.commit_began_ms.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.shared.opened.elapsed().saturating_sub(Duration::from_millis(began)))
     }
 
@@ -231,7 +232,7 @@ impl Store for EmbeddedStore {
         Box::pin(async move {
             let (done, reply) = oneshot::channel();
             self.shared.queue.close(done)?;
-            // Taken before the wait: if a disk hangs, a caller that stops waiting must not wait again in our drop.
+            // Taken before the wait: if a disk hangs and the caller drops this future, `drop` must not wait for the thread.
             let thread = self.thread.lock().take();
             self.receive_reply(reply).await?;
             if let Some(thread) = thread {
@@ -260,20 +261,20 @@ impl EmbeddedStore {
             listener: RwLock::default(),
             failed: watch::Sender::new(None),
             ended: watch::Sender::new(false),
-            committing: AtomicU64::new(0),
+            commit_began_ms: AtomicU64::new(0),
             opened: Instant::now(),
             clock: recovered.clock,
             devices_max: options.limits.devices,
             outbox: outbox.transpose()?,
             health: options.health.clone(),
-            full: RwLock::default(),
+            full_reason: RwLock::default(),
             runtime: tokio::runtime::Handle::try_current().ok(),
         });
         for user in recovered.trim {
             shared.queue.push_trim(user);
         }
         let mut committer = Committer::new(shared.clone(), recovered.wal, &options);
-        // The first dispatch to a full store is rejected.
+        // Before the first dispatch, so that a full store rejects it.
         committer.refresh_capacity();
         committer.refresh_outbox_space();
         let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());
@@ -304,19 +305,20 @@ impl Drop for EmbeddedStore {
     }
 }
 
-/// Effect of a session's report on a log.
+/// States the effect of a session's report on a log.
 struct ReportEffect {
     /// Acknowledgements or presence have changed.
     changed: bool,
-    /// Range of sequences that are new on this device, from the first new one.
+    /// Newly acknowledged range of this device, from the first new sequence.
     new: Option<(Seq, Seq)>,
 }
 
+/// Applies a session's report to a log.
 fn apply_report(log: &mut UserLog, report: &SessionReport, now: u32) -> ReportEffect {
-    log.touched = now;
+    log.used_s = now;
     let (mut changed, mut new) = (false, None);
     if let Some((from, to)) = report.acknowledged {
-        // A client cannot have acknowledged an entry beyond the head: that is a mistake or an attack.
+        // A client that acknowledges entries above the head is faulty or malicious.
         let to = to.min(log.head);
         let had = log.cursors.get(report.device.as_ref()).map_or(0, |cursor| cursor.acknowledged.through());
         changed |= log.cursors.acknowledge(report.device.as_ref(), from, to);

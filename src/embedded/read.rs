@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{
-    shared::{StoreState, state},
+    store_state::StoreState,
     tables::contract::Table,
     unreadable::damaged,
     user_log::{UserLog, WalSlot, is_expired},
@@ -14,21 +14,22 @@ use crate::{
     store::{Entry, Gap, KnownUser, ReadLimit, ReadResult, StoreError, gaps::GapList},
 };
 
-/// Attempts of a read whose entries were flushed meanwhile. Each time the log has moved by at least a record, so more
-/// than a few attempts mean damage.
-const RETRIES_MAX: usize = 100;
+/// Limit of attempts of a read whose entries are flushed meanwhile. Each attempt finds at least one more record flushed, so
+/// more than a few mean damage.
+const ATTEMPTS_MAX: usize = 100;
 
-/// Bytes of payload that one request reads to count pending bytes. Beyond it the count is an estimate.
+/// Limit of payload that one request reads to count pending bytes, in bytes. Above it, the count is an estimate.
 const COUNT_BYTES_MAX: usize = 1 << 20;
 
-/// Snapshot of a log for a read, so that no lock is held during disk access.
+/// Holds a snapshot of a log for a read, so that no lock is held during disk access.
 struct ReadPlan {
-    /// Entries above this are read.
+    /// Entries above this sequence are read.
     from: Seq,
-    /// Entries up to this are in the value log, if above `from`.
+    /// Entries above `from` and up to this sequence are in the value log.
     flushed: Seq,
+    /// Entries in the WAL.
     slots: Vec<WalSlot>,
-    /// Ranges in the value log that the read skips.
+    /// Acknowledged ranges in the value log, which the read skips.
     hidden: Vec<(Seq, Seq)>,
     gaps: GapList,
     now_s: u32,
@@ -36,13 +37,14 @@ struct ReadPlan {
     through: Seq,
 }
 
+/// Plans a read of entries above `after`.
 fn plan(log: &mut UserLog, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -> ReadPlan {
-    log.touched = now;
+    log.used_s = now;
     let mut through = log.head.max(after);
     let from = after.max(log.released());
     let flushed = if log.has_blocks { log.flushed } else { 0 };
     let (mut slots, mut bytes) = (Vec::new(), 0);
-    // Entries that are being flushed are in both places. The value log counts once `flushed` has passed them.
+    // During a flush, entries are in the WAL and in the value log. Up to `flushed` they are read from the value log.
     for slot in log.slots_after(from.max(flushed)) {
         bytes += slot.bytes as usize;
         if !slots.is_empty() && bytes > limit.bytes || slots.len() >= limit.entries {
@@ -57,9 +59,9 @@ fn plan(log: &mut UserLog, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -
     }
     let (hidden, gaps) = if from < flushed {
         let (hold, acknowledged) = (log.hold.unwrap_or(Seq::MAX), log.cursors.acknowledged());
-        // Entries that all devices have acknowledged are released, unless a session's hold came late.
-        let front = (acknowledged.through() > log.released()).then_some((1, acknowledged.through()));
-        let hidden = front.into_iter().chain(acknowledged.ranges().iter().copied());
+        // The acknowledged prefix is above `released` only while a hold delays the release.
+        let prefix = (acknowledged.through() > log.released()).then_some((1, acknowledged.through()));
+        let hidden = prefix.into_iter().chain(acknowledged.ranges().iter().copied());
         (hidden.map(|(from, to)| (from, to.min(hold))).collect(), log.gaps.clone())
     } else {
         (Vec::new(), GapList::default())
@@ -67,7 +69,7 @@ fn plan(log: &mut UserLog, after: Seq, limit: ReadLimit, now: u32, now_s: u32) -
     ReadPlan { from, flushed, slots, hidden, gaps, now_s, through }
 }
 
-/// Returns the numbers of the records of these slots, ascending.
+/// Returns the numbers of the records with these slots, ascending.
 fn records_of(slots: &[WalSlot]) -> Vec<u64> {
     let mut numbers: Vec<u64> = slots.iter().map(|slot| slot.record).collect();
     numbers.dedup();
@@ -98,17 +100,17 @@ impl StoreState {
 
     /// See [`Store::read`](crate::store::Store::read).
     pub(super) fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<ReadResult, StoreError> {
-        for _ in 0..RETRIES_MAX {
+        for _ in 0..ATTEMPTS_MAX {
             let (now, now_s) = (self.logs.now(), self.clock.now_s());
             let plan = self.logs.with(user, |log| plan(log, after, limit, now, now_s))?;
-            if let Some(found) = self.read_planned(user, &plan, limit)? {
-                return Ok(found);
+            if let Some(result) = self.read_planned(user, &plan, limit)? {
+                return Ok(result);
             }
         }
         Err(damaged(format!("WAL records of user {user:?} above {after} are missing")))
     }
 
-    /// Reads the planned entries. Returns `None` if some were flushed meanwhile.
+    /// Reads the planned entries. Returns `None` if some have been flushed meanwhile.
     fn read_planned(&self, user: &UserId, plan: &ReadPlan, limit: ReadLimit) -> Result<Option<ReadResult>, StoreError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
@@ -116,21 +118,21 @@ impl StoreState {
             let through = entries.last().map_or(plan.from, |entry| entry.seq);
             return Ok(Some(ReadResult { entries, through }));
         }
-        let (mut fit, mut through) = (0, plan.through);
+        let (mut slots_read, mut through) = (0, plan.through);
         for slot in &plan.slots {
             bytes += slot.bytes as usize;
-            let had = entries.len() + fit;
-            if had > 0 && (had >= limit.entries || bytes > limit.bytes) {
+            let count = entries.len() + slots_read;
+            if count > 0 && (count >= limit.entries || bytes > limit.bytes) {
                 through = slot.seq - 1;
                 break;
             }
-            fit += 1;
+            slots_read += 1;
         }
-        let all_found = self.read_slots(user, &plan.slots[..fit], &mut |_, entry| entries.push(entry))?;
+        let all_found = self.read_slots(user, &plan.slots[..slots_read], &mut |_, entry| entries.push(entry))?;
         Ok(all_found.then_some(ReadResult { entries, through }))
     }
 
-    /// Visits the entries of these slots in order. Returns false if some were flushed meanwhile.
+    /// Visits the entries of these slots in order. Returns false if some have been flushed meanwhile.
     pub(super) fn read_slots(
         &self,
         user: &UserId,
@@ -140,7 +142,7 @@ impl StoreState {
         let numbers = records_of(slots);
         let cached = self.record_cache.newest_of(&numbers);
         let (on_disk, in_memory) = numbers.split_at(numbers.len() - cached.len());
-        let (mut slots, mut all_found, mut wrong) = (slots.iter().peekable(), true, None);
+        let (mut slots, mut all_found, mut damage) = (slots.iter().peekable(), true, None);
         if !on_disk.is_empty() {
             let read = self.engine.records(on_disk, &mut |number, record| {
                 let Some(record) = record else {
@@ -152,7 +154,7 @@ impl StoreState {
                     match self.entry(user, slot, record, Bytes::copy_from_slice) {
                         Ok(entry) => visit(slot, entry),
                         Err(error) => {
-                            wrong = Some(error);
+                            damage = Some(error);
                             return false;
                         }
                     }
@@ -161,8 +163,8 @@ impl StoreState {
             });
             read?;
         }
-        if let Some(wrong) = wrong {
-            return Err(wrong);
+        if let Some(damage) = damage {
+            return Err(damage);
         }
         if all_found {
             for (number, record) in in_memory.iter().zip(&cached) {
@@ -174,7 +176,7 @@ impl StoreState {
         Ok(all_found)
     }
 
-    /// Reads the planned entries of the value log. Returns false if the limit was reached.
+    /// Reads the planned entries of the value log. Returns false if the limit is reached.
     fn read_planned_blocks(
         &self,
         user: &UserId,
@@ -213,35 +215,35 @@ impl StoreState {
         user: &UserId,
         slot: &WalSlot,
         record: &[u8],
-        keep: impl Fn(&[u8]) -> Bytes,
+        to_bytes: impl Fn(&[u8]) -> Bytes,
     ) -> Result<Entry, StoreError> {
-        let entry = entry_at(record, slot.message_at, slot.recipient_at, keep);
+        let entry = entry_at(record, slot.message_at, slot.recipient_at, to_bytes);
         let is_expected = |entry: &Entry| entry.seq == slot.seq && entry.is_owned_by(self.namespace, user);
         entry.filter(is_expected).ok_or_else(|| {
-            let place = format!("WAL record {} at offset {}", slot.record, slot.recipient_at);
-            damaged(format!("{place} is not entry {} of user {user:?}", slot.seq))
+            let location = format!("WAL record {} at offset {}", slot.record, slot.recipient_at);
+            damaged(format!("{location} is not entry {} of user {user:?}", slot.seq))
         })
     }
 
     /// See [`Store::pending_bytes`](crate::store::Store::pending_bytes).
     pub(super) fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
         let now_s = self.clock.now_s();
-        let (known, exact) = self.logs.peek(user, |log| {
+        let (estimate, exact) = self.logs.peek(user, |log| {
             let (acknowledged, pending) = log.pending(log.head, now_s);
             (pending.bytes, log.counts_exactly(&acknowledged, now_s))
         })?;
-        if exact || known > COUNT_BYTES_MAX as u64 {
-            return Ok(known);
+        if exact || estimate > COUNT_BYTES_MAX as u64 {
+            return Ok(estimate);
         }
-        let (mut total, mut after, mut left) = (0, 0, COUNT_BYTES_MAX);
+        let (mut total, mut after, mut budget) = (0, 0, COUNT_BYTES_MAX);
         loop {
             let limit = ReadLimit { entries: 4096, bytes: COUNT_BYTES_MAX };
             let ReadResult { entries, .. } = self.read(user, after, limit)?;
             let Some(last) = entries.last() else { return Ok(total) };
             after = last.seq;
             let read = entries.iter().map(|entry| entry.payload.as_bytes().len()).sum();
-            let Some(rest) = left.checked_sub(read) else { return Ok(known) };
-            left = rest;
+            let Some(remaining) = budget.checked_sub(read) else { return Ok(estimate) };
+            budget = remaining;
             let acknowledged = self.logs.with(user, |log| log.cursors.acknowledged())?;
             let pending = entries.iter().filter(|entry| !acknowledged.contains(entry.seq));
             total += pending.map(|entry| entry.payload.as_bytes().len() as u64).sum::<u64>();
@@ -251,7 +253,7 @@ impl StoreState {
     /// See [`Store::users`](crate::store::Store::users).
     pub(super) fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<KnownUser>, StoreError> {
         let now_s = self.clock.now_s();
-        let known = |user: UserId| match self.logs.peek(&user, |log| state(log, now_s)) {
+        let known = |user: UserId| match self.logs.peek(&user, |log| log.user_state(now_s)) {
             Err(error) if !matches!(error, StoreError::Damaged(_)) => Err(error),
             state => Ok((user, state)),
         };

@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     engine::Engine,
-    shared::Options,
+    options::Options,
     tables::{
         contract::{EngineError, Table, Tables},
         schema::{Ids as IdBlock, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number},
@@ -27,7 +27,10 @@ use super::{
         contract::Wal,
         events::{Event, Message, RecordDecoder, is_continued},
     },
-    writer::dedup::{DedupTable, summary},
+    writer::{
+        dedup::{DedupTable, decode_summary},
+        state::RecordInfo,
+    },
 };
 use crate::{
     embedded::tables::meta::{
@@ -39,38 +42,40 @@ use crate::{
     store::{Durability, GapReason, StoreError, clock::Clock, fingerprint},
 };
 
-/// Result of opening a store.
+/// Holds the result of opening a store.
 pub(super) struct Recovered {
     pub logs: LogCache,
     pub clock: Clock,
     pub wal: RecoveredWal,
-    /// The newest records: clients reconnect soon after a restart and read them.
+    /// The newest records, which reconnecting clients read soon after a restart.
     pub record_cache: RecordCache,
-    /// Users whose blocks in the value log must be trimmed.
+    /// Users whose blocks must be trimmed.
     pub trim: Vec<UserId>,
 }
 
-/// State that the commit thread continues from.
+/// Holds the state of the WAL that the commit thread continues from.
 pub(super) struct RecoveredWal {
+    /// Records of the WAL, oldest first, numbered without a gap.
     pub records: VecDeque<RecordInfo>,
     pub next_record: u64,
     pub dedup: DedupTable,
     /// Keys of stored blocks of ids, oldest first, with the time of the youngest id.
     pub id_blocks: VecDeque<(Vec<u8>, u64)>,
-    /// Bytes of payload in the value log, by the rows of all users.
+    /// Bytes of payload in the value log, as the rows of all users state.
     pub value_log_bytes: u64,
 }
 
+/// Opens a store: checks it, completes an interrupted flush, and replays the WAL.
 pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Options) -> Result<Recovered, StoreError> {
     ensure_format(&*engine)?;
     ensure_namespace(&*engine, namespace)?;
     let flushed = engine.get(Table::Meta, FLUSHED_KEY)?.and_then(|bytes| wal_number(&bytes));
     let flushed = flushed.unwrap_or(0);
     remove_flushed_records(&*engine, flushed)?;
-    // Before anything is synced: a synced record is never rolled back.
+    // Before any sync: a synced record is never rolled back.
     remove_unfinished_commit(&*engine)?;
     let last_before = engine.record_numbers().map_or(0, |(_, last)| last).max(flushed);
-    let (lossy_restarts, lossy_restart_record) = begin(&*engine, options.durability, last_before)?;
+    let (lossy_restarts, lossy_restart_record) = mark_open(&*engine, options.durability, last_before)?;
     let clock_ms = engine.get(Table::Meta, CLOCK_KEY)?;
     let mut replay = Replay {
         tables: engine.clone(),
@@ -84,7 +89,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         last_ms: clock_ms.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0),
     };
     let (mut damage, record_cache) = (None, RecordCache::new(options.record_cache_bytes));
-    engine.scan_records(&mut |number, record| match replay.record(number, &record) {
+    engine.scan_records(&mut |number, record| match replay.apply_record(number, &record) {
         Ok(()) => {
             record_cache.push(number, record);
             true
@@ -99,8 +104,8 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     }
     let last = replay.records.back().map_or(0, |last| last.number).max(flushed);
     let clock = Clock::new(replay.last_ms, options.ahead_ms.clone());
-    // Records keep their age over a restart. Otherwise a server that restarts often would never flush, and would
-    // replay a longer WAL each time.
+    // Records keep their age over a restart. Otherwise a server that restarts often would never flush, and would replay a
+    // longer WAL at each start.
     for (record, written_ms) in replay.records.iter_mut().zip(&replay.written_ms) {
         let age = Duration::from_millis(clock.now_ms().saturating_sub(*written_ms));
         record.committed = replay.now.checked_sub(age).unwrap_or(replay.now);
@@ -109,22 +114,22 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     let id_blocks = read_ids(&*engine, replay.namespace, &mut dedup, clock.now_ms())?;
     for result in replay.results.into_iter().filter(|_| !failpoints::enabled(Failpoint::LostIds)) {
         // If the id is stored already, the WAL may lack a part of its rejected recipients.
-        if dedup.knows(&result.id) {
+        if dedup.contains(&result.id) {
             continue;
         }
-        dedup.insert(&result.id, result.at_ms, summary(&result), clock.now_ms());
+        dedup.insert(&result.id, result.at_ms, decode_summary(&result), clock.now_ms());
     }
     let logs = LogCache::new(engine.clone(), lossy_restarts);
     let mut trim = Vec::new();
     for (user, replayed) in replay.logs {
-        let Replayed { mut log, first, appended } = replayed;
+        let ReplayedLog { mut log, first, last_append } = replayed;
         let known = lossy_restarts.known(log.row_lossy_restarts, first);
         remove_unflushed_blocks(&*engine, user.as_str(), log.flushed)?;
-        if appended <= lossy_restart_record {
+        if last_append <= lossy_restart_record {
             log.skip_lossy_restarts(lossy_restarts, known);
         }
         if log.row_lossy_restarts.is_none() {
-            // The crash came before the row was written. Without a row, no list of users would show this user.
+            // A crash came before the row was written. Without a row, no list of users would include this user.
             let row = log.row(lossy_restarts.count);
             log.row_lossy_restarts = Some(row.lossy_restarts);
             engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())?;
@@ -142,7 +147,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     Ok(Recovered { logs, clock, wal, record_cache, trim })
 }
 
-/// Removes records that are flushed already: the crash came before their removal.
+/// Removes flushed records that remain because a crash came before their removal.
 fn remove_flushed_records(wal: &dyn Wal, flushed: u64) -> Result<(), EngineError> {
     while let Some((first, _)) = wal.record_numbers().filter(|(first, _)| *first <= flushed) {
         wal.remove_record(first)?;
@@ -150,11 +155,12 @@ fn remove_flushed_records(wal: &dyn Wal, flushed: u64) -> Result<(), EngineError
     Ok(())
 }
 
-/// Removes the last records if their commit is incomplete. Such a commit was never answered, and is kept as a whole
-/// or not at all. Removal starts at the highest record, so that another crash leaves a state that is found again.
+/// Removes the records of an incomplete last commit, which was never answered.
+///
+/// Removal starts at the highest record, so that the next start resumes it after another crash.
 fn remove_unfinished_commit(wal: &dyn Wal) -> Result<(), EngineError> {
     while let Some((_, last)) = wal.record_numbers() {
-        // A record that cannot be read is reported by the replay.
+        // The replay reports a record that cannot be read.
         if wal.record(last)?.as_deref().and_then(is_continued) != Some(true) {
             break;
         }
@@ -163,17 +169,18 @@ fn remove_unfinished_commit(wal: &dyn Wal) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// Loads the stored idempotency ids. Returns the keys of their blocks, oldest first, with the time of the youngest id.
 fn read_ids(
     tables: &dyn Tables,
     namespace: u32,
-    ids: &mut DedupTable,
+    dedup: &mut DedupTable,
     now_ms: u64,
 ) -> Result<VecDeque<(Vec<u8>, u64)>, StoreError> {
     let mut blocks = VecDeque::new();
     let mut damage = None;
     let read = tables.scan(Table::Ids, &[], &mut |key, value| match IdBlock::decode(&value) {
         Ok(IdBlock::V1 { namespace: stored, ids: found }) if stored == namespace => {
-            ids.load(&found, now_ms);
+            dedup.load(&found, now_ms);
             blocks.push_back((key.to_vec(), found.iter().map(|id| id.at_ms).max().unwrap_or(0)));
             true
         }
@@ -190,8 +197,9 @@ fn read_ids(
     damage.map_or(Ok(blocks), |damage| Err(unreadable::damaged(damage)))
 }
 
-/// Returns the bytes in the value log by the rows of all users. A row that cannot be read is reported when its user
-/// is read.
+/// Returns the bytes of payload in the value log, as the rows of all users state.
+///
+/// An unreadable row is reported when its user is read.
 fn value_log_bytes(tables: &dyn Tables) -> Result<u64, EngineError> {
     let mut bytes = 0;
     tables.scan(Table::Users, &[], &mut |_, value| {
@@ -201,8 +209,9 @@ fn value_log_bytes(tables: &dyn Tables) -> Result<u64, EngineError> {
     Ok(bytes)
 }
 
-/// Removes blocks of a flush that did not complete. No row refers to them, and their entries are still in the WAL.
-/// Left in place, they would overlap the blocks of the next flush.
+/// Removes blocks of an incomplete flush: no row refers to them, and their entries are still in the WAL.
+///
+/// Otherwise they would overlap the blocks of the next flush.
 fn remove_unflushed_blocks(tables: &dyn Tables, user: &str, flushed: Seq) -> Result<(), EngineError> {
     let mut unfinished = Vec::new();
     tables.scan(Table::Log, &log_key(user, flushed + 1), &mut |key, _| {
@@ -236,11 +245,11 @@ fn ensure_namespace(tables: &dyn Tables, namespace: &str) -> Result<(), StoreErr
 /// Counts a lossy restart if the store was not closed, and marks the store as open. Durable on return.
 ///
 /// Returns the lossy restarts, and the last record before the latest of them. `last` is the last record in the WAL.
-fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(LossyRestarts, u64), EngineError> {
-    let number = |key: &[u8]| -> Result<Option<u32>, EngineError> {
+fn mark_open(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(LossyRestarts, u64), EngineError> {
+    let read_number = |key: &[u8]| -> Result<Option<u32>, EngineError> {
         Ok(engine.get(Table::Meta, key)?.and_then(|bytes| Some(u32::from_be_bytes(bytes[..].try_into().ok()?))))
     };
-    let mut count = number(LOSSY_RESTARTS_KEY)?.unwrap_or(0);
+    let mut count = read_number(LOSSY_RESTARTS_KEY)?.unwrap_or(0);
     let lossy = engine.get(Table::Meta, OPEN_KEY)?.is_some_and(|open| open == OPEN_LOSSY);
     if lossy {
         count += 1;
@@ -249,9 +258,9 @@ fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Loss
             "the store was not closed, and messages answered shortly before may be lost; logs skip sequences (a lossy restart)"
         );
     }
-    // A store that was restored has no such value.
-    let full = number(FULL_LOSSY_RESTARTS_KEY)?;
-    if full.is_none() {
+    // A new or restored store lacks this value.
+    let at_restore = read_number(FULL_LOSSY_RESTARTS_KEY)?;
+    if at_restore.is_none() {
         engine.put(Table::Meta, FULL_LOSSY_RESTARTS_KEY, &count.to_be_bytes())?;
     }
     let known = engine.get(Table::Meta, LOSSY_RESTART_RECORD_KEY)?.and_then(|bytes| wal_number(&bytes));
@@ -262,14 +271,14 @@ fn begin(engine: &dyn Engine, durability: Durability, last: u64) -> Result<(Loss
     let open = if durability == Durability::Always { OPEN_ALWAYS } else { OPEN_LOSSY };
     engine.put(Table::Meta, OPEN_KEY, open)?;
     engine.checkpoint()?;
-    Ok((LossyRestarts { count, full: full.unwrap_or(count) }, lossy_restart_record))
+    Ok((LossyRestarts { count, at_restore: at_restore.unwrap_or(count) }, lossy_restart_record))
 }
 
-/// Replay of the WAL.
+/// Replays the WAL into memory.
 struct Replay {
     tables: Arc<dyn Tables>,
     namespace: u32,
-    logs: HashMap<UserId, Replayed, foldhash::fast::RandomState>,
+    logs: HashMap<UserId, ReplayedLog, foldhash::fast::RandomState>,
     records: VecDeque<RecordInfo>,
     /// Time of each record, in milliseconds of the Unix epoch.
     written_ms: Vec<u64>,
@@ -281,17 +290,17 @@ struct Replay {
     last_ms: u64,
 }
 
-/// A log that occurs in the WAL.
-struct Replayed {
+/// Holds a log that occurs in the WAL.
+struct ReplayedLog {
     log: UserLog,
-    /// Its first entry in the WAL.
+    /// Sequence of its first entry in the WAL.
     first: Option<Seq>,
-    /// Last record with an entry of it; 0 = none.
-    appended: u64,
+    /// Last record with an entry of this log; 0 = none.
+    last_append: u64,
 }
 
 impl Replay {
-    fn record(&mut self, number: u64, value: &[u8]) -> Result<(), StoreError> {
+    fn apply_record(&mut self, number: u64, value: &[u8]) -> Result<(), StoreError> {
         let damaged = |error: &dyn std::fmt::Display| unreadable::damaged(format!("WAL record {number}: {error}"));
         if self.records.back().is_some_and(|last| last.number + 1 != number) {
             return Err(damaged(&"the record before it is missing"));
@@ -304,7 +313,7 @@ impl Replay {
         }
         self.last_ms = self.last_ms.max(at_ms);
         for event in events.by_ref() {
-            self.event(number, event.map_err(|error| damaged(&error))?)?;
+            self.apply_event(number, event.map_err(|error| damaged(&error))?)?;
         }
         let is_continued = events.is_continued();
         self.decoder = decoder;
@@ -313,7 +322,7 @@ impl Replay {
         Ok(())
     }
 
-    fn event(&mut self, record: u64, event: Event<'_>) -> Result<(), StoreError> {
+    fn apply_event(&mut self, record: u64, event: Event<'_>) -> Result<(), StoreError> {
         match event {
             Event::Entry { user, seq, recipient_at, message } => {
                 let Message { at: message_at, payload, expires_s, collapse } = message;
@@ -321,7 +330,7 @@ impl Replay {
                 let bytes = payload.len() as u32;
                 let replayed = self.replayed(user, record)?;
                 replayed.first.get_or_insert(seq);
-                replayed.appended = record;
+                replayed.last_append = record;
                 replayed.log.replay(WalSlot { seq, record, message_at, recipient_at, bytes, expires_s }, collapse);
             }
             Event::Seen { user, at_ms } => self.log(user, record)?.seen_ms = at_ms,
@@ -330,7 +339,7 @@ impl Replay {
             Event::Gap { user, from, to, reason } => {
                 let log = self.log(user, record)?;
                 match reason {
-                    // The event was reported. The entry's own expiry shows that it has expired.
+                    // The outbox has the event, and the expiry of each entry hides it.
                     GapReason::Expired => log.remove_slots(from, to),
                     reason => log.drop_range(from, to, reason),
                 }
@@ -344,7 +353,8 @@ impl Replay {
         Ok(&mut self.replayed(user, record)?.log)
     }
 
-    fn replayed(&mut self, user: &str, record: u64) -> Result<&mut Replayed, StoreError> {
+    /// Returns a user's log, which is loaded from its row on first use.
+    fn replayed(&mut self, user: &str, record: u64) -> Result<&mut ReplayedLog, StoreError> {
         if !self.logs.contains_key(user) {
             let damaged = |error: &dyn std::fmt::Display| {
                 unreadable::damaged(format!("WAL record {record}, user {user:?}: {error}"))
@@ -352,7 +362,7 @@ impl Replay {
             let id = UserId::new(user).map_err(|error| damaged(&error))?;
             let row = self.tables.get(Table::Users, user.as_bytes())?;
             let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
-            self.logs.insert(id, Replayed { log: UserLog::as_stored(row), first: None, appended: 0 });
+            self.logs.insert(id, ReplayedLog { log: UserLog::as_stored(row), first: None, last_append: 0 });
         }
         let replayed = self.logs.get_mut(user).ok_or_else(|| unreadable::damaged("a replayed log is missing"))?;
         replayed.log.last_record = record;
@@ -361,7 +371,7 @@ impl Replay {
 }
 
 impl UserLog {
-    /// Replays an entry. The row may include it already: rows are written before the records they replace are
+    /// Replays an entry. The row may include it already, because a row is written before the records that it replaces are
     /// removed.
     fn replay(&mut self, slot: WalSlot, key: Option<CollapseKey>) {
         if has_skipped(self.head, slot.seq) {
@@ -374,14 +384,4 @@ impl UserLog {
             self.push(slot, key);
         }
     }
-}
-
-/// A record of the WAL.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RecordInfo {
-    pub number: u64,
-    pub bytes: usize,
-    pub committed: Instant,
-    /// Its commit continues in the next record.
-    pub is_continued: bool,
 }

@@ -1,4 +1,4 @@
-//! Errors for stored values that cannot be read, worded for operators.
+//! Defines the errors of stored values that cannot be read, worded for operators.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use crate::store::StoreError;
 /// First byte of a placeholder. No stored value begins with it.
 const PLACEHOLDER: u8 = 0xFF;
 
-/// Reason why a stored value cannot be read: a clause without a full stop.
+/// States why a stored value cannot be read: a clause without a full stop.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreadable(String);
 
@@ -27,7 +27,7 @@ impl Unreadable {
     }
 
     /// Decodes the reason, if `value` is a placeholder.
-    pub fn of_value(value: &[u8]) -> Option<Self> {
+    pub fn from_value(value: &[u8]) -> Option<Self> {
         match value {
             [] => Some(Self::new("a checksum does not match")),
             [PLACEHOLDER, why @ ..] => Some(Self(String::from_utf8_lossy(why).into_owned())),
@@ -36,7 +36,7 @@ impl Unreadable {
     }
 }
 
-/// Makes the error of damaged data. `what` is a clause without a full stop; what to do follows.
+/// Creates the error of damaged data. `what` is a clause without a full stop; the remedy is appended.
 pub fn damaged(what: impl fmt::Display) -> StoreError {
     StoreError::Damaged(format!("{what}. Save what is left with `mesa inspect --salvage`, or restore a backup").into())
 }
@@ -69,9 +69,9 @@ mod tests {
     fn placeholder_of_unreadable_value_decodes_to_its_reason_only() {
         let why = Unreadable::new("its file is missing");
         assert_eq!(Block::decode(&why.to_value()).unwrap_err(), why);
-        assert_eq!(Unreadable::of_value(&why.to_value()), Some(why));
+        assert_eq!(Unreadable::from_value(&why.to_value()), Some(why));
         let block = Block::V1 { namespace: 1, user: "a", entries: vec![(1, 0, b"x")] }.encode();
-        assert_eq!(Unreadable::of_value(&block), None);
+        assert_eq!(Unreadable::from_value(&block), None);
     }
 
     #[test]

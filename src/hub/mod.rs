@@ -44,8 +44,8 @@ pub use self::{
     session::{Attach, Batch, Resumed, SentPosition, Session},
 };
 pub use crate::store::{
-    Entry, EventKind, Gap, Outbox, OutboxEvent, OutboxOptions, QueuedEvent, ReadLimit, Reason, Rejected, Store,
-    StoreError,
+    Entry, EventKind, Gap, Outbox, OutboxEvent, OutboxOptions, QueuedEvent, ReadLimit, Rejected, RejectionReason,
+    Store, StoreError,
 };
 use crate::{
     cluster::Cluster,

@@ -69,7 +69,7 @@ use self::{
     stop::{is_stopped, stopped},
 };
 use crate::config::Config;
-pub use crate::hub::{DeviceReport, Outcome, Reason, Rejected, StoreError, UserReport};
+pub use crate::hub::{DeviceReport, Outcome, Rejected, RejectionReason, StoreError, UserReport};
 use listener::Admission;
 use runtime::Runtime;
 

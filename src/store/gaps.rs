@@ -3,7 +3,7 @@
 use crate::message::Seq;
 
 /// Gaps of one log whose reason is remembered.
-pub const REASONS_MAX: usize = 64;
+pub const GAPS_MAX: usize = 64;
 
 /// States why sequences are missing from a log. Numbers are part of the on-disk format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,20 +58,20 @@ pub struct Gap {
     pub reason: GapReason,
 }
 
-/// Holds the last [`REASONS_MAX`] gaps: sorted, separate from each other or of different reasons.
+/// Holds the last [`GAPS_MAX`] gaps: sorted, separate from each other or of different reasons.
 #[derive(Clone, Debug, Default)]
 pub struct GapList(Vec<Gap>);
 
 impl GapList {
     /// Tests that another gap may remove the lowest.
     pub fn is_full(&self) -> bool {
-        self.0.len() >= REASONS_MAX
+        self.0.len() >= GAPS_MAX
     }
 
     /// Removes the lower half if the list is full. Call it when the value log holds no entry that a gap must hide.
     pub fn shrink_if_full(&mut self) {
         if self.is_full() {
-            self.0.drain(..REASONS_MAX / 2);
+            self.0.drain(..GAPS_MAX / 2);
         }
     }
 
@@ -99,7 +99,7 @@ impl GapList {
             self.put(at, Gap { from, to: until, reason });
             from = next;
         }
-        let over = self.0.len().saturating_sub(REASONS_MAX);
+        let over = self.0.len().saturating_sub(GAPS_MAX);
         self.0.drain(..over);
     }
 

@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-pub use self::gaps::REASONS_MAX;
+pub use self::gaps::GAPS_MAX;
 use crate::{
     health::Health,
     message::{CollapseKey, DeviceId, DispatchId, Payload, Seq, UserId},
@@ -39,7 +39,7 @@ pub use backup::{BackupError, Contents};
 pub use error::StoreError;
 pub use gaps::{Gap, GapReason};
 pub use outbox::{EventKind, Outbox, OutboxEvent, OutboxOptions, OutboxStatus, QueuedEvent};
-pub use rejected::{REJECTED_BYTES_MAX, Reason, Rejected};
+pub use rejected::{REJECTED_BYTES_MAX, Rejected, RejectionReason};
 pub use user_state::{Attached, DeviceState, KnownUser, UserState};
 
 /// Computes a stable fingerprint of a namespace (FNV-1a, 32 bits).
@@ -127,7 +127,7 @@ pub struct DispatchSummary {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppendResult {
     /// For each recipient in order: the sequence, or the reason of its rejection. Empty for a duplicate.
-    pub seqs: Vec<Result<Seq, Reason>>,
+    pub seqs: Vec<Result<Seq, RejectionReason>>,
     /// Stored result of an idempotent append ([`Idempotency`]).
     pub summary: Option<DispatchSummary>,
     /// The result is that of an earlier append with the same id, and nothing was appended now.
@@ -313,7 +313,7 @@ pub trait Store: Send + Sync + 'static {
     fn read_cached(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<ReadResult>;
 
     /// Explains why `from..=to` is missing from a log: the range in parts, each with a gap reason. The reasons of the last
-    /// [`REASONS_MAX`] gaps of a log are known; older ones are reported as expired.
+    /// [`GAPS_MAX`] gaps of a log are known; older ones are reported as expired.
     ///
     /// # Errors
     /// Fails if the user's stored data is unreadable.

@@ -104,8 +104,8 @@ pub enum OutboxEvent {
         /// The counts are minimums, because a crash lost some.
         at_least: bool,
     },
-    /// A client has sent a message whose type has a lone surrogate.
-    CutMessage {
+    /// A client has sent a message whose type has an lone surrogate.
+    RawTypeMessage {
         /// Id of the connection.
         connection: String,
         /// User id, if the client has authenticated.
@@ -145,7 +145,7 @@ pub enum EventKind {
 
 impl EventKind {
     /// Kinds that can be configured.
-    pub const CHOICE: [Self; 8] = [
+    pub const CONFIGURABLE: [Self; 8] = [
         Self::Connection,
         Self::Authentication,
         Self::Message,
@@ -175,7 +175,7 @@ impl EventKind {
     /// Returns the kind of a number.
     #[must_use]
     pub fn from_stored(number: u8) -> Option<Self> {
-        Self::CHOICE.into_iter().chain([Self::Overflow]).find(|kind| *kind as u8 == number)
+        Self::CONFIGURABLE.into_iter().chain([Self::Overflow]).find(|kind| *kind as u8 == number)
     }
 }
 
@@ -186,7 +186,7 @@ impl OutboxEvent {
         match self {
             Self::Connection { .. } => EventKind::Connection,
             Self::Authentication { .. } => EventKind::Authentication,
-            Self::Message { .. } | Self::CutMessage { .. } => EventKind::Message,
+            Self::Message { .. } | Self::RawTypeMessage { .. } => EventKind::Message,
             Self::Disconnection { .. } => EventKind::Disconnection,
             Self::Undelivered { .. } => EventKind::Undelivered,
             Self::Delivered { .. } => EventKind::Delivered,
@@ -206,7 +206,7 @@ impl OutboxEvent {
             Self::Message { connection, user, data, kind, .. } => {
                 connection.len() + optional(user) + optional(data) + optional(kind)
             }
-            Self::CutMessage { connection, user, data, kind_json, .. } => {
+            Self::RawTypeMessage { connection, user, data, kind_json, .. } => {
                 connection.len() + optional(user) + optional(data) + kind_json.len()
             }
             Self::Disconnection { connection, user } => connection.len() + optional(user),

@@ -45,7 +45,7 @@ pub fn outbox_options(webhook: &config::Webhook) -> OutboxOptions {
     OutboxOptions {
         events: webhook.outbox_events,
         bytes: webhook.outbox_bytes,
-        kinds: EventKind::CHOICE.into_iter().filter(is_configured).collect(),
+        kinds: EventKind::CONFIGURABLE.into_iter().filter(is_configured).collect(),
     }
 }
 

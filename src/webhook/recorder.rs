@@ -43,7 +43,9 @@ impl Listener for EventRecorder {
                 let (user, data) = (owned(user.map(UserId::as_str)), owned(data));
                 match kind_json {
                     None => OutboxEvent::Message { connection, user, op, data, kind: owned(kind) },
-                    Some(json) => OutboxEvent::CutMessage { connection, user, op, data, kind_json: json.to_owned() },
+                    Some(json) => {
+                        OutboxEvent::RawTypeMessage { connection, user, op, data, kind_json: json.to_owned() }
+                    }
                 }
             }
             Event::Disconnection { user, .. } => {

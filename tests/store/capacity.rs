@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesa::{
     embedded::Tuning,
     message::{Payload, Seq},
-    store::{Append, Limits, Reason, Store, StoreError},
+    store::{Append, Limits, RejectionReason, Store, StoreError},
 };
 
 use crate::support::{
@@ -100,7 +100,7 @@ async fn rejected_append_does_not_lower_the_usage_of_the_store() {
     wait_until_flushed(&*store, "b7").await;
     advance_clock(&options, 2);
     for _ in 0..30 {
-        assert_eq!(append_one(&*store, to("a", 60_000)).await.seqs, [Err(Reason::Quota)]);
+        assert_eq!(append_one(&*store, to("a", 60_000)).await.seqs, [Err(RejectionReason::Quota)]);
         // Leaves time for the user's log to leave the cache.
         tokio::time::sleep(Duration::from_millis(5)).await;
         append_one(&*store, Append::new(message(1), vec![user("c")])).await;

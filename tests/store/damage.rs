@@ -6,7 +6,7 @@ use futures_util::FutureExt as _;
 use mesa::{
     embedded::tables::memory::Memory,
     message::Seq,
-    store::{Append, Limits, Overflow, Reason, Store, StoreError},
+    store::{Append, Limits, Overflow, RejectionReason, Store, StoreError},
 };
 
 use crate::support::{
@@ -49,7 +49,10 @@ async fn damaged_block_affects_only_its_user() {
         wait_until("the last entry expires", || store.state(&user("a")).unwrap().pending <= 3).await;
         for n in 5..=12 {
             let seqs = store.append(Append::new(message(n), vec![user("a")])).await.unwrap().seqs;
-            assert!(seqs[0].is_ok() || overflow == Overflow::Reject && seqs[0] == Err(Reason::Quota), "{seqs:?}");
+            assert!(
+                seqs[0].is_ok() || overflow == Overflow::Reject && seqs[0] == Err(RejectionReason::Quota),
+                "{seqs:?}"
+            );
         }
         assert_other_user_is_served(&*store, &tables, 2).await;
         store.clear(&user("a")).await.unwrap();
@@ -88,7 +91,7 @@ async fn damaged_row_affects_only_its_user() {
     assert!(names_user_a(&error), "{error}");
     assert!(store.attach(&user("a"), None).is_err() && store.state(&user("a")).is_err());
     let both = store.append(Append::new(message(2), vec![user("a"), user("b")])).await.unwrap().seqs;
-    assert_eq!(both, [Err(Reason::Damaged), Ok(1)]);
+    assert_eq!(both, [Err(RejectionReason::Damaged), Ok(1)]);
     wait_until("both users are listed", || store.users(None, 10).unwrap().len() == 2).await;
     let listed = store.users(None, 10).unwrap();
     assert!(listed[0].1.as_ref().is_err_and(names_user_a), "{listed:?}");

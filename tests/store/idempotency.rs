@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesa::{
     embedded::Tuning,
     message::DispatchId,
-    store::{Append, Idempotency, Limits, Reason, Rejected},
+    store::{Append, Idempotency, Limits, Rejected, RejectionReason},
 };
 
 use crate::support::{
@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 fn with_id(n: u64, users: &[&str]) -> Append {
-    let rejected = vec![Rejected { user: "not a user".into(), reason: Reason::Invalid }];
+    let rejected = vec![Rejected { user: "not a user".into(), reason: RejectionReason::Invalid }];
     let online = vec![true, false];
     let idempotency = Idempotency { id: DispatchId::new("order 66").unwrap(), online, rejected };
     Append { idempotency: Some(idempotency), ..Append::new(message(n), users.iter().map(|id| user(id)).collect()) }
@@ -30,11 +30,11 @@ async fn append_with_repeated_id_returns_the_first_result_within_the_window() {
             let mut store = location.open_with(tuning, &options);
             append(&*store, 1, &["full"]).await.unwrap();
             let first = append_one(&*store, with_id(2, &["a", "full"])).await;
-            assert_eq!((first.duplicate, &first.seqs[..]), (false, &[Ok(1), Err(Reason::Quota)][..]));
+            assert_eq!((first.duplicate, &first.seqs[..]), (false, &[Ok(1), Err(RejectionReason::Quota)][..]));
             let summary = first.summary.unwrap();
             assert_eq!((summary.recipients, summary.online, summary.offline), (3, 1, 0));
             let rejected: Vec<_> = summary.rejected.iter().map(|one| (&*one.user, one.reason)).collect();
-            assert_eq!(rejected, [("not a user", Reason::Invalid), ("full", Reason::Quota)]);
+            assert_eq!(rejected, [("not a user", RejectionReason::Invalid), ("full", RejectionReason::Quota)]);
             for round in 0..3 {
                 if tuning.flush_delay.is_zero() {
                     wait_until_flushed(&*store, "a").await;
@@ -70,7 +70,7 @@ async fn result_with_two_thousand_rejected_users_is_unchanged_after_a_partial_fl
     let tuning = Tuning { wal_bytes_max: 150 << 10, ..FLUSH_NEVER };
     let store = location.open_with(tuning, &options);
     let rejected: Vec<_> = (0..2000)
-        .map(|n| Rejected { user: format!("{n}{}", "x".repeat(96)).into(), reason: Reason::Invalid })
+        .map(|n| Rejected { user: format!("{n}{}", "x".repeat(96)).into(), reason: RejectionReason::Invalid })
         .collect();
     let append = || {
         let id = DispatchId::new("order 67").unwrap();
@@ -95,7 +95,7 @@ async fn rejected_user_of_any_length_is_stored_with_the_result() {
         let idempotency = Idempotency { id: DispatchId::new(id).unwrap(), online: vec![true], rejected };
         Append { idempotency: Some(idempotency), ..Append::new(message(1), vec![user("a")]) }
     };
-    let invalid = |bytes: usize| Rejected { user: "x".repeat(bytes).into(), reason: Reason::Invalid };
+    let invalid = |bytes: usize| Rejected { user: "x".repeat(bytes).into(), reason: RejectionReason::Invalid };
     for location in Location::all() {
         let options = open_options(Limits::default());
         let store = location.open_with(FLUSH_NEVER, &options);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesa::{
     embedded::Tuning,
     message::{CollapseKey, Seq},
-    store::{Append, GapReason, Limits, Overflow, Reason, SessionReport, Store},
+    store::{Append, GapReason, Limits, Overflow, RejectionReason, SessionReport, Store},
 };
 
 use crate::support::{
@@ -274,15 +274,15 @@ async fn message_above_the_quota_is_rejected_until_entries_are_acknowledged() {
             if tuning.flush_delay.is_zero() {
                 wait_until_flushed(&*store, "a").await;
             }
-            assert_eq!(send(6, SIZE).await, Err(Reason::Quota), "expected a rejection of the sixth message");
+            assert_eq!(send(6, SIZE).await, Err(RejectionReason::Quota), "expected a rejection of the sixth message");
             acknowledge(&*store, "a", 1, base + 1);
             assert_eq!(
                 send(6, 6 * SIZE + 1).await,
-                Err(Reason::Quota),
+                Err(RejectionReason::Quota),
                 "expected a rejection one byte above the quota"
             );
             assert_eq!(send(6, 6 * SIZE).await, Ok(6));
-            assert_eq!(send(7, SIZE).await, Err(Reason::Quota));
+            assert_eq!(send(7, SIZE).await, Err(RejectionReason::Quota));
             acknowledge(&*store, "a", 1, base + 6);
             assert_eq!(send(7, SIZE).await, Ok(7), "a rejected message is assigned no sequence");
             acknowledge(&*store, "a", 1, base + 7);

@@ -9,7 +9,7 @@ use std::{
 use mesa::{
     embedded::tables::memory::Memory,
     message::{CollapseKey, DeviceId, DispatchId, Payload},
-    store::{Append, GapReason, Idempotency, Limits, Overflow, Reason, SessionReport},
+    store::{Append, GapReason, Idempotency, Limits, Overflow, RejectionReason, SessionReport},
 };
 use proptest::{
     prelude::*,
@@ -253,7 +253,7 @@ impl Run {
                 (entry.expires.is_none_or(|at| at > self.now) && !model.is_acknowledged(seq)).then_some(seq)
             });
             if replaced.is_none() && !model.make_space(bytes, self.now, overflow) {
-                assert_eq!(*seq, Err(Reason::Quota), "append {n} to {}", USERS[*at]);
+                assert_eq!(*seq, Err(RejectionReason::Quota), "append {n} to {}", USERS[*at]);
                 rejected += 1;
                 continue;
             }

@@ -16,7 +16,7 @@ use mesa::{
         LinkOptions, ServerLink,
         store::{RedisOptions, open},
     },
-    store::{Append, Idempotency, Limits, Reason, SessionReport, Store, StoreError},
+    store::{Append, Idempotency, Limits, RejectionReason, SessionReport, Store, StoreError},
 };
 
 use crate::{
@@ -341,7 +341,7 @@ async fn unreadable_state_of_one_user_rejects_only_that_user() {
         store.append(Append::new(message(n), vec![user(&id)]))
     });
     for (n, result) in futures_util::future::join_all(appends).await.into_iter().enumerate() {
-        let expected = if n == 7 { Err(Reason::Damaged) } else { Ok(1) };
+        let expected = if n == 7 { Err(RejectionReason::Damaged) } else { Ok(1) };
         assert_eq!(result.unwrap().seqs, [expected], "{n}");
     }
     assert!(store.state(&user("bad")).is_err());
@@ -365,7 +365,7 @@ async fn damaged_log_of_one_user_rejects_only_that_user() {
     }
     let users = ["alice", "type", "bob", "type", "form", "carol"].map(user).to_vec();
     let result = store.append(Append::new(message(2), users)).await.unwrap();
-    let damaged = Err(Reason::Damaged);
+    let damaged = Err(RejectionReason::Damaged);
     assert_eq!(result.seqs, [Ok(1), damaged, Ok(1), damaged, damaged, Ok(1)]);
     for name in ["alice", "bob", "carol"] {
         assert_eq!(read(&*store, name, 0), [(1, 2)], "{name}");
@@ -474,6 +474,6 @@ async fn acknowledgements_of_an_unreadable_log_do_not_block_others() {
     acknowledge(&*store, "bad", 1, 1);
     acknowledge(&*store, "good", 1, 1);
     let result = store.append(Append::new(message(2), vec![user("bad"), user("good")])).await.unwrap();
-    assert_eq!(result.seqs, [Err(Reason::Damaged), Ok(2)]);
+    assert_eq!(result.seqs, [Err(RejectionReason::Damaged), Ok(2)]);
     assert_eq!(read(&*store, "good", 0), [(2, 2)]);
 }

@@ -47,9 +47,10 @@ pub(in crate::embedded) enum Block {
     Failed(String),
 }
 
-type Format = config::Configuration<config::LittleEndian, config::Varint, config::Limit<{ 4 * BLOCK_BYTES_MAX }>>;
+type BincodeConfig =
+    config::Configuration<config::LittleEndian, config::Varint, config::Limit<{ 4 * BLOCK_BYTES_MAX }>>;
 
-fn format() -> Format {
+fn bincode_config() -> BincodeConfig {
     config::standard().with_limit::<{ 4 * BLOCK_BYTES_MAX }>()
 }
 
@@ -76,7 +77,7 @@ impl<W: Write> BackupWriter<W> {
     }
 
     fn put(&mut self, block: &Block) -> io::Result<()> {
-        let body = bincode::encode_to_vec(block, format()).map_err(io::Error::other)?;
+        let body = bincode::encode_to_vec(block, bincode_config()).map_err(io::Error::other)?;
         let length = u32::try_from(body.len()).ok().filter(|length| *length as usize <= BLOCK_BYTES_MAX);
         let length = length.ok_or_else(|| io::Error::other(format!("a block of {} bytes", body.len())))?;
         // One write per block, so that a stream forwards complete blocks.
@@ -158,7 +159,7 @@ impl<R: Read> BackupReader<R> {
         if checksum(self.number, &body) != crc {
             return Err(self.damaged("its checksum does not match"));
         }
-        let decoded: Result<(Block, usize), _> = bincode::decode_from_slice(&body, format());
+        let decoded: Result<(Block, usize), _> = bincode::decode_from_slice(&body, bincode_config());
         let block = match decoded {
             Ok((block, read)) if read == body.len() => block,
             Ok(_) => return Err(self.damaged("it has bytes after its content")),

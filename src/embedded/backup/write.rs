@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::format::{BackupError, BackupWriter, Contents};
 use crate::{
     embedded::{
-        shared::StoreState,
+        store_state::StoreState,
         tables::{
             contract::Table,
             meta::NAMESPACE_KEY,

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
     use crate::{
         embedded::{
-            shared::Tuning,
+            options::Tuning,
             tables::{DiskOptions, open},
         },
         message::{Payload, UserId},

@@ -16,9 +16,9 @@ pub const PIECE_BYTES_MAX: usize = 60 << 10;
 /// Limit for the decoder, in bytes, against damaged lengths: twice the largest frame that a client can send.
 const DECODE_BYTES_MAX: usize = 32 << 20;
 
-type Format = config::Configuration<config::LittleEndian, config::Varint, config::Limit<DECODE_BYTES_MAX>>;
+type BincodeConfig = config::Configuration<config::LittleEndian, config::Varint, config::Limit<DECODE_BYTES_MAX>>;
 
-fn format() -> Format {
+fn bincode_config() -> BincodeConfig {
     config::standard().with_limit::<DECODE_BYTES_MAX>()
 }
 
@@ -66,7 +66,7 @@ enum Reported {
 
 fn encode(value: &impl Encode) -> Vec<u8> {
     // As in `RecordWriter::encode`.
-    bincode::encode_to_vec(value, format()).expect("writing to a Vec succeeds")
+    bincode::encode_to_vec(value, bincode_config()).expect("writing to a Vec succeeds")
 }
 
 impl Batch {
@@ -87,7 +87,7 @@ pub struct Pieces(Vec<u8>);
 impl Pieces {
     /// Adds the next piece. Returns the batch after the last one.
     pub fn push(&mut self, value: &[u8]) -> Result<Option<Batch>, Unreadable> {
-        let (Piece::V1 { last, bytes }, _) = bincode::decode_from_slice(value, format())?;
+        let (Piece::V1 { last, bytes }, _) = bincode::decode_from_slice(value, bincode_config())?;
         self.0.extend_from_slice(&bytes);
         if self.0.len() > DECODE_BYTES_MAX {
             return Err(DecodeError::LimitExceeded.into());
@@ -95,7 +95,7 @@ impl Pieces {
         if !last {
             return Ok(None);
         }
-        let (batch, _) = bincode::decode_from_slice(&std::mem::take(&mut self.0), format())?;
+        let (batch, _) = bincode::decode_from_slice(&std::mem::take(&mut self.0), bincode_config())?;
         Ok(Some(batch))
     }
 }
@@ -106,7 +106,7 @@ impl StoredLost {
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
-        Ok(bincode::decode_from_slice(bytes, format())?.0)
+        Ok(bincode::decode_from_slice(bytes, bincode_config())?.0)
     }
 }
 
@@ -115,7 +115,7 @@ pub fn encode_reported(through: Seq) -> Vec<u8> {
 }
 
 pub fn decode_reported(bytes: &[u8]) -> Result<Seq, Unreadable> {
-    let (Reported::V1 { through }, _) = bincode::decode_from_slice(bytes, format())?;
+    let (Reported::V1 { through }, _) = bincode::decode_from_slice(bytes, bincode_config())?;
     Ok(through)
 }
 
@@ -186,8 +186,8 @@ mod tests {
         Batch::V1 { start: 0x00C0_FFEE, events: (0..).zip(events).map(at).collect() }
     }
 
-    fn cut() -> Batch {
-        let event = OutboxEvent::CutMessage {
+    fn raw_type() -> Batch {
+        let event = OutboxEvent::RawTypeMessage {
             connection: "c0ffee-7".to_owned(),
             user: Some("alice".to_owned()),
             op: 0,
@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn outbox_encoding_equals_its_golden_file() {
-        for (name, batch) in [("outbox", everything()), ("outbox-cut", cut())] {
+        for (name, batch) in [("outbox", everything()), ("outbox-raw-type", raw_type())] {
             let pieces = batch.pieces();
             assert_eq!(pieces.len(), 1);
             assert_eq!(Pieces::default().push(&golden(name, &pieces[0])).unwrap(), Some(batch));

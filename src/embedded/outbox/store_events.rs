@@ -2,7 +2,7 @@
 
 use super::{EventKind, Outbox, OutboxEvent};
 use crate::{
-    embedded::{shared::StoreState, tables::contract::EngineError, writer::state::Committer},
+    embedded::{store_state::StoreState, tables::contract::EngineError, writer::state::Committer},
     message::{DeviceId, Seq, UserId},
     store::Outbox as _,
 };

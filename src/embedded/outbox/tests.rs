@@ -6,7 +6,7 @@ use super::*;
 use crate::{
     embedded::{
         self,
-        shared::Options,
+        options::Options,
         tables::{
             contract::EngineError,
             memory::{self, Memory},
@@ -17,7 +17,7 @@ use crate::{
 };
 
 fn options(events: u64, bytes: u64) -> Options {
-    let kinds = EventKind::CHOICE.to_vec();
+    let kinds = EventKind::CONFIGURABLE.to_vec();
     Options { outbox: Some(OutboxOptions { events, bytes, kinds }), ..Options::default() }
 }
 
@@ -262,7 +262,7 @@ async fn put_stores_enabled_kinds_only_and_reported_users_are_listed() {
 #[tokio::test]
 async fn expired_entries_are_reported_once_over_many_short_lives() {
     use crate::{
-        embedded::shared::Tuning,
+        embedded::options::Tuning,
         store::{Append, Limits},
     };
     let tables = Memory::default();

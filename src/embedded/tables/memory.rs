@@ -7,7 +7,7 @@ use parking_lot::RwLock;
 
 use super::contract::{EngineError, Table, Tables};
 use crate::{
-    embedded::{self, engine::Engine, shared::Options, tables::schema::is_log_key_of, wal::contract::Wal},
+    embedded::{self, engine::Engine, options::Options, tables::schema::is_log_key_of, wal::contract::Wal},
     store::{Store, StoreError},
 };
 

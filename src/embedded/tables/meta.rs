@@ -8,7 +8,7 @@ pub(in crate::embedded) const FORMAT_KEY: &[u8] = b"format";
 pub(in crate::embedded) const NAMESPACE_KEY: &[u8] = b"namespace";
 /// Number of all lossy restarts.
 pub(in crate::embedded) const LOSSY_RESTARTS_KEY: &[u8] = b"lapses";
-/// Number of lossy restarts that count one by one: [`LossyRestarts::full`](crate::embedded::user_log::lossy_restarts::LossyRestarts::full).
+/// Number of lossy restarts when the store was restored: a log skips once for each.
 pub(in crate::embedded) const FULL_LOSSY_RESTARTS_KEY: &[u8] = b"full-lapses";
 /// Last WAL record before the last lossy restart.
 pub(in crate::embedded) const LOSSY_RESTART_RECORD_KEY: &[u8] = b"lapse-record";

@@ -33,14 +33,14 @@ use crate::{
             rebuild,
             sled_file::{self, RawTables, TABLES, Tail},
         },
-        shared::Options,
+        options::Options,
         tables::{
             contract::Table,
             meta::{FLUSHED_KEY, FORMAT_KEY, NAMESPACE_KEY, check_format, check_namespace},
             schema::wal_number,
         },
         value_log::{file::ValueLog, location::BlockLocation},
-        wal::{layout::OpenError, replay::WalScan, segment::WalFiles},
+        wal::{layout::OpenError, scan::WalScan, segment::WalFiles},
     },
     health::Health,
     store::{Durability, Limits, OutboxOptions, Store, StoreError},
@@ -82,7 +82,7 @@ pub struct DiskOptions {
     pub sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
     /// See [`Tuning`](crate::embedded::Tuning). For tests.
     #[doc(hidden)]
-    pub tuning: embedded::shared::Tuning,
+    pub tuning: embedded::options::Tuning,
     /// See [`Options::ahead_ms`].
     #[doc(hidden)]
     pub ahead_ms: Arc<AtomicU64>,
@@ -105,7 +105,7 @@ impl DiskOptions {
             outbox: None,
             health: Arc::default(),
             sync: None,
-            tuning: embedded::shared::Tuning::default(),
+            tuning: embedded::options::Tuning::default(),
             ahead_ms: Arc::default(),
             operation: None,
         }
@@ -221,7 +221,7 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
     let watermark = SyncWatermark::read(path).unwrap_or_default();
     let wal_dir = path.join(WAL);
     let wal = if scanned.flushed == flushed {
-        WalFiles::take_over(&wal_dir, scanned).map_err(OpenError::Io)
+        WalFiles::from_scan(&wal_dir, scanned).map_err(OpenError::Io)
     } else {
         WalFiles::open(&wal_dir, flushed, watermark.record)
     };

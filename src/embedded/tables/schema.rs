@@ -6,7 +6,7 @@
 use bincode::{Decode, Encode};
 
 use crate::{
-    embedded::{encoding::format, unreadable::Unreadable},
+    embedded::{encoding::bincode_config, unreadable::Unreadable},
     message::Seq,
 };
 
@@ -86,11 +86,11 @@ pub struct StoredId {
 
 impl Ids {
     pub fn encode(&self) -> Vec<u8> {
-        bincode::encode_to_vec(self, format()).expect("writing to a Vec succeeds")
+        bincode::encode_to_vec(self, bincode_config()).expect("writing to a Vec succeeds")
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
-        Ok(bincode::decode_from_slice(bytes, format())?.0)
+        Ok(bincode::decode_from_slice(bytes, bincode_config())?.0)
     }
 }
 
@@ -113,11 +113,11 @@ impl StoredLog {
     }
 
     pub fn encode(self) -> Vec<u8> {
-        bincode::encode_to_vec(Row::V1(self), format()).expect("writing to a Vec succeeds")
+        bincode::encode_to_vec(Row::V1(self), bincode_config()).expect("writing to a Vec succeeds")
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
-        let (Row::V1(log), _) = bincode::decode_from_slice(bytes, format())?;
+        let (Row::V1(log), _) = bincode::decode_from_slice(bytes, bincode_config())?;
         Ok(log)
     }
 }

@@ -291,7 +291,7 @@ impl Wal for Disk {
     }
 
     fn record_numbers(&self) -> Option<(u64, u64)> {
-        self.wal.ends()
+        self.wal.record_numbers()
     }
 
     fn record(&self, number: u64) -> Result<Option<Bytes>, EngineError> {
@@ -301,7 +301,7 @@ impl Wal for Disk {
     fn scan_records(&self, visit: &mut dyn FnMut(u64, Bytes) -> bool) -> Result<(), EngineError> {
         let mut next = 0;
         // The first record may be removed meanwhile.
-        while let Some((first, last)) = self.wal.ends().filter(|(_, last)| *last >= next) {
+        while let Some((first, last)) = self.wal.record_numbers().filter(|(_, last)| *last >= next) {
             next = next.max(first);
             // A missing record was flushed and removed meanwhile.
             let record = self.wal.get(next)?;
@@ -314,7 +314,7 @@ impl Wal for Disk {
     }
 
     fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {
-        Ok(self.wal.each(numbers, visit)?)
+        Ok(self.wal.visit(numbers, visit)?)
     }
 
     fn sync(&self) -> Result<(), EngineError> {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use bytes::Bytes;
 
 use crate::embedded::{
-    encoding::format,
+    encoding::bincode_config,
     tables::schema::{Ids, StoredCursor, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number},
     value_log::block::Block,
     wal::record::{Item, RecordReader, RecordWriter, entry_at},
@@ -123,7 +123,7 @@ proptest! {
             }
         }
         _ = StoredLog::decode(&bytes);
-        let block: Result<(Block<'_>, usize), _> = bincode::borrow_decode_from_slice(&bytes, format());
+        let block: Result<(Block<'_>, usize), _> = bincode::borrow_decode_from_slice(&bytes, bincode_config());
         _ = block;
     }
 }

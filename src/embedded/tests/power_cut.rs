@@ -14,7 +14,7 @@ use super::intercept::Intercept;
 use crate::{
     embedded::{
         self,
-        shared::{Options, Tuning},
+        options::{Options, Tuning},
         tables::{
             contract::{EngineError, Table, Tables},
             memory::Memory,

@@ -15,7 +15,7 @@ use super::intercept::Intercept;
 use crate::{
     embedded::{
         self,
-        shared::{Options, Tuning},
+        options::{Options, Tuning},
         tables::{
             contract::{EngineError, Table, TableSpace, Tables},
             memory::Memory,
@@ -283,7 +283,7 @@ async fn reservation_counts_until_messages_are_flushed_or_acknowledged() {
 /// Opens a store with an outbox, on a disk of which 8 MiB must stay free. The tables' file also grows by 8 MiB.
 fn store_with_outbox(tables: &Arc<ScarceDisk>) -> Arc<dyn Store> {
     let limits = Limits { free_bytes: 8 << 20, ..Limits::default() };
-    let outbox = Some(OutboxOptions { events: 1000, bytes: 100 << 20, kinds: EventKind::CHOICE.to_vec() });
+    let outbox = Some(OutboxOptions { events: 1000, bytes: 100 << 20, kinds: EventKind::CONFIGURABLE.to_vec() });
     embedded::open(tables.clone(), Options { limits, outbox, ..Options::default() }).unwrap()
 }
 

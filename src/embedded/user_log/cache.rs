@@ -1,4 +1,4 @@
-//! Sharded cache of user logs. A log is loaded from the table of users on first use.
+//! Caches user logs in memory. A log is loaded from the table of users on first use.
 
 use std::{
     collections::HashMap,
@@ -27,25 +27,22 @@ use crate::{
     store::StoreError,
 };
 
-/// Number of shards: enough that threads rarely wait for each other, few enough to iterate over.
+/// Number of shards. With fewer, threads wait for each other more often; with more, an iteration takes longer.
 const SHARDS: usize = 64;
-
-/// Seconds after which an unused log leaves memory, if the tables hold all of it.
-pub const IDLE_SECONDS: u32 = 60;
 
 type Shard = HashMap<UserId, UserLog, RandomState>;
 
-/// Caches the logs in memory.
+/// Caches user logs in shards, each with a lock.
 pub struct LogCache {
     tables: Arc<dyn Tables>,
     hasher: RandomState,
     shards: Vec<Mutex<Shard>>,
     lossy_restarts: LossyRestarts,
     opened: Instant,
-    /// Cost of unflushed entries in the value log: bytes on the disk, and bytes of payload. Each change of a log updates both,
-    /// on any thread.
-    reserved: AtomicU64,
-    unflushed: AtomicU64,
+    /// Bytes that unflushed entries will take on the disk. Each change of a log updates it, on any thread.
+    reserved_bytes: AtomicU64,
+    /// Bytes of payload of unflushed entries. Each change of a log updates it, on any thread.
+    unflushed_bytes: AtomicU64,
 }
 
 impl LogCache {
@@ -57,19 +54,19 @@ impl LogCache {
             shards,
             lossy_restarts,
             opened: Instant::now(),
-            reserved: AtomicU64::new(0),
-            unflushed: AtomicU64::new(0),
+            reserved_bytes: AtomicU64::new(0),
+            unflushed_bytes: AtomicU64::new(0),
         }
     }
 
     /// Returns the bytes that unflushed entries will take on the disk.
-    pub fn reserved(&self) -> u64 {
-        self.reserved.load(Ordering::Relaxed)
+    pub fn reserved_bytes(&self) -> u64 {
+        self.reserved_bytes.load(Ordering::Relaxed)
     }
 
     /// Returns the bytes of payload of unflushed entries.
-    pub fn unflushed(&self) -> u64 {
-        self.unflushed.load(Ordering::Relaxed)
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.unflushed_bytes.load(Ordering::Relaxed)
     }
 
     /// Runs `work` on a log, and counts the change of its unflushed entries.
@@ -78,16 +75,17 @@ impl LogCache {
         let result = work(log);
         let after = log.unflushed();
         if before != after {
-            self.count(user, before, after);
+            self.count_unflushed(user, before, after);
         }
         result
     }
 
-    fn count(&self, user: &UserId, before: Usage, after: Usage) {
+    /// Adds the change of a log's unflushed entries to the counters.
+    fn count_unflushed(&self, user: &UserId, before: Usage, after: Usage) {
         let cost = |usage: Usage| Cost::of_entries(user, usage.entries, usage.bytes);
         // Each thread subtracts only what was added under the same lock, so neither counter goes below zero.
-        self.reserved.fetch_add(cost(after).wrapping_sub(cost(before)), Ordering::Relaxed);
-        self.unflushed.fetch_add(after.bytes.wrapping_sub(before.bytes), Ordering::Relaxed);
+        self.reserved_bytes.fetch_add(cost(after).wrapping_sub(cost(before)), Ordering::Relaxed);
+        self.unflushed_bytes.fetch_add(after.bytes.wrapping_sub(before.bytes), Ordering::Relaxed);
     }
 
     /// Returns the lossy restarts of the store.
@@ -116,7 +114,7 @@ impl LogCache {
         Ok(result)
     }
 
-    /// Runs `work` on a user's log without adding the log to the cache. Lists of many users call it.
+    /// Runs `work` on a user's log without adding the log to the cache, for lists of many users.
     pub fn peek<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Result<T, StoreError> {
         let mut shard = self.shard(user);
         match shard.get_mut(user) {
@@ -130,7 +128,7 @@ impl LogCache {
         let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose();
         let row = row.map_err(|error| damaged(format!("the row of user {user:?} cannot be read ({error})")))?;
         let mut log = UserLog::from_row(row, self.lossy_restarts);
-        log.touched = self.now();
+        log.used_s = self.now();
         Ok(log)
     }
 
@@ -141,7 +139,7 @@ impl LogCache {
 
     /// Inserts a log that recovery has assembled.
     pub fn insert(&self, user: UserId, log: UserLog) {
-        self.count(&user, Usage::default(), log.unflushed());
+        self.count_unflushed(&user, Usage::default(), log.unflushed());
         self.shard(&user).insert(user, log);
     }
 
@@ -151,7 +149,7 @@ impl LogCache {
         for shard in &self.shards {
             let mut shard = shard.lock();
             let before = shard.len();
-            shard.retain(|_, log| !(log.is_idle(first_record) && now.saturating_sub(log.touched) >= idle_seconds));
+            shard.retain(|_, log| !(log.is_idle(first_record) && now.saturating_sub(log.used_s) >= idle_seconds));
             if shard.len() * 4 < before {
                 shard.shrink_to_fit();
             }

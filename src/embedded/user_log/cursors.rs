@@ -1,4 +1,4 @@
-//! Cursors of one user's log: one shared by clients without a device, and one for each device.
+//! Manages the cursors of one user's log: one shared by clients without a device, and one for each device.
 
 use crate::{
     embedded::tables::schema::{StoredCursor, StoredLog},
@@ -14,14 +14,15 @@ pub struct Cursor {
     pub seen_ms: u64,
     /// Number of attached sessions.
     pub attached: u32,
-    /// The WAL does not have its current state.
+    /// The WAL lacks its current state.
     pub dirty: bool,
-    /// The WAL has its removal. It stays because it is the last cursor, and the next state in the WAL replaces it.
+    /// The WAL has its removal, but the last cursor is never removed. The next state in the WAL replaces it.
     pub stale: bool,
 }
 
-/// Holds all cursors of one user. There is always at least one: an entry is pending until every cursor has
-/// acknowledged it, so without cursors no entry would be.
+/// Holds all cursors of one user, always at least one.
+///
+/// An entry is pending until every cursor has acknowledged it. So without cursors no entry would be pending.
 #[derive(Clone, Debug)]
 pub struct Cursors {
     shared: Option<Cursor>,
@@ -42,7 +43,7 @@ pub struct Changes {
     /// Changed cursors, written first.
     pub cursors: Vec<(Option<DeviceId>, StoredCursor)>,
     pub removed: Vec<Option<DeviceId>>,
-    /// Cursors that were removed and created again, written after the removals, because they start anew.
+    /// Cursors that were removed and created again. They are written after the removals.
     pub recreated: Vec<(Option<DeviceId>, StoredCursor)>,
 }
 
@@ -102,7 +103,7 @@ impl Cursors {
         }
     }
 
-    /// Adds `from..=to` to what one cursor has acknowledged. Returns true if anything was new.
+    /// Acknowledges `from..=to` for one cursor. Returns true if anything was new.
     pub fn acknowledge(&mut self, device: Option<&DeviceId>, from: Seq, to: Seq) -> bool {
         let Some(cursor) = self.get_mut(device) else { return false };
         let new = cursor.acknowledged.insert(from, to);
@@ -110,24 +111,26 @@ impl Cursors {
         new
     }
 
-    /// Adds `from..=to` to what every cursor has acknowledged.
+    /// Acknowledges `from..=to` for every cursor.
     pub fn acknowledge_all(&mut self, from: Seq, to: Seq) {
         for cursor in self.all_mut() {
             cursor.dirty |= cursor.acknowledged.insert(from, to);
         }
     }
 
-    /// Attaches a session. Creates its cursor if there is none, without entries that every cursor has acknowledged.
+    /// Attaches a session, and returns what its cursor has acknowledged.
+    ///
+    /// A new cursor begins with the entries that some cursor has not acknowledged.
     ///
     /// # Errors
-    /// When the limit of devices is reached, and all of them have sessions.
+    /// Fails if the limit of devices is reached, and all of them have sessions.
     pub fn attach(&mut self, device: Option<&DeviceId>, devices_max: usize, now_ms: u64) -> Result<AckSet, StoreError> {
         if self.get(device).is_none() {
-            let fresh = Cursor { acknowledged: AckSet::from_parts(self.through(), &[]), ..Cursor::default() };
+            let new = Cursor { acknowledged: AckSet::from_parts(self.through(), &[]), ..Cursor::default() };
             match device {
-                None => self.shared = Some(fresh),
+                None => self.shared = Some(new),
                 Some(device) => {
-                    let cursor = self.take_shared().unwrap_or(fresh);
+                    let cursor = self.take_shared().unwrap_or(new);
                     self.evict_devices(devices_max)?;
                     self.devices.push((device.clone(), cursor));
                 }
@@ -141,8 +144,9 @@ impl Cursors {
         Ok(cursor.acknowledged.clone())
     }
 
-    /// Takes the shared cursor for the first device, if no client without a device was ever connected. So the device gets
-    /// the entries that are pending without a device.
+    /// Takes the shared cursor for the first device, if no client without a device was ever connected.
+    ///
+    /// So the device receives the entries that were pending before it connected.
     fn take_shared(&mut self) -> Option<Cursor> {
         let unused = self.devices.is_empty() && self.shared.as_ref().is_some_and(|shared| shared.seen_ms == 0);
         let taken = if unused { self.shared.take() } else { None };
@@ -190,10 +194,10 @@ impl Cursors {
     ///
     /// One cursor always stays: if all are that old, the one that was used last.
     pub fn remove_inactive(&mut self, before_ms: u64) -> bool {
-        let is_inactive = |cursor: &Cursor| cursor.attached == 0 && cursor.seen_ms < before_ms;
+        let is_inactive = |cursor: &Cursor| cursor.is_inactive(before_ms);
         let latest = if self.all().all(is_inactive) { self.all().map(|cursor| cursor.seen_ms).max() } else { None };
         let (mut spared, before) = (false, self.removed.len());
-        // From the newest cursor on, so that of two with the same time the newer one stays.
+        // From the newest device on: of two devices with the same time, the newer one stays.
         for at in (0..self.devices.len()).rev() {
             let cursor = &self.devices[at].1;
             if !spared && latest == Some(cursor.seen_ms) {
@@ -212,8 +216,7 @@ impl Cursors {
 
     /// Returns whether [`Cursors::remove_inactive`] would remove a cursor.
     pub fn any_inactive(&self, before_ms: u64) -> bool {
-        let is_inactive = |cursor: &Cursor| cursor.attached == 0 && cursor.seen_ms < before_ms;
-        self.all().nth(1).is_some() && self.all().any(is_inactive)
+        self.all().nth(1).is_some() && self.all().any(|cursor| cursor.is_inactive(before_ms))
     }
 
     /// Returns the changes since the last call.
@@ -230,7 +233,7 @@ impl Cursors {
         Changes { cursors, removed, recreated }
     }
 
-    /// Replays the state of a cursor in the WAL. The row may include more acknowledgements.
+    /// Replays the state of a cursor from the WAL. The row may include later acknowledgements.
     pub fn replay(&mut self, device: Option<DeviceId>, stored: &StoredCursor) {
         match self.get_mut(device.as_ref()) {
             Some(cursor) if !cursor.stale => {
@@ -255,7 +258,7 @@ impl Cursors {
         }
     }
 
-    /// Removes a cursor whose removal is in the WAL.
+    /// Replays the removal of a cursor from the WAL.
     pub fn remove(&mut self, device: Option<&DeviceId>) {
         match device {
             None if !self.devices.is_empty() => self.shared = None,
@@ -267,7 +270,7 @@ impl Cursors {
         }
     }
 
-    /// Restores the cursors of a row. Invalid device names were never written by this server, and are skipped.
+    /// Restores the cursors of a row. Skips invalid device names, which this server never writes.
     pub fn from_stored(stored: &StoredLog) -> Self {
         let device = |(name, cursor): &(String, StoredCursor)| Some((DeviceId::new(name).ok()?, Cursor::from(cursor)));
         let mut cursors = Self {
@@ -290,6 +293,11 @@ impl Cursors {
 }
 
 impl Cursor {
+    /// Returns whether no session has used the cursor since `before_ms`.
+    fn is_inactive(&self, before_ms: u64) -> bool {
+        self.attached == 0 && self.seen_ms < before_ms
+    }
+
     fn stored(&self) -> StoredCursor {
         StoredCursor {
             through: self.acknowledged.through(),
@@ -336,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn device_over_limit_evicts_longest_offline_and_never_attached_device() {
+    fn device_over_limit_evicts_longest_offline_and_no_attached_device() {
         let mut cursors = Cursors::default();
         for (at, name) in ["a", "b"].into_iter().enumerate() {
             cursors.attach(Some(&device(name)), 2, at as u64 + 1).unwrap();
@@ -349,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn replayed_cursor_adds_acknowledgements_and_starts_anew_after_its_removal() {
+    fn replayed_cursor_adds_acknowledgements_and_is_replaced_after_its_removal() {
         let stored =
             |through, ranges: &[(Seq, Seq)], seen_ms| StoredCursor { through, ranges: ranges.to_vec(), seen_ms };
         let mut cursors = Cursors::default();

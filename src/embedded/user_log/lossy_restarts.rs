@@ -1,13 +1,13 @@
-//! Lossy restarts, and the sequences that a log skips because of them.
+//! Counts lossy restarts, and computes the sequences that a log skips because of them.
 //!
 //! With a durability other than `always`, a crash may lose the last answered entries, and clients may have seen their
 //! sequences. At most [`SEQUENCE_RESERVE`] messages are unsynced at any time. So a log that skips that many sequences
 //! reuses none.
 //!
-//! A log skips once, however many lossy restarts follow each other. The first entry of a log after a lossy restart is
+//! A log skips once, even after several lossy restarts in a row. The first entry of a log after a lossy restart is
 //! synced before it is visible. So the log's row, or the write-ahead log, shows that sequences were assigned since. If
-//! neither does, none were assigned, and the log does not skip again. The lossy restarts of a restored store (up to
-//! [`LossyRestarts::full`]) count one by one.
+//! neither does, none were assigned, and the log does not skip again. Lossy restarts before a restore are different: the
+//! log skips once for each ([`LossyRestarts::at_restore`]).
 
 use crate::message::Seq;
 
@@ -19,13 +19,13 @@ pub const SEQUENCE_RESERVE: u64 = 65_536;
 pub struct LossyRestarts {
     /// Number of all lossy restarts.
     pub count: u32,
-    /// Number of lossy restarts, from the first on, that count one by one.
-    pub full: u32,
+    /// Number of lossy restarts when the store was restored from a backup or salvaged; 0 for another store.
+    pub at_restore: u32,
 }
 
-/// Returns whether a log skipped the sequences between its head and `seq`, the next entry in the WAL.
+/// Returns whether a log skipped the sequences between `head` and `seq`, the next entry in the WAL.
 ///
-/// Sequences rise by one, except after a lossy restart, which the row may not include.
+/// Sequences are contiguous, except after a lossy restart, which the row may not include.
 pub fn has_skipped(head: Seq, seq: Seq) -> bool {
     let skipped = seq.saturating_sub(head + 1);
     skipped > 0 && skipped.is_multiple_of(SEQUENCE_RESERVE)
@@ -34,18 +34,18 @@ pub fn has_skipped(head: Seq, seq: Seq) -> bool {
 impl LossyRestarts {
     /// Returns the number of lossy restarts that a log includes, if it is known.
     ///
-    /// It is stated by the row (`in_row`), or follows from the first entry in the WAL.
+    /// The row states it (`in_row`), or it follows from the first entry in the WAL.
     pub fn known(self, in_row: Option<u32>, first: Option<Seq>) -> Option<u32> {
-        // A log that was appended to after the restarts that count one by one has skipped them, even if its row is lost.
-        let skipped_all = first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(self.full));
-        in_row.or(skipped_all.then_some(self.full))
+        // A log that was appended to after the restore has skipped these restarts, even if its row is lost.
+        let skipped_all = first.is_some_and(|first| first > SEQUENCE_RESERVE * u64::from(self.at_restore));
+        in_row.or(skipped_all.then_some(self.at_restore))
     }
 
     /// Returns how many times a log must skip [`SEQUENCE_RESERVE`] sequences. `known` is the number that its row includes.
     pub fn due(self, known: Option<u32>, head: Seq) -> u32 {
         match known {
-            None => self.full,
-            Some(known) if known < self.full => self.full - known,
+            None => self.at_restore,
+            Some(known) if known < self.at_restore => self.at_restore - known,
             // Nothing was ever appended to this log.
             Some(_) if head == 0 => 0,
             Some(known) => u32::from(known < self.count),
@@ -64,7 +64,7 @@ mod tests {
         store::GapReason,
     };
 
-    const RESTARTS: fn(u32, u32) -> LossyRestarts = |count, full| LossyRestarts { count, full };
+    const RESTARTS: fn(u32, u32) -> LossyRestarts = |count, at_restore| LossyRestarts { count, at_restore };
 
     fn append(log: &mut UserLog, lossy_restarts: LossyRestarts) {
         log.before_skip = None;
@@ -77,7 +77,7 @@ mod tests {
 
     // covers: G5
     #[test]
-    fn log_after_several_lossy_restarts_in_a_row_skips_one_reserve() {
+    fn log_after_several_lossy_restarts_in_a_row_skips_once() {
         let mut log = UserLog::from_row(None, RESTARTS(0, 0));
         append(&mut log, RESTARTS(0, 0));
         let mut row = log.row(0);
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn lossy_restarts_of_restored_store_count_one_by_one() {
+    fn log_of_restored_store_skips_once_for_each_restart() {
         assert_eq!(
             UserLog::from_row(None, RESTARTS(16, 16)).head,
             16 * SEQUENCE_RESERVE,
@@ -114,12 +114,12 @@ mod tests {
         assert_eq!(
             UserLog::from_row(Some(row), RESTARTS(20, 17)).head,
             9 + 16 * SEQUENCE_RESERVE,
-            "later ones count once"
+            "later restarts count once"
         );
     }
 
     #[test]
-    fn lossy_restarts_of_a_log_without_row_are_known_from_its_first_entry() {
+    fn restarts_of_log_without_row_follow_from_its_first_entry() {
         let restarts = RESTARTS(5, 2);
         assert_eq!(restarts.known(Some(4), Some(1)), Some(4));
         assert_eq!(restarts.known(None, Some(2 * SEQUENCE_RESERVE + 1)), Some(2));

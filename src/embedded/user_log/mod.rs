@@ -1,32 +1,35 @@
-//! One user's log in memory: positions of entries, cursors and gaps. It holds no payloads.
+//! Holds one user's log in memory: positions of entries, cursors and gaps, but no payloads.
 
 pub(super) mod cache;
 pub(super) mod cursors;
 pub(super) mod lossy_restarts;
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use self::{
-    cursors::Cursors,
+    cursors::{Cursor, Cursors},
     lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
 };
 use super::tables::schema::StoredLog;
 use crate::{
-    message::{CollapseKey, Seq},
-    store::{AckSet, GapReason, Limits, gaps::GapList},
+    message::{CollapseKey, DeviceId, Seq},
+    store::{AckSet, DeviceState, GapReason, Limits, UserState, gaps::GapList},
 };
 
-/// Limit of remembered collapse keys of one user. One more removes the oldest key: its entry stays, and no longer
-/// collapses.
-pub const KEYS_MAX: usize = 64;
+/// Limit of remembered collapse keys of one user. One more removes the oldest key, whose entry then no longer collapses.
+pub const COLLAPSE_KEYS_MAX: usize = 64;
 
 /// Locates an entry in the WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalSlot {
     pub seq: Seq,
     pub record: u64,
-    /// Offsets in the record: of the message, and of the item that names its recipient.
+    /// Offset of the message in the record.
     pub message_at: u32,
+    /// Offset of the recipient in the record.
     pub recipient_at: u32,
     /// Bytes of payload.
     pub bytes: u32,
@@ -54,7 +57,7 @@ impl Usage {
     }
 }
 
-/// Describes a pending entry that a newer one with the same key replaces.
+/// Describes a pending entry with a collapse key. A newer entry with the same key replaces it.
 #[derive(Clone, Debug)]
 pub struct CollapseEntry {
     pub key: CollapseKey,
@@ -71,7 +74,7 @@ pub struct UserLog {
     /// Last visible sequence.
     pub head: Seq,
     pub cursors: Cursors,
-    /// No entry above this sequence is trimmed, even if it is acknowledged.
+    /// Entries above this sequence are not trimmed, even if they are acknowledged.
     pub hold: Option<Seq>,
     /// Entries up to this sequence are no longer needed.
     released: Seq,
@@ -81,9 +84,9 @@ pub struct UserLog {
     pub has_blocks: bool,
     /// The log is queued for the commit thread to trim its blocks.
     pub trimming: bool,
-    /// Usage of the value log, without gaps and without entries up to `counted`.
+    /// Usage of the value log. Excludes gaps, and entries up to `counted`.
     pub block_usage: Usage,
-    /// Entries up to this sequence are no longer part of `block_usage`: they are released or evicted.
+    /// Entries up to this sequence are subtracted from `block_usage`, because they are released or evicted.
     pub counted: Seq,
     /// Expiry of the first entry in the value log that expires, in seconds of the Unix epoch; 0 = none expires.
     pub blocks_expire_s: u32,
@@ -91,32 +94,33 @@ pub struct UserLog {
     pub scanned_s: Option<u32>,
     /// Entries in the WAL, ascending. Those above `head` are not visible yet.
     slots: VecDeque<WalSlot>,
+    /// Bytes of payload of the entries in the WAL.
     slot_bytes: u64,
     /// Earliest possible expiry of an entry in the WAL, in seconds of the Unix epoch; 0 = none expires.
     slots_expire_s: u32,
     pub gaps: GapList,
-    /// Sorted by sequence. Most users have none.
-    keys: Vec<CollapseEntry>,
+    /// Pending entries with a collapse key, by sequence. Most users have none.
+    collapse_entries: Vec<CollapseEntry>,
     /// Last time at which the user connected or disconnected, in milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
     /// Acknowledgements or presence are not in the WAL yet.
     pub dirty: bool,
     /// Number of lossy restarts that the row includes. `None`: there is no row.
     pub row_lossy_restarts: Option<u32>,
-    /// Head, and number of lossy restarts, from before the log skipped sequences. Set until the next append.
+    /// Head and number of lossy restarts before the log skipped sequences. Set until the next append.
     pub before_skip: Option<(Seq, u32)>,
     /// The last WAL record with an item of this user.
     pub last_record: u64,
     /// Last use, in seconds since the store was opened.
-    pub touched: u32,
-    /// Ranges in the WAL whose `expired` event is in the outbox, until a record states that.
+    pub used_s: u32,
+    /// Ranges in the WAL whose `expired` event is in the outbox, and which no record states yet.
     pub reported_expired: Vec<(Seq, Seq)>,
     /// A read found unreadable entries.
     pub damaged: bool,
 }
 
 impl UserLog {
-    /// Restores a row, and skips the lossy restarts that it does not include.
+    /// Restores a row, and skips sequences for the lossy restarts that it does not include.
     pub fn from_row(row: Option<StoredLog>, lossy_restarts: LossyRestarts) -> Self {
         let mut log = Self::as_stored(row);
         log.skip_lossy_restarts(lossy_restarts, log.row_lossy_restarts);
@@ -124,7 +128,7 @@ impl UserLog {
         log
     }
 
-    /// Restores a row as it is stored.
+    /// Restores a row without skipping sequences.
     pub fn as_stored(row: Option<StoredLog>) -> Self {
         let mut log = Self::default();
         if let Some(stored) = row {
@@ -138,17 +142,17 @@ impl UserLog {
             (log.block_usage.entries, log.block_usage.bytes) = stored.block_usage;
             log.counted = stored.counted;
             log.blocks_expire_s = stored.expires_s;
-            let keyed = |(key, seq, bytes, expires_s): (String, Seq, u32, u32)| {
+            let collapse_entry = |(key, seq, bytes, expires_s): (String, Seq, u32, u32)| {
                 Some(CollapseEntry { key: CollapseKey::new(&key).ok()?, seq, bytes, expires_s })
             };
-            log.keys = stored.keys.into_iter().filter_map(keyed).collect();
+            log.collapse_entries = stored.keys.into_iter().filter_map(collapse_entry).collect();
         }
         log.assigned = log.head;
         log.released = log.cursors.through();
         log
     }
 
-    /// Returns the row to store. `lossy_restarts` is their current number.
+    /// Returns the row to store. `lossy_restarts` is the current number of lossy restarts.
     pub fn row(&self, lossy_restarts: u32) -> StoredLog {
         let (head, lossy_restarts) = self.before_skip.unwrap_or((self.head, lossy_restarts));
         let mut stored = StoredLog {
@@ -157,7 +161,7 @@ impl UserLog {
             lossy_restarts,
             seen_ms: self.seen_ms,
             gaps: self.gaps.stored(),
-            keys: self.keys.iter().map(CollapseEntry::stored).collect(),
+            keys: self.collapse_entries.iter().map(CollapseEntry::stored).collect(),
             block_usage: (self.block_usage.entries, self.block_usage.bytes),
             counted: self.counted,
             expires_s: self.blocks_expire_s,
@@ -167,34 +171,34 @@ impl UserLog {
         stored
     }
 
-    /// Returns the sequence up to which no entry is needed any more.
+    /// Returns the sequence up to which entries are no longer needed.
     pub fn released(&self) -> Seq {
         self.released
     }
 
-    /// Returns whether a read returns this entry: it is pending, or a session's hold protects it.
+    /// Returns whether reads return this entry: it is pending, or above the hold.
     pub fn is_visible(&self, seq: Seq) -> bool {
         self.hold.is_some_and(|hold| seq > hold) || !self.cursors.is_acknowledged(seq)
     }
 
-    /// Releases acknowledged entries, and removes their slots. Returns true if blocks must be queued for a trim.
+    /// Releases acknowledged entries up to the hold, and removes their slots. Returns true if the log must be queued for a trim.
     pub fn release(&mut self) -> bool {
         let through = self.cursors.through();
         let released = self.released.max(self.hold.map_or(through, |hold| hold.min(through)));
         self.released = released;
         self.pop_slots(released);
-        let stale = self.keys.partition_point(|keyed| keyed.seq <= released);
-        self.keys.drain(..stale);
+        let stale = self.collapse_entries.partition_point(|entry| entry.seq <= released);
+        self.collapse_entries.drain(..stale);
         if self.slots.is_empty() {
             // An idle user's log must not hold memory for entries that no longer exist.
             self.slots.shrink_to_fit();
             self.slots_expire_s = 0;
-            self.keys.shrink_to_fit();
+            self.collapse_entries.shrink_to_fit();
         }
         self.has_blocks && !self.trimming && released > 0
     }
 
-    /// Ends the hold on acknowledged entries up to `to`, to make capacity. [`UserLog::release`] removes their slots.
+    /// Releases acknowledged entries up to `to` despite a hold, to free quota. [`UserLog::release`] removes their slots.
     pub fn release_held(&mut self, to: Seq) {
         self.released = self.released.max(to.min(self.cursors.through()));
     }
@@ -206,7 +210,7 @@ impl UserLog {
         }
     }
 
-    /// Adds an entry of the commit being made, or of a replayed one.
+    /// Adds an entry of the current commit, or of a replayed one.
     pub fn push(&mut self, slot: WalSlot, key: Option<CollapseKey>) {
         if slot.expires_s > 0 {
             self.slots_expire_s = earlier(self.slots_expire_s, slot.expires_s);
@@ -214,12 +218,12 @@ impl UserLog {
         self.slot_bytes += u64::from(slot.bytes);
         self.slots.push_back(slot);
         if let Some(key) = key {
-            self.keys.retain(|keyed| keyed.key != key);
-            if self.keys.len() >= KEYS_MAX {
-                self.keys.remove(0);
+            self.collapse_entries.retain(|entry| entry.key != key);
+            if self.collapse_entries.len() >= COLLAPSE_KEYS_MAX {
+                self.collapse_entries.remove(0);
             }
             let WalSlot { seq, bytes, expires_s, .. } = slot;
-            self.keys.push(CollapseEntry { key, seq, bytes, expires_s });
+            self.collapse_entries.push(CollapseEntry { key, seq, bytes, expires_s });
         }
     }
 
@@ -245,18 +249,19 @@ impl UserLog {
         self.slots.back()
     }
 
-    /// Returns the oldest entry in the WAL.
-    pub fn oldest_slot(&self) -> Option<Seq> {
+    /// Returns the sequence of the oldest entry in the WAL.
+    pub fn oldest_slot_seq(&self) -> Option<Seq> {
         self.slots.front().map(|slot| slot.seq)
     }
 
-    /// Returns the usage of entries that are only in the WAL.
+    /// Returns the usage of entries in the WAL.
     pub fn unflushed(&self) -> Usage {
         Usage { entries: self.slots.len() as u64, bytes: self.slot_bytes }
     }
 
-    /// Returns the usage of the whole log, visible or not. Entries that were acknowledged out of order count until those
-    /// before them are acknowledged.
+    /// Returns the usage of the log, including entries that are not visible yet.
+    ///
+    /// Entries that were acknowledged out of order count until those before them are acknowledged.
     pub fn usage(&self) -> Usage {
         Usage {
             entries: self.slots.len() as u64 + self.block_usage.entries,
@@ -272,13 +277,14 @@ impl UserLog {
 
     /// Returns the pending entry with this key.
     pub fn pending_with_key(&self, key: &CollapseKey, now_s: u32) -> Option<&CollapseEntry> {
-        let pending =
-            |keyed: &CollapseEntry| !self.cursors.is_acknowledged(keyed.seq) && !is_expired(keyed.expires_s, now_s);
-        self.keys.iter().find(|keyed| keyed.key == *key && pending(keyed))
+        let is_pending =
+            |entry: &CollapseEntry| !self.cursors.is_acknowledged(entry.seq) && !is_expired(entry.expires_s, now_s);
+        self.collapse_entries.iter().find(|entry| entry.key == *key && is_pending(entry))
     }
 
-    /// Drops `from..=to` with a gap reason. Entries in the value log are hidden from now on. The caller subtracts them from
-    /// the usage.
+    /// Drops `from..=to` with a gap reason. The caller subtracts entries in the value log from the usage.
+    ///
+    /// A range that adjoins the acknowledged prefix is acknowledged by every cursor. A later one is only a gap.
     pub fn drop_range(&mut self, from: Seq, to: Seq, reason: GapReason) {
         if from > to {
             return;
@@ -290,27 +296,27 @@ impl UserLog {
         }
     }
 
-    /// Removes slots and keys of entries in the WAL, without a gap.
+    /// Removes the slots and collapse keys of a range, without a gap.
     pub fn remove_slots(&mut self, from: Seq, to: Seq) {
         let start = self.slots.partition_point(|slot| slot.seq < from);
         let end = self.slots.partition_point(|slot| slot.seq <= to).max(start);
         let bytes: u64 = self.slots.drain(start..end).map(|slot| u64::from(slot.bytes)).sum();
         self.slot_bytes -= bytes;
-        self.keys.retain(|keyed| !(from..=to).contains(&keyed.seq));
+        self.collapse_entries.retain(|entry| !(from..=to).contains(&entry.seq));
     }
 
     /// Drops an entry that a newer one with the same key replaces.
     pub fn collapse(&mut self, seq: Seq) {
-        let bytes = self.keys.iter().find(|keyed| keyed.seq == seq).map_or(0, |keyed| keyed.bytes);
+        let bytes = self.collapse_entries.iter().find(|entry| entry.seq == seq).map_or(0, |entry| entry.bytes);
         if self.slot(seq).is_none() && seq > self.counted {
             self.block_usage.subtract(u64::from(bytes));
         }
         self.drop_range(seq, seq, GapReason::Collapsed);
     }
 
-    /// Removes slots of expired entries. Returns those that were pending, ascending.
+    /// Removes the slots of expired entries. Returns the sequences of those that were pending, ascending.
     ///
-    /// The entries stay in the WAL until it is flushed, and are not visible.
+    /// The entries stay in the WAL until the flush, but are not visible.
     pub fn drop_expired(&mut self, now_s: u32) -> Vec<Seq> {
         if self.slots_expire_s == 0 || self.slots_expire_s > now_s {
             return Vec::new();
@@ -318,7 +324,7 @@ impl UserLog {
         let (mut bytes, mut next, head) = (0, 0, self.head);
         let mut dropped = Vec::new();
         self.slots.retain(|slot| {
-            // An entry above the head is part of the commit being made, and must stay.
+            // An entry above the head is part of the current commit, and must stay.
             let keep = slot.seq > head || !is_expired(slot.expires_s, now_s);
             if keep {
                 bytes += u64::from(slot.bytes);
@@ -329,19 +335,19 @@ impl UserLog {
             keep
         });
         (self.slot_bytes, self.slots_expire_s) = (bytes, next);
-        self.remove_keys(&dropped);
+        self.remove_collapse_entries(&dropped);
         dropped.retain(|seq| !self.cursors.is_acknowledged(*seq));
         dropped
     }
 
-    /// Returns the entries in the value log that have a collapse key.
-    pub fn flushed_keys(&self) -> Vec<Seq> {
-        self.keys.iter().map(|keyed| keyed.seq).filter(|seq| *seq <= self.flushed).collect()
+    /// Returns the sequences of the entries in the value log that have a collapse key.
+    pub fn flushed_collapse_seqs(&self) -> Vec<Seq> {
+        self.collapse_entries.iter().map(|entry| entry.seq).filter(|seq| *seq <= self.flushed).collect()
     }
 
-    /// Removes the keys of entries that no longer exist.
-    pub fn remove_keys(&mut self, seqs: &[Seq]) {
-        self.keys.retain(|keyed| !seqs.contains(&keyed.seq));
+    /// Removes the collapse keys of entries that no longer exist.
+    pub fn remove_collapse_entries(&mut self, seqs: &[Seq]) {
+        self.collapse_entries.retain(|entry| !seqs.contains(&entry.seq));
     }
 
     /// Records that entries up to `flushed` are in the value log.
@@ -351,7 +357,7 @@ impl UserLog {
         self.pop_slots(self.flushed);
     }
 
-    /// Returns whether the tables hold the whole log, so that it may leave memory and be loaded again.
+    /// Returns whether the tables hold the complete log, so that it may leave memory.
     pub fn is_idle(&self, first_record: u64) -> bool {
         self.slots.is_empty()
             && !self.dirty
@@ -363,7 +369,7 @@ impl UserLog {
             && self.last_record < first_record
     }
 
-    /// Returns what all cursors have acknowledged, and the usage of pending entries up to `head`.
+    /// Returns what every cursor has acknowledged, and the usage of pending entries up to `head`.
     pub fn pending(&self, head: Seq, now_s: u32) -> (AckSet, Usage) {
         let acknowledged = self.cursors.acknowledged();
         let pending = self.pending_for(&acknowledged, head, now_s);
@@ -372,7 +378,7 @@ impl UserLog {
 
     /// Counts entries up to `head` that are not in `acknowledged`, without reading any.
     ///
-    /// Bytes in the value log are an estimate while the usage includes acknowledged entries: see [`UserLog::counts_exactly`].
+    /// Bytes in the value log are an estimate while the usage includes acknowledged entries ([`UserLog::counts_exactly`]).
     pub fn pending_for(&self, acknowledged: &AckSet, head: Seq, now_s: u32) -> Usage {
         let is_pending = |slot: &&WalSlot| {
             slot.seq <= head && !acknowledged.contains(slot.seq) && !is_expired(slot.expires_s, now_s)
@@ -380,7 +386,7 @@ impl UserLog {
         let mut usage = Usage::default();
         self.slots.iter().filter(is_pending).for_each(|slot| usage.add(u64::from(slot.bytes)));
         if self.has_blocks && self.block_usage.entries > 0 {
-            // The usage still includes entries that were acknowledged out of order, and the missing range includes gaps.
+            // The usage may include acknowledged entries, and the missing sequences may include gaps.
             let entries = self.block_usage.entries.min(acknowledged.missing(self.flushed));
             let bytes = u128::from(self.block_usage.bytes) * u128::from(entries) / u128::from(self.block_usage.entries);
             usage.entries += entries;
@@ -390,7 +396,28 @@ impl UserLog {
         usage
     }
 
-    /// Returns whether the usage of the value log counts exactly the pending entries, so that its bytes are no estimate.
+    /// Returns the queryable state of the user.
+    pub fn user_state(&self, now_s: u32) -> UserState {
+        let time = |ms: u64| (ms > 0).then(|| UNIX_EPOCH + Duration::from_millis(ms));
+        let (acknowledged, pending) = self.pending(self.head, now_s);
+        let device = |(device, cursor): &(DeviceId, Cursor)| DeviceState {
+            device: device.clone(),
+            pending: self.pending_for(&cursor.acknowledged, self.head, now_s).entries,
+            seen: time(cursor.seen_ms),
+        };
+        UserState {
+            known: self.row_lossy_restarts.is_some() || self.dirty,
+            head: self.head,
+            acknowledged,
+            pending: pending.entries,
+            pending_bytes: pending.bytes,
+            damaged: self.damaged,
+            seen: time(self.seen_ms),
+            devices: self.cursors.devices().iter().map(device).collect(),
+        }
+    }
+
+    /// Returns whether the usage of the value log counts only pending entries, so that its bytes are exact.
     pub fn counts_exactly(&self, acknowledged: &AckSet, now_s: u32) -> bool {
         let acknowledged_beyond = acknowledged.ranges().iter().any(|(from, _)| *from <= self.flushed);
         let counted = acknowledged.through() <= self.counted && !acknowledged_beyond;
@@ -431,7 +458,7 @@ impl UserLog {
     /// Skips the sequences up to `to`. No entry has them, so they count as acknowledged by every cursor.
     pub fn skip_to(&mut self, to: Seq) {
         let from = self.head + 1;
-        // If the list is full, this reason is lost: one more gap could remove one that hides an entry in the value log.
+        // With a full list, this reason is not recorded: one more gap could remove one that hides an entry in the value log.
         if !self.gaps.is_full() {
             self.gaps.insert(from, to, GapReason::Restart);
         }

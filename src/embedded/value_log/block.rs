@@ -4,7 +4,7 @@ use bincode::{BorrowDecode, Encode};
 use bytes::Bytes;
 
 use crate::{
-    embedded::{encoding::format, unreadable::Unreadable},
+    embedded::{encoding::bincode_config, unreadable::Unreadable},
     message::{Payload, Seq},
     store::Entry,
 };
@@ -34,14 +34,14 @@ pub enum Block<'a> {
 
 impl<'a> Block<'a> {
     pub fn decode(bytes: &'a [u8]) -> Result<Self, Unreadable> {
-        if let Some(unreadable) = Unreadable::of_value(bytes) {
+        if let Some(unreadable) = Unreadable::from_value(bytes) {
             return Err(unreadable);
         }
-        Ok(bincode::borrow_decode_from_slice(bytes, format())?.0)
+        Ok(bincode::borrow_decode_from_slice(bytes, bincode_config())?.0)
     }
 
     pub fn encode(&self) -> Vec<u8> {
-        bincode::encode_to_vec(self, format()).expect("writing to a Vec succeeds")
+        bincode::encode_to_vec(self, bincode_config()).expect("writing to a Vec succeeds")
     }
 }
 

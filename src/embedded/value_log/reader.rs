@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::{
     embedded::{
-        shared::StoreState,
+        store_state::StoreState,
         tables::{
             contract::Table,
             schema::{is_log_key_of, log_key},

@@ -1,5 +1,6 @@
-//! Caches the newest WAL records in memory. Online sessions read committed entries from here, and sessions of returning
-//! users read unflushed ones.
+//! Caches the newest WAL records in memory.
+//!
+//! Online sessions read committed entries from here, and sessions of returning users read unflushed ones.
 
 use std::collections::VecDeque;
 
@@ -7,12 +8,12 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 /// Memory overhead of a cached record, in bytes.
-const RECORD_COST: usize = 64;
+const RECORD_OVERHEAD_BYTES: usize = 64;
 
-/// Consecutive records, ending with the newest.
+/// Caches consecutive records up to the newest.
 #[derive(Debug)]
 pub struct RecordCache {
-    /// Memory for records, in bytes. Older records are read from disk.
+    /// Limit of memory for records, in bytes. Above it, the oldest are evicted, and read from disk.
     bytes_max: usize,
     state: RwLock<CachedRecords>,
 }
@@ -28,14 +29,14 @@ struct CachedRecords {
 impl CachedRecords {
     fn pop(&mut self) -> bool {
         let Some(oldest) = self.records.pop_front() else { return false };
-        self.bytes -= cost(&oldest);
+        self.bytes -= memory_bytes(&oldest);
         self.first += 1;
         true
     }
 }
 
-fn cost(record: &Bytes) -> usize {
-    record.len() + RECORD_COST
+fn memory_bytes(record: &Bytes) -> usize {
+    record.len() + RECORD_OVERHEAD_BYTES
 }
 
 impl RecordCache {
@@ -44,19 +45,19 @@ impl RecordCache {
         Self { bytes_max, state: RwLock::default() }
     }
 
-    /// Adds the next record. Its spare capacity is not counted, so it should have none.
+    /// Adds the next record. Its spare capacity is not counted, so it must have none.
     pub fn push(&self, number: u64, record: Bytes) {
         let mut state = self.state.write();
         if state.records.is_empty() {
             state.first = number;
         }
         assert_eq!(number, state.first + state.records.len() as u64, "records are numbered without a gap");
-        state.bytes += cost(&record);
+        state.bytes += memory_bytes(&record);
         state.records.push_back(record);
         while state.bytes > self.bytes_max && state.pop() {}
     }
 
-    /// Drops all records before `number`: they have been flushed.
+    /// Removes all records before `number`, which have been flushed.
     pub fn remove_before(&self, number: u64) {
         let mut state = self.state.write();
         while state.first < number && state.pop() {}
@@ -67,7 +68,7 @@ impl RecordCache {
         self.newest_of(&[number]).pop()
     }
 
-    /// Returns those of these records that are cached: always the last ones. The numbers ascend.
+    /// Returns the cached ones of these records, which are always the last. `numbers` must ascend.
     pub fn newest_of(&self, numbers: &[u64]) -> Vec<Bytes> {
         let state = self.state.read();
         let end = state.first + state.records.len() as u64;
@@ -87,7 +88,7 @@ mod tests {
 
     #[test]
     fn cache_above_limit_evicts_oldest_records() {
-        let cache = RecordCache::new(4 * (1000 + RECORD_COST));
+        let cache = RecordCache::new(4 * (1000 + RECORD_OVERHEAD_BYTES));
         let record = |number: u64| Bytes::from(vec![number as u8; 1000]);
         (10..16).for_each(|number| cache.push(number, record(number)));
         assert!(cache.get(11).is_none() && cache.get(12).is_some() && cache.get(15).is_some());

@@ -1,10 +1,10 @@
-//! The trait `Wal`: the write-ahead log that makes a commit durable.
+//! Defines the trait `Wal`: the write-ahead log that makes a commit durable.
 
 use bytes::Bytes;
 
 use crate::embedded::tables::contract::EngineError;
 
-/// Records in the order of their numbers.
+/// Stores records in the order of their numbers.
 ///
 /// # Contract
 /// - *One writer.* Only the commit thread appends, removes and syncs. Any thread reads.
@@ -21,18 +21,18 @@ pub trait Wal: Send + Sync + 'static {
     fn remove_record(&self, number: u64) -> Result<(), EngineError>;
     /// Removes the last record, as if it had never been appended. Durable on return.
     ///
-    /// No dispatch in that record has been answered.
+    /// No dispatch in that record may have been answered.
     fn rollback_last(&self, number: u64) -> Result<(), EngineError>;
     /// Returns the numbers of the first and the last record.
     fn record_numbers(&self) -> Option<(u64, u64)>;
-    /// Reads a record. Returns `None` if it does not exist (any more).
+    /// Reads a record. Returns `None` if it does not exist, or no longer.
     fn record(&self, number: u64) -> Result<Option<Bytes>, EngineError>;
     /// Visits all records, in order, until `visit` returns false.
     fn scan_records(&self, visit: &mut dyn FnMut(u64, Bytes) -> bool) -> Result<(), EngineError>;
     /// Makes all records durable against a power cut.
     fn sync(&self) -> Result<(), EngineError>;
 
-    /// Visits these records, whose numbers rise, until `visit` returns false.
+    /// Visits records with ascending numbers, until `visit` returns false.
     ///
     /// A missing record is passed as `None`.
     fn records(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> Result<(), EngineError> {

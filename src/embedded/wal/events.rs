@@ -1,5 +1,4 @@
-//! Decodes records into events. Everything that reads records item by item uses this: recovery, the flush, backups and
-//! inspections.
+//! Decodes records into events, for recovery, the flush, backups and inspections.
 
 use super::record::{Header, Item, RecordReader};
 use crate::{
@@ -8,12 +7,12 @@ use crate::{
         unreadable::Unreadable,
     },
     message::{CollapseKey, DeviceId, Seq},
-    store::{GapReason, Reason},
+    store::{GapReason, RejectionReason},
 };
 
 /// Decodes records in the order of their numbers.
 ///
-/// The rejected recipients of an append may be in earlier records than its summary, so the decoder keeps them.
+/// The rejected recipients of an append may be in earlier records than its summary. The decoder carries them over.
 #[derive(Debug, Default)]
 pub struct RecordDecoder {
     rejected: Vec<(String, u8)>,
@@ -30,30 +29,30 @@ pub struct Message<'a> {
     pub collapse: Option<CollapseKey>,
 }
 
-/// States an event of a record.
+/// Represents an event of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event<'a> {
     /// The message was appended to this user's log. `recipient_at` is the offset of the recipient in the record.
     Entry { user: &'a str, seq: Seq, recipient_at: u32, message: Message<'a> },
-    /// This user was seen, in milliseconds of the Unix epoch.
+    /// The user connected or disconnected at this time, in milliseconds of the Unix epoch.
     Seen { user: &'a str, at_ms: u64 },
-    /// A cursor of this user has changed. Without a device, it is the one shared by clients without a device.
+    /// A cursor of this user has changed. `None` is the cursor shared by clients without a device.
     Cursor { user: &'a str, device: Option<DeviceId>, cursor: StoredCursor },
     /// This cursor was removed.
     CursorRemoved { user: &'a str, device: Option<DeviceId> },
-    /// These entries were dropped before all devices acknowledged them. For expired ones, the outbox has the event.
+    /// Entries were dropped before all devices acknowledged them. For expired entries, the outbox has the event.
     Gap { user: &'a str, from: Seq, to: Seq, reason: GapReason },
     /// An append with an idempotency id ended with this result.
     Summary(StoredId),
 }
 
-/// Reports why an item, or the whole record, cannot be used.
+/// States why an item, or the whole record, cannot be decoded.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
-    /// Nothing from here on can be decoded.
+    /// This item and the later ones cannot be decoded.
     #[error("{0}")]
     Unreadable(#[from] Unreadable),
-    /// An item is not valid: what it is, and its offset.
+    /// An item is not valid: its description, and its offset.
     #[error("{0} at {1}")]
     Invalid(&'static str, u32),
 }
@@ -63,17 +62,17 @@ pub enum RecordError {
 pub struct RecordEvents<'r, 'd> {
     /// Fingerprint of the namespace.
     pub namespace: u32,
-    /// When the record was committed, in milliseconds of the Unix epoch.
+    /// Time of the commit, in milliseconds of the Unix epoch.
     pub at_ms: u64,
     reader: RecordReader<'r>,
-    /// The last message. The recipients that follow receive it.
+    /// The last message, which the following recipients receive.
     message: Option<Message<'r>>,
     rejected: &'d mut Vec<(String, u8)>,
     is_continued: bool,
 }
 
 impl RecordDecoder {
-    /// Begins the next record.
+    /// Begins to decode the next record.
     pub fn events<'r>(&mut self, record: &'r [u8]) -> Result<RecordEvents<'r, '_>, RecordError> {
         let reader = RecordReader::new(record)?;
         let Header::V1 { namespace, at_ms } = reader.header;
@@ -117,7 +116,7 @@ impl<'r> RecordEvents<'r, '_> {
                 Event::Gap { user, from, to, reason }
             }
             Item::Rejected { user, reason } => {
-                Reason::from_stored(reason).ok_or(RecordError::Invalid("an unknown reason", at))?;
+                RejectionReason::from_stored(reason).ok_or(RecordError::Invalid("an unknown reason", at))?;
                 self.rejected.push((user.to_owned(), reason));
                 return Ok(None);
             }
@@ -168,7 +167,7 @@ mod tests {
     }
 
     fn rejected(user: &str) -> Item<'_> {
-        Item::Rejected { user, reason: Reason::Quota as u8 }
+        Item::Rejected { user, reason: RejectionReason::Quota as u8 }
     }
 
     fn error(items: &[Item<'_>]) -> String {

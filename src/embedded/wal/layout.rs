@@ -1,4 +1,4 @@
-//! Records and files of the write-ahead log, and their positions.
+//! Defines the layout of the write-ahead log: records, segments, and their damage.
 
 use std::{collections::VecDeque, fs::File, io, path::Path, sync::Arc};
 
@@ -7,7 +7,7 @@ use crate::embedded::{
     value_log::framing::{self, HEADER_BYTES, Kind},
 };
 
-/// A record in a file.
+/// Represents a record in a segment.
 #[derive(Debug)]
 pub struct Record<'a> {
     pub number: u64,
@@ -27,11 +27,12 @@ pub fn record_at(bytes: &[u8], at: usize) -> Option<Record<'_>> {
     Some(Record { number, synced, value, end: at + HEADER_BYTES + body.len() })
 }
 
-/// Location of a record.
+/// Locates a record in a segment.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordLocation {
-    /// The first record of its file.
-    pub file: u64,
+    /// First record of its segment.
+    pub segment: u64,
+    /// Offset of the frame.
     pub at: u32,
     /// Bytes of the whole frame.
     pub length: u32,
@@ -44,19 +45,23 @@ impl RecordLocation {
     }
 }
 
+/// Holds an open segment.
 #[derive(Debug)]
 pub struct Segment {
+    /// Number of its first record, which is also its file name.
     pub first: u64,
     pub file: Arc<File>,
+    /// Offset of the end of the last record, in bytes.
     pub length: u64,
     /// Disk space is allocated up to this offset.
     pub allocated: u64,
 }
 
+/// Holds the segments, and the locations of their records.
 #[derive(Debug, Default)]
 pub struct WalState {
-    /// Oldest first. The last is written to.
-    pub files: VecDeque<Segment>,
+    /// Oldest first. Records are appended to the last.
+    pub segments: VecDeque<Segment>,
     /// Locations of record `first` and its successors.
     pub(super) locations: VecDeque<RecordLocation>,
     pub(super) first: u64,
@@ -65,37 +70,39 @@ pub struct WalState {
 }
 
 impl WalState {
-    /// Returns the location of a record, and its file.
+    /// Returns the location of a record, and its segment.
     pub fn location(&self, number: u64) -> Option<(&Segment, RecordLocation)> {
         let at = number.checked_sub(self.first)?;
         let location = *self.locations.get(usize::try_from(at).ok()?)?;
-        // Files are named by their first record, and are never many.
-        Some((self.files.iter().rev().find(|file| file.first == location.file)?, location))
+        // There are few segments, so a linear search is fast.
+        Some((self.segments.iter().rev().find(|segment| segment.first == location.segment)?, location))
     }
 
+    /// Returns the number of the last record.
     pub fn last(&self) -> Option<u64> {
         Some(self.first + self.locations.len() as u64 - 1).filter(|_| !self.locations.is_empty())
     }
 }
 
-/// Result of opening the files.
+/// Result of opening the segments.
 pub type Opened<T> = Result<T, OpenError>;
 
+/// Returns the name of a segment, relative to the store's directory.
 pub(super) fn file_name_of(directory: &Path, first: u64) -> String {
-    let own = directory.file_name().unwrap_or_default().to_string_lossy();
-    format!("{own}/{}", file_io::file_name(first))
+    let directory = directory.file_name().unwrap_or_default().to_string_lossy();
+    format!("{directory}/{}", file_io::file_name(first))
 }
 
-/// A damaged part of a file.
+/// Describes a damaged part of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedRecord {
     /// The file, relative to the store's directory.
     pub file: String,
     /// Offset in the file.
     pub at: u64,
-    /// The record that should be there.
+    /// The record expected at this offset.
     pub number: u64,
-    /// The last record that is known to have been synced.
+    /// The last record that is known to be synced.
     pub synced: u64,
 }
 
@@ -109,10 +116,10 @@ impl std::fmt::Display for DamagedRecord {
     }
 }
 
-/// Reason why the files cannot be opened.
+/// States why the segments cannot be opened.
 #[derive(Debug)]
 pub enum OpenError {
-    /// The files are damaged.
+    /// A segment is damaged.
     Damage(DamagedRecord),
     /// Reading or writing failed.
     Io(io::Error),

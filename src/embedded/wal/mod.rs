@@ -1,9 +1,9 @@
-//! Write-ahead log.
+//! Implements the write-ahead log (WAL).
 //!
 //! - `contract`: the trait
-//! - `record`: encoding of records · `events`: their content · `layout`: positions of records in files
-//! - `segment`, `prepared`: its files, and the next one prepared ahead
-//! - `replay`: reads the files when a store opens
+//! - `record`: encoding of records · `events`: their content · `layout`: positions of records in segments
+//! - `segment`, `prepared`: its segments, and the next one prepared ahead
+//! - `scan`: finds the records when a store opens
 //! - `reader`, `cache`: reads from files, and from memory
 
 pub(super) mod cache;
@@ -13,5 +13,5 @@ pub(super) mod layout;
 pub(super) mod prepared;
 pub(super) mod reader;
 pub(super) mod record;
-pub(super) mod replay;
+pub(super) mod scan;
 pub(super) mod segment;

@@ -1,4 +1,4 @@
-//! Reads WAL records. Adjacent records are read with one call, and each is checked by itself.
+//! Reads WAL records. Adjacent records are read with one call, and each has its own checksum.
 
 use std::{fs::File, io, sync::Arc};
 
@@ -13,10 +13,10 @@ use crate::embedded::file_io::{fill, read_at};
 /// Bytes per read call, unless a single record is larger.
 const RUN_BYTES_MAX: u32 = 64 << 10;
 
-/// Bytes of unwanted records between two wanted ones that one call reads along: cheaper than a second call.
+/// Largest gap between two wanted records that one call reads over, in bytes. A second call would cost more.
 const GAP_BYTES_MAX: u32 = 4 << 10;
 
-/// Records of one file.
+/// Selects records of one segment that are read with one call.
 struct Run<'a> {
     file: Arc<File>,
     numbers: &'a [u64],
@@ -24,13 +24,12 @@ struct Run<'a> {
 }
 
 impl WalFiles {
-    /// Reads a record. Returns `None` if it does not exist (any more), and empty bytes, which are no record, if it is
-    /// damaged.
+    /// Reads a record. Returns `None` if it does not exist, or no longer. A damaged record is returned empty.
     pub fn get(&self, number: u64) -> io::Result<Option<Bytes>> {
-        let found = self.state.read().location(number).map(|(file, location)| (file.file.clone(), location));
+        let found = self.state.read().location(number).map(|(segment, location)| (segment.file.clone(), location));
         let Some((file, location)) = found else { return Ok(None) };
         let bytes = read_at(&file, u64::from(location.at), location.length as usize)?;
-        Ok(Some(match value_of(&bytes, number) {
+        Ok(Some(match record_length(&bytes, number) {
             Some(length) => {
                 let from = bytes.len() - length;
                 Bytes::from(bytes).slice(from..)
@@ -39,9 +38,10 @@ impl WalFiles {
         }))
     }
 
-    /// Visits records, with ascending numbers and results as of `get`, until `visit` returns false. Uses a buffer of
-    /// [`RUN_BYTES_MAX`], or of the longest record.
-    pub fn each(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> io::Result<()> {
+    /// Visits records with ascending numbers, until `visit` returns false. Results are those of [`WalFiles::get`].
+    ///
+    /// Uses a buffer of [`RUN_BYTES_MAX`] bytes, or of the longest record.
+    pub fn visit(&self, numbers: &[u64], visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> io::Result<()> {
         let (mut rest, mut buffer) = (numbers, Vec::new());
         while let Some(first) = rest.first() {
             let Some(run) = self.run(rest) else {
@@ -59,16 +59,17 @@ impl WalFiles {
         Ok(())
     }
 
-    /// Selects the first record and those that are read together with it. The open file stays readable if it is
-    /// removed meanwhile.
+    /// Selects the first record and those that are read together with it. Returns `None` if the first does not exist.
+    ///
+    /// The run holds the file open, so that it stays readable if it is removed meanwhile.
     fn run<'a>(&self, numbers: &'a [u64]) -> Option<Run<'a>> {
         let state = self.state.read();
-        let (file, first) = state.location(*numbers.first()?)?;
+        let (segment, first) = state.location(*numbers.first()?)?;
         let mut locations = vec![first];
         let mut end = first.end();
         for number in &numbers[1..] {
             let near = |location: &RecordLocation| {
-                location.file == first.file
+                location.segment == first.segment
                     && location.at.saturating_sub(end) <= GAP_BYTES_MAX
                     && location.end() - first.at <= RUN_BYTES_MAX
             };
@@ -76,11 +77,12 @@ impl WalFiles {
             locations.push(location);
             end = location.end();
         }
-        Some(Run { file: file.file.clone(), numbers: &numbers[..locations.len()], locations })
+        Some(Run { file: segment.file.clone(), numbers: &numbers[..locations.len()], locations })
     }
 }
 
 impl Run<'_> {
+    /// Reads the run with one call, and visits its records. Returns false if `visit` did.
     fn read(&self, buffer: &mut Vec<u8>, visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> io::Result<bool> {
         let (first, last) = (self.locations[0], self.locations[self.locations.len() - 1]);
         let bytes = match read_into(&self.file, buffer, first.at, last.end()) {
@@ -92,7 +94,7 @@ impl Run<'_> {
         for (number, location) in self.numbers.iter().zip(&self.locations) {
             let from = (location.at - first.at) as usize;
             let frame = bytes.get(from..).map_or(&[][..], |rest| &rest[..rest.len().min(location.length as usize)]);
-            if !visit(*number, Some(value(frame, *number))) {
+            if !visit(*number, Some(record_in(frame, *number))) {
                 return Ok(false);
             }
         }
@@ -102,7 +104,7 @@ impl Run<'_> {
     fn read_singly(&self, buffer: &mut Vec<u8>, visit: &mut dyn FnMut(u64, Option<&[u8]>) -> bool) -> io::Result<bool> {
         for (number, location) in self.numbers.iter().zip(&self.locations) {
             let bytes = read_into(&self.file, buffer, location.at, location.end())?;
-            if !visit(*number, Some(value(bytes, *number))) {
+            if !visit(*number, Some(record_in(bytes, *number))) {
                 return Ok(false);
             }
         }
@@ -119,13 +121,13 @@ fn read_into<'a>(file: &File, buffer: &'a mut Vec<u8>, from: u32, to: u32) -> io
     Ok(&buffer[..read])
 }
 
-/// Returns the record in a frame; empty bytes, which are no record, if the frame is damaged.
-fn value(frame: &[u8], number: u64) -> &[u8] {
-    value_of(frame, number).map_or(&[], |length| &frame[frame.len() - length..])
+/// Returns the record in a frame, or empty bytes if the frame is damaged.
+fn record_in(frame: &[u8], number: u64) -> &[u8] {
+    record_length(frame, number).map_or(&[], |length| &frame[frame.len() - length..])
 }
 
 /// Returns the length of the record at the end of its frame.
-fn value_of(frame: &[u8], number: u64) -> Option<usize> {
+fn record_length(frame: &[u8], number: u64) -> Option<usize> {
     let record = record_at(frame, 0).filter(|record| record.number == number && record.end == frame.len())?;
     Some(record.value.len())
 }
@@ -145,7 +147,7 @@ mod tests {
             found.push((number, record.map(<[u8]>::len)));
             true
         };
-        files.each(numbers, visit).unwrap();
+        files.visit(numbers, visit).unwrap();
         found
     }
 
@@ -154,7 +156,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let files = WalFiles::open(home.path(), 0, 0).unwrap_or_else(|_| panic!("an empty directory opens"));
         let length = |number: u64| [100, 3000, 70_000, 9_000, 500][number as usize % 5];
-        // Several files' worth.
+        // Enough for several segments.
         let numbers: Vec<u64> = (1..=1200).collect();
         for number in &numbers {
             files.append(*number, &vec![*number as u8; length(*number)]).unwrap();
@@ -178,7 +180,7 @@ mod tests {
         assert_eq!(read(&files, &[14, 15, 16]), [whole(&14), (15, Some(0)), whole(&16)]);
         let mut seen = Vec::new();
         files
-            .each(&[14, 16, 18], &mut |number, _| {
+            .visit(&[14, 16, 18], &mut |number, _| {
                 seen.push(number);
                 number < 16
             })

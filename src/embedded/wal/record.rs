@@ -1,4 +1,4 @@
-//! Encoding of records of the write-ahead log.
+//! Encodes the records of the write-ahead log.
 //!
 //! Each record begins with its version. `data/golden` has the bytes of a record. A change of the encoding needs another
 //! [`FORMAT`](crate::embedded::tables::meta::FORMAT).
@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::{
     embedded::{
-        encoding::format,
+        encoding::bincode_config,
         tables::schema::{StoredCursor, VALUE_BYTES_MAX},
         unreadable::Unreadable,
     },
@@ -19,45 +19,45 @@ use crate::{
 /// Size at which a record is closed. Only a single large message makes a longer one.
 pub const RECORD_BYTES: usize = 64 << 10;
 
-/// Header of a record.
+/// Represents the header of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Header {
     /// The only version so far.
     V1 {
         /// Fingerprint of the namespace.
         namespace: u32,
-        /// When it was committed, in milliseconds of the Unix epoch.
+        /// Time of the commit, in milliseconds of the Unix epoch.
         at_ms: u64,
     },
 }
 
-/// Item of a record, in the order of events.
+/// Represents an item of a record. Items are in the order of events.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 pub enum Item<'a> {
-    /// A message, and its options: expiry in seconds of the Unix epoch (0 = never), and collapse key ("" = none). The
-    /// [`Item::To`]s after it name its recipients.
+    /// A message with its expiry in seconds of the Unix epoch (0 = never), and collapse key ("" = none). The following
+    /// [`Item::To`] items name its recipients.
     Message { payload: &'a [u8], expires_s: u32, collapse: &'a str },
-    /// The last message goes into this user's log, at this sequence.
+    /// The last message is appended to this user's log, with this sequence.
     To { user: &'a str, seq: Seq },
-    /// When this user was seen, in milliseconds of the Unix epoch.
+    /// The user connected or disconnected at this time, in milliseconds of the Unix epoch.
     Seen { user: &'a str, at_ms: u64 },
-    /// A cursor of this user. The `device` "" stands for the cursor shared by clients without a device.
+    /// The state of a cursor. The `device` "" is the cursor shared by clients without a device.
     Cursor { user: &'a str, device: &'a str, cursor: StoredCursor },
-    /// This cursor was removed.
+    /// A cursor was removed.
     CursorRemoved { user: &'a str, device: &'a str },
-    /// These entries were dropped before all devices acknowledged them; `reason` is a [`GapReason`](crate::store::GapReason). For
-    /// expired entries it records that the outbox has the event.
+    /// Entries were dropped before all devices acknowledged them. `reason` is a [`GapReason`](crate::store::GapReason). For
+    /// expired entries, the item records that the outbox has the event.
     Gap { user: &'a str, from: Seq, to: Seq, reason: u8 },
-    /// The append that the next [`Item::Summary`] names was rejected for this user; `reason` is a
-    /// [`Reason`](crate::store::Reason).
+    /// The append of the next [`Item::Summary`] was rejected for this user. `reason` is a
+    /// [`RejectionReason`](crate::store::RejectionReason).
     Rejected { user: &'a str, reason: u8 },
-    /// End of an append with this idempotency id: its result, with the rejections before it.
+    /// The result of an append with this idempotency id. The rejections before it are part of it.
     Summary { id: &'a str, recipients: u32, online: u32, offline: u32, stored: u32 },
     /// The commit continues in the next record. Without that record, the commit was never answered.
     More,
 }
 
-/// A record being written.
+/// Encodes a record item by item.
 #[derive(Debug)]
 pub struct RecordWriter {
     bytes: Vec<u8>,
@@ -70,7 +70,7 @@ impl RecordWriter {
         writer
     }
 
-    /// Appends an item; returns its offset.
+    /// Appends an item. Returns its offset.
     pub fn push(&mut self, item: &Item<'_>) -> u32 {
         let at = self.bytes.len();
         self.encode(item);
@@ -78,7 +78,7 @@ impl RecordWriter {
         at as u32
     }
 
-    /// Bytes written so far.
+    /// Returns the bytes written so far.
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
@@ -89,8 +89,9 @@ impl RecordWriter {
     }
 
     fn encode(&mut self, value: &impl Encode) {
-        let written: Result<usize, EncodeError> = bincode::encode_into_std_write(value, &mut self.bytes, format());
-        // Writing to a Vec cannot fail, and nothing here has a length that is not known.
+        let written: Result<usize, EncodeError> =
+            bincode::encode_into_std_write(value, &mut self.bytes, bincode_config());
+        // Writing to a Vec cannot fail, and no value has an unknown length.
         written.expect("writing to a Vec succeeds");
     }
 }
@@ -105,7 +106,7 @@ pub struct RecordReader<'a> {
 
 impl<'a> RecordReader<'a> {
     pub fn new(bytes: &'a [u8]) -> Result<Self, Unreadable> {
-        let (header, at) = bincode::decode_from_slice(bytes, format())?;
+        let (header, at) = bincode::decode_from_slice(bytes, bincode_config())?;
         Ok(Self { bytes, at, header })
     }
 
@@ -115,7 +116,7 @@ impl<'a> RecordReader<'a> {
             return None;
         }
         let at = self.at;
-        Some(match bincode::borrow_decode_from_slice(&self.bytes[at..], format()) {
+        Some(match bincode::borrow_decode_from_slice(&self.bytes[at..], bincode_config()) {
             Ok((item, length)) => {
                 self.at += length;
                 Ok((at as u32, item))
@@ -129,17 +130,19 @@ impl<'a> RecordReader<'a> {
     }
 }
 
-/// Reads one entry of a record without decoding the rest. Returns `None` if there is no entry at these offsets;
-/// `keep` makes the bytes that outlive the record.
-pub fn entry_at(record: &[u8], message_at: u32, recipient_at: u32, keep: impl Fn(&[u8]) -> Bytes) -> Option<Entry> {
-    let (Header::V1 { namespace, .. }, _) = bincode::decode_from_slice(record, format()).ok()?;
+/// Reads one entry of a record without decoding the other items. Returns `None` if there is no entry at these offsets.
+///
+/// `to_bytes` converts borrowed parts of the record to owned ones.
+pub fn entry_at(record: &[u8], message_at: u32, recipient_at: u32, to_bytes: impl Fn(&[u8]) -> Bytes) -> Option<Entry> {
+    let (Header::V1 { namespace, .. }, _) = bincode::decode_from_slice(record, bincode_config()).ok()?;
     let item = |at: u32| -> Option<Item<'_>> {
-        let (item, _) = bincode::borrow_decode_from_slice(record.get(at as usize..)?, format()).ok()?;
+        let (item, _) = bincode::borrow_decode_from_slice(record.get(at as usize..)?, bincode_config()).ok()?;
         Some(item)
     };
     match (item(message_at)?, item(recipient_at)?) {
         (Item::Message { payload, .. }, Item::To { user, seq }) => {
-            Some(Entry { namespace, owner: keep(user.as_bytes()), seq, payload: Payload::from_stored(keep(payload)) })
+            let (owner, payload) = (to_bytes(user.as_bytes()), Payload::from_stored(to_bytes(payload)));
+            Some(Entry { namespace, owner, seq, payload })
         }
         _ => None,
     }

@@ -1,11 +1,12 @@
-//! Segments of the write-ahead log: append, sync, removal from the oldest end ([`reader`](super::reader) reads them).
+//! Writes the segments of the write-ahead log: append, sync and removal. [`reader`](super::reader) reads them.
 //!
-//! A segment is a sequence of frames, one for each record: its number, the record up to which all was synced when it
-//! was written, and its items. Segments are named by the number of their first record. A segment that is long enough
-//! is synced, and a new one begun; one that is not needed any more is removed.
+//! A segment is a sequence of frames, one for each record: its number, the last record that was synced when it was
+//! written, and its items. Segments are named by the number of their first record. A segment of [`SEGMENT_BYTES`] is
+//! synced, and a new one is begun. A segment that is no longer needed is removed.
 //!
-//! After a crash, anything may follow the last synced record: the log ends there. If a later record states that an
-//! unreadable one was synced, that is damage. So is an end before the sync watermark in the file `mark`.
+//! After a crash, anything may follow the last synced record. The log ends at the first unreadable record. If a later
+//! record states that the unreadable one was synced, the log is damaged. It is also damaged if it ends before the sync
+//! watermark in the file `mark`.
 
 use std::{
     fs::{self, File},
@@ -19,8 +20,8 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{
     layout::{Opened, RecordLocation, Segment, WalState},
-    prepared::{NAME, PreparedSegment},
-    replay::{WalScan, scan},
+    prepared::{PREPARED_NAME, PreparedSegment},
+    scan::{WalScan, scan},
 };
 use crate::embedded::{
     file_io::{self, create_directory},
@@ -28,86 +29,89 @@ use crate::embedded::{
     value_log::framing::{self, HEADER_BYTES, Kind},
 };
 
-/// A longer segment is not appended to if another can be begun.
-const FILE_BYTES: u64 = 8 << 20;
+/// Length at which a segment is full, in bytes. It grows further only if no other segment can be begun.
+const SEGMENT_BYTES: u64 = 8 << 20;
 
-/// A longer segment is never appended to: offsets have 32 bits.
-const FILE_BYTES_MAX: u64 = 1 << 31;
+/// Length at which a segment never grows further, in bytes: offsets have 32 bits.
+const SEGMENT_BYTES_MAX: u64 = 1 << 31;
 
 /// Bytes of a frame without its record.
 const FRAME_BYTES: u64 = HEADER_BYTES as u64 + 16;
 
-/// The segments, open.
+/// Holds the open segments.
 #[derive(Debug)]
 pub struct WalFiles {
     pub directory: PathBuf,
-    /// The directory, held open so that syncing names needs no descriptor.
-    pub names: File,
+    /// The directory, held open so that syncing file names needs no descriptor.
+    pub directory_handle: File,
     pub state: RwLock<WalState>,
-    /// The prepared file, if it is open.
+    /// The file of the next segment.
     pub prepared: Mutex<PreparedSegment>,
 }
 
 impl WalFiles {
-    /// Checks that all records behind `flushed` that were ever synced are in `directory`. Changes nothing.
+    /// Checks that all records above `flushed` that were ever synced are in `directory`. Changes nothing.
     pub fn check(directory: &Path, flushed: u64, watermark: u64) -> Opened<WalScan> {
         scan(directory, flushed, watermark)
     }
 
-    /// Opens the segments in `directory`, which is created if missing. Records up to `flushed` are not needed. A torn
-    /// end after the last whole record is cut off.
+    /// Opens the segments in `directory`, which is created if missing. Records up to `flushed` are not needed.
+    ///
+    /// A torn end after the last complete record is cut off.
     pub fn open(directory: &Path, flushed: u64, watermark: u64) -> Opened<Self> {
-        Ok(Self::take_over(directory, scan(directory, flushed, watermark)?)?)
+        Ok(Self::from_scan(directory, scan(directory, flushed, watermark)?)?)
     }
 
     /// Opens the segments of a scan. Nothing may have written to the directory since.
-    pub fn take_over(directory: &Path, scan: WalScan) -> io::Result<Self> {
+    pub fn from_scan(directory: &Path, scan: WalScan) -> io::Result<Self> {
         create_directory(directory)?;
-        let names = File::open(directory)?;
-        let WalScan { flushed, mut state, done, cut } = scan;
-        for first in &done {
+        let directory_handle = File::open(directory)?;
+        let WalScan { flushed, mut state, obsolete, cut } = scan;
+        for first in &obsolete {
             fs::remove_file(directory.join(file_io::file_name(*first)))?;
         }
-        if !done.is_empty() {
-            // If a removed name came back, it would state a wrong end of the segment before it.
-            names.sync_all()?;
+        if !obsolete.is_empty() {
+            // If a removed segment reappeared, it would imply a wrong end of the segment before it.
+            directory_handle.sync_all()?;
         }
-        if let (Some(cut), Some(last)) = (cut, state.files.back()) {
+        if let (Some(cut), Some(last)) = (cut, state.segments.back()) {
             last.file.set_len(cut)?;
             last.file.sync_data()?;
         }
-        if let Some(last) = state.files.back_mut() {
+        if let Some(last) = state.segments.back_mut() {
             last.length = cut.unwrap_or(last.length);
-            // The process that wrote it may not have synced it.
+            // The process that wrote it may have ended before a sync.
             last.file.sync_data()?;
         }
         state.synced = state.last().unwrap_or(0).max(flushed);
-        // Opened now, while there are enough descriptors.
+        // Prepared now, while there are enough descriptors.
         let prepared = Mutex::new(PreparedSegment::new(directory));
-        Ok(Self { directory: directory.to_owned(), names, state: RwLock::new(state), prepared })
+        Ok(Self { directory: directory.to_owned(), directory_handle, state: RwLock::new(state), prepared })
     }
 
-    /// Writes the next record; the system has it on return, unsynced. If the disk is full, nothing of it counts, and
-    /// the caller may retry.
+    /// Writes the next record to the kernel, unsynced.
+    ///
+    /// # Errors
+    /// If the disk is full, the record is not part of the log, and the caller may retry.
     pub fn append(&self, number: u64, value: &[u8]) -> io::Result<()> {
-        self.begin_file_if_full(number, value.len() as u64)?;
+        self.begin_segment_if_full(number, value.len() as u64)?;
         let mut state = self.state.write();
         let next = state.last().map_or(number, |last| last + 1);
         if number != next {
-            return Err(io::Error::other(format!("record {number} does not follow, {next} would")));
+            return Err(io::Error::other(format!("record {number} is not the next one, {next}")));
         }
         let bytes = framing::encode(Kind::Record, &[&number.to_be_bytes(), &state.synced.to_be_bytes(), value]);
-        let file = state.files.back_mut().ok_or_else(|| io::Error::other("there is no file to write to"))?;
-        if let Err(error) = file.file.write_all_at(&bytes, file.length) {
+        let segment = state.segments.back_mut().ok_or_else(|| io::Error::other("there is no file to write to"))?;
+        if let Err(error) = segment.file.write_all_at(&bytes, segment.length) {
             if Cause::of(&error) != Cause::Failed {
                 // A part of it may be written. The next write may be shorter.
-                file.file.set_len(file.length).map_err(io::Error::other)?;
-                file.allocated = file.length;
+                segment.file.set_len(segment.length).map_err(io::Error::other)?;
+                segment.allocated = segment.length;
             }
             return Err(error);
         }
-        let location = RecordLocation { file: file.first, at: file.length as u32, length: bytes.len() as u32 };
-        file.length += bytes.len() as u64;
+        let location = RecordLocation { segment: segment.first, at: segment.length as u32, length: bytes.len() as u32 };
+        segment.length += bytes.len() as u64;
         if state.locations.is_empty() {
             state.first = number;
         }
@@ -115,12 +119,12 @@ impl WalFiles {
         Ok(())
     }
 
-    /// Syncs all records, and returns the last synced one. `sync` syncs a file.
+    /// Syncs all records. Returns the last synced one. `sync` syncs a file.
     pub fn sync(&self, sync: impl FnOnce(&File) -> io::Result<()>) -> io::Result<u64> {
         let (file, last) = {
             let state = self.state.read();
-            match (state.files.back(), state.last()) {
-                (Some(file), Some(last)) if last > state.synced => (file.file.clone(), last),
+            match (state.segments.back(), state.last()) {
+                (Some(segment), Some(last)) if last > state.synced => (segment.file.clone(), last),
                 _ => return Ok(state.synced),
             }
         };
@@ -130,13 +134,13 @@ impl WalFiles {
         Ok(last)
     }
 
-    /// Numbers of the first and the last record.
-    pub fn ends(&self) -> Option<(u64, u64)> {
+    /// Returns the numbers of the first and the last record.
+    pub fn record_numbers(&self) -> Option<(u64, u64)> {
         let state = self.state.read();
         Some((state.first, state.last()?))
     }
 
-    /// Removes the first record.
+    /// Removes the first record, and its segment if it was the last record in it.
     pub fn remove(&self, number: u64) {
         let mut state = self.state.write();
         if state.locations.is_empty() || number != state.first {
@@ -145,16 +149,15 @@ impl WalFiles {
         state.locations.pop_front();
         state.first += 1;
         // The last segment stays: it is appended to.
-        while state.files.get(1).is_some_and(|next| next.first <= state.first) {
-            let Some(done) = state.files.pop_front() else { break };
-            if let Err(error) = fs::remove_file(self.directory.join(file_io::file_name(done.first))) {
-                // It is not needed: the next start removes it.
-                tracing::warn!(%error, file = %file_io::file_name(done.first), "cannot remove a WAL segment; the next start removes it");
+        while state.segments.get(1).is_some_and(|next| next.first <= state.first) {
+            let Some(obsolete) = state.segments.pop_front() else { break };
+            if let Err(error) = fs::remove_file(self.directory.join(file_io::file_name(obsolete.first))) {
+                tracing::warn!(%error, file = %file_io::file_name(obsolete.first), "cannot remove a WAL segment; the next start removes it");
             }
         }
     }
 
-    /// Removes the last record, which was never answered, without a trace. Only during recovery, before any reader.
+    /// Removes the last record, as if it had never been appended. No reader refers to it, because it was never answered.
     pub fn roll_back(&self, number: u64) -> io::Result<()> {
         let mut state = self.state.write();
         if state.last() != Some(number) {
@@ -162,21 +165,21 @@ impl WalFiles {
         }
         let Some(location) = state.locations.pop_back() else { return Ok(()) };
         state.synced = state.synced.min(number - 1);
-        while state.files.back().is_some_and(|file| file.first > location.file) {
-            let Some(emptied) = state.files.pop_back() else { break };
+        while state.segments.back().is_some_and(|segment| segment.first > location.segment) {
+            let Some(emptied) = state.segments.pop_back() else { break };
             fs::remove_file(self.directory.join(file_io::file_name(emptied.first)))?;
-            self.names.sync_all()?;
+            self.directory_handle.sync_all()?;
         }
-        let Some(file) = state.files.back_mut() else { return Ok(()) };
-        file.file.set_len(u64::from(location.at))?;
-        file.file.sync_data()?;
-        (file.length, file.allocated) = (u64::from(location.at), u64::from(location.at));
+        let Some(segment) = state.segments.back_mut() else { return Ok(()) };
+        segment.file.set_len(u64::from(location.at))?;
+        segment.file.sync_data()?;
+        (segment.length, segment.allocated) = (u64::from(location.at), u64::from(location.at));
         Ok(())
     }
 }
 
 impl WalFiles {
-    /// Opens the next file, if it is not open. Call this periodically.
+    /// Prepares the next segment, if it is not prepared. Call this periodically.
     pub fn prepare(&self) {
         self.prepared.lock().prepare(&self.directory);
     }
@@ -184,31 +187,31 @@ impl WalFiles {
     /// Reserves disk space for `bytes` of records, the first of which will be `number`.
     ///
     /// # Errors
-    /// When there is no space, or no segment and no descriptor for one. Nothing has changed then.
+    /// Fails if there is no space, or no segment and no descriptor for one. Then nothing has changed.
     pub fn reserve(&self, number: u64, bytes: u64) -> io::Result<()> {
-        let is_full = match self.state.read().files.back() {
-            Some(last) if last.length < FILE_BYTES && last.length + bytes <= last.allocated => return Ok(()),
-            last => last.is_none_or(|last| last.length >= FILE_BYTES),
+        let is_full = match self.state.read().segments.back() {
+            Some(last) if last.length < SEGMENT_BYTES && last.length + bytes <= last.allocated => return Ok(()),
+            last => last.is_none_or(|last| last.length >= SEGMENT_BYTES),
         };
         if is_full {
-            self.begin_file(number)?;
+            self.begin_segment(number)?;
         }
         let (file, length, allocated) = {
             let state = self.state.read();
-            let last = state.files.back().ok_or_else(|| io::Error::other("there is no file to write to"))?;
+            let last = state.segments.back().ok_or_else(|| io::Error::other("there is no file to write to"))?;
             (last.file.clone(), last.length, last.allocated)
         };
         let mut end = length + bytes;
         if end <= allocated {
             return Ok(());
         }
-        // Where the file system cannot allocate, the space is assumed, and a write may fail.
-        if end < FILE_BYTES && allocate(&file, length, FILE_BYTES).is_ok() {
-            end = FILE_BYTES;
+        // A file system without preallocation counts as having the space, so a write may fail.
+        if end < SEGMENT_BYTES && allocate(&file, length, SEGMENT_BYTES).is_ok() {
+            end = SEGMENT_BYTES;
         } else {
             allocate(&file, length, end)?;
         }
-        if let Some(last) = self.state.write().files.back_mut() {
+        if let Some(last) = self.state.write().segments.back_mut() {
             last.allocated = end;
         }
         Ok(())
@@ -216,54 +219,54 @@ impl WalFiles {
 
     /// Returns the disk space that `bytes` of records need beyond what is reserved.
     pub fn bytes_required(&self, bytes: u64) -> u64 {
-        match self.state.read().files.back() {
-            None => FILE_BYTES.max(bytes),
-            // If no file can be begun, the last one grows.
+        match self.state.read().segments.back() {
+            None => SEGMENT_BYTES.max(bytes),
+            // If no segment can be begun, the last one grows.
             Some(last) => (last.length + bytes).saturating_sub(last.allocated.max(last.length)),
         }
     }
 
-    /// Begins a new segment for a record of `bytes`, if there is none or the last is long enough and has no space
-    /// reserved for it.
-    pub(super) fn begin_file_if_full(&self, number: u64, bytes: u64) -> io::Result<()> {
+    /// Begins a new segment for a record of `bytes`, unless the last is not full or has space reserved for it.
+    pub(super) fn begin_segment_if_full(&self, number: u64, bytes: u64) -> io::Result<()> {
         let state = self.state.read();
-        let goes_on = state
-            .files
+        let fits = state
+            .segments
             .back()
-            .is_some_and(|last| last.length < FILE_BYTES || last.length + bytes + FRAME_BYTES <= last.allocated);
+            .is_some_and(|last| last.length < SEGMENT_BYTES || last.length + bytes + FRAME_BYTES <= last.allocated);
         drop(state);
-        if goes_on { Ok(()) } else { self.begin_file(number) }
+        if fits { Ok(()) } else { self.begin_segment(number) }
     }
 
-    /// Begins a new segment if possible, or keeps the last. Without the lock: readers need not wait for the disk, and
-    /// there is one writer.
-    fn begin_file(&self, number: u64) -> io::Result<()> {
-        let last = self.state.read().files.back().map(|file| (file.file.clone(), file.length));
+    /// Begins a new segment if possible, or keeps the last.
+    ///
+    /// Does not hold the lock during disk access, so that readers do not wait. There is only one writer.
+    fn begin_segment(&self, number: u64) -> io::Result<()> {
+        let last = self.state.read().segments.back().map(|segment| (segment.file.clone(), segment.length));
         let file = match self.open_next(number) {
             Err(error) if Cause::of(&error) != Cause::Failed => {
-                return if last.is_some_and(|(_, length)| length < FILE_BYTES_MAX) { Ok(()) } else { Err(error) };
+                return if last.is_some_and(|(_, length)| length < SEGMENT_BYTES_MAX) { Ok(()) } else { Err(error) };
             }
             file => Arc::new(file?),
         };
-        self.names.sync_all().map_err(io::Error::other)?;
+        self.directory_handle.sync_all().map_err(io::Error::other)?;
         let synced = last.map(|(file, _)| file.sync_data()).transpose().map_err(io::Error::other)?.map(|()| number - 1);
         let mut state = self.state.write();
         state.synced = state.synced.max(synced.unwrap_or(0));
-        state.files.push_back(Segment { first: number, file, length: 0, allocated: FILE_BYTES });
+        state.segments.push_back(Segment { first: number, file, length: 0, allocated: SEGMENT_BYTES });
         Ok(())
     }
 
-    /// Creates the segment with its disk space allocated.
+    /// Creates the file of a segment, with its disk space allocated.
     fn open_next(&self, number: u64) -> io::Result<File> {
         let mut prepared = self.prepared.lock();
         prepared.failed = None;
         prepared.prepare(&self.directory);
         let Some(file) = &prepared.file else {
-            // Again, for the error.
+            // Opened again, to return the error.
             return file_io::create(&self.directory, &file_io::file_name(number));
         };
-        allocate(file, 0, FILE_BYTES)?;
-        fs::rename(self.directory.join(NAME), self.directory.join(file_io::file_name(number)))?;
+        allocate(file, 0, SEGMENT_BYTES)?;
+        fs::rename(self.directory.join(PREPARED_NAME), self.directory.join(file_io::file_name(number)))?;
         prepared.file.take().ok_or_else(|| io::Error::other("the prepared segment is missing"))
     }
 }
@@ -279,7 +282,7 @@ mod tests {
     }
 
     fn numbers(files: &WalFiles) -> Vec<u64> {
-        let (first, last) = files.ends().unwrap_or((1, 0));
+        let (first, last) = files.record_numbers().unwrap_or((1, 0));
         let value = |number| files.get(number).unwrap().unwrap();
         (first..=last).inspect(|number| assert_eq!(value(*number)[..8], number.to_be_bytes())).collect()
     }
@@ -328,7 +331,7 @@ mod tests {
         append(&files, 6..=6, 50);
         sync(&files);
         drop(files);
-        assert_eq!(damaged_record(open(home.path(), 0, 7)), Some(7), "the watermark states record 7");
+        assert_eq!(damaged_record(open(home.path(), 0, 7)), Some(7), "the watermark is record 7");
         let files = open(home.path(), 0, 6).unwrap_or_else(|_| panic!("all records are there"));
         assert_eq!(numbers(&files), [1, 2, 3, 4, 5, 6]);
         files.roll_back(6).unwrap();
@@ -378,7 +381,7 @@ mod tests {
         assert_eq!(file_io::file_numbers(home.path()).unwrap(), [18, 35]);
         drop(files);
         let files = open(home.path(), 40, 40).unwrap_or_else(|_| panic!("all records are flushed"));
-        assert_eq!((files.ends(), file_io::file_numbers(home.path()).unwrap()), (None, vec![]));
+        assert_eq!((files.record_numbers(), file_io::file_numbers(home.path()).unwrap()), (None, vec![]));
     }
 
     #[test]
@@ -424,7 +427,7 @@ mod tests {
             files.remove(number);
         }
         assert_eq!(
-            (files.ends(), file_io::file_numbers(home.path()).unwrap().len()),
+            (files.record_numbers(), file_io::file_numbers(home.path()).unwrap().len()),
             (None, 1),
             "the last segment stays"
         );

@@ -13,47 +13,48 @@ use crate::{
     logging::excerpt,
     message::{COLLAPSE_KEY_CHARACTERS_MAX, DeviceId, Seq, USER_ID_BYTES_MAX, UserId},
     store::{
-        Append, AppendResult, DispatchSummary, GapReason, Idempotency, Overflow, REJECTED_BYTES_MAX, Reason, Rejected,
-        StoreError, clock::seconds,
+        Append, AppendResult, DispatchSummary, GapReason, Idempotency, Overflow, REJECTED_BYTES_MAX, Rejected,
+        RejectionReason, StoreError, clock::seconds,
     },
 };
 
-/// Capacity that a record needs for one recipient: its [`Item::To`], and the gaps of entries that it replaces and evicts.
+/// Bytes that a record needs for one recipient: its [`Item::To`], and the gaps of the entries it replaces and evicts.
 const RECIPIENT_BYTES_MAX: usize = 3 * (USER_ID_BYTES_MAX + 32);
 
-/// Capacity that a record needs for the options of a message.
+/// Bytes that a record needs for the options of a message.
 const OPTIONS_BYTES_MAX: usize = 4 * COLLAPSE_KEY_CHARACTERS_MAX + 16;
 
-/// Capacity that a record needs for one rejected recipient.
+/// Bytes that a record needs for one rejected recipient.
 const REJECTION_BYTES_MAX: usize = REJECTED_BYTES_MAX + 16;
 
-/// Capacity that a record needs for an idempotency id with its result.
+/// Bytes that a record needs for an idempotency id with its result.
 const SUMMARY_BYTES_MAX: usize = 600;
 
-/// Capacity that a record needs for one cursor with the maximum number of ranges.
+/// Bytes that a record needs for one cursor with the maximum number of ranges.
 pub(super) const CURSOR_BYTES_MAX: usize = USER_ID_BYTES_MAX + 700;
 
-/// An append that is being added to the commit.
+/// Holds an append that is being added to the commit.
 struct OpenAppend<'a> {
     append: &'a Append,
     /// Expiry in seconds of the Unix epoch; 0 = never.
     expires_s: u32,
     now_s: u32,
     /// Offset of the message in the open record, if that has it.
-    at: Option<u32>,
+    message_at: Option<u32>,
 }
 
-/// Result of assigning a sequence in a recipient's log.
+/// States the result of assigning a sequence in a recipient's log.
 enum Assignment {
-    /// The assigned sequence, and the entry that it replaces.
+    /// The assigned sequence, and the entry that the new one replaces.
     Assigned(Seq, Option<Seq>),
-    /// The user has no row, or one that does not include the latest lossy restart. It must be written first.
+    /// The row must be written first: it is missing, or does not include the latest lossy restart.
     NeedsRow,
     /// The user's quota is exhausted.
     OverQuota,
 }
 
 impl Committer {
+    /// Adds an append to the commit, or returns the first result of a known id.
     pub(super) fn add_append(&mut self, commit: &mut Commit, append: Append) -> Result<AppendResult, EngineError> {
         let now_ms = self.shared.clock.now_ms();
         if let Some(idempotency) = &append.idempotency
@@ -64,7 +65,7 @@ impl Committer {
         let ttl = append.ttl.into_iter().chain(self.limits.age).min();
         // Rounded up, so that no entry expires early.
         let expires_s = ttl.map_or(0, |ttl| seconds(now_ms + 999 + ttl.as_millis() as u64).max(1));
-        let mut message = OpenAppend { append: &append, expires_s, now_s: seconds(now_ms), at: None };
+        let mut message = OpenAppend { append: &append, expires_s, now_s: seconds(now_ms), message_at: None };
         let (mut seqs, mut dropped) = (Vec::with_capacity(append.recipients.len()), 0);
         for user in &append.recipients {
             seqs.push(self.add_recipient(commit, &mut message, user, &mut dropped)?);
@@ -76,27 +77,28 @@ impl Committer {
         Ok(AppendResult { seqs, summary, duplicate: false, dropped })
     }
 
+    /// Adds the message to a recipient's log. The inner error is the reason of a rejection.
     fn add_recipient(
         &self,
         commit: &mut Commit,
         message: &mut OpenAppend<'_>,
         user: &UserId,
         dropped: &mut u64,
-    ) -> Result<Result<Seq, Reason>, EngineError> {
+    ) -> Result<Result<Seq, RejectionReason>, EngineError> {
         let bytes = message.append.payload.as_bytes().len();
-        let mut tried = false;
+        let mut quota_freed = false;
         let (seq, replaced) = loop {
             let assignment = self.try_with_log(user, |log| self.assign(log, message, commit.number));
             match assignment {
                 Ok(Assignment::Assigned(seq, replaced)) => break (seq, replaced),
-                // Written before this commit changes the log: the row must not include what may never be written.
+                // Before this commit changes the log: the row must not include changes that may never be committed.
                 Ok(Assignment::NeedsRow) => {
                     self.put_row(user)?;
                     commit.first_entries = true;
                 }
-                Ok(Assignment::OverQuota) if tried => return Ok(Err(Reason::Quota)),
+                Ok(Assignment::OverQuota) if quota_freed => return Ok(Err(RejectionReason::Quota)),
                 Ok(Assignment::OverQuota) => {
-                    tried = true;
+                    quota_freed = true;
                     *dropped += match self.free_quota(commit, user, bytes as u64) {
                         Err(error) if error.is_transient() => {
                             tracing::warn!(%user, %error, "cannot evict entries from this user's log now");
@@ -107,15 +109,14 @@ impl Committer {
                 }
                 Err(StoreError::Damaged(damage)) => {
                     tracing::error!(user = %excerpt(user), %damage, "rejected a message for a user whose log is damaged");
-                    return Ok(Err(Reason::Damaged));
+                    return Ok(Err(RejectionReason::Damaged));
                 }
                 Err(error) => return Err(error.into()),
             }
         };
-        // A message that does not fit begins a new record. If its recipients do not fit, the next record repeats the
-        // message.
+        // A message that does not fit begins a new record. If its recipients do not fit, the next record repeats it.
         let length = commit.bytes();
-        let full = match message.at {
+        let full = match message.message_at {
             None => length > 0 && length + bytes + OPTIONS_BYTES_MAX + RECIPIENT_BYTES_MAX > RECORD_BYTES,
             Some(_) => {
                 length + RECIPIENT_BYTES_MAX > if bytes > RECORD_BYTES / 2 { VALUE_BYTES_MAX } else { RECORD_BYTES }
@@ -123,10 +124,10 @@ impl Committer {
         };
         if full {
             commit.next_record();
-            message.at = None;
+            message.message_at = None;
         }
-        let at = message.at.unwrap_or_else(|| commit.push(&self.shared, &message.item()));
-        message.at = Some(at);
+        let message_at = message.message_at.unwrap_or_else(|| commit.push(&self.shared, &message.item()));
+        message.message_at = Some(message_at);
         let recipient_at = commit.push(&self.shared, &Item::To { user: user.as_str(), seq });
         if let Some(from) = replaced {
             let reason = GapReason::Collapsed as u8;
@@ -135,7 +136,7 @@ impl Committer {
         let record = commit.number;
         // A payload has at most 64 KiB.
         let bytes = bytes as u32;
-        let slot = WalSlot { seq, record, message_at: at, recipient_at, bytes, expires_s: message.expires_s };
+        let slot = WalSlot { seq, record, message_at, recipient_at, bytes, expires_s: message.expires_s };
         self.with_log(user, |log| {
             if let Some(replaced) = replaced {
                 log.collapse(replaced);
@@ -150,17 +151,18 @@ impl Committer {
         Ok(Ok(seq))
     }
 
+    /// Assigns the next sequence of a log, if the quota allows it.
     fn assign(&self, log: &mut UserLog, message: &OpenAppend<'_>, record: u64) -> Assignment {
         if log.row_lossy_restarts != Some(self.shared.logs.lossy_restarts().count) {
-            // From now on the row states that something may have been appended.
+            // From now on the row states that entries may have been appended.
             log.before_skip = None;
             return Assignment::NeedsRow;
         }
-        // With a full gap list, one more gap could remove one that hides an entry in the value log. So the older entry
-        // stays until a purge has shortened the list.
+        // With a full gap list, one more gap could remove one that hides an entry in the value log. So nothing collapses
+        // until a purge has shortened the list.
         let key = message.append.collapse.as_ref().filter(|_| !log.gaps.is_full());
-        let replaced = key.and_then(|key| log.pending_with_key(key, message.now_s)).map(|keyed| keyed.seq);
-        // A replacement is accepted over the quota: it adds no entry, only some bytes.
+        let replaced = key.and_then(|key| log.pending_with_key(key, message.now_s)).map(|entry| entry.seq);
+        // A replacement may exceed the quota: it adds no entry, and few bytes.
         if !log.fits(message.append.payload.as_bytes().len() as u64, &self.limits) && replaced.is_none() {
             return Assignment::OverQuota;
         }
@@ -172,11 +174,11 @@ impl Committer {
     /// Frees a user's quota for a message of `bytes`, if possible. Returns the number of evicted entries.
     fn free_quota(&self, commit: &mut Commit, user: &UserId, bytes: u64) -> Result<u64, EngineError> {
         if self.with_log(user, |log| log.has_blocks && log.counted < log.released())? {
-            // Entries that were acknowledged meanwhile count until then.
+            // Released entries count until they are subtracted here or by a trim.
             self.count_released(user)?;
         }
         if self.purge_is_due(user)? {
-            // Only counts now: entries that this commit replaces are needed until it is written.
+            // Counts without removing: entries that this commit replaces are needed until it is written.
             self.scan_blocks(user, false)?;
             commit.purge.push(user.clone());
         }
@@ -189,19 +191,20 @@ impl Committer {
         Ok(entries)
     }
 
-    /// Stores the result of an idempotent append.
+    /// Adds the result of an idempotent append to the commit, and to the deduplication table.
     fn store_summary(
         &mut self,
         commit: &mut Commit,
         idempotency: &Idempotency,
         recipients: &[UserId],
-        seqs: &[Result<Seq, Reason>],
+        seqs: &[Result<Seq, RejectionReason>],
         now_ms: u64,
     ) -> DispatchSummary {
+        let truncated = |rejected: &Rejected| Rejected::new(&rejected.user, rejected.reason);
         let accepted = |at: usize| seqs.get(at).is_none_or(Result::is_ok);
         let online = idempotency.online.iter().enumerate().filter(|(at, online)| **online && accepted(*at)).count();
         let offline = idempotency.online.iter().enumerate().filter(|(at, online)| !**online && accepted(*at)).count();
-        let rejected_here = recipients.iter().zip(seqs).filter_map(|(user, seq)| {
+        let rejected_now = recipients.iter().zip(seqs).filter_map(|(user, seq)| {
             let reason = seq.err()?;
             Some(Rejected::new(user.as_str(), reason))
         });
@@ -210,16 +213,11 @@ impl Committer {
             online: online as u32,
             offline: offline as u32,
             stored: seqs.iter().filter(|seq| seq.is_ok()).count() as u32,
-            rejected: idempotency
-                .rejected
-                .iter()
-                .map(|one| Rejected::new(&one.user, one.reason))
-                .chain(rejected_here)
-                .collect(),
+            rejected: idempotency.rejected.iter().map(truncated).chain(rejected_now).collect(),
         };
-        for one in &summary.rejected {
+        for Rejected { user, reason } in &summary.rejected {
             commit.ensure_capacity(REJECTION_BYTES_MAX);
-            commit.push(&self.shared, &Item::Rejected { user: &one.user, reason: one.reason as u8 });
+            commit.push(&self.shared, &Item::Rejected { user, reason: *reason as u8 });
         }
         commit.ensure_capacity(SUMMARY_BYTES_MAX);
         let id = idempotency.id.as_str();
@@ -229,10 +227,11 @@ impl Committer {
         summary
     }
 
+    /// Clears a user's log. Returns the number of cleared entries.
     pub(super) fn add_clear(&self, commit: &mut Commit, user: &UserId) -> Result<u64, EngineError> {
         let now_s = self.shared.clock.now_s();
         let (cleared, range) = self.with_log(user, |log| {
-            // Includes entries of this commit, which precede the clear.
+            // Includes entries of this commit that precede the clear.
             let cleared = log.pending(log.assigned, now_s).1.entries;
             let from = log.cursors.through() + 1;
             let range = (from <= log.assigned).then_some((from, log.assigned));
@@ -251,6 +250,7 @@ impl Committer {
         Ok(cleared)
     }
 
+    /// Adds the reports of these users to the commit, as far as the WAL has space for them.
     pub(super) fn add_reports(&mut self, commit: &mut Commit, dirty: Vec<UserId>) -> Result<(), EngineError> {
         let mut dirty = dirty.into_iter();
         while let Some(user) = dirty.next() {
@@ -259,7 +259,7 @@ impl Committer {
                 break;
             }
             match self.add_report(commit, &user) {
-                // The log could not be loaded, so nothing of it was added.
+                // The log could not be loaded, so the commit has no part of the report.
                 Err(error) if error.is_transient() => {
                     self.postpone_reports(std::iter::once(user));
                     self.suspend(error)?;
@@ -273,7 +273,7 @@ impl Committer {
     /// Adds a user's cursors and presence to the commit, in their current state.
     fn add_report(&self, commit: &mut Commit, user: &UserId) -> Result<(), EngineError> {
         let new = match self.try_with_log(user, |log| log.row_lossy_restarts.is_none()) {
-            // Only a log that was never loaded can be damaged, and such a log has nothing to report.
+            // Only a log that was never loaded can be damaged, and such a log has no changes.
             Err(StoreError::Damaged(_)) => return Ok(()),
             new => new?,
         };

@@ -1,25 +1,25 @@
-//! Estimates the disk space of appends: in the WAL now, and in the value log after the flush.
+//! Estimates the disk space that appends need: in the WAL now, and in the value log after the flush.
 
 use crate::{message::UserId, store::Append};
 
-/// Overhead of an entry in the value log, in bytes, without three times its user's id.
+/// Overhead of an entry in the value log, in bytes, besides three times its user's id.
 ///
-/// It has the headers of the entry, of its block, and of the row that refers to the block. A block may have one entry.
+/// It includes the headers of the entry, of its block, and of the row that refers to the block. A block may have one entry.
 const ENTRY_BYTES: u64 = 128;
 
 /// Bytes of a record without its items.
 const RECORD_BYTES: u64 = 512;
 
-/// Lower bound of the bytes for recipients in a record after the message.
+/// Lower bound of the bytes that a record has for recipients after the message.
 const RECIPIENTS_BYTES: u64 = 24 << 10;
 
-/// Bytes of a recipient and of the gap of an entry that it replaces, without the user's id.
+/// Bytes of a recipient and of the gap of a replaced entry, without the user's id.
 const RECIPIENT_BYTES: u64 = 48;
 
 /// Bytes of an idempotency id and its result.
 const ID_BYTES: u64 = 1024;
 
-/// Upper bound of the space that some appends take.
+/// States an upper bound of the disk space that appends need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cost {
     /// Bytes of records in the WAL.
@@ -41,7 +41,7 @@ impl Cost {
             let mut recipient_items = 2 * ids + count * RECIPIENT_BYTES;
             if let Some(idempotency) = &append.idempotency {
                 let rejected: u64 =
-                    idempotency.rejected.iter().map(|one| one.user.len() as u64 + RECIPIENT_BYTES).sum();
+                    idempotency.rejected.iter().map(|rejected| rejected.user.len() as u64 + RECIPIENT_BYTES).sum();
                 // Each recipient may be rejected.
                 recipient_items += ID_BYTES + rejected + ids + count * RECIPIENT_BYTES;
             }

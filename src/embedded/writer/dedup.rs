@@ -1,7 +1,7 @@
-//! Deduplicates dispatches: stores the result of each idempotency id for the window in which a retry may come.
+//! Deduplicates dispatches: stores the result of each idempotency id for the window in which a retry may arrive.
 //!
-//! Ids are written in their commit, moved to their own table by the flush, and read from both when the store opens.
-//! Only the commit thread checks them, so of two dispatches with the same id one is first.
+//! A commit writes its ids to the WAL, and the flush moves them to the table of ids. Both are read when the store opens.
+//! Only the commit thread checks ids, so of two dispatches with the same id one is first.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -12,17 +12,20 @@ use crate::{
     embedded::tables::schema::{Ids as IdBlock, StoredId},
     failpoints::{self, Failpoint},
     message::DispatchId,
-    store::{DispatchSummary, Limits, Reason, Rejected},
+    store::{DispatchSummary, Limits, Rejected, RejectionReason},
     util::millis::millis,
 };
 
-/// Limit of the bytes of rejected recipients in the table. Above it, the oldest ids are removed early.
+/// Limit of memory for rejected recipients, in bytes. Above it, the oldest ids are removed early.
 const REJECTED_BYTES_MAX: usize = 32 << 20;
 
 /// Bytes of ids and their rejected recipients at which a stored block is closed.
 const BLOCK_BYTES: usize = 32 << 10;
 
-/// Holds the result of an id.
+/// Number of rejected recipients in one part of a stored id. A part is smaller than a block.
+const PART_REJECTED_MAX: usize = 20;
+
+/// Holds the result of an id, and the time of its commit.
 #[derive(Debug)]
 struct KnownId {
     at_ms: u64,
@@ -33,13 +36,14 @@ struct KnownId {
 #[derive(Debug)]
 pub struct DedupTable {
     window_ms: u64,
-    max: usize,
-    /// Random keys of two hashes, which form 128 bits. Callers who choose the ids cannot make two of them collide.
+    ids_max: usize,
+    /// Two hashes with random keys, 128 bits in total. A backend cannot choose ids that collide.
     hashers: [RandomState; 2],
     known: HashMap<u128, KnownId, foldhash::fast::RandomState>,
+    /// Hashes of the ids, oldest first.
     order: VecDeque<u128>,
     rejected_bytes: usize,
-    /// Rejected recipients of ids that are stored in parts, of which the last part is not loaded yet.
+    /// Rejected recipients of ids that are stored in parts, until the last part is loaded.
     parts: HashMap<String, Vec<Rejected>>,
 }
 
@@ -47,7 +51,7 @@ impl DedupTable {
     pub fn new(limits: &Limits) -> Self {
         Self {
             window_ms: millis(limits.ids_window),
-            max: limits.ids,
+            ids_max: limits.ids,
             hashers: [RandomState::new(), RandomState::new()],
             known: HashMap::default(),
             order: VecDeque::new(),
@@ -64,22 +68,22 @@ impl DedupTable {
     /// Returns the result of this id, if it is within the window.
     pub fn get(&self, id: &DispatchId, now_ms: u64) -> Option<&DispatchSummary> {
         let known = self.known.get(&self.hash(id.as_str()))?;
-        self.is_young(known.at_ms, now_ms).then_some(&known.summary)
+        self.is_within_window(known.at_ms, now_ms).then_some(&known.summary)
     }
 
     /// Returns whether the table has an id.
-    pub fn knows(&self, id: &str) -> bool {
+    pub fn contains(&self, id: &str) -> bool {
         self.known.contains_key(&self.hash(id))
     }
 
-    /// Returns whether an id of this time is within the window.
-    pub fn is_young(&self, at_ms: u64, now_ms: u64) -> bool {
+    /// Returns whether an id that was committed at `at_ms` is within the window.
+    pub fn is_within_window(&self, at_ms: u64, now_ms: u64) -> bool {
         now_ms.saturating_sub(at_ms) < self.window_ms
     }
 
     /// Stores the result of an id, and removes ids that are too old or exceed a limit.
     pub fn insert(&mut self, id: &str, at_ms: u64, summary: DispatchSummary, now_ms: u64) {
-        // Before the insertion, so that an id that returns after its window is new.
+        // Before the insertion, so that an id that is used again after its window counts as new.
         self.expire(now_ms);
         let hash = self.hash(id);
         self.rejected_bytes += rejected_bytes(&summary);
@@ -93,17 +97,17 @@ impl DedupTable {
     /// Loads a stored block. An id that was stored in parts is complete with its last part.
     pub fn load(&mut self, ids: &[StoredId], now_ms: u64) {
         for stored in ids.iter().filter(|_| !failpoints::enabled(Failpoint::LostIds)) {
-            if !self.is_young(stored.at_ms, now_ms) {
+            if !self.is_within_window(stored.at_ms, now_ms) {
                 continue;
             }
-            let mut whole = summary(stored);
+            let mut summary = decode_summary(stored);
             if let Some(part) = self.parts.remove(&stored.id) {
-                whole.rejected.splice(0..0, part);
+                summary.rejected.splice(0..0, part);
             }
             if stored.more {
-                self.parts.insert(stored.id.clone(), whole.rejected);
+                self.parts.insert(stored.id.clone(), summary.rejected);
             } else {
-                self.insert(&stored.id, stored.at_ms, whole, now_ms);
+                self.insert(&stored.id, stored.at_ms, summary, now_ms);
             }
         }
     }
@@ -112,8 +116,8 @@ impl DedupTable {
     pub fn expire(&mut self, now_ms: u64) {
         while let Some(oldest) = self.order.front() {
             let at_ms = self.known.get(oldest).map_or(0, |known| known.at_ms);
-            let over = self.order.len() > self.max || self.rejected_bytes > REJECTED_BYTES_MAX;
-            if self.is_young(at_ms, now_ms) && !over {
+            let over = self.order.len() > self.ids_max || self.rejected_bytes > REJECTED_BYTES_MAX;
+            if self.is_within_window(at_ms, now_ms) && !over {
                 break;
             }
             if let Some(known) = self.order.pop_front().and_then(|oldest| self.known.remove(&oldest)) {
@@ -128,14 +132,14 @@ impl DedupTable {
 }
 
 fn rejected_bytes(summary: &DispatchSummary) -> usize {
-    summary.rejected.iter().map(|one| one.user.len() + size_of::<Rejected>()).sum()
+    summary.rejected.iter().map(|rejected| rejected.user.len() + size_of::<Rejected>()).sum()
 }
 
 /// Decodes the result of a stored id.
-pub fn summary(id: &StoredId) -> DispatchSummary {
+pub fn decode_summary(id: &StoredId) -> DispatchSummary {
     let rejected = id.rejected.iter().map(|(user, reason)| Rejected {
         user: user.as_str().into(),
-        reason: Reason::from_stored(*reason).unwrap_or(Reason::Invalid),
+        reason: RejectionReason::from_stored(*reason).unwrap_or(RejectionReason::Invalid),
     });
     DispatchSummary {
         recipients: id.recipients,
@@ -146,8 +150,8 @@ pub fn summary(id: &StoredId) -> DispatchSummary {
     }
 }
 
-/// Packs ids into blocks that fit into a table. An id with many rejected recipients is stored in parts.
-pub fn blocks(namespace: u32, ids: Vec<StoredId>) -> Vec<IdBlock> {
+/// Packs ids into blocks that fit into a table. Splits an id with many rejected recipients into parts.
+pub fn pack_blocks(namespace: u32, ids: Vec<StoredId>) -> Vec<IdBlock> {
     let (mut blocks, mut open, mut bytes) = (Vec::new(), Vec::new(), 0);
     let mut put = |part: StoredId| {
         bytes += part.id.len() + 32 + part.rejected.iter().map(|(user, _)| user.len() + 8).sum::<usize>();
@@ -158,10 +162,9 @@ pub fn blocks(namespace: u32, ids: Vec<StoredId>) -> Vec<IdBlock> {
         }
     };
     for mut id in ids {
-        // Twenty rejected recipients are smaller than a block.
-        while id.rejected.len() > 20 {
-            let rest = id.rejected.split_off(20);
-            put(StoredId { rejected: std::mem::replace(&mut id.rejected, rest), more: true, ..id.clone_head() });
+        while id.rejected.len() > PART_REJECTED_MAX {
+            let rest = id.rejected.split_off(PART_REJECTED_MAX);
+            put(StoredId { rejected: std::mem::replace(&mut id.rejected, rest), more: true, ..id.without_rejected() });
         }
         put(id);
     }
@@ -172,8 +175,8 @@ pub fn blocks(namespace: u32, ids: Vec<StoredId>) -> Vec<IdBlock> {
 }
 
 impl StoredId {
-    /// Copies everything but the rejected recipients.
-    fn clone_head(&self) -> Self {
+    /// Copies the id without its rejected recipients.
+    fn without_rejected(&self) -> Self {
         Self { id: self.id.clone(), rejected: Vec::new(), ..*self }
     }
 }
@@ -227,7 +230,7 @@ mod tests {
 
     #[test]
     fn stored_id_returns_its_summary() {
-        let rejected = vec![Rejected { user: "bob".into(), reason: Reason::Quota }];
+        let rejected = vec![Rejected { user: "bob".into(), reason: RejectionReason::Quota }];
         for stored_count in [0, 5] {
             let result = DispatchSummary {
                 recipients: 6,
@@ -236,17 +239,17 @@ mod tests {
                 stored: stored_count,
                 rejected: rejected.clone(),
             };
-            assert_eq!(summary(&stored("a", &result)), result);
+            assert_eq!(decode_summary(&stored("a", &result)), result);
         }
     }
 
     #[test]
     fn id_with_many_rejected_users_is_stored_in_parts_and_loads_as_one() {
         let rejected: Vec<_> =
-            (0..5000).map(|n| Rejected { user: format!("user-{n}").into(), reason: Reason::Quota }).collect();
+            (0..5000).map(|n| Rejected { user: format!("user-{n}").into(), reason: RejectionReason::Quota }).collect();
         let whole = DispatchSummary { recipients: 5000, rejected, ..DispatchSummary::default() };
         let next = DispatchSummary { recipients: 1, online: 1, stored: 1, ..DispatchSummary::default() };
-        let blocks = blocks(7, vec![stored("a", &whole), stored("b", &next)]);
+        let blocks = pack_blocks(7, vec![stored("a", &whole), stored("b", &next)]);
         assert!(blocks.len() > 1 && blocks.iter().all(|block| block.encode().len() < 64 << 10));
         let mut table = table(10);
         for block in blocks {

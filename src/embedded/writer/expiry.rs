@@ -1,4 +1,4 @@
-//! Expires entries, devices and idempotency ids in the background, in small steps between commits.
+//! Expires entries, devices and idempotency ids in the background, in steps between commits.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -15,7 +15,7 @@ use crate::{
     util::millis::millis,
 };
 
-/// Limit of rows that one step checks. A million users take about an hour.
+/// Limit of rows that one step checks. At one step per second, a million users take about an hour.
 const STEP_ROWS_MAX: usize = 256;
 
 impl ExpiryScan {
@@ -23,14 +23,14 @@ impl ExpiryScan {
         Self { next: Vec::new(), last_run: Instant::now(), id_blocks }
     }
 
-    /// Adds a stored block of ids.
+    /// Records the key of a stored block of ids.
     pub(in crate::embedded) fn push_ids(&mut self, key: Vec<u8>, youngest_ms: u64) {
         self.id_blocks.push_back((key, youngest_ms));
     }
 }
 
 impl Committer {
-    /// Runs one step, if it is due.
+    /// Runs one expiry step, if it is due.
     pub(in crate::embedded) fn expire(&mut self) -> Result<(), EngineError> {
         if self.expiry.last_run.elapsed() < self.tuning.expiry_interval {
             return Ok(());
@@ -38,15 +38,15 @@ impl Committer {
         self.expiry.last_run = Instant::now();
         self.expire_ids()?;
         let (mut users, mut single_device, mut next) = (Vec::new(), Vec::new(), Vec::new());
-        let mut seen = 0;
+        let mut rows = 0;
         self.shared.engine.scan(Table::Users, &self.expiry.next, &mut |key, value| {
-            seen += 1;
-            if seen > STEP_ROWS_MAX {
+            rows += 1;
+            if rows > STEP_ROWS_MAX {
                 next = key.to_vec();
                 return false;
             }
             let user = std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok());
-            // An unreadable row is reported when that user is read.
+            // An unreadable row is reported when its user is read.
             if let (Some(user), Ok(row)) = (user, StoredLog::decode(&value)) {
                 if self.is_due(&row) {
                     users.push(user);
@@ -57,8 +57,8 @@ impl Committer {
             true
         })?;
         self.expiry.next = next;
-        let attached = |user: &UserId| self.shared.logs.with_loaded(user, |log| log.cursors.any_attached());
-        users.extend(single_device.into_iter().filter(|user| attached(user).unwrap_or(false)));
+        let is_attached = |user: &UserId| self.shared.logs.with_loaded(user, |log| log.cursors.any_attached());
+        users.extend(single_device.into_iter().filter(|user| is_attached(user).unwrap_or(false)));
         users.iter().try_for_each(|user| self.expire_user(user))
     }
 
@@ -70,7 +70,7 @@ impl Committer {
 
     /// Returns the time before which the stored time of an attached device is refreshed.
     ///
-    /// Without that, a device that was attached for very long would count as inactive after a crash, and be removed.
+    /// Otherwise a device that was attached for longer than the limit would be removed after a crash.
     fn refresh_before_ms(&self) -> u64 {
         if self.limits.device_age.is_none() {
             return 0;
@@ -78,14 +78,16 @@ impl Committer {
         u64::midpoint(self.inactive_before_ms(), self.shared.clock.now_ms())
     }
 
+    /// Returns whether entries of a row have expired, or one of several cursors needs a refresh or a removal.
     fn is_due(&self, stored: &StoredLog) -> bool {
         let before = self.refresh_before_ms();
         is_expired(stored.expires_s, self.shared.clock.now_s())
             || stored.cursors().nth(1).is_some() && stored.cursors().any(|cursor| cursor.seen_ms < before)
     }
 
-    /// Returns whether the user's only cursor is a device whose stored time is old. Such a device is never removed, so only the
-    /// time of an attached one needs a refresh.
+    /// Returns whether the user's only cursor is a device whose stored time is old.
+    ///
+    /// Such a device is never removed. Its time needs a refresh only if it is attached.
     fn is_single_device(&self, stored: &StoredLog) -> bool {
         let only = stored.devices.first().filter(|_| stored.devices.len() == 1 && stored.shared.is_none());
         only.is_some_and(|(_, cursor)| cursor.seen_ms < self.refresh_before_ms())
@@ -104,7 +106,7 @@ impl Committer {
                 self.shared.release(user, log);
             }
         })?;
-        // The removal of blocks must not survive a power cut that takes the records that justify it.
+        // A power cut must not keep the removal of blocks and lose the records that caused it.
         self.sync_if_unsynced()?;
         if self.purge_if_due(user)? {
             // Without the new row, the next step would find the same user.
@@ -113,11 +115,12 @@ impl Committer {
         Ok(())
     }
 
+    /// Removes ids that are older than the window, and stored blocks in which all ids are.
     fn expire_ids(&mut self) -> Result<(), EngineError> {
         let now_ms = self.shared.clock.now_ms();
         self.dedup.expire(now_ms);
         while let Some((key, youngest_ms)) = self.expiry.id_blocks.front() {
-            if self.dedup.is_young(*youngest_ms, now_ms) {
+            if self.dedup.is_within_window(*youngest_ms, now_ms) {
                 break;
             }
             self.shared.engine.remove(Table::Ids, key)?;

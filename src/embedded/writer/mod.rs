@@ -1,11 +1,11 @@
-//! The commit thread: the only thread that writes the store.
+//! Implements the commit thread: the only thread that writes the store.
 //!
 //! - `state`: what the commit thread owns
 //! - `queue`, `commit`, `reply`: queued operations, the thread, and its replies
 //! - `append`, `dedup`: entries, and deduplication by idempotency id
-//! - `flush`: moves entries from the write-ahead log to the value log
+//! - `flush`: moves entries from the write-ahead log to the value log · `trim`: removes them from there
 //! - `quota`, `expiry`: quotas and capacity, removal by TTL and age
-//! - `cost`, `suspend`: disk space that appends need, and work suspended for lack of space
+//! - `cost`, `suspend`: disk space that appends need, and work that is suspended without space
 
 pub(super) mod append;
 pub(super) mod commit;
@@ -18,3 +18,4 @@ pub(super) mod quota;
 pub(super) mod reply;
 pub(super) mod state;
 pub(super) mod suspend;
+pub(super) mod trim;

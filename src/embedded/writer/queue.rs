@@ -1,4 +1,4 @@
-//! The bounded queue of the commit thread.
+//! Implements the bounded queue of the commit thread.
 
 use std::{
     collections::VecDeque,
@@ -16,12 +16,12 @@ use crate::{
 };
 
 /// Limit of operations in one commit.
-const COMMIT_APPENDS_MAX: usize = 4096;
+const COMMIT_OPS_MAX: usize = 4096;
 
-/// Limit of a commit's records in bytes, by the upper bound of their cost. One append is always allowed.
+/// Bytes of records above which a commit takes no further operation. The bytes are the upper bounds of [`Cost::wal`].
 const COMMIT_BYTES_MAX: u64 = 4 << 20;
 
-/// An operation that a caller waits for.
+/// Describes an operation whose caller waits for the reply.
 pub enum Op {
     Append {
         appends: Vec<Append>,
@@ -32,16 +32,18 @@ pub enum Op {
         user: UserId,
         done: oneshot::Sender<Result<u64, StoreError>>,
     },
-    /// Commits everything queued, and closes the store.
+    /// Closes the store after the commit of all queued operations.
     Close {
         done: oneshot::Sender<Result<(), StoreError>>,
     },
 }
 
-/// Queues operations and reports for the commit thread. Operations are bounded; further callers wait. Reports are merged
-/// by user, so there is at most one for each user with a session.
+/// Queues operations and reports for the commit thread.
+///
+/// Operations are bounded, and further callers wait. Reports are merged by user, so there is at most one for each user with
+/// a session.
 pub struct Queue {
-    slots: Semaphore,
+    permits: Semaphore,
     state: Mutex<QueueState>,
     ready: Condvar,
 }
@@ -53,14 +55,15 @@ struct QueueState {
     dirty: Vec<UserId>,
     /// Users whose blocks must be trimmed.
     trim: Vec<UserId>,
-    /// Operations are rejected with this error.
+    /// Error with which operations are rejected. `None` while the queue is open.
     closed: Option<StoreError>,
     /// The outbox has events for the commit thread to write.
-    outbox_waiting: bool,
-    waiting: bool,
+    outbox_pending: bool,
+    /// The commit thread waits for `ready`.
+    is_waiting: bool,
 }
 
-/// Operations and reports that the commit thread takes at once.
+/// Holds the operations and reports that the commit thread takes at once.
 #[derive(Default)]
 pub struct Batch {
     pub ops: Vec<Op>,
@@ -70,13 +73,13 @@ pub struct Batch {
 
 impl Queue {
     pub fn new(capacity: usize) -> Arc<Self> {
-        let slots = Semaphore::new(capacity.clamp(1, Semaphore::MAX_PERMITS));
-        Arc::new(Self { slots, state: Mutex::default(), ready: Condvar::new() })
+        let permits = Semaphore::new(capacity.clamp(1, Semaphore::MAX_PERMITS));
+        Arc::new(Self { permits, state: Mutex::default(), ready: Condvar::new() })
     }
 
     /// Queues an operation. Waits while the queue is full.
     pub async fn put(&self, op: Op) -> Result<(), StoreError> {
-        match self.slots.acquire().await {
+        match self.permits.acquire().await {
             Ok(permit) => permit.forget(),
             Err(_) => return Err(self.state.lock().closed.clone().unwrap_or(StoreError::Closed)),
         }
@@ -90,7 +93,7 @@ impl Queue {
         }
         if matches!(op, Op::Close { .. }) {
             state.closed = Some(StoreError::Closed);
-            self.slots.close();
+            self.permits.close();
         }
         state.ops.push_back(op);
         self.wake(&mut state);
@@ -102,6 +105,7 @@ impl Queue {
         self.push(Op::Close { done })
     }
 
+    /// Queues a user whose acknowledgements or presence have changed.
     pub fn push_dirty(&self, user: UserId) {
         let mut state = self.state.lock();
         // The first report starts the delay. Later ones do not wake the thread.
@@ -112,6 +116,7 @@ impl Queue {
         }
     }
 
+    /// Queues a user whose blocks must be trimmed.
     pub fn push_trim(&self, user: UserId) {
         let mut state = self.state.lock();
         let first = state.dirty.is_empty() && state.trim.is_empty();
@@ -124,37 +129,39 @@ impl Queue {
     /// Wakes the commit thread to write the outbox.
     pub fn notify_outbox(&self) {
         let mut state = self.state.lock();
-        if !std::mem::replace(&mut state.outbox_waiting, true) {
+        if !std::mem::replace(&mut state.outbox_pending, true) {
             self.wake(&mut state);
         }
     }
 
     fn wake(&self, state: &mut QueueState) {
-        if std::mem::take(&mut state.waiting) {
+        if std::mem::take(&mut state.is_waiting) {
             self.ready.notify_one();
         }
     }
 
-    /// Takes everything queued, and waits for it if necessary. Operations return at once; reports alone wait up to `delay` for
-    /// more. Returns an empty batch after `idle`.
+    /// Takes all queued reports, and operations up to the limits of one commit.
+    ///
+    /// Operations are returned at once. Reports without an operation are returned after `delay`. Without either, the batch is
+    /// empty and is returned after `idle`.
     pub fn take(&self, delay: Duration, idle: Duration) -> Batch {
         let mut state = self.state.lock();
         let start = Instant::now();
         while state.ops.is_empty() {
-            let has_reports = state.outbox_waiting || !state.dirty.is_empty() || !state.trim.is_empty();
+            let has_reports = state.outbox_pending || !state.dirty.is_empty() || !state.trim.is_empty();
             let timeout = if has_reports { delay.min(idle) } else { idle };
-            let left = timeout.saturating_sub(start.elapsed());
-            if left.is_zero() {
+            let remaining = timeout.saturating_sub(start.elapsed());
+            if remaining.is_zero() {
                 break;
             }
-            state.waiting = true;
-            self.ready.wait_for(&mut state, left);
+            state.is_waiting = true;
+            self.ready.wait_for(&mut state, remaining);
         }
-        (state.waiting, state.outbox_waiting) = (false, false);
+        (state.is_waiting, state.outbox_pending) = (false, false);
         let mut batch =
             Batch { ops: Vec::new(), dirty: std::mem::take(&mut state.dirty), trim: std::mem::take(&mut state.trim) };
         let mut bytes: u64 = 0;
-        while batch.ops.len() < COMMIT_APPENDS_MAX && bytes < COMMIT_BYTES_MAX {
+        while batch.ops.len() < COMMIT_OPS_MAX && bytes < COMMIT_BYTES_MAX {
             let Some(op) = state.ops.pop_front() else { break };
             if let Op::Append { cost, .. } = &op {
                 bytes += cost.wal;
@@ -162,7 +169,7 @@ impl Queue {
             batch.ops.push(op);
         }
         drop(state);
-        self.slots.add_permits(batch.ops.iter().filter(|op| !matches!(op, Op::Close { .. })).count());
+        self.permits.add_permits(batch.ops.iter().filter(|op| !matches!(op, Op::Close { .. })).count());
         batch
     }
 
@@ -171,7 +178,7 @@ impl Queue {
         let ops = {
             let mut state = self.state.lock();
             state.closed = Some(error.clone());
-            self.slots.close();
+            self.permits.close();
             std::mem::take(&mut state.ops)
         };
         ops.into_iter().for_each(|op| op.reject(error));

@@ -1,19 +1,19 @@
-//! Replies to the operations of a commit.
+//! Sends the replies to the operations of a commit.
 
 use tokio::sync::oneshot;
 
 use crate::store::{AppendResult, StoreError};
 
-/// Channel to one caller.
+/// Sends the reply to one caller.
 pub(in crate::embedded) type ReplySender<T> = oneshot::Sender<Result<T, StoreError>>;
 
-/// Reply to one operation of a commit.
+/// Holds the reply to one operation of a commit.
 pub(in crate::embedded) enum Reply {
     Append(ReplySender<Vec<AppendResult>>, Vec<AppendResult>),
     Clear(ReplySender<u64>, u64),
 }
 
-/// Holds the replies of a durable commit. They are sent when this is dropped, even by a runtime that shuts down.
+/// Holds the replies of a durable commit, and sends them when dropped, even by a runtime that shuts down.
 pub(in crate::embedded) struct Replies(pub Vec<Reply>);
 
 impl Drop for Replies {
@@ -31,6 +31,7 @@ impl Reply {
         }
     }
 
+    /// Replies with an error instead.
     pub(in crate::embedded) fn reject(self, error: &StoreError) {
         match self {
             Self::Append(done, _) => _ = done.send(Err(error.clone())),

@@ -1,4 +1,4 @@
-//! State that the commit thread owns.
+//! Defines the state that the commit thread owns.
 
 use std::{
     cell::Cell,
@@ -12,8 +12,8 @@ use bytes::Bytes;
 use super::{cost::Cost, dedup::DedupTable, reply::Reply};
 use crate::{
     embedded::{
-        recovery::RecordInfo,
-        shared::{StoreState, Tuning},
+        options::Tuning,
+        store_state::StoreState,
         tables::{
             contract::{EngineError, TableSpace},
             schema::{self, StoredId},
@@ -24,7 +24,7 @@ use crate::{
     store::{Durability, Limits},
 };
 
-/// Runs the commit thread, and owns everything that only this thread uses.
+/// Holds the state of the commit thread, and runs it.
 pub(in crate::embedded) struct Committer {
     pub(in crate::embedded) shared: Arc<StoreState>,
     pub(in crate::embedded) durability: Durability,
@@ -35,6 +35,7 @@ pub(in crate::embedded) struct Committer {
     pub(in crate::embedded) expiry: ExpiryScan,
     /// Records of the WAL, oldest first, numbered without a gap.
     pub(in crate::embedded) records: VecDeque<RecordInfo>,
+    /// Bytes of these records.
     pub(in crate::embedded) wal_bytes: usize,
     /// The flush in progress, if any.
     pub(in crate::embedded) flush: Option<Flush>,
@@ -47,18 +48,34 @@ pub(in crate::embedded) struct Committer {
     pub(super) blocks_unsynced: Cell<bool>,
     /// The outbox has events that are not synced, which the durability permits.
     pub(in crate::embedded) outbox_unsynced: bool,
-    /// The engine has more space to reclaim.
+    /// The engine has more space to reclaim at once.
     pub(in crate::embedded) has_garbage: bool,
     /// Work that is suspended for lack of disk space or descriptors.
     pub(in crate::embedded) suspended: Suspended,
-    pub(super) synced: Instant,
-    pub(super) evicted: Instant,
+    /// Time of the last sync of the WAL.
+    pub(super) last_sync: Instant,
+    /// Time at which idle logs were last evicted from memory.
+    pub(super) last_eviction: Instant,
 }
 
-/// One commit being made.
+/// Describes a record of the WAL.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::embedded) struct RecordInfo {
+    pub(in crate::embedded) number: u64,
+    pub(in crate::embedded) bytes: usize,
+    /// Time of the commit.
+    pub(in crate::embedded) committed: Instant,
+    /// The commit continues in the next record.
+    pub(in crate::embedded) is_continued: bool,
+}
+
+/// Holds a commit that is being made.
 pub(in crate::embedded) struct Commit {
+    /// Finished records, each with its number.
     pub(super) records: Vec<(u64, Vec<u8>)>,
+    /// The open record, if there is one.
     pub(super) writer: Option<RecordWriter>,
+    /// Number of the open record, or of the next.
     pub(in crate::embedded) number: u64,
     /// Entries that become visible once the commit is durable: user, sequence, record.
     pub(in crate::embedded) entries: Vec<(UserId, Seq, u64)>,
@@ -67,20 +84,20 @@ pub(in crate::embedded) struct Commit {
     /// Users whose blocks are purged after the commit is written.
     pub(in crate::embedded) purge: Vec<UserId>,
     pub(super) replies: Vec<Reply>,
-    /// Bytes of the finished records.
+    /// Bytes of the finished records, with their overhead in a segment.
     pub(super) bytes: u64,
     /// The commit has replies, so it must be as durable as configured.
     pub(super) has_replies: bool,
 }
 
-/// Idempotency ids that are stored as one value.
+/// Holds idempotency ids that are stored as one value.
 pub(super) struct StoredIds {
     pub(super) block: schema::Ids,
     /// Time of the youngest id of the flush, in milliseconds of the Unix epoch.
     pub(super) youngest_ms: u64,
 }
 
-/// A flush in progress: its records are flushed together.
+/// Holds a flush in progress, whose records are flushed together.
 #[derive(Default)]
 pub(in crate::embedded) struct Flush {
     /// Number of records, from the oldest on.
@@ -97,7 +114,7 @@ pub(in crate::embedded) struct Flush {
     pub(super) rows_left: Vec<UserId>,
     pub(super) barrier_done: bool,
     /// Pending entries of these users.
-    pub(super) pending: HashMap<UserId, Vec<Pending>, foldhash::fast::RandomState>,
+    pub(super) pending: HashMap<UserId, Vec<FlushEntry>, foldhash::fast::RandomState>,
     /// Idempotency ids of the records.
     pub(super) ids: Vec<StoredId>,
     /// Blocks of ids that are not stored yet, the last first. `None` until all rows are written.
@@ -105,28 +122,25 @@ pub(in crate::embedded) struct Flush {
     pub(super) decoder: RecordDecoder,
 }
 
-/// An entry that is being moved into the value log.
-pub(super) struct Pending {
+/// Holds an entry that is being moved to the value log.
+pub(super) struct FlushEntry {
     pub(super) seq: Seq,
     pub(super) expires_s: u32,
     pub(super) payload: Bytes,
 }
 
-/// Capacity of the store, as last measured.
+/// Holds the capacity of the store, as last measured.
 pub(in crate::embedded) struct Capacity {
     /// Bytes of payload in the value log.
     pub(super) value_log_bytes: Cell<u64>,
-    pub(super) checked: Instant,
+    pub(super) last_check: Instant,
     /// The disk had too little space at the last check.
-    pub(super) is_scarce: Cell<bool>,
-    /// Cost of the last rejected append, if its message was not too large.
+    pub(super) was_scarce: Cell<bool>,
+    /// Cost of the last rejected append that marked the store as full.
     pub(super) last_rejected: Cost,
 }
 
-/// Bytes reserved in the WAL for acknowledgements on a full disk. Messages cannot use them.
-pub(super) const REPORTS_RESERVE_BYTES: u64 = 1 << 20;
-
-/// Work that is suspended until there is space.
+/// Holds work that is suspended until there is space.
 #[derive(Default)]
 pub(in crate::embedded) struct Suspended {
     /// Why background work is suspended, if it is.
@@ -135,14 +149,14 @@ pub(in crate::embedded) struct Suspended {
     pub(super) retry: Option<Instant>,
     /// A commit that must be written before any other.
     pub(super) stuck: Option<Commit>,
-    /// Users whose reports are not in the WAL, each once: their logs are marked as dirty.
+    /// Users whose reports are not in the WAL, each once. Their logs are marked as dirty.
     pub(super) dirty: Vec<UserId>,
-    /// Users whose blocks must be trimmed, each once. Reports come first.
+    /// Users whose blocks must be trimmed, each once. Reports are written first.
     pub(super) trim: Vec<UserId>,
     pub(super) disk_state: Option<DiskState>,
 }
 
-/// Measured state of the disk.
+/// Holds a measurement of the disk.
 #[derive(Clone, Copy)]
 pub(super) struct DiskState {
     pub(super) at: Instant,
@@ -150,7 +164,7 @@ pub(super) struct DiskState {
     pub(super) free: Option<u64>,
 }
 
-/// Progress of the background expiry.
+/// Holds the progress of the background expiry.
 pub(in crate::embedded) struct ExpiryScan {
     /// Key of the first row of the next step.
     pub(super) next: Vec<u8>,

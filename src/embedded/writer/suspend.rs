@@ -1,27 +1,30 @@
-//! Suspends work of the commit thread while the disk is full or the system has no descriptors left.
+//! Suspends work of the commit thread while the disk is full, or the system has no descriptors or memory.
 //!
 //! - *Background work* (flush, trim, outbox, compaction, expiry) begins only if there is space for it. If it fails for lack
 //!   of space, it is suspended and retried every 100 ms.
-//! - *Acknowledgements and presence* are written while the WAL has reserved space. Then they stay in memory, at most one
-//!   report for each user, and a crash repeats those messages.
-//! - *A commit* that meets a full disk after it was begun is stuck. It is written when there is space. Its callers get the
-//!   error that its outcome is unknown. No other commit is made before it.
+//! - *Acknowledgements and presence* are written while the WAL has reserved space. Afterwards they stay in memory, at most
+//!   one report for each user. A crash then repeats the acknowledged messages.
+//! - *A commit* that fails for lack of space is stuck, and is written when there is space. Its callers get the error that
+//!   its outcome is unknown. No other commit is made before it.
 
 use std::time::{Duration, Instant};
 
 use super::{
     append::CURSOR_BYTES_MAX,
     queue::Batch,
-    state::{Commit, Committer, DiskState, REPORTS_RESERVE_BYTES, Suspended},
+    state::{Commit, Committer, DiskState, Suspended},
 };
 use crate::{
-    embedded::tables::{
-        contract::{Cause, CompactionMode, EngineError, Table, TableSpace},
-        meta::{CLOCK_KEY, CLOSED, OPEN_KEY},
-    },
+    embedded::tables::contract::{Cause, CompactionMode, EngineError, TableSpace},
     message::UserId,
     store::StoreError,
 };
+
+/// Bytes reserved in the WAL for acknowledgements on a full disk. Messages cannot use them.
+pub(super) const REPORTS_RESERVE_BYTES: u64 = 1 << 20;
+
+/// Error text for a disk without space for the tables.
+pub(super) const NO_TABLE_SPACE: &str = "the disk is full: it has no space for the tables";
 
 /// Interval of retries of suspended work.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
@@ -32,14 +35,15 @@ const DISK_STATE_TTL: Duration = Duration::from_millis(5);
 /// Free disk bytes that background work never uses.
 const MARGIN_BYTES: u64 = 4 << 20;
 
-/// With fewer spare bytes on the disk, dead blocks are reclaimed eagerly. This is four files of the value log, of which one is
-/// copied at a time.
+/// Spare bytes on the disk below which dead blocks are reclaimed eagerly: four files of the value log.
+///
+/// Compaction copies one file at a time.
 const EAGER_BYTES: u64 = 32 << 20;
 
 /// Returns the bytes reserved for one user's report.
 ///
-/// The report has presence, a cursor of each device, and one without a device, all with the maximum of ranges. It is never
-/// larger than the reserve for all reports.
+/// The report has presence, and a cursor of each device and of clients without one, all with the maximum number of ranges.
+/// It is never larger than the reserve for all reports.
 fn report_bytes_max(devices_max: usize) -> u64 {
     let items = (devices_max as u64).saturating_add(2);
     items.saturating_mul(CURSOR_BYTES_MAX as u64).min(REPORTS_RESERVE_BYTES)
@@ -91,24 +95,26 @@ impl Committer {
         }
     }
 
+    /// Returns whether a retry of suspended work is due.
     fn may_retry(&self) -> bool {
         self.suspended.retry.is_none_or(|retry| retry <= Instant::now())
     }
 
+    /// Returns the state of the disk, measured at most 5 ms ago.
     fn disk_state(&mut self) -> DiskState {
         let now = Instant::now();
         if let Some(state) = self.suspended.disk_state.filter(|state| now - state.at < DISK_STATE_TTL) {
             return state;
         }
         let engine = &self.shared.engine;
-        // If the disk cannot be measured, the tables get no space, and the free bytes are unknown.
+        // If a measurement fails, nothing is written to the tables, and the free bytes are unknown.
         let tables = engine.table_space().unwrap_or(TableSpace::None);
         let state = DiskState { at: now, tables, free: engine.disk_free().unwrap_or(None) };
         self.suspended.disk_state = Some(state);
         state
     }
 
-    /// Returns the free bytes of the disk, as of the last 5 ms.
+    /// Returns the free bytes of the disk; `None` in memory, or if they are unknown.
     pub(in crate::embedded) fn disk_free(&mut self) -> Option<u64> {
         self.disk_state().free
     }
@@ -122,7 +128,7 @@ impl Committer {
     pub(in crate::embedded) fn spare_space(&mut self) -> u64 {
         let Some(free) = self.disk_free() else { return u64::MAX };
         let least = self.limits.free_bytes.max(MARGIN_BYTES);
-        free.saturating_sub(least).saturating_sub(self.shared.logs.reserved())
+        free.saturating_sub(least).saturating_sub(self.shared.logs.reserved_bytes())
     }
 
     /// Returns how much may be written to the tables.
@@ -133,7 +139,7 @@ impl Committer {
     /// Checks that the disk has space for background work.
     ///
     /// # Errors
-    /// When it has too little.
+    /// Fails if it has less than [`MARGIN_BYTES`].
     pub(super) fn check_margin(&mut self) -> Result<(), EngineError> {
         match self.disk_state().free {
             Some(free) if free < MARGIN_BYTES => {
@@ -149,7 +155,7 @@ impl Committer {
             return Ok(false);
         }
         if self.table_space() < TableSpace::Enough {
-            self.suspend(EngineError::no_space("the disk is full: it has no space for the tables"))?;
+            self.suspend(EngineError::no_space(NO_TABLE_SPACE))?;
             return Ok(false);
         }
         Ok(true)
@@ -160,8 +166,8 @@ impl Committer {
         if self.flush_is_due() {
             if self.may_work()? {
                 let result = self.flush_step();
-                // The flush has used space that was reserved for its entries.
-                self.suspended.disk_state = None;
+                // The flush has used disk space that was reserved for its entries.
+                self.invalidate_disk_state();
                 match result {
                     Ok(()) => self.resume(),
                     Err(error) => self.suspend(error)?,
@@ -183,7 +189,7 @@ impl Committer {
             match self.shared.engine.collect_garbage(mode) {
                 Ok(more) => {
                     self.has_garbage = more;
-                    // Reclaiming wrote to the tables, which counts before the next step.
+                    // Compaction has written to the tables, so the measurement is outdated.
                     self.suspended.disk_state = self.suspended.disk_state.filter(|_| !more);
                 }
                 Err(error) => self.suspend(error)?,
@@ -198,7 +204,7 @@ impl Committer {
         Ok(())
     }
 
-    /// Retries the stuck commit, if there is one and a retry is due. Returns true while one is stuck.
+    /// Retries the stuck commit, if there is one and a retry is due. Returns whether one is still stuck.
     fn retry_stuck(&mut self) -> Result<bool, EngineError> {
         if self.suspended.stuck.is_none() || !self.may_retry() {
             return Ok(self.suspended.stuck.is_some());
@@ -210,10 +216,10 @@ impl Committer {
         }
     }
 
-    /// Keeps a commit that met a full disk, and replies that its outcome is unknown. Nothing of it is in the WAL.
+    /// Keeps a commit that failed for lack of space, and replies that its outcome is unknown. The WAL has no record of it.
     ///
     /// # Errors
-    /// Returns `error` if it is final. Then the callers' operations have failed.
+    /// Returns `error` if it is final. Then all callers get that error.
     pub(super) fn keep_stuck(&mut self, mut commit: Commit, error: EngineError) -> Result<(), EngineError> {
         let rejection = if error.is_transient() {
             let what = format!("{error}; the outcome is unknown, and the operation is completed when there is space");
@@ -228,8 +234,9 @@ impl Committer {
         self.suspend(error)
     }
 
-    /// Returns whether the batch may be committed, and adds suspended reports to it. Otherwise rejects its operations, and
-    /// suspends its reports.
+    /// Adds suspended reports to the batch, and returns whether it has anything to commit.
+    ///
+    /// While a commit is stuck, rejects the operations of the batch, suspends its reports, and returns false.
     pub(super) fn may_commit(&mut self, batch: &mut Batch) -> Result<bool, EngineError> {
         if self.retry_stuck()? {
             let full = StoreError::Full(self.why_suspended().unwrap_or_default().into());
@@ -246,7 +253,7 @@ impl Committer {
     /// Reserves space in the WAL for one more user's report. Returns false if there is none.
     pub(super) fn reserve_report(&mut self, commit: &Commit) -> Result<bool, EngineError> {
         if self.table_space() < TableSpace::Little {
-            self.suspend(EngineError::no_space("the disk is full: it has no space for the tables"))?;
+            self.suspend(EngineError::no_space(NO_TABLE_SPACE))?;
             return Ok(false);
         }
         let bytes = commit.all_bytes() + report_bytes_max(self.limits.devices);
@@ -269,7 +276,7 @@ impl Committer {
         if users.is_empty() {
             return Ok(());
         }
-        // The removal of blocks must not survive a power cut that takes the records that justify it.
+        // A power cut must not keep the removal of blocks and lose the records that caused it.
         let is_written = self.suspended.dirty.is_empty() && self.suspended.stuck.is_none();
         if !is_written || self.table_space() < TableSpace::Little {
             self.suspended.trim.append(&mut users);
@@ -286,14 +293,14 @@ impl Committer {
         Ok(())
     }
 
-    /// Purges the blocks of these users after a commit. If that fails, a later commit or expiry does it.
+    /// Purges the blocks of these users after a commit. After a failure, a later commit or the expiry purges them.
     pub(super) fn purge_all(&mut self, mut users: Vec<UserId>) -> Result<(), EngineError> {
         users.sort_unstable();
         users.dedup();
         if users.is_empty() || self.table_space() < TableSpace::Enough {
             return Ok(());
         }
-        // As in `trim_all`.
+        // For the same reason as in `trim_all`.
         self.sync_if_unsynced()?;
         for user in users {
             if let Err(error) = self.purge(&user) {
@@ -303,24 +310,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Closes the store after the last commit: writes suspended reports and events, and marks the store as closed.
-    pub(in crate::embedded) fn close(&mut self) -> Result<(), EngineError> {
-        self.write_suspended()?;
-        if self.table_space() < TableSpace::Little {
-            tracing::warn!("the disk is full: the store is left as after a crash, and recovers at the next start");
-            return self.sync_if_unsynced();
-        }
-        self.write_outbox()?;
-        self.discard_waiting_events()?;
-        let engine = &self.shared.engine;
-        engine.checkpoint()?;
-        engine.put(Table::Meta, CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;
-        engine.put(Table::Meta, OPEN_KEY, CLOSED)?;
-        engine.checkpoint()
-    }
-
-    /// Makes a last attempt to write what is suspended. What cannot be written is lost.
-    fn write_suspended(&mut self) -> Result<(), EngineError> {
+    /// Makes a last attempt to write the suspended commit and reports. If it fails, they are lost.
+    pub(super) fn write_suspended(&mut self) -> Result<(), EngineError> {
         self.suspended.retry = None;
         let mut batch = Batch::default();
         if self.may_commit(&mut batch)? {
@@ -375,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn reserve_for_a_report_holds_the_largest_one_of_the_configured_devices() {
+    fn reserve_for_report_fits_largest_report_of_configured_devices() {
         for devices in [1, 16, 128] {
             let (largest, reserved) = (largest_report(devices), report_bytes_max(devices));
             assert!(largest <= reserved, "{devices} devices: {largest} bytes, of which {reserved} are reserved");

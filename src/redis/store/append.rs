@@ -20,7 +20,7 @@ use super::{
 use crate::{
     message::{Seq, UserId},
     redis::RedisError,
-    store::{Append, AppendResult, DispatchSummary, Idempotency, Reason, Rejected},
+    store::{Append, AppendResult, DispatchSummary, Idempotency, Rejected, RejectionReason},
     util::millis::millis,
 };
 
@@ -39,7 +39,7 @@ type EntryToAppend = (usize, UserId);
 /// Result of one entry.
 #[derive(Clone, Copy, Debug)]
 struct AppendedEntry {
-    seq: Result<Seq, Reason>,
+    seq: Result<Seq, RejectionReason>,
     dropped: u64,
     due: i64,
     not_indexed: bool,
@@ -179,7 +179,7 @@ impl Shared {
         let results = self.step(appends, entries, &reports).await?;
         for ((_, user), results) in entries.iter().zip(&results) {
             // A damaged log stores no report. `flush_report` logs that.
-            if results.seq != Err(Reason::Damaged)
+            if results.seq != Err(RejectionReason::Damaged)
                 && let Some(report) = reports.remove(user)
             {
                 self.unflushed.mark_flushed(user, &report);
@@ -243,8 +243,8 @@ impl Shared {
         let results = |parts: &[Value]| {
             let (due, not_indexed) = (integer(parts, 2)?, integer(parts, 3)? == 1);
             let seq = match integer(parts, 0)? {
-                0 => Err(Reason::Quota),
-                ..0 => Err(Reason::Damaged),
+                0 => Err(RejectionReason::Quota),
+                ..0 => Err(RejectionReason::Damaged),
                 seq => {
                     link.record_sequence(seq.unsigned_abs());
                     Ok(seq.unsigned_abs())
@@ -283,7 +283,7 @@ impl Shared {
             rejected: rejected
                 .map(|(user, reason)| Rejected {
                     user: user.into(),
-                    reason: Reason::from_stored(reason).unwrap_or(Reason::Invalid),
+                    reason: RejectionReason::from_stored(reason).unwrap_or(RejectionReason::Invalid),
                 })
                 .collect(),
         };

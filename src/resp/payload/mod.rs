@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     compat::dispatch::{Envelope, Message, Options, PortalAnnouncement},
-    hub::{Dispatch, Reason, Rejected},
+    hub::{Dispatch, Rejected, RejectionReason},
     logging::{json_error, utf8_error},
     message::{EVERYONE, INTERNAL_EVENT, JsonString, Payload, Recipients, UserId, check_internal_event, surrogates},
 };
@@ -42,7 +42,7 @@ pub(super) fn parse_publish(text: &[u8], recipients_max: usize) -> Result<Publis
         match UserId::new(&id) {
             Ok(user) => users.push(user),
             Err(_) if id == EVERYONE => everyone = true,
-            Err(_) => rejected.push(Rejected::new(&id, Reason::Invalid)),
+            Err(_) => rejected.push(Rejected::new(&id, RejectionReason::Invalid)),
         }
     }
     if message.op == INTERNAL_EVENT {

@@ -40,7 +40,7 @@ fn lone_surrogate_is_forwarded_in_data_and_rejected_elsewhere() {
     let [dispatch] = &dispatches(text)[..] else { panic!("expected one dispatch") };
     assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d","t":"T\ude00"}"#);
     assert_eq!(dispatch.recipients, Recipients::Users(ids("a 7")));
-    assert_eq!(dispatch.rejected, [Rejected { user: r#""\ud83d""#.into(), reason: Reason::Cut }]);
+    assert_eq!(dispatch.rejected, [Rejected { user: r#""\ud83d""#.into(), reason: RejectionReason::InvalidUnicode }]);
     let text = r#"{"message":{"t":"\ud83d","o":{"collapse":"\ud83d"}},"recipients":["\ud83d"]}"#;
     let error = parse_publish(text.as_bytes(), 4).unwrap_err();
     assert!(error.starts_with("o.collapse has a lone surrogate"), "{error}");

@@ -120,7 +120,7 @@ fn fields(event: &OutboxEvent) -> Fields<'_> {
                 Message { op: *op, d: data.as_deref().and_then(raw), t: kind.as_deref().map(JsonString::from) };
             Fields::Message { connection, user: user.as_deref(), message }
         }
-        OutboxEvent::CutMessage { connection, user, op, data, kind_json } => {
+        OutboxEvent::RawTypeMessage { connection, user, op, data, kind_json } => {
             let kind = JsonString::Raw(kind_json.into());
             let message = Message { op: *op, d: data.as_deref().and_then(raw), t: Some(kind) };
             Fields::Message { connection, user: user.as_deref(), message }

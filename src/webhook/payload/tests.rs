@@ -28,7 +28,7 @@ fn each_event_type_has_its_documented_fields() {
             r#""type":"message","at":5,"connection":"c0ffee-7","user":null,"message":{"op":0}"#,
         ),
         (
-            OutboxEvent::CutMessage {
+            OutboxEvent::RawTypeMessage {
                 connection: connection(),
                 user: None,
                 op: 0,

@@ -2,7 +2,7 @@
 
 use mesa::{
     message::Seq,
-    store::{AckSet, Limits, Overflow, Reason},
+    store::{AckSet, Limits, Overflow, RejectionReason},
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -119,7 +119,7 @@ impl ReferenceLog {
     }
 
     /// Appends a message; returns its result, and the number of pending entries evicted for it.
-    pub fn append(&mut self, message: Message<'_>) -> (Result<Seq, Reason>, u64) {
+    pub fn append(&mut self, message: Message<'_>) -> (Result<Seq, RejectionReason>, u64) {
         let same_key = message.key.and_then(|key| self.keys.iter().find(|(other, ..)| other == key));
         let replaced = same_key.filter(|(_, seq, expires)| !self.is_expired(*expires) && !self.is_acknowledged(*seq));
         let (replaced, mut dropped) = (replaced.map(|(_, seq, _)| *seq), 0);
@@ -141,7 +141,7 @@ impl ReferenceLog {
             }
         }
         if replaced.is_none() && !self.fits(message.bytes) {
-            return (Err(Reason::Quota), dropped);
+            return (Err(RejectionReason::Quota), dropped);
         }
         self.head += 1;
         if let Some(replaced) = replaced {

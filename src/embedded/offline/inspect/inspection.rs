@@ -370,10 +370,10 @@ impl Inspection {
 
     fn visit_some(&mut self, sink: &mut dyn InspectSink, only: Option<&str>) -> Result<(), StoreError> {
         let from = only.unwrap_or_default().as_bytes();
-        let full =
+        let at_restore =
             self.reader.get(Table::Meta, FULL_LOSSY_RESTARTS_KEY).map_err(|error| open_error(&self.path, error))?;
-        let full = full
-            .and_then(|full| Some(u32::from_be_bytes(full[..].try_into().ok()?)))
+        let at_restore = at_restore
+            .and_then(|bytes| Some(u32::from_be_bytes(bytes[..].try_into().ok()?)))
             .unwrap_or(self.facts.lossy_restarts);
         let mut found = Vec::new();
         let mut walk = UserWalk {
@@ -383,7 +383,7 @@ impl Inspection {
             lost: &self.lost,
             lost_rows: &self.lost_rows,
             namespace: self.namespace(),
-            lossy_restarts: LossyRestarts { count: self.facts.lossy_restarts, full },
+            lossy_restarts: LossyRestarts { count: self.facts.lossy_restarts, at_restore },
             damaged: !self.damage.is_empty(),
             only,
             damage_found: &mut found,

@@ -8,7 +8,7 @@ use super::{InspectSink, Inspection, LogFacts};
 use crate::{
     embedded::{
         offline::salvage::salvage,
-        shared::Tuning,
+        options::Tuning,
         tables::{
             open::{DiskOptions, open},
             schema::log_key,

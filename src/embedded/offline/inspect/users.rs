@@ -204,7 +204,7 @@ impl UserWalk<'_> {
             Ok(entries) => entries,
             // A block that was being written at a power cut: nothing refers to it yet, and the WAL has all its entries.
             Err(_)
-                if Unreadable::of_value(value).is_some()
+                if Unreadable::from_value(value).is_some()
                     && first > flushed
                     && self.wal_entries.users.contains_key(user) =>
             {

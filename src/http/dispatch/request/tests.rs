@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::hub::Reason;
+use crate::hub::RejectionReason;
 use crate::message::CollapseKey;
 
 fn error(body: &str) -> String {
@@ -118,7 +118,7 @@ fn lone_surrogate_is_forwarded_in_data_and_rejected_in_recipient() {
     assert_eq!(&dispatch.payload.as_bytes()[..], br#"{"op":0,"d":"\ud83d"}"#);
     assert_eq!(dispatch.recipients, Recipients::Users(vec![UserId::new("a").unwrap()]));
     assert_eq!(dispatch.excluding, [UserId::new("c").unwrap()]);
-    assert_eq!(dispatch.rejected, [Rejected { user: r#""b\ud83d""#.into(), reason: Reason::Cut }]);
+    assert_eq!(dispatch.rejected, [Rejected { user: r#""b\ud83d""#.into(), reason: RejectionReason::InvalidUnicode }]);
     assert!(dispatch.ttl.is_some() && dispatch.id.is_some());
     let many = r#"{"message":{},"recipients":["\ud83d","\ud83d","\ud83d","\ud83d"]}"#;
     assert!(error(many).contains("limits.recipients"));

@@ -1,5 +1,5 @@
 use super::*;
-use crate::hub::{Reason, Rejected};
+use crate::hub::{Rejected, RejectionReason};
 
 fn text(outcome: &Outcome) -> String {
     let mut out = Vec::new();
@@ -14,9 +14,9 @@ fn result_lists_each_rejected_recipient_with_reason() {
     assert_eq!(text(&outcome), usual);
     assert!(usual.len() < USUAL_BYTES);
     let rejected = vec![
-        Rejected { user: "a\"b".into(), reason: Reason::Invalid },
-        Rejected { user: "c".into(), reason: Reason::Quota },
-        Rejected { user: r#""b\ud83d""#.into(), reason: Reason::Cut },
+        Rejected { user: "a\"b".into(), reason: RejectionReason::Invalid },
+        Rejected { user: "c".into(), reason: RejectionReason::Quota },
+        Rejected { user: r#""b\ud83d""#.into(), reason: RejectionReason::InvalidUnicode },
     ];
     let outcome = Outcome { recipients: 2, rejected, duplicate: true, ..Outcome::default() };
     let rejected =
