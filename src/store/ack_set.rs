@@ -1,16 +1,19 @@
-//! Defines the set of acknowledged sequences: a prefix, and a few ranges above it.
+//! Defines the set of acknowledged sequences: a prefix, and at most 16 ranges above it.
 
 use crate::message::Seq;
 
-/// Ranges remembered above [`AckSet::through`]. One more removes the lowest, which repeats those messages and loses none.
+/// Limit of ranges above [`AckSet::through`]. One more removes the lowest, which repeats its messages and loses none.
+///
 /// Ranges arise only when live entries overtake a paced backlog.
 pub const ACK_RANGES_MAX: usize = 16;
 
-/// Holds acknowledged sequences: all up to `through`, and at most [`ACK_RANGES_MAX`] ranges above it. It only grows.
+/// Holds acknowledged sequences: all up to `through`, and at most [`ACK_RANGES_MAX`] ranges above it.
+///
+/// Sequences are only added, except that an excess range is removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AckSet {
     through: Seq,
-    /// Sorted, apart from each other and from `through` by at least one missing sequence; both ends included.
+    /// Sorted, both ends included. At least one missing sequence separates a range from the next and from `through`.
     ranges: Vec<(Seq, Seq)>,
 }
 
@@ -25,7 +28,7 @@ impl AckSet {
         acknowledged
     }
 
-    /// Returns the end of the prefix: everything up to and including it is acknowledged.
+    /// Returns the end of the prefix: all sequences up to and including it are acknowledged.
     #[must_use]
     pub fn through(&self) -> Seq {
         self.through
@@ -51,7 +54,7 @@ impl AckSet {
         head.saturating_sub(self.through).saturating_sub(ranges)
     }
 
-    /// Returns the sequences that are in both sets. Above [`ACK_RANGES_MAX`] ranges, the lowest are omitted.
+    /// Returns the sequences in both sets. Above [`ACK_RANGES_MAX`] ranges, the lowest are omitted.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
         let mut common = Self::default();
@@ -61,13 +64,13 @@ impl AckSet {
         common
     }
 
-    /// Returns all acknowledged ranges, with the prefix: sorted, both ends included.
+    /// Returns all acknowledged ranges, including the prefix: sorted, both ends included.
     pub(crate) fn all_ranges(&self) -> Vec<(Seq, Seq)> {
         let prefix = (self.through > 0).then_some((1, self.through));
         prefix.into_iter().chain(self.ranges.iter().copied()).collect()
     }
 
-    /// Adds `from..=to`; an empty range adds nothing. True if anything was new.
+    /// Adds `from..=to`; an empty range adds nothing. Returns true if anything was new.
     pub fn insert(&mut self, from: Seq, to: Seq) -> bool {
         let from = from.max(1);
         if from > to || to <= self.through {
@@ -99,7 +102,7 @@ impl AckSet {
     }
 }
 
-/// Returns the parts of ranges that are in both lists: sorted if both lists are.
+/// Returns the parts of ranges in both lists: sorted if both lists are.
 pub(crate) fn common_ranges(one: &[(Seq, Seq)], other: &[(Seq, Seq)]) -> Vec<(Seq, Seq)> {
     let pairs = one.iter().flat_map(|one| other.iter().map(move |other| (one, other)));
     let common = pairs.map(|(one, other)| (one.0.max(other.0), one.1.min(other.1)));
@@ -115,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_join_in_any_order() {
+    fn ranges_inserted_in_any_order_merge() {
         let mut acknowledged = AckSet::default();
         assert!(acknowledged.insert(5, 7));
         assert!(acknowledged.insert(9, 9));
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn range_above_limit_removes_the_lowest() {
+    fn range_above_limit_removes_lowest_range() {
         let mut acknowledged = AckSet::default();
         for at in 1..=(ACK_RANGES_MAX as u64 + 1) {
             acknowledged.insert(at * 10, at * 10);
@@ -141,7 +144,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn intersection_holds_what_is_in_both(
+        fn intersection_contains_sequences_in_both_sets(
             one in prop::collection::vec((1_u64..40, 0_u64..6), 0..6),
             other in prop::collection::vec((1_u64..40, 0_u64..6), 0..6),
         ) {

@@ -6,7 +6,7 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackupError {
-    /// Reading or writing failed.
+    /// A read or write failed.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// The file is not a backup.

@@ -25,21 +25,21 @@ pub enum StoreError {
         /// What failed, and what to do.
         reason: String,
     },
-    /// A write or a sync failed. The store guarantees nothing more: every later call gets this error, and the server
-    /// must stop. After a failed `fsync` the kernel may have dropped unwritten data.
+    /// A write or a sync failed. Every later call gets this error, and the server must stop.
+    ///
+    /// After a failed `fsync` the kernel may have dropped unwritten data, so the store can guarantee nothing.
     #[error("the store has failed and accepts nothing more: {0}. Check the disk, then restart the server")]
     Failed(Arc<str>),
     /// Data on disk does not match what was written.
     #[error("the store is damaged: {0}")]
     Damaged(Arc<str>),
-    /// The store is full. It accepts messages again by itself once there is space.
+    /// The store is full. It accepts messages again, without a restart, when there is space.
     #[error("the store is full: {0}")]
     Full(Arc<str>),
-    /// All devices of a user that may be remembered are connected, so no other is accepted.
+    /// The user has the maximum number of devices, and all are connected, so another device is rejected.
     #[error("{0} devices of this user are connected, which is the limit (sync.maxDevices)")]
     Devices(usize),
-    /// The remote store cannot be reached. The outcome of the operation is unknown. Connecting is retried, so no restart is
-    /// needed.
+    /// The store cannot be reached, or lacks resources. The outcome of the operation is unknown. No restart is needed.
     #[error("the store cannot be reached: {0}. Retry")]
     Unreachable(Arc<str>),
     /// [`Store::close`](super::Store::close) was called.

@@ -1,8 +1,8 @@
-//! Defines the gaps of a log: ranges that are missing although they were not acknowledged, with a reason.
+//! Defines the gaps of a log: missing ranges, each with a reason.
 
 use crate::message::Seq;
 
-/// Gaps of one log whose reason is remembered.
+/// Limit of the gaps of one log. One more removes the lowest, whose reason is then unknown.
 pub const GAPS_MAX: usize = 64;
 
 /// States why sequences are missing from a log. Numbers are part of the on-disk format.
@@ -58,7 +58,7 @@ pub struct Gap {
     pub reason: GapReason,
 }
 
-/// Holds the last [`GAPS_MAX`] gaps: sorted, separate from each other or of different reasons.
+/// Holds the last [`GAPS_MAX`] gaps, sorted. Adjacent gaps have different reasons.
 #[derive(Clone, Debug, Default)]
 pub struct GapList(Vec<Gap>);
 
@@ -68,67 +68,71 @@ impl GapList {
         self.0.len() >= GAPS_MAX
     }
 
-    /// Removes the lower half if the list is full. Call it when the value log holds no entry that a gap must hide.
+    /// Removes the lower half if the list is full.
+    ///
+    /// Call this only while the value log has no entry that a gap must hide.
     pub fn shrink_if_full(&mut self) {
         if self.is_full() {
             self.0.drain(..GAPS_MAX / 2);
         }
     }
 
-    /// Tests that an entry in the value log must be hidden from every reader. Cleared entries count as acknowledged, and are
-    /// returned to sessions that hold them. Expired ones are recognized by their own time.
+    /// Tests that an entry in the value log must be hidden from every reader: it was evicted or collapsed.
+    ///
+    /// Cleared entries count as acknowledged, and sessions that hold them can read them. Expired entries are recognized by
+    /// their expiry.
     pub fn hides(&self, seq: Seq) -> bool {
-        let at = self.0.partition_point(|range| range.to < seq);
-        let range = self.0.get(at).filter(|range| range.from <= seq);
-        range.is_some_and(|range| matches!(range.reason, GapReason::Quota | GapReason::Collapsed))
+        let at = self.0.partition_point(|gap| gap.to < seq);
+        let gap = self.0.get(at).filter(|gap| gap.from <= seq);
+        gap.is_some_and(|gap| matches!(gap.reason, GapReason::Quota | GapReason::Collapsed))
     }
 
-    /// Adds a gap. Sequences that were missing before keep their reason.
+    /// Adds a gap. Sequences that are in a gap already keep their reason.
     pub fn insert(&mut self, from: Seq, to: Seq, reason: GapReason) {
         let mut from = from;
         while from <= to {
-            let at = self.0.partition_point(|range| range.to < from);
+            let at = self.0.partition_point(|gap| gap.to < from);
             let (until, next) = match self.0.get(at) {
-                Some(range) if range.from <= from => {
-                    from = range.to.saturating_add(1);
+                Some(gap) if gap.from <= from => {
+                    from = gap.to.saturating_add(1);
                     continue;
                 }
-                Some(range) if range.from <= to => (range.from - 1, range.to.saturating_add(1)),
+                Some(gap) if gap.from <= to => (gap.from - 1, gap.to.saturating_add(1)),
                 _ => (to, to.saturating_add(1)),
             };
-            self.put(at, Gap { from, to: until, reason });
+            self.insert_at(at, Gap { from, to: until, reason });
             from = next;
         }
         let over = self.0.len().saturating_sub(GAPS_MAX);
         self.0.drain(..over);
     }
 
-    /// Inserts a gap between its neighbours, and merges adjacent ones with the same reason.
-    fn put(&mut self, at: usize, range: Gap) {
+    /// Inserts a gap at an index, and merges adjacent gaps with the same reason.
+    fn insert_at(&mut self, at: usize, gap: Gap) {
         let joins = |left: &Gap, right: &Gap| left.reason == right.reason && left.to + 1 == right.from;
-        let right = self.0.get(at).is_some_and(|next| joins(&range, next));
-        let left = at.checked_sub(1).is_some_and(|before| joins(&self.0[before], &range));
+        let right = self.0.get(at).is_some_and(|next| joins(&gap, next));
+        let left = at.checked_sub(1).is_some_and(|before| joins(&self.0[before], &gap));
         match (left, right) {
             (true, true) => {
                 self.0[at - 1].to = self.0[at].to;
                 self.0.remove(at);
             }
-            (true, false) => self.0[at - 1].to = range.to,
-            (false, true) => self.0[at].from = range.from,
-            (false, false) => self.0.insert(at, range),
+            (true, false) => self.0[at - 1].to = gap.to,
+            (false, true) => self.0[at].from = gap.from,
+            (false, false) => self.0.insert(at, gap),
         }
     }
 
-    /// Splits `from..=to` by reason; `None`: the reason is unknown.
+    /// Splits `from..=to` by reason. `None`: the reason is unknown.
     pub fn explain(&self, from: Seq, to: Seq) -> Vec<(Seq, Seq, Option<GapReason>)> {
         let (mut parts, first) = (Vec::new(), from);
         let mut from = first;
-        for range in self.0.iter().filter(|range| range.to >= first && range.from <= to) {
-            if range.from > from {
-                parts.push((from, range.from - 1, None));
+        for gap in self.0.iter().filter(|gap| gap.to >= first && gap.from <= to) {
+            if gap.from > from {
+                parts.push((from, gap.from - 1, None));
             }
-            parts.push((range.from.max(from), range.to.min(to), Some(range.reason)));
-            from = range.to.saturating_add(1);
+            parts.push((gap.from.max(from), gap.to.min(to), Some(gap.reason)));
+            from = gap.to.saturating_add(1);
         }
         if from <= to {
             parts.push((from, to, None));
@@ -136,24 +140,30 @@ impl GapList {
         parts
     }
 
-    /// Returns the gaps of a client that misses `from..=to`.
+    /// Returns the gaps in `from..=to`, of which the client has received no entry.
     ///
     /// Without a known reason, sequences up to `acknowledged` were acknowledged, and later ones have expired.
     pub fn explain_missing(&self, from: Seq, to: Seq, acknowledged: Seq) -> Vec<Gap> {
         let mut gaps = Vec::new();
         for (from, to, reason) in self.explain(from, to) {
-            let had = if reason.is_some() { 0 } else { acknowledged.min(to) };
-            gaps.extend((from <= had).then_some(Gap { from, to: had, reason: GapReason::Acknowledged }));
-            let (from, reason) = (from.max(had + 1), reason.unwrap_or(GapReason::Expired));
+            let acknowledged_to = if reason.is_some() { 0 } else { acknowledged.min(to) };
+            gaps.extend((from <= acknowledged_to).then_some(Gap {
+                from,
+                to: acknowledged_to,
+                reason: GapReason::Acknowledged,
+            }));
+            let (from, reason) = (from.max(acknowledged_to + 1), reason.unwrap_or(GapReason::Expired));
             gaps.extend((from <= to).then_some(Gap { from, to, reason }));
         }
         gaps
     }
 
+    /// Converts the gaps to their stored form.
     pub fn stored(&self) -> Vec<(Seq, Seq, u8)> {
-        self.0.iter().map(|range| (range.from, range.to, range.reason as u8)).collect()
+        self.0.iter().map(|gap| (gap.from, gap.to, gap.reason as u8)).collect()
     }
 
+    /// Restores the gaps from their stored form.
     pub fn from_stored(stored: &[(Seq, Seq, u8)]) -> Self {
         let mut gaps = Self::default();
         for &(from, to, reason) in stored {
@@ -177,7 +187,7 @@ mod tests {
         gaps.insert(1, 3, GapReason::Quota);
         gaps.insert(5, 5, GapReason::Quota);
         gaps.insert(2, 8, GapReason::Cleared);
-        let parts: Vec<_> = gaps.0.iter().map(|range| (range.from, range.to, range.reason)).collect();
+        let parts: Vec<_> = gaps.0.iter().map(|gap| (gap.from, gap.to, gap.reason)).collect();
         let quota = GapReason::Quota;
         assert_eq!(parts, [(1, 3, quota), (4, 4, GapReason::Cleared), (5, 5, quota), (6, 8, GapReason::Cleared)]);
         assert!(gaps.hides(3) && !gaps.hides(4) && !gaps.hides(9));
@@ -199,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn gap_list_behaves_like_a_map_that_keeps_the_first_reason(
+        fn gap_list_behaves_like_map_with_first_reasons(
             ranges in prop::collection::vec((1_u64..60, 0_u64..9, 0_u8..4), 0..30),
         ) {
             let (mut gaps, mut model) = (GapList::default(), BTreeMap::new());

@@ -1,6 +1,6 @@
 //! Defines the contract of a store of user logs.
 //!
-//! - [`Store`]: the trait; this file has the types of its arguments and results
+//! - [`Store`]: the trait. This file also defines its arguments and results.
 //! - `error`: errors of operations · `rejected`: rejected recipients, with a reason
 //! - `ack_set`: acknowledged sequences · `gaps`: sequences missing from a log
 //! - `user_state`: the queryable state of a user
@@ -47,15 +47,15 @@ pub fn fingerprint(namespace: &str) -> u32 {
     namespace.bytes().fold(0x811C_9DC5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// Holds a message in one user's log, with the namespace and owner it was stored under.
+/// Represents an entry: a message in one user's log, with its namespace and owner.
 ///
-/// Both are read from disk, not copied from the request. A session compares them with its own before it writes the entry to a
-/// socket. So an error in a lower layer cannot deliver the entry to another user (guarantee G3).
+/// Namespace and owner are read from disk, not copied from the request. A session compares them with its own before it writes
+/// the entry to a socket. So an error in a lower layer cannot deliver the entry to another user (guarantee G3).
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// Fingerprint of the namespace it was stored under; compare with [`Store::namespace`].
+    /// Fingerprint of its namespace; compare with [`Store::namespace`].
     pub namespace: u32,
-    /// The user id it was stored for, as UTF-8.
+    /// User id of its owner, as UTF-8.
     pub owner: Bytes,
     /// Sequence in that user's log.
     pub seq: Seq,
@@ -75,17 +75,18 @@ impl Entry {
 pub struct Append {
     /// Message; stored once for all recipients.
     pub payload: Payload,
-    /// Distinct users. May be empty; then the append completes at once.
+    /// Distinct users. Without any, the append only stores the result of its id, or completes at once.
     pub recipients: Vec<UserId>,
-    /// Time after which the entry is hidden and may be removed. `None`: [`Limits::age`] applies.
+    /// Time after which the entry is hidden and may be removed. [`Limits::age`] applies if it is shorter, or without a TTL.
     pub ttl: Option<Duration>,
-    /// A pending entry with the same key is removed from the log of each recipient who gets this one.
+    /// Collapse key: in each recipient's log, the new entry replaces a pending one with the same key.
     pub collapse: Option<CollapseKey>,
     /// Makes the append idempotent.
     pub idempotency: Option<Idempotency>,
-    /// Makes each recipient's entry idempotent, for messages that several servers receive independently. Remembered for 10 min
-    /// after the append; a rejected entry is not remembered. The result does not show it. Only a store that several servers
-    /// share uses it.
+    /// Makes each recipient's entry idempotent, for messages that several servers receive independently.
+    ///
+    /// Remembered for 10 min after the append; not for a rejected entry. The result does not show it. Only a store that
+    /// several servers share uses it.
     pub per_recipient_id: Option<DispatchId>,
 }
 
@@ -97,14 +98,14 @@ impl Append {
     }
 }
 
-/// Makes an append idempotent: its id, and the part of the stored result that the store does not determine itself.
+/// Makes an append idempotent: its id, and the parts of the stored result that the caller determines.
 #[derive(Clone, Debug)]
 pub struct Idempotency {
     /// Remembered for [`Limits::ids_window`] from the commit.
     pub id: DispatchId,
-    /// For each recipient, whether the user is online. With unsynced messages, users are only counted here.
+    /// For each recipient, whether the user is online. Recipients of an unsynced message are only here, not in the append.
     pub online: Vec<bool>,
-    /// Recipients that were rejected before the store was called.
+    /// Recipients that the caller has rejected.
     pub rejected: Vec<Rejected>,
 }
 
@@ -117,7 +118,7 @@ pub struct DispatchSummary {
     pub online: u32,
     /// Number of offline recipients.
     pub offline: u32,
-    /// Logs it was appended to; 0 for an append without recipients, which only stores a result.
+    /// Number of logs that the message was appended to; 0 for an unsynced message.
     pub stored: u32,
     /// Rejected recipients.
     pub rejected: Vec<Rejected>,
@@ -126,17 +127,17 @@ pub struct DispatchSummary {
 /// Holds the result of an [`Append`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AppendResult {
-    /// For each recipient in order: the sequence, or the reason of its rejection. Empty for a duplicate.
+    /// For each recipient, in order: the sequence, or the reason of the rejection. Empty for a duplicate.
     pub seqs: Vec<Result<Seq, RejectionReason>>,
     /// Stored result of an idempotent append ([`Idempotency`]).
     pub summary: Option<DispatchSummary>,
-    /// The result is that of an earlier append with the same id, and nothing was appended now.
+    /// The result is that of an earlier append with the same id. Nothing was appended.
     pub duplicate: bool,
-    /// Entries evicted for it ([`Overflow::DropOldest`]).
+    /// Number of entries that were evicted for the message ([`Overflow::DropOldest`]).
     pub dropped: u64,
 }
 
-/// Bounds what a store keeps. Above a bound, messages are rejected or entries evicted, as stated; both are reported.
+/// Sets the bounds of a store. Above a bound, messages are rejected or entries evicted, as stated; both are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Pending entries of one user.
@@ -145,15 +146,15 @@ pub struct Limits {
     pub bytes: u64,
     /// Age above which entries are hidden. `None`: entries do not age.
     pub age: Option<Duration>,
-    /// Handling of a message above `messages` or `bytes`.
+    /// Handling of a message that exceeds `messages` or `bytes`.
     pub overflow: Overflow,
     /// Absence after which a device is removed, unless it is the user's only one. `None`: never.
     pub device_age: Option<Duration>,
-    /// Devices of one user; one more removes the one that was offline longest.
+    /// Devices of one user. One more removes the device that was offline longest.
     pub devices: usize,
     /// Time for which the id of an append is remembered.
     pub ids_window: Duration,
-    /// Number of ids that are remembered; above it, the oldest is removed early.
+    /// Number of ids that are remembered. One more removes the oldest early.
     pub ids: usize,
     /// Bytes of payload pending in total. `None`: bounded by the disk only.
     pub store_bytes: Option<u64>,
@@ -188,15 +189,15 @@ pub enum Overflow {
     DropOldest,
 }
 
-/// Reports acknowledgements and presence of a user's sessions. Effective at once, written with a following commit.
+/// Reports acknowledgements and presence of a user's sessions.
 #[derive(Clone, Debug, Default)]
 pub struct SessionReport {
     /// Device whose cursor moves; `None`: the cursor that all clients without a device share.
     pub device: Option<DeviceId>,
     /// Acknowledged range, both ends included.
     pub acknowledged: Option<(Seq, Seq)>,
-    /// Sequence above which nothing may be trimmed, acknowledged or not, because another session of the user still reads
-    /// there. `None`: no session holds anything.
+    /// Sequence above which entries are not trimmed, even if acknowledged, because a session still reads them. `None`: no
+    /// session holds an entry.
     pub hold: Option<Seq>,
     /// Time at which the user connected or disconnected.
     pub seen: Option<SystemTime>,
@@ -207,8 +208,7 @@ pub struct SessionReport {
 pub struct ReadResult {
     /// Entries in order.
     pub entries: Vec<Entry>,
-    /// The read is complete up to this sequence: what is not among the entries up to it is missing or hidden. Above it,
-    /// nothing was read.
+    /// Last sequence that the read covers. A sequence up to it that has no entry here is missing or hidden.
     pub through: Seq,
 }
 
@@ -227,34 +227,35 @@ pub enum Durability {
     /// After `fdatasync`: completed appends survive a killed process, a system crash and a power cut.
     #[default]
     Always,
-    /// At once, with `fdatasync` at least once per interval. A killed process loses nothing that the kernel has. A system crash
-    /// or a power cut may lose the messages of one interval.
+    /// After the write to the kernel, with `fdatasync` at least once per interval. A killed process loses nothing. A system
+    /// crash or a power cut may lose the messages of one interval.
     Interval(Duration),
-    /// At once, and the system decides when to write. A system crash may lose about the last 30 s.
+    /// After the write to the kernel, which decides when to sync. A system crash may lose about the last 30 s.
     Never,
 }
 
-/// Callback with the users who have new entries. Runs on the commit thread, so it must not block.
+/// Receives the users who have new entries. Runs on the commit thread or in the runtime, so it must not block.
 pub type CommitListener = Arc<dyn Fn(&[UserId]) + Send + Sync>;
 
 /// Stores user logs, as durably as [`Durability`] states.
 ///
 /// # Contract
-/// - *Order.* A completed append precedes every append made after it. Of concurrent appends, one is first for all
-///   recipients. The sequences of a user are contiguous and rise by one. None is reused, not even after a crash.
+/// - *Order.* A completed append precedes every append made after it. Concurrent appends have the same order in all logs.
+///   The sequences of a user rise by one per entry. None is reused, not even after a crash.
 /// - *Atomicity.* A crash leaves a prefix of the appends, each complete.
 /// - *Visibility.* No read returns an entry before it is as durable as configured.
 /// - *Cancellation.* Dropping the future of a queued append does not cancel the append.
-/// - *Trimming.* An entry is removed when every cursor has acknowledged it and no session holds it, when it has expired, or
-///   when it is collapsed, evicted or cleared. Until then every read returns it.
+/// - *Trimming.* An entry is removed when every cursor has acknowledged it and no session holds it, or when it has expired
+///   or was collapsed, evicted or cleared. Until then every read returns it.
 /// - *Threads.* All methods may be called from any thread. [`Store::read`], [`Store::state`] and [`Store::users`] may access
 ///   the disk, so large requests must not run on the event loop. [`Store::read_cached`] never does.
 pub trait Store: Send + Sync + 'static {
     /// Returns the fingerprint of the store's namespace.
     fn namespace(&self) -> u32;
 
-    /// Appends a message to the log of each recipient, and resolves when all entries are as durable as configured.
-    /// Waits while the queue of the commit thread is full.
+    /// Appends a message to the log of each recipient.
+    ///
+    /// Resolves when all entries are as durable as configured. Waits while the queue of the commit thread is full.
     ///
     /// # Errors
     /// Fails if nothing was accepted. Rejected recipients are in the result.
@@ -265,20 +266,22 @@ pub trait Store: Send + Sync + 'static {
         })
     }
 
-    /// Appends several messages in order in one commit. Resolves when all are as durable as configured, with a result for
-    /// each. Waits while the queue of the commit thread is full.
+    /// Appends several messages in order, in one commit, and returns a result for each.
+    ///
+    /// Resolves when all are as durable as configured. Waits while the queue of the commit thread is full.
     ///
     /// # Errors
     /// Fails if nothing was accepted.
     fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<AppendResult>, StoreError>>;
 
-    /// Removes all pending entries of a user, for all devices. Resolves with their number once that is durable. Entries held
-    /// by the last [`SessionReport`] stay.
+    /// Clears all pending entries of a user, for all devices. Resolves with their number when that is durable.
+    ///
+    /// Entries above the hold of the last [`SessionReport`] stay readable.
     fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>>;
 
     /// Attaches a session, and returns its cursor.
     ///
-    /// The first device of a user takes over the shared cursor, if no client without a device was ever connected. Any other
+    /// The first device of a user takes over the shared cursor, if no client without a device was ever connected. Every other
     /// new cursor begins with the entries that some cursor has not acknowledged.
     ///
     /// # Errors
@@ -288,18 +291,20 @@ pub trait Store: Send + Sync + 'static {
     /// Detaches a session. From now on its device may be removed after [`Limits::device_age`].
     fn detach(&self, user: &UserId, device: Option<&DeviceId>);
 
-    /// Records acknowledgements or presence: effective for every later call, on disk with a following commit.
-    /// A crash before that loses the report, which repeats messages and loses none.
+    /// Records acknowledgements or presence. Later calls see them at once, and a following commit writes them.
+    ///
+    /// A crash before that commit loses the report, which repeats messages and loses none.
     fn report(&self, user: &UserId, report: SessionReport);
 
     /// Reads entries of `user` above `after`, in order: unacknowledged ones, and above the hold also acknowledged ones.
     ///
     /// # Errors
-    /// Fails at the first unreadable entry, and names it.
+    /// Fails at the first unreadable entry, which the error names.
     fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<ReadResult, StoreError>;
 
-    /// Reads asynchronously, like [`Store::read`], if the log is remote; `None` if it is local. Dropping the future cancels the
-    /// read.
+    /// Reads asynchronously, like [`Store::read`], if the log is remote; `None` if it is local.
+    ///
+    /// Dropping the future cancels the read.
     fn read_remote(
         &self,
         _user: &UserId,
@@ -312,8 +317,9 @@ pub trait Store: Send + Sync + 'static {
     /// Reads from memory, like [`Store::read`]; `None` if the disk would be needed.
     fn read_cached(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<ReadResult>;
 
-    /// Explains why `from..=to` is missing from a log: the range in parts, each with a gap reason. The reasons of the last
-    /// [`GAPS_MAX`] gaps of a log are known; older ones are reported as expired.
+    /// Explains why `from..=to` is missing from a log: splits the range into gaps, each with a reason.
+    ///
+    /// The reasons of the last [`GAPS_MAX`] gaps of a log are known. Older gaps are reported as expired.
     ///
     /// # Errors
     /// Fails if the user's stored data is unreadable.
@@ -341,15 +347,16 @@ pub trait Store: Send + Sync + 'static {
 
     /// Counts the bytes of a user's pending entries.
     ///
-    /// They are known without reading, except while entries are acknowledged out of order. Then at most 1 MiB is read; above
-    /// that, the result is the estimate of [`Store::state`].
+    /// The number is known without a read, except while entries are acknowledged out of order. Then at most 1 MiB is read. Above
+    /// 1 MiB, the result is the estimate of [`Store::state`].
     ///
     /// # Errors
     /// Fails if the entries are unreadable.
     fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError>;
 
-    /// Lists known users above `after` in the order of their ids, each with its state, or [`StoreError::Damaged`] if that is
-    /// unreadable.
+    /// Lists known users above `after` with their states, in the order of their ids.
+    ///
+    /// An unreadable state is [`StoreError::Damaged`].
     ///
     /// # Errors
     /// Fails if the list is unreadable.
@@ -361,8 +368,10 @@ pub trait Store: Send + Sync + 'static {
     /// Resolves when the store has failed ([`StoreError::Failed`]); pending otherwise.
     fn failure(&self) -> BoxFuture<'_, StoreError>;
 
-    /// Tests that the logs are remote. Then [`Store::attach`] and [`Store::explain_gaps`] wait for the network too, and must
-    /// not run on the event loop; [`Store::report`] and [`Store::detach`] never wait.
+    /// Tests that the logs are remote.
+    ///
+    /// Then [`Store::attach`] and [`Store::explain_gaps`] wait for the network, and must not run on the event loop.
+    /// [`Store::report`] and [`Store::detach`] never wait.
     fn is_remote(&self) -> bool {
         false
     }
@@ -380,8 +389,9 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
-    /// Lists the cursors that have not acknowledged `seq` of a user's log: devices, and `None` for clients without one. Empty if
-    /// no cursor can get it.
+    /// Lists the cursors that have not acknowledged `seq`: devices, and `None` for clients without one.
+    ///
+    /// Empty if every cursor has acknowledged it.
     ///
     /// # Errors
     /// Fails if the user's stored data is unreadable.
@@ -393,13 +403,13 @@ pub trait Store: Send + Sync + 'static {
     /// Returns why nothing is accepted now ([`StoreError::Full`]).
     fn full_reason(&self) -> Option<Arc<str>>;
 
-    /// Returns the age of the running commit, if there is one: it shows a disk that hangs.
+    /// Returns the age of the running commit, if there is one. A high age shows a disk that hangs.
     fn commit_age(&self) -> Option<Duration>;
 
-    /// Writes a backup of everything committed so far. Blocks, and may take long, so it must not run on the event loop.
+    /// Writes a backup of all commits so far. Blocks, possibly for minutes, so it must not run on the event loop.
     ///
     /// # Errors
-    /// Fails if something is unreadable, which the backup records too, or if writing to `out` fails.
+    /// Fails if data is unreadable, which the backup also records, or if a write to `out` fails.
     fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, BackupError>;
 
     /// Rejects further appends, commits queued ones, writes all reports, and closes the store cleanly.

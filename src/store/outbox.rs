@@ -9,15 +9,15 @@ use crate::message::{Seq, UserId};
 /// Configures an outbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutboxOptions {
-    /// Number of events at most; one more is lost, and counted.
+    /// Maximum number of events. Further events are dropped and counted as lost.
     pub events: u64,
-    /// Bytes of events at most; more are lost, and counted. The tables on disk may take several times that.
+    /// Maximum bytes of events. Further events are dropped and counted as lost. On disk, the tables may take several times that.
     pub bytes: u64,
     /// Kinds of events that are stored.
     pub kinds: Vec<EventKind>,
 }
 
-/// Describes an event for later delivery. Texts are stored as they were sent, without being parsed.
+/// Describes an event for later delivery. Texts of clients are stored unparsed.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[non_exhaustive]
 pub enum OutboxEvent {
@@ -95,13 +95,13 @@ pub enum OutboxEvent {
         /// Number of pending messages in the range.
         count: u64,
     },
-    /// Events were lost at this point, because the outbox was full.
+    /// Events were dropped at this point, because the outbox was full.
     Overflow {
-        /// Time of the first loss, in milliseconds of the Unix epoch.
+        /// Time of the first drop, in milliseconds of the Unix epoch.
         since_ms: u64,
-        /// Number of lost events for each [`EventKind`], by its number.
+        /// Number of dropped events for each [`EventKind`], by its number.
         lost: Vec<(u8, u64)>,
-        /// The counts are minimums, because a crash lost some.
+        /// The counts are minimums, because a crash may have lost later counts.
         at_least: bool,
     },
     /// A client has sent a message whose type has an lone surrogate.
@@ -226,7 +226,7 @@ impl OutboxEvent {
 pub struct QueuedEvent {
     /// Number of the event; rises by one from event to event.
     pub number: u64,
-    /// Id of the event, unique for ever; a repeated delivery has the same.
+    /// Id of the event, unique over all starts. A repeated delivery has the same id.
     pub id: String,
     /// Time of the event, in milliseconds of the Unix epoch.
     pub at_ms: u64,
@@ -237,13 +237,13 @@ pub struct QueuedEvent {
 /// Describes the state of an outbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxStatus {
-    /// Number of events in it, as durable as configured: without those put in just now.
+    /// Number of written events. Excludes events that wait for the commit thread.
     pub events: u64,
-    /// Bytes of the events.
+    /// Bytes of the written events.
     pub bytes: u64,
-    /// Number of events lost since the store was opened.
+    /// Number of events dropped since the store was opened.
     pub lost: u64,
-    /// True while events are being lost.
+    /// Events have been dropped that no [`OutboxEvent::Overflow`] reports yet.
     pub losing: bool,
     /// Number up to which events have been removed durably.
     pub removed: u64,
@@ -253,17 +253,18 @@ pub struct OutboxStatus {
 pub trait Outbox: std::fmt::Debug + Send + Sync {
     /// Returns the id of this start of the store: 16 hexadecimal digits, unique for each start.
     #[must_use]
-    fn start(&self) -> String;
+    fn start_id(&self) -> String;
 
     /// Tests that events of this kind are stored.
     #[must_use]
     fn is_enabled(&self, kind: EventKind) -> bool;
 
-    /// Puts an event in, if its kind is enabled. Never waits; a full outbox counts the event as lost instead.
+    /// Queues an event, if its kind is enabled. Never waits. A full outbox drops the event and counts it.
     fn put(&self, event: OutboxEvent);
 
-    /// Puts in that a message is undelivered, and records its sequence as reported. False without an effect if the outbox or
-    /// the disk is full: retry later.
+    /// Queues an [`OutboxEvent::Undelivered`], and records its sequence as reported.
+    ///
+    /// Returns false if the outbox or the disk is full. Then nothing has changed, and the caller retries later.
     #[must_use]
     fn put_undelivered(&self, user: &UserId, seq: Seq, event: OutboxEvent) -> bool;
 
@@ -279,23 +280,23 @@ pub trait Outbox: std::fmt::Debug + Send + Sync {
     /// Fails if they are unreadable.
     fn all_reported(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<(UserId, Seq)>, StoreError>;
 
-    /// Removes the reported sequence of a user without pending reported messages.
+    /// Removes the reported sequence of a user. Call this when no reported message is pending.
     fn remove_reported(&self, user: &UserId);
 
-    /// Reads the oldest events above number `after`: at most `events` and `bytes`, but at least one.
+    /// Reads the oldest events above number `after`: at most `events` and `bytes`, but at least one if there is one.
     ///
     /// # Errors
     /// Fails if they are unreadable.
     fn read(&self, after: u64, events: usize, bytes: u64) -> Result<Vec<QueuedEvent>, StoreError>;
 
-    /// Removes all events up to number `through` with a following commit. A crash before it restores them.
+    /// Removes all events up to number `through` with a following commit. A crash before that restores them.
     fn remove(&self, through: u64);
 
     /// Returns the current state.
     #[must_use]
     fn status(&self) -> OutboxStatus;
 
-    /// Subscribes to changes: new events, and freed space.
+    /// Subscribes to changes: new readable events, and freed capacity.
     #[must_use]
     fn changes(&self) -> watch::Receiver<u64>;
 }

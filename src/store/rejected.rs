@@ -1,4 +1,4 @@
-//! Defines rejected recipients and the reasons.
+//! Defines rejected recipients and the reasons of rejections.
 
 use crate::message::{JsonString, json_string::truncate};
 
@@ -11,7 +11,7 @@ pub struct Rejected {
     pub reason: RejectionReason,
 }
 
-/// Length limit of a rejected recipient, in bytes. The rest is cut; a longer name is not a user id anyway.
+/// Length at which a rejected recipient is truncated, in bytes. A longer string is never a valid user id.
 pub const REJECTED_BYTES_MAX: usize = 1024;
 
 impl Rejected {

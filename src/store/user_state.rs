@@ -5,14 +5,14 @@ use std::time::SystemTime;
 use super::{AckSet, StoreError};
 use crate::message::{DeviceId, Seq, UserId};
 
-/// Describes a user.
+/// Describes the state of a user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserState {
     /// The store has data of this user.
     pub known: bool,
     /// Last assigned sequence; the next message gets `head + 1`.
     pub head: Seq,
-    /// Sequences acknowledged by clients without a device, or if there are none, by all devices.
+    /// Sequences that every cursor has acknowledged.
     pub acknowledged: AckSet,
     /// Number of pending entries.
     pub pending: u64,
@@ -20,7 +20,7 @@ pub struct UserState {
     ///
     /// [`Store::pending_bytes`]: super::Store::pending_bytes
     pub pending_bytes: u64,
-    /// A read found unreadable entries of this user. There may be others that no read has reached.
+    /// A read has found unreadable entries of this user. There may be further ones that no read has reached.
     pub damaged: bool,
     /// Time of the last recorded connect or disconnect.
     pub seen: Option<SystemTime>,
@@ -28,7 +28,7 @@ pub struct UserState {
     pub devices: Vec<DeviceState>,
 }
 
-/// Describes a device of a user.
+/// Describes the state of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceState {
     /// Name of the device.
@@ -39,7 +39,7 @@ pub struct DeviceState {
     pub seen: Option<SystemTime>,
 }
 
-/// Holds the cursor of a session that attaches.
+/// Holds the cursor of an attached session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
     /// Acknowledged sequences.
@@ -48,5 +48,5 @@ pub struct Attached {
     pub head: Seq,
 }
 
-/// Holds a known user with its state, or the error that makes only this user unreadable.
+/// Holds a known user with its state, or the error of this user's unreadable data.
 pub type KnownUser = (UserId, Result<UserState, StoreError>);

@@ -16,7 +16,7 @@ pub(super) struct EventRecorder {
 
 impl EventRecorder {
     pub fn new(outbox: Arc<dyn Outbox>) -> Self {
-        let start = outbox.start();
+        let start = outbox.start_id();
         Self { outbox, start }
     }
 }

@@ -1,4 +1,4 @@
-//! Encoding of the outbox.
+//! Encodes the keys and values of the outbox.
 //!
 //! As in [`record`](super::super::wal::record), `data/golden` has the bytes of each encoding.
 
@@ -10,10 +10,10 @@ use crate::{
     store::OutboxEvent,
 };
 
-/// Bytes of a batch in one value.
+/// Limit of the bytes of a batch in one value.
 pub const PIECE_BYTES_MAX: usize = 60 << 10;
 
-/// Limit for the decoder, in bytes, against damaged lengths: twice the largest frame that a client can send.
+/// Limit of memory that a damaged length can make the decoder allocate, in bytes: twice the largest frame of a client.
 const DECODE_BYTES_MAX: usize = 32 << 20;
 
 type BincodeConfig = config::Configuration<config::LittleEndian, config::Varint, config::Limit<DECODE_BYTES_MAX>>;
@@ -27,7 +27,7 @@ fn bincode_config() -> BincodeConfig {
 pub enum Batch {
     /// The only version so far.
     V1 {
-        /// Random number of the start that wrote the batch. No two starts share one.
+        /// Random number of the start that wrote the batch.
         start: u64,
         /// Events, each with its time in milliseconds of the Unix epoch.
         events: Vec<(u64, OutboxEvent)>,
@@ -45,14 +45,14 @@ enum Piece {
     },
 }
 
-/// Stores counts of dropped events that were not reported yet.
+/// Stores counts of dropped events that no event has reported yet.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum StoredLost {
     /// The only version so far.
     V1 {
-        /// When the first event was dropped, in milliseconds of the Unix epoch.
+        /// Time of the first drop, in milliseconds of the Unix epoch.
         since_ms: u64,
-        /// Number of dropped events of each kind.
+        /// Number of dropped events for each kind, by its number.
         lost: Vec<(u8, u64)>,
     },
 }
@@ -120,35 +120,37 @@ pub fn decode_reported(bytes: &[u8]) -> Result<Seq, Unreadable> {
 }
 
 /// Prefix of the keys of events.
-pub const EVENTS: u8 = b'e';
+pub const EVENT_PREFIX: u8 = b'e';
 /// Key of the counts of dropped events.
 pub const LOST_KEY: &[u8] = b"lost";
 /// Prefix of the keys of reported sequences.
-const REPORTED: u8 = b'w';
+const REPORTED_PREFIX: u8 = b'w';
 
 /// Encodes the key of a piece of the batch whose first event has number `first`.
 pub fn event_key(first: u64, piece: usize) -> [u8; 11] {
-    let mut key = [EVENTS; 11];
+    let mut key = [EVENT_PREFIX; 11];
     key[1..9].copy_from_slice(&first.to_be_bytes());
-    // The largest event has some 270 pieces.
+    // The largest event has about 270 pieces.
     key[9..].copy_from_slice(&u16::try_from(piece).unwrap_or(u16::MAX).to_be_bytes());
     key
 }
 
 /// Decodes the number of the first event and of the piece from a key.
-pub fn event_number(key: &[u8]) -> Option<(u64, usize)> {
-    let key: &[u8; 11] = key.try_into().ok().filter(|key: &&[u8; 11]| key[0] == EVENTS)?;
+pub fn decode_event_key(key: &[u8]) -> Option<(u64, usize)> {
+    let key: &[u8; 11] = key.try_into().ok().filter(|key: &&[u8; 11]| key[0] == EVENT_PREFIX)?;
     let first = u64::from_be_bytes(key[1..9].try_into().ok()?);
     Some((first, usize::from(u16::from_be_bytes(key[9..].try_into().ok()?))))
 }
 
+/// Encodes the key of a user's reported sequence.
 pub fn reported_key(user: &str) -> Vec<u8> {
-    [&[REPORTED], user.as_bytes()].concat()
+    [&[REPORTED_PREFIX], user.as_bytes()].concat()
 }
 
+/// Decodes the user from the key of a reported sequence.
 pub fn reported_user(key: &[u8]) -> Option<UserId> {
     let (first, user) = key.split_first()?;
-    (*first == REPORTED).then(|| UserId::new(std::str::from_utf8(user).ok()?).ok())?
+    (*first == REPORTED_PREFIX).then(|| UserId::new(std::str::from_utf8(user).ok()?).ok())?
 }
 
 #[cfg(test)]
@@ -158,7 +160,7 @@ mod tests {
     use super::*;
     use crate::embedded::tests::golden::golden;
 
-    fn everything() -> Batch {
+    fn batch_of_each_kind() -> Batch {
         let (connection, alice) = (|| "c0ffee-7".to_owned(), || "alice".to_owned());
         let events = vec![
             OutboxEvent::Connection { connection: connection() },
@@ -203,7 +205,7 @@ mod tests {
 
     #[test]
     fn outbox_encoding_equals_its_golden_file() {
-        for (name, batch) in [("outbox", everything()), ("outbox-raw-type", raw_type())] {
+        for (name, batch) in [("outbox", batch_of_each_kind()), ("outbox-raw-type", raw_type())] {
             let pieces = batch.pieces();
             assert_eq!(pieces.len(), 1);
             assert_eq!(Pieces::default().push(&golden(name, &pieces[0])).unwrap(), Some(batch));
@@ -229,9 +231,9 @@ mod tests {
     fn outbox_keys_sort_by_number_and_decode() {
         let keys = [event_key(1, 0), event_key(1, 1), event_key(255, 0), event_key(256, 0)];
         assert!(keys.is_sorted());
-        assert_eq!(event_number(&keys[1]), Some((1, 1)));
+        assert_eq!(decode_event_key(&keys[1]), Some((1, 1)));
         assert!(keys[3].as_slice() < LOST_KEY && LOST_KEY < &reported_key("a")[..]);
-        assert_eq!(event_number(LOST_KEY), None);
+        assert_eq!(decode_event_key(LOST_KEY), None);
         assert_eq!(reported_user(&reported_key("älice")).unwrap().as_str(), "älice");
         assert_eq!(reported_user(&event_key(1, 0)), None);
     }
@@ -242,7 +244,7 @@ mod tests {
             _ = Pieces::default().push(&bytes);
             _ = StoredLost::decode(&bytes);
             _ = decode_reported(&bytes);
-            _ = (event_number(&bytes), reported_user(&bytes));
+            _ = (decode_event_key(&bytes), reported_user(&bytes));
         }
     }
 }

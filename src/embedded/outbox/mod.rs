@@ -1,14 +1,15 @@
-//! The outbox: webhook events on disk, in order and bounded, until a backend has accepted them.
+//! Implements the outbox: webhook events on disk, in order and bounded, until a backend has accepted them.
 //!
-//! Any thread puts events without waiting. The commit thread writes them at most about 20 ms later, before the commit that
-//! they may belong to, and makes them as durable as configured. From then on an event can be read, until it is removed.
-//! Events beyond the capacity are dropped and counted by kind. When there is capacity again, an `overflow` event with the
-//! counts takes their place in the order.
+//! Any thread puts events without waiting. About 20 ms later at most, the commit thread writes them, before a commit that
+//! depends on them, and makes them as durable as configured. Then they can be read until they are removed.
 //!
-//! For each user, the outbox also stores up to which sequence messages were reported as undelivered.
+//! Events above the capacity are dropped, and counted by kind. When there is capacity again, an `overflow` event reports
+//! the counts at this point of the order.
+//!
+//! For each user, the outbox also stores the sequence up to which messages were reported as undelivered.
 //!
 //! - `format`: encoding of keys and values
-//! - `commit`: the commit thread's part, and opening
+//! - `commit`: writes on the commit thread, and opens the outbox
 //! - `store_events`: events of the store itself
 
 mod commit;
@@ -37,70 +38,73 @@ use crate::{
 };
 use format::{Batch, Pieces};
 
-/// Events that may wait for the commit thread. Further events are dropped and counted.
+/// Limit of events that wait for the commit thread. Further events are dropped and counted.
 const WAITING_EVENTS_MAX: usize = 16_384;
 
-/// Bytes of the waiting events. Further events are dropped and counted; a single larger event is accepted.
+/// Limit of the waiting events, in bytes. Further events are dropped and counted; a single larger event is accepted.
 const WAITING_BYTES_MAX: u64 = 8 << 20;
 
-/// After a drop, events are accepted again when one part in this many of the bound is free.
+/// Divisor of the bound: after a drop, events are accepted again when this part is free.
 ///
-/// So drops are reported once, and not between every two events.
+/// Otherwise an `overflow` event could follow each single drop.
 const FREE_SHARE: u64 = 8;
 
-/// Stores webhook events. See the module.
+/// Stores webhook events. See the module docs.
 pub struct Outbox {
     tables: Arc<dyn Tables>,
     queue: Arc<Queue>,
     clock: Clock,
     options: OutboxOptions,
-    /// Random number of this start. Part of the ids of the events that it writes.
+    /// Random number of this start. It is part of the ids of the events that this start writes.
     start: u64,
     state: Mutex<OutboxState>,
-    /// Rises with every change of the readable events or of the capacity.
+    /// Number of changes of the readable events or of the capacity.
     changed: watch::Sender<u64>,
 }
 
+/// Holds the waiting events, and describes the stored ones.
 #[derive(Default)]
 struct OutboxState {
     /// Events that are not written yet, each with its time in milliseconds of the Unix epoch.
     waiting: Vec<(u64, OutboxEvent)>,
     waiting_bytes: u64,
-    /// Reported sequences that are not written yet. `None` removes the stored one.
+    /// Reported sequences that are not written yet. `None` removes the stored sequence.
     reported: HashMap<UserId, Option<Seq>>,
-    /// Batches that can be read, rising.
+    /// Batches that can be read, by number.
     batches: VecDeque<BatchInfo>,
-    /// Number of the next event that is written.
-    next: u64,
-    /// Number of all events, written or not, and their bytes.
+    /// Number that the next written event gets.
+    next_number: u64,
+    /// Count of all events, written or waiting.
     events: u64,
     bytes: u64,
-    /// Number of the events that can be read, and their bytes.
+    /// Count of the events that can be read.
     written: u64,
     written_bytes: u64,
-    /// Events up to this number are to be removed.
-    remove: u64,
-    removed: u64,
+    /// Events up to this number must be removed.
+    remove_through: u64,
+    /// Events up to this number have been removed.
+    removed_through: u64,
     lost: DropCounters,
     /// Events dropped since the store was opened.
     lost_total: u64,
-    /// Bytes of events that fit on the disk: the last finding of the commit thread, less what it wrote since.
+    /// Bytes of events that fit on the disk: the last measurement, minus the events that were written since.
     space: u64,
 }
 
 /// Counts dropped events that were not reported yet.
 #[derive(Default)]
 struct DropCounters {
+    /// Time of the first drop, in milliseconds of the Unix epoch.
     since_ms: u64,
     /// Dropped events by kind.
     counts: [u64; 9],
     /// A crash may have made the counts too low.
     at_least: bool,
-    /// The counts are higher than the stored ones.
+    /// The counts differ from the stored ones.
     unwritten: bool,
-    /// Counts are stored in the table.
+    /// The table has counts.
     stored: bool,
-    /// When the counts were last stored, in milliseconds of the Unix epoch.
+    /// Time at which the counts were last stored, in milliseconds of the Unix epoch.
     stored_ms: u64,
 }
 
@@ -109,6 +113,7 @@ impl DropCounters {
         self.counts.iter().any(|count| *count > 0)
     }
 
+    /// Returns the counts above 0, each with the number of its kind.
     fn list(&self) -> Vec<(u8, u64)> {
         (0_u8..).zip(self.counts).filter(|(_, count)| *count > 0).collect()
     }
@@ -117,9 +122,13 @@ impl DropCounters {
 /// Describes a batch that can be read.
 #[derive(Clone, Copy, Debug)]
 struct BatchInfo {
+    /// Number of the first event.
     first: u64,
+    /// Number of events.
     count: u64,
+    /// Number of values that store the batch.
     pieces: usize,
+    /// Bytes of the events.
     bytes: u64,
 }
 
@@ -130,7 +139,7 @@ impl BatchInfo {
 }
 
 impl crate::store::Outbox for Outbox {
-    fn start(&self) -> String {
+    fn start_id(&self) -> String {
         format!("{:016x}", self.start)
     }
 
@@ -170,7 +179,7 @@ impl crate::store::Outbox for Outbox {
         let mut state = self.state.lock();
         if state.waiting_bytes.saturating_add(event.bytes()) > state.space {
             drop(state);
-            // Makes the commit thread check the disk again.
+            // The commit thread then measures the disk again.
             self.queue.notify_outbox();
             return false;
         }
@@ -200,7 +209,7 @@ impl crate::store::Outbox for Outbox {
         let mut all = Vec::new();
         self.tables.scan(Table::Outbox, &from, &mut |key, value| {
             let Some(user) = format::reported_user(key) else { return false };
-            // `reported` returns the error of a value that cannot be read.
+            // An unreadable value is skipped here; `reported` returns its error.
             all.extend(format::decode_reported(&value).ok().map(|seq| (user, seq)));
             all.len() < limit
         })?;
@@ -213,9 +222,9 @@ impl crate::store::Outbox for Outbox {
     }
 
     fn read(&self, after: u64, events: usize, bytes: u64) -> Result<Vec<QueuedEvent>, StoreError> {
-        let mut events_read = Vec::new();
+        let mut result = Vec::new();
         let (mut after, mut size) = (after, 0);
-        while events_read.len() < events {
+        while result.len() < events {
             let batch = {
                 let state = self.state.lock();
                 let at = state.batches.partition_point(|batch| batch.last() <= after);
@@ -225,19 +234,19 @@ impl crate::store::Outbox for Outbox {
             let Batch::V1 { start, events: all } = self.read_batch(batch)?;
             for (number, (at_ms, event)) in (batch.first..).zip(all).filter(|(number, _)| *number > after) {
                 size += event.bytes();
-                if events_read.len() >= events || !events_read.is_empty() && size > bytes {
-                    return Ok(events_read);
+                if result.len() >= events || !result.is_empty() && size > bytes {
+                    return Ok(result);
                 }
-                events_read.push(QueuedEvent { number, id: format!("{start:016x}-{number}"), at_ms, event });
+                result.push(QueuedEvent { number, id: format!("{start:016x}-{number}"), at_ms, event });
             }
             after = batch.last();
         }
-        Ok(events_read)
+        Ok(result)
     }
 
     fn remove(&self, through: u64) {
         let mut state = self.state.lock();
-        state.remove = state.remove.max(through);
+        state.remove_through = state.remove_through.max(through);
         drop(state);
         self.queue.notify_outbox();
     }
@@ -249,7 +258,7 @@ impl crate::store::Outbox for Outbox {
             bytes: state.written_bytes,
             lost: state.lost_total,
             losing: state.lost.any(),
-            removed: state.removed,
+            removed: state.removed_through,
         }
     }
 
@@ -259,6 +268,7 @@ impl crate::store::Outbox for Outbox {
 }
 
 impl Outbox {
+    /// Reads and decodes a batch.
     fn read_batch(&self, batch: BatchInfo) -> Result<Batch, StoreError> {
         let mut pieces = Pieces::default();
         for piece in 0..batch.pieces {
@@ -271,21 +281,22 @@ impl Outbox {
         Err(damaged(format!("event {} has no end", batch.first)))
     }
 
-    /// Returns whether an event of `bytes` fits. After drops, puts the `overflow` event first.
+    /// Returns whether an event of `bytes` fits. After drops, puts the `overflow` event before it.
     fn has_capacity(&self, state: &mut OutboxState, bytes: u64, now_ms: u64) -> bool {
         if state.lost.any() && !self.report_drops(state, now_ms) {
             return false;
         }
-        let waiting = state.waiting.len() < WAITING_EVENTS_MAX
+        let fits_in_memory = state.waiting.len() < WAITING_EVENTS_MAX
             && (state.waiting.is_empty() || state.waiting_bytes + bytes <= WAITING_BYTES_MAX);
-        waiting && state.events < self.options.events && state.bytes + bytes <= self.options.bytes
+        fits_in_memory && state.events < self.options.events && state.bytes + bytes <= self.options.bytes
     }
 
-    /// Puts the `overflow` event if there is enough capacity. This event may exceed the bound.
+    /// Puts the `overflow` event if there is enough capacity, and resets the counts. This event may exceed the bound.
     fn report_drops(&self, state: &mut OutboxState, now_ms: u64) -> bool {
-        let most = |bound: u64| bound - bound / FREE_SHARE;
-        // Rounded so that a bound of a few events has capacity too.
-        let has_capacity = state.events < most(self.options.events).max(1) && state.bytes <= most(self.options.bytes);
+        let reduced = |bound: u64| bound - bound / FREE_SHARE;
+        // At least 1, so that an empty outbox with a bound of one event has capacity.
+        let has_capacity =
+            state.events < reduced(self.options.events).max(1) && state.bytes <= reduced(self.options.bytes);
         if !has_capacity || !state.waiting.is_empty() {
             return false;
         }

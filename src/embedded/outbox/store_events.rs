@@ -1,4 +1,4 @@
-//! Outbox events of the store itself: messages were delivered, expired or dropped for newer ones.
+//! Records the events of the store itself: messages were delivered, expired, or evicted for newer ones.
 
 use super::{EventKind, Outbox, OutboxEvent};
 use crate::{
@@ -27,14 +27,14 @@ impl StoreState {
         }
     }
 
-    /// Records that a range was dropped for newer entries. `count` of its entries were pending.
+    /// Records that a range was evicted for newer entries. `count` of its entries were pending.
     pub(in crate::embedded) fn record_dropped(&self, user: &UserId, from: Seq, to: Seq, count: u64) {
         if let Some(outbox) = self.outbox_for(EventKind::Dropped).filter(|_| count > 0) {
             outbox.put(OutboxEvent::Dropped { user: user.as_str().to_owned(), from, to, count });
         }
     }
 
-    /// Records that pending entries expired. The sequences rise.
+    /// Records that pending entries expired. `seqs` must ascend.
     pub(in crate::embedded) fn record_expired(&self, user: &UserId, seqs: &[Seq]) {
         let Some(outbox) = self.outbox_for(EventKind::Expired) else { return };
         for (from, to) in runs(seqs) {
@@ -43,16 +43,16 @@ impl StoreState {
     }
 }
 
-/// Splits rising sequences into ranges, both ends included.
+/// Splits ascending sequences into ranges, both ends included.
 fn runs(seqs: &[Seq]) -> impl Iterator<Item = (Seq, Seq)> {
     seqs.chunk_by(|one, next| one + 1 == *next).filter_map(|run| Some((*run.first()?, *run.last()?)))
 }
 
 impl Committer {
-    /// Drops a user's expired entries in the WAL, and records those that are pending.
+    /// Drops a user's expired entries in the WAL, and records those that were pending.
     ///
-    /// The WAL holds the entries until it is flushed. A following commit writes that they were reported, so that no restart
-    /// reports them again. A crash before that commit repeats the event.
+    /// Their records stay in the WAL until the flush. So a following commit writes that the entries were reported. A crash
+    /// before that commit repeats the event.
     pub(in crate::embedded) fn drop_expired(&self, user: &UserId, now_s: u32) -> Result<(), EngineError> {
         let expired = self.with_log(user, |log| log.drop_expired(now_s))?;
         if expired.is_empty() || self.shared.outbox_for(EventKind::Expired).is_none() {

@@ -1,4 +1,4 @@
-//! Tests of the outbox over tables in memory: durability over power cuts, and counts of dropped events.
+//! Tests the outbox over tables in memory: durability over power cuts, and counts of dropped events.
 
 use std::{sync::Arc, time::Duration};
 
@@ -39,20 +39,20 @@ fn all(outbox: &Arc<dyn crate::store::Outbox>) -> Vec<QueuedEvent> {
 }
 
 /// Waits until a condition holds. Returns false if the store fails before.
-async fn until(
+async fn wait_until(
     store: &dyn Store,
     outbox: &Arc<dyn crate::store::Outbox>,
-    is: impl Fn(&Arc<dyn crate::store::Outbox>) -> bool,
+    condition: impl Fn(&Arc<dyn crate::store::Outbox>) -> bool,
 ) -> bool {
     let mut changes = outbox.changes();
     let waited = tokio::time::timeout(Duration::from_secs(10), async {
         loop {
-            if is(outbox) {
+            if condition(outbox) {
                 return true;
             }
             tokio::select! {
                 changed = changes.changed() => changed.unwrap(),
-                _ = store.failure() => return is(outbox),
+                _ = store.failure() => return condition(outbox),
             }
         }
     });
@@ -66,8 +66,9 @@ async fn cut_after(writes: i64) -> bool {
     let (mut readable, mut removed, mut whole) = (0, 0, false);
     if let Ok(store) = embedded::open(cut.clone(), options(1000, 10 << 20)) {
         let outbox = store.outbox().unwrap();
-        let step =
-            async |last: u64| until(&*store, &outbox, |outbox| all(outbox).iter().any(|one| one.number >= last)).await;
+        let step = async |last: u64| {
+            wait_until(&*store, &outbox, |outbox| all(outbox).iter().any(|one| one.number >= last)).await
+        };
         (1..=3).for_each(|n| outbox.put(client_message(n, 10)));
         if step(3).await {
             // Events of several pieces, enough for several batches.
@@ -77,7 +78,7 @@ async fn cut_after(writes: i64) -> bool {
                 readable = 6;
                 outbox.remove(4);
                 removed = 4;
-                if until(&*store, &outbox, |outbox| outbox.status().removed == 4).await {
+                if wait_until(&*store, &outbox, |outbox| outbox.status().removed == 4).await {
                     assert!(outbox.put_undelivered(&bob(), 7, undelivered(7)));
                     if step(7).await {
                         readable = 7;
@@ -93,8 +94,8 @@ async fn cut_after(writes: i64) -> bool {
     let tables = cut.after_power_cut(before);
     let store = memory::open(&tables, options(1000, 10 << 20)).unwrap();
     let outbox = store.outbox().unwrap();
-    let there = all(&outbox);
-    let numbers: Vec<u64> = there.iter().map(|one| one.number).collect();
+    let stored = all(&outbox);
+    let numbers: Vec<u64> = stored.iter().map(|one| one.number).collect();
     let (first, last) = (numbers.first().copied().unwrap_or(1), numbers.last().copied().unwrap_or(0));
     assert_eq!(numbers, (first..=last).collect::<Vec<_>>(), "no gap, cut after {writes}");
     assert!(first <= removed + 1 && last >= readable, "{numbers:?} of {removed} and {readable}, cut after {writes}");
@@ -103,10 +104,10 @@ async fn cut_after(writes: i64) -> bool {
     }
     assert_eq!(outbox.status().events, numbers.len() as u64);
     outbox.put(client_message(8, 10));
-    assert!(until(&*store, &outbox, |outbox| outbox.read(last, 9, 999).unwrap().len() == 1).await);
+    assert!(wait_until(&*store, &outbox, |outbox| outbox.read(last, 9, 999).unwrap().len() == 1).await);
     let more = outbox.read(last, 9, 999).unwrap();
     assert_eq!(more[0].number, last + 1);
-    assert!(there.iter().all(|one| one.id != more[0].id), "ids are unique, cut after {writes}");
+    assert!(stored.iter().all(|one| one.id != more[0].id), "ids are unique, cut after {writes}");
     whole
 }
 
@@ -120,7 +121,7 @@ async fn power_cut_at_any_write_keeps_readable_events() {
     assert!(writes > 20, "more than 20 writes are cut, not {writes}");
 }
 
-/// Tables in memory that record the calls.
+/// Records the calls to tables in memory.
 #[derive(Default)]
 struct Recorder {
     tables: Memory,
@@ -158,7 +159,7 @@ async fn readable_event_was_synced_before() {
     for n in 1..=3 {
         recorder.done.lock().clear();
         outbox.put(client_message(n, 10));
-        assert!(until(&*store, &outbox, |outbox| all(outbox).len() == n).await);
+        assert!(wait_until(&*store, &outbox, |outbox| all(outbox).len() == n).await);
         assert_eq!(recorder.done.lock()[..2], ["put", "checkpoint"]);
     }
 }
@@ -171,20 +172,20 @@ async fn events_over_bound_are_counted_by_kind_and_reported_when_an_eighth_is_fr
     let outbox = store.outbox().unwrap();
     (1..=20).for_each(|n| outbox.put(client_message(n, 10)));
     outbox.put(OutboxEvent::Connection { connection: "c".into() });
-    assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 16).await);
+    assert!(wait_until(&*store, &outbox, |outbox| all(outbox).len() == 16).await);
     assert_eq!((outbox.status().lost, outbox.status().losing), (5, true));
     outbox.remove(1);
     // The events were written together, so they are only removed together.
     assert!(!outbox.put_undelivered(&bob(), 1, undelivered(1)), "the outbox is full, and nothing is lost");
     assert_eq!((outbox.status().lost, outbox.reported(&bob()).unwrap()), (5, 0));
     outbox.remove(16);
-    assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 1).await);
+    assert!(wait_until(&*store, &outbox, |outbox| all(outbox).len() == 1).await);
     let queued = all(&outbox).pop().unwrap();
     let OutboxEvent::Overflow { lost, at_least, .. } = queued.event else { panic!("{queued:?}") };
     assert_eq!((queued.number, lost, at_least), (17, vec![(0, 1), (2, 4)], false));
     assert!(!outbox.status().losing);
     assert!(outbox.put_undelivered(&bob(), 1, undelivered(1)));
-    assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 2).await);
+    assert!(wait_until(&*store, &outbox, |outbox| all(outbox).len() == 2).await);
 }
 
 // covers: G4
@@ -196,12 +197,12 @@ async fn dropped_events_are_reported_once_by_the_next_start() {
         let outbox = store.outbox().unwrap();
         if start == 0 {
             (1..=10).for_each(|n| outbox.put(client_message(n, 10)));
-            assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 3).await);
+            assert!(wait_until(&*store, &outbox, |outbox| all(outbox).len() == 3).await);
         } else {
             outbox.remove(3);
             let empty =
                 |outbox: &Arc<dyn crate::store::Outbox>| outbox.status().removed >= 3 && !outbox.status().losing;
-            assert!(until(&*store, &outbox, empty).await);
+            assert!(wait_until(&*store, &outbox, empty).await);
         }
         store.close().await.unwrap();
         let reported = all(&outbox).into_iter().find_map(|queued| match queued.event {
@@ -222,11 +223,11 @@ async fn unwritten_outbox_has_bounded_memory() {
     let tables = Memory::default();
     let store = memory::open(&tables, options(1_000_000, 1 << 30)).unwrap();
     let outbox = store.outbox().unwrap();
-    // Faster than any commit: the commit thread is soon far behind.
+    // Events arrive faster than the commit thread can write them.
     (0..2_000).for_each(|n| outbox.put(client_message(n, 100_000)));
     let lost = outbox.status().lost;
     assert!(lost > 0, "the outbox does not accept 200 MB at once");
-    assert!(until(&*store, &outbox, |outbox| !outbox.status().losing).await);
+    assert!(wait_until(&*store, &outbox, |outbox| !outbox.status().losing).await);
     store.close().await.unwrap();
     let counted: u64 = all(&outbox)
         .iter()
@@ -252,7 +253,7 @@ async fn put_stores_enabled_kinds_only_and_reported_users_are_listed() {
     (0..5).for_each(|n| assert!(outbox.put_undelivered(&user(n), 3, undelivered(3))));
     outbox.remove_reported(&user(2));
     assert_eq!((outbox.reported(&user(1)).unwrap(), outbox.reported(&user(2)).unwrap()), (3, 0));
-    assert!(until(&*store, &outbox, |outbox| all(outbox).len() == 5).await);
+    assert!(wait_until(&*store, &outbox, |outbox| all(outbox).len() == 5).await);
     let first = outbox.all_reported(None, 3).unwrap();
     assert_eq!(first, [(user(0), 3), (user(1), 3), (user(3), 3)]);
     assert_eq!(outbox.all_reported(Some(&user(3)), 3).unwrap(), [(user(4), 3)]);
@@ -260,7 +261,7 @@ async fn put_stores_enabled_kinds_only_and_reported_users_are_listed() {
 }
 
 #[tokio::test]
-async fn expired_entries_are_reported_once_over_many_short_lives() {
+async fn expired_entries_are_reported_once_over_many_restarts() {
     use crate::{
         embedded::options::Tuning,
         store::{Append, Limits},
@@ -271,12 +272,12 @@ async fn expired_entries_are_reported_once_over_many_short_lives() {
     opening.tuning = Tuning { flush_delay: Duration::from_secs(3600), ..Tuning::default() };
     // With a quota of one message, each append checks whether the previous one has expired.
     opening.limits = Limits { messages: 1, ..Limits::default() };
-    const LIVES: u64 = 9;
-    for life in 1..=LIVES {
+    const STARTS: u64 = 9;
+    for start in 1..=STARTS {
         let store = memory::open(&tables, opening.clone()).unwrap();
         let payload = crate::message::Payload::encode(0, None, None).unwrap();
         let append = Append { ttl: Some(Duration::from_secs(1)), ..Append::new(payload, vec![bob()]) };
-        assert_eq!(store.append(append).await.unwrap().seqs, [Ok(life)]);
+        assert_eq!(store.append(append).await.unwrap().seqs, [Ok(start)]);
         opening.ahead_ms.fetch_add(3000, std::sync::atomic::Ordering::Relaxed);
         store.close().await.unwrap();
     }
@@ -287,10 +288,10 @@ async fn expired_entries_are_reported_once_over_many_short_lives() {
         _ => None,
     };
     let reported: Vec<_> = all(&outbox).iter().filter_map(expired).collect();
-    assert_eq!(reported, (1..LIVES).map(|seq| (seq, seq)).collect::<Vec<_>>());
+    assert_eq!(reported, (1..STARTS).map(|seq| (seq, seq)).collect::<Vec<_>>());
 }
 
-/// Two sessions of a user report, and the outbox delays the first report after it has marked the log as changed.
+/// Two sessions of a user report, and the outbox delays the first report after it has marked the log.
 ///
 /// The second session finds the mark. Its report must be in the commit of a later dispatch, because a client whose
 /// acknowledgement was accepted may know of that dispatch.
@@ -311,7 +312,7 @@ fn report_is_in_commit_of_later_dispatch_while_another_report_of_the_user_is_del
         let held = outbox.state.lock();
         let first = scope
             .spawn(|| store.report(&bob(), SessionReport { acknowledged: Some((1, 1)), ..SessionReport::default() }));
-        // Nothing shows that the report waits for the outbox. If it does not yet, the test finds nothing, and does not fail.
+        // The report may not wait for the outbox yet. Then the test checks nothing, and does not fail.
         std::thread::sleep(Duration::from_millis(100));
         let (done, reported) = std::sync::mpsc::channel();
         let (store, append, tables) = (&store, &append, &tables);

@@ -1,8 +1,8 @@
 //! Defines the store's clock, which determines the expiry of messages, dispatch ids and devices.
 //!
-//! It starts at the calendar time when the store is opened, or at the latest time the store has written, whichever is later.
-//! Then it advances by a clock that counts suspended time and cannot be set. So a step of the calendar expires nothing while
-//! the server runs, and messages age while the machine is suspended.
+//! When the store opens, the clock starts at the calendar time, or at the latest time that the store has written, if that is
+//! later. Then it advances with a clock that counts suspended time and cannot be set. So a step of the calendar expires
+//! nothing while the server runs, and messages age while the machine is suspended.
 
 use std::{
     sync::{
@@ -12,19 +12,22 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Lead over the calendar at start that is logged, in milliseconds.
-const AHEAD_MS_MAX: u64 = 60_000;
+/// Lead over the calendar above which the start logs a warning, in milliseconds.
+const LEAD_WARNING_MS: u64 = 60_000;
 
-/// Attempts to read both clocks at once. The closest pair is used, so that one interruption does no harm.
+/// Number of paired readings of both clocks at the start. The closest pair is used, so that an interruption has no effect.
 const PAIR_ATTEMPTS: usize = 8;
 
-/// Measures the time of the store. See the module.
+/// Measures the time of the store. See the module docs.
 #[derive(Clone, Debug)]
 pub struct Clock {
     source: Source,
-    /// In nanoseconds, like `source_began`: two truncated parts would add up to a time before the calendar's.
-    began: Duration,
-    source_began: Duration,
+    /// Time of the store at the start. Not truncated to milliseconds, like `source_start`: otherwise the clock could be behind
+    /// the calendar.
+    start: Duration,
+    /// Reading of the source at the start.
+    source_start: Duration,
+    /// Added to every reading, for tests.
     ahead_ms: Arc<AtomicU64>,
 }
 
@@ -73,22 +76,22 @@ impl Clock {
             (source.now().saturating_sub(before), before, calendar)
         };
         let closest = (0..PAIR_ATTEMPTS).map(|_| read()).min_by_key(|(apart, ..)| *apart);
-        let (source_began, calendar) =
+        let (source_start, calendar) =
             closest.map_or_else(Default::default, |(_, source, calendar)| (source, calendar));
         let last = Duration::from_millis(last_ms);
-        let ahead = last.saturating_sub(calendar);
-        if ahead > Duration::from_millis(AHEAD_MS_MAX) {
+        let lead = last.saturating_sub(calendar);
+        if lead > Duration::from_millis(LEAD_WARNING_MS) {
             tracing::warn!(
-                ahead_s = ahead.as_secs(),
+                ahead_s = lead.as_secs(),
                 "the calendar is behind the store's clock, which the store continues to use; check the system time"
             );
         }
-        Self { source, began: calendar.max(last), source_began, ahead_ms }
+        Self { source, start: calendar.max(last), source_start, ahead_ms }
     }
 
     /// Returns the milliseconds of the Unix epoch, rounded down.
     pub fn now_ms(&self) -> u64 {
-        let now = self.began + self.source.now().saturating_sub(self.source_began);
+        let now = self.start + self.source.now().saturating_sub(self.source_start);
         whole_ms(now).saturating_add(self.ahead_ms.load(Ordering::Relaxed))
     }
 

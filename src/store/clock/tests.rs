@@ -5,14 +5,14 @@ use super::*;
 /// A time with a fraction of a millisecond that truncation would lose.
 const START: Duration = Duration::new(1_700_000_000, 123_999_700);
 
-/// A clock whose source and calendar a test sets, in nanoseconds.
-struct Moved {
+/// Holds a clock whose source and calendar a test sets, in nanoseconds.
+struct TestClock {
     clock: Clock,
     source: Arc<AtomicU64>,
     calendar: Duration,
 }
 
-impl Moved {
+impl TestClock {
     fn new(calendar: Duration, last_ms: u64) -> Self {
         let source = Arc::new(AtomicU64::new(77_000_000_900));
         let clock = Clock::start(Source::Test(source.clone()), || calendar, last_ms, Arc::default());
@@ -20,7 +20,7 @@ impl Moved {
     }
 
     /// Advances both clocks.
-    fn pass(&mut self, time: Duration) {
+    fn advance(&mut self, time: Duration) {
         self.source.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
         self.calendar += time;
     }
@@ -28,10 +28,10 @@ impl Moved {
 
 #[test]
 fn clock_after_suspend_includes_suspended_time() {
-    let mut moved = Moved::new(START, 0);
-    let before = moved.clock.now_ms();
-    moved.pass(Duration::from_secs(600));
-    assert_eq!(moved.clock.now_ms() - before, 600_000);
+    let mut test = TestClock::new(START, 0);
+    let before = test.clock.now_ms();
+    test.advance(Duration::from_secs(600));
+    assert_eq!(test.clock.now_ms() - before, 600_000);
 }
 
 #[test]
@@ -53,10 +53,10 @@ fn clock_after_calendar_step_is_unchanged() {
 #[test]
 fn clock_is_never_behind_earlier_calendar_reading() {
     for nanos in (0..4_000_000).step_by(333_331) {
-        let mut moved = Moved::new(START + Duration::from_nanos(nanos), 0);
+        let mut test = TestClock::new(START + Duration::from_nanos(nanos), 0);
         for _ in 0..50 {
-            moved.pass(Duration::from_nanos(127_773));
-            assert_eq!(moved.clock.now_ms(), moved.calendar.as_millis() as u64, "{nanos} ns later");
+            test.advance(Duration::from_nanos(127_773));
+            assert_eq!(test.clock.now_ms(), test.calendar.as_millis() as u64, "{nanos} ns later");
         }
     }
     // The same for the clock of the machine.
@@ -71,21 +71,21 @@ fn clock_is_never_behind_earlier_calendar_reading() {
 #[test]
 fn clock_with_calendar_set_back_starts_at_last_written_time() {
     let ahead = START.as_millis() as u64 + 3_600_000;
-    assert_eq!(Moved::new(START, ahead).clock.now_ms(), ahead);
-    assert_eq!(Moved::new(START, 1).clock.now_ms(), START.as_millis() as u64);
+    assert_eq!(TestClock::new(START, ahead).clock.now_ms(), ahead);
+    assert_eq!(TestClock::new(START, 1).clock.now_ms(), START.as_millis() as u64);
 }
 
-/// Compares with the kernel's own figure, which counts suspend. Only in a time namespace do the two clocks differ here.
+/// Compares with the uptime of the kernel, which counts suspended time. The two clocks differ only in a time namespace.
 #[test]
 #[cfg(target_os = "linux")]
 fn machine_clock_counts_suspended_time() {
     const IN_NAMESPACE: &str = "MESA_TEST_TIME_NAMESPACE";
     let uptime = || -> f64 {
-        let text = std::fs::read_to_string("/proc/uptime").expect("/proc/uptime is there on Linux");
+        let text = std::fs::read_to_string("/proc/uptime").expect("Linux has /proc/uptime");
         text.split(' ').next().and_then(|seconds| seconds.parse().ok()).expect("seconds since boot")
     };
     let (before, now, after) = (uptime(), since_boot().as_secs_f64(), uptime());
-    // The kernel's figure is rounded to hundredths.
+    // The uptime of the kernel is rounded to hundredths of a second.
     assert!((before - 0.02..after + 0.02).contains(&now), "{now} s, /proc/uptime {before} to {after} s");
     if std::env::var_os(IN_NAMESPACE).is_some() {
         return;
@@ -96,7 +96,7 @@ fn machine_clock_counts_suspended_time() {
         command
     };
     if !unshare("true").output().is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: without time namespaces the two clocks show the same");
+        eprintln!("skipped: without time namespaces, the two clocks are equal");
         return;
     }
     let this = std::env::current_exe().expect("this test");
