@@ -83,7 +83,7 @@ impl StoreBuilder {
 
     /// Writes idempotency ids.
     pub(in crate::embedded) fn write_ids(&mut self, ids: Vec<StoredId>) -> Result<(), StoreError> {
-        for block in crate::embedded::writer::dedup::blocks(self.namespace, ids) {
+        for block in crate::embedded::writer::dedup::pack_blocks(self.namespace, ids) {
             self.id_blocks += 1;
             self.put(Table::Ids, &wal_key(self.id_blocks), &block.encode())?;
         }

@@ -170,7 +170,7 @@ impl StoreState {
     }
 
     fn write_ids(&self, ids: Vec<StoredId>, writer: &mut BackupWriter<&mut dyn Write>) -> Result<(), BackupError> {
-        for block in dedup::blocks(self.namespace, ids) {
+        for block in dedup::pack_blocks(self.namespace, ids) {
             let Ids::V1 { ids, .. } = block;
             writer.ids(&ids)?;
         }

@@ -225,7 +225,7 @@ impl Committer {
             log.release_held(last);
             self.shared.release(user, log);
             while !log.fits(bytes, limits) {
-                let Some(oldest) = log.oldest_slot() else { break };
+                let Some(oldest) = log.oldest_slot_seq() else { break };
                 dropped += u64::from(!log.cursors.is_acknowledged(oldest));
                 // An acknowledged entry may have a slot because a session holds it.
                 log.drop_range(oldest.min(log.cursors.through() + 1), oldest, GapReason::Quota);
