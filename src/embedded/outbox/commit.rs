@@ -248,7 +248,7 @@ impl Outbox {
 
 impl OutboxState {
     /// Computes how many bytes of new events fit on the disk.
-    fn update_space(&mut self, OutboxSpace { spare, slack, .. }: Space) {
+    fn update_space(&mut self, OutboxSpace { spare, slack, .. }: OutboxSpace) {
         let left = spare.saturating_sub(LEFT_FACTOR * self.written_bytes);
         let growing = left.saturating_sub(GROWTH_BYTES);
         // Events that fit into the file without growth take no disk space. Half of this space is left to other tables.
