@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    files::{LOCK, REBUILT, SET_ASIDE, SLED_CONF, SLED_DIR, SLED_FILE, STAGING},
+    files::{LOCK, LOCK_BYTES_MAX, REBUILT, SET_ASIDE, SLED_CONF, SLED_DIR, SLED_FILE, STAGING},
     foreign::check_foreign_files,
     open_error::io_reason,
 };
@@ -35,9 +35,6 @@ impl Drop for StoreDir {
         _ = self.lock.unlock();
     }
 }
-
-/// Size limit of a mesa lock file, in bytes. A process id has at most ten digits.
-pub(super) const LOCK_BYTES_MAX: u64 = 32;
 
 impl StoreDir {
     /// Creates the directory if it does not exist, readable by its owner only, and locks it.

@@ -1,4 +1,4 @@
-//! Names of the files in a store directory, and the segment size of sled.
+//! Names of the files in a store directory, the size of a lock file, and the segment size of sled.
 
 /// Directory of sled, which holds the tables.
 pub(in crate::embedded) const SLED_DIR: &str = "log";
@@ -14,6 +14,8 @@ pub(in crate::embedded) const WAL: &str = "journal";
 pub(in crate::embedded) const VALUE_LOG: &str = "inbox";
 /// Lock file, which holds the process id of the server.
 pub(in crate::embedded) const LOCK: &str = "lock";
+/// Size limit of a mesa lock file, in bytes. A process id has at most ten digits.
+pub(super) const LOCK_BYTES_MAX: u64 = 32;
 /// Directory in which sled's files are created.
 pub(super) const STAGING: &str = "making";
 /// Directory of rebuilt tables that are about to replace the current ones.

@@ -6,8 +6,7 @@ use std::{
 };
 
 use super::{
-    directory::LOCK_BYTES_MAX,
-    files::{LOCK, PORTALS, REBUILT, SLED_DIR, SLED_FILE, STAGING, UNFINISHED, VALUE_LOG, WAL},
+    files::{LOCK, LOCK_BYTES_MAX, PORTALS, REBUILT, SLED_DIR, SLED_FILE, STAGING, UNFINISHED, VALUE_LOG, WAL},
     watermark::SyncWatermark,
 };
 use crate::store::StoreError;
