@@ -1,4 +1,4 @@
-//! Default values of the configuration.
+//! Defines the default values of the configuration.
 
 use std::time::Duration;
 

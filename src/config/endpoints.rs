@@ -1,4 +1,4 @@
-//! Settings of the endpoints that the server calls: the two webhooks and the JWKS.
+//! Defines the settings of the endpoints that the server calls: the two webhooks and the JWKS.
 
 use std::{fmt, time::Duration};
 
@@ -28,7 +28,7 @@ pub struct Webhook {
     pub max_bytes: u64,
     /// Events stored in the outbox; further ones are dropped, counted and reported. Default 1 000 000.
     pub outbox_events: u64,
-    /// Bytes of those events; beyond that further ones are dropped too. Default 256 MiB.
+    /// Bytes of those events; beyond that, further events are dropped too. Default 256 MiB.
     pub outbox_bytes: u64,
     /// Allow private addresses and `http`. Default false.
     pub allow_private: bool,

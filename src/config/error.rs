@@ -39,7 +39,7 @@ impl std::error::Error for ConfigError {}
 /// One mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
-    /// Known keys that it concerns, the one to change first. Empty if it concerns no known key.
+    /// Known keys that it concerns. The first is the key to change.
     pub about: Vec<&'static str>,
     /// Source that set the value, displayed before the sentence.
     pub origin: Option<String>,

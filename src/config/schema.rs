@@ -1,4 +1,4 @@
-//! Table of all keys: name, environment variables, type and bounds.
+//! Lists all keys with environment variables, type and bounds.
 
 use std::fmt;
 

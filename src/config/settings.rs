@@ -1,4 +1,4 @@
-//! Layers of settings: values under dotted keys, each with its origin.
+//! Stores layers of settings: values under dotted keys, each with its origin.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Ids that backends and clients choose: short texts, validated once, cheap to clone.
+//! Defines the ids that backends and clients choose: short texts, validated once, cheap to clone.
 
 use std::{fmt, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! Messages, their recipients, ids and bounds: the types that all other modules use.
+//! Defines messages, their recipients, ids and bounds: the types that all other modules use.
 //!
 //! The module handles JSON, because a message is a JSON text. It knows no socket and no store.
 //!

@@ -1,4 +1,4 @@
-//! The command line: parses the arguments, runs one command, and returns its exit code.
+//! Runs the command line: parses the arguments, runs one command, and returns its exit code.
 //!
 //! It uses only public names of the library.
 

@@ -1,4 +1,4 @@
-//! Arguments of the command line, as clap parses them. Each command interprets its own.
+//! Defines the arguments of the command line, which clap parses.
 //!
 //! Doc comments on commands and options are the text of `--help`. Only this module uses clap.
 #![allow(clippy::doc_markdown, rustdoc::bare_urls, reason = "backticks and angle brackets would be shown as they are")]

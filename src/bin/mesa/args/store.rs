@@ -1,4 +1,4 @@
-//! Arguments of the commands on a store: inspect, backup, restore, import and export.
+//! Defines the arguments of commands on a store: inspect, backup, restore, import and export.
 
 use std::path::PathBuf;
 
