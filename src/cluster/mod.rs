@@ -1,11 +1,11 @@
-//! Contract between the servers of a cluster.
+//! Defines the contract between the servers of a cluster.
 //!
 //! - [`Cluster`]: the trait
 //! - [`portals`]: the part of it for portals
 //! - `redis`: the implementation over one Redis (feature `redis`)
 //!
-//! Nothing durable travels this way: a log entry is read from the log. A broadcast may be lost with the connection. That
-//! affects unsynced messages and disconnect requests only.
+//! No durable data is sent this way: log entries are read from the log. A broadcast may be lost with the connection. Only
+//! unsynced messages and disconnect requests are broadcasts.
 
 pub mod portals;
 
@@ -16,7 +16,7 @@ use futures_util::future::BoxFuture;
 use crate::message::{DispatchId, Payload, Recipients, UserId};
 use portals::{LocalPortals, RemotePortals};
 
-/// Carries a request to every server.
+/// A request to every server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Broadcast {
     /// A message that bypasses the logs.
@@ -47,51 +47,51 @@ pub struct OriginalMessage {
     pub payload: Payload,
     /// Its recipients.
     pub users: Vec<UserId>,
-    /// Identifies the message on every server of ours that receives it. Each recipient is to get it once. `None`: unknown;
-    /// what several servers store is delivered several times.
+    /// Id of the message, the same on all our servers. It makes each recipient get the message once. `None`: unknown, so each
+    /// server that stores the message delivers it.
     pub id: Option<DispatchId>,
-    /// Received some time ago and stored by no server since. Where logs are disabled it is dropped.
+    /// Received more than 1 s ago, and not stored by its recipients' servers. Dropped where logs are disabled.
     pub late: bool,
 }
 
-/// Stores messages from servers of the original, in order. Resolves when they are stored, which may take minutes while the
-/// store is unreachable.
+/// Stores messages from servers of the original, in order. Resolves when they are stored: after minutes, if the store is
+/// unreachable.
 pub type OriginalMessageSink = Arc<dyn Fn(Vec<OriginalMessage>) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// Says how a user is connected to servers of the original.
+/// Tells whether a user is connected to servers of the original.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OriginalPresence {
     /// Not connected there.
     Offline,
-    /// Possibly connected there. The original lists the user, perhaps only because a server of ours added the entry.
+    /// Perhaps connected there: the original lists the user, but a server of ours may have added the entry.
     Possible,
     /// Connected there, and not added by a server of ours.
     Exclusive,
 }
 
-/// The other servers, as one server sees them.
+/// The servers of a cluster, as one of them sees it.
 pub trait Cluster: Send + Sync + 'static {
-    /// Sets how many connections of this user this server has. Never waits. Of two calls the later one counts.
+    /// Sets the number of this user's connections on this server. Never waits. The later of two calls counts.
     fn set_local_connections(&self, user: &UserId, connections: usize);
 
-    /// Sets how many connections this server has in all. Never waits.
+    /// Sets the number of all connections of this server. Never waits.
     fn set_connection_count(&self, connections: usize);
 
-    /// Counts the connections of each user at the other servers. `None` where they cannot be queried now.
+    /// Counts the connections of each user at other servers. `None` while Redis cannot be queried.
     fn remote_connections<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Option<Vec<usize>>>;
 
-    /// Counts all connections at the other servers. 0 where they cannot be queried now.
+    /// Counts all connections at other servers. 0 while Redis cannot be queried.
     fn remote_connection_count(&self) -> BoxFuture<'_, usize>;
 
-    /// Looks up how each user is connected to servers of the original. Messages for connected ones must be published there
-    /// too. Empty where the original has no server here.
+    /// Looks up whether each user is connected to servers of the original. Messages for these users must be published there
+    /// too. Empty if no server of the original is running.
     ///
-    /// Fails with a sentence that says why where Redis cannot be queried now.
+    /// Fails with the reason while Redis cannot be queried.
     fn original_presence<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<OriginalPresence>, Arc<str>>>;
 
-    /// Publishes a message to servers of the original. One with an id only if no dispatch with that id has been answered.
+    /// Publishes a message to servers of the original. With an id, only if no dispatch with that id was answered before.
     ///
-    /// Fails with a sentence that says why where it was not published.
+    /// Fails with the reason why it was not published.
     fn publish_to_original<'a>(
         &'a self,
         payload: &'a Payload,
@@ -99,11 +99,11 @@ pub trait Cluster: Send + Sync + 'static {
         id: Option<&'a DispatchId>,
     ) -> BoxFuture<'a, Result<(), Arc<str>>>;
 
-    /// Lists users who are online at any server of ours, in order of their ids, above `after`. `None` where they cannot be
-    /// queried now.
+    /// Lists users who are online at any server of ours, above `after`, in order of their ids. `None` while Redis cannot be
+    /// queried.
     fn online_page<'a>(&'a self, after: Option<&'a UserId>, limit: usize) -> BoxFuture<'a, Option<Vec<UserId>>>;
 
-    /// Lists all online users, also those of the original's servers, in no order. `None` where they cannot be queried now.
+    /// Lists all online users, also those of the original's servers, unordered. `None` while Redis cannot be queried.
     fn online_users(&self) -> BoxFuture<'_, Option<Vec<UserId>>>;
 
     /// Counts the users that [`Cluster::online_users`] lists.
@@ -112,13 +112,13 @@ pub trait Cluster: Send + Sync + 'static {
     /// Tells whether [`Cluster::online_users`] lists a user.
     fn is_online<'a>(&'a self, user: &'a UserId) -> BoxFuture<'a, Option<bool>>;
 
-    /// Counts connections at all servers, also the original's. `None` where they cannot be queried now.
+    /// Counts connections at all servers, also the original's. `None` while Redis cannot be queried.
     fn connection_count(&self) -> BoxFuture<'_, Option<usize>>;
 
     /// Joins this server's portals to those of the cluster. Called once.
     fn join_portals(&self, local: Weak<dyn LocalPortals>) -> Arc<dyn RemotePortals>;
 
-    /// Sends a broadcast to every other server. Never waits. One that cannot be sent is lost, and logged.
+    /// Sends a broadcast to every other server. Never waits. If it cannot be sent, it is lost, and that is logged.
     fn broadcast(&self, broadcast: Broadcast);
 
     /// Sets the handlers of broadcasts and of the original's messages. Called once.

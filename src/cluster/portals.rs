@@ -1,13 +1,13 @@
-//! Contract between the portals of the servers of a cluster.
+//! Defines the contract between the portals of the servers of a cluster.
 //!
-//! An event goes to one portal in turn and to every portal that receives all events, on whichever server. Events may be lost
-//! with the connection.
+//! Each event goes to the portal whose turn it is, and to every portal that receives all events, on any server. Events may be
+//! lost with the connection.
 
 use std::{borrow::Cow, sync::Arc};
 
 use crate::message::{JsonString, UserId};
 
-/// An event of a client. Shared by all portals that receive it.
+/// An event of a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientEvent {
     /// Number of the connection on its server. Unique for the lifetime of that server's process.
@@ -20,19 +20,19 @@ pub struct ClientEvent {
     pub kind: ClientEventKind,
 }
 
-/// Says where an event happened.
+/// The server of an event's connection.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum EventOrigin {
-    /// At the only server there is.
+    /// The only server, without a cluster.
     #[default]
     Local,
-    /// At the server of this name, in a cluster.
+    /// The server of this name, in a cluster.
     Server(Arc<str>),
-    /// At a server of the original, which has no names for connections.
+    /// A server of the original, which does not name connections.
     Original,
 }
 
-/// Says what happened to a client.
+/// Distinguishes events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClientEventKind {
     /// The client connected.
@@ -41,7 +41,7 @@ pub enum ClientEventKind {
     Authentication,
     /// The client sent a message.
     Message {
-        /// Opcode: 0, or one above those of the protocol.
+        /// Opcode: 0, or above the opcodes of the protocol.
         op: u64,
         /// Data, as JSON text.
         data: Option<Box<str>>,
@@ -76,7 +76,7 @@ impl ClientEvent {
     }
 }
 
-/// The portals of other servers, as one server sees them. No method waits.
+/// The portals of other servers, as this server sees them. No method waits.
 pub trait RemotePortals: Send + Sync {
     /// Returns the name of this server in the cluster.
     fn server(&self) -> Arc<str>;
@@ -84,7 +84,7 @@ pub trait RemotePortals: Send + Sync {
     /// Adds a local portal that takes turns, under this name.
     fn add(&self, portal: &str);
 
-    /// Removes it.
+    /// Removes a local portal.
     fn remove(&self, portal: &str);
 
     /// Sets whether a portal of this server receives all events.
@@ -92,9 +92,9 @@ pub trait RemotePortals: Send + Sync {
 
     /// Publishes an event for `to` and for every portal that receives all events.
     ///
-    /// `again`: it is a redispatch, which those that receive all events have received before. An event that cannot be
-    /// published is lost, and logged.
-    fn publish(&self, event: &Arc<ClientEvent>, to: PortalTarget<'_>, again: bool);
+    /// `is_redispatch`: portals that receive all events have received it before. If the event cannot be published, it is lost,
+    /// and that is logged.
+    fn publish(&self, event: &Arc<ClientEvent>, to: PortalTarget<'_>, is_redispatch: bool);
 }
 
 /// Selects the portal that an event is for.
@@ -110,10 +110,10 @@ pub enum PortalTarget<'a> {
 
 /// The portals of this server, as other servers see them. Called on threads of the Redis runtime, so it must not block.
 pub trait LocalPortals: Send + Sync {
-    /// Sets which remote portals take turns, and whether a remote portal receives all events. Empty while the connection is
+    /// Sets the remote portals that take turns, and whether a remote portal receives all events. None while the subscription is
     /// lost.
     fn set_remote(&self, in_turn: &[Arc<str>], wants_all: bool);
 
-    /// Delivers an event of another server. `portal` names the local portal that it is for, if there is one.
-    fn deliver(&self, event: Arc<ClientEvent>, portal: Option<&str>, again: bool);
+    /// Delivers an event of another server. `portal` names the local portal whose turn it is, if any.
+    fn deliver(&self, event: Arc<ClientEvent>, portal: Option<&str>, is_redispatch: bool);
 }

@@ -1,4 +1,11 @@
-//! JSON of the messages that Dispatchers and servers of the original publish and keep.
+//! JSON of messages that Dispatchers and servers of the original publish and store.
+//!
+//! Two forms differ in leniency:
+//!
+//! - [`PublishRequest`] is a request over RESP. An invalid recipient or option is an error, which the Dispatcher gets as the
+//!   reply.
+//! - `PublishedDispatch` and `StoredMessage` are read from a Redis. Their sender gets no reply, so an invalid recipient is
+//!   skipped, and of the options only `sync` is read. The other recipients still get the message.
 
 use std::{borrow::Cow, fmt};
 
@@ -16,16 +23,18 @@ use crate::{
     message::{Payload, surrogates},
 };
 
+/// A dispatch in a PUBLISH over RESP. Its message is parsed separately, as a [`RequestMessage`].
 #[derive(Deserialize)]
-pub struct Envelope<'a> {
+pub struct PublishRequest<'a> {
     #[serde(borrow)]
     pub message: &'a RawValue,
     #[serde(borrow)]
     pub recipients: Vec<Recipient<'a>>,
 }
 
+/// A message in a PUBLISH or HSET over RESP.
 #[derive(Deserialize)]
-pub struct Message<'a> {
+pub struct RequestMessage<'a> {
     #[serde(default)]
     pub op: u64,
     #[serde(borrow, default)]
@@ -33,25 +42,26 @@ pub struct Message<'a> {
     #[serde(borrow, default)]
     pub t: Option<JsonString<'a>>,
     #[serde(default)]
-    pub o: Option<Options>,
+    pub o: Option<RequestOptions>,
 }
 
+/// Options of a [`RequestMessage`].
 #[derive(Default, Deserialize)]
 #[serde(default)]
-pub struct Options {
+pub struct RequestOptions {
     pub sync: Option<bool>,
     pub ttl: Option<std::num::NonZeroU32>,
     pub collapse: Option<String>,
 }
 
-impl Options {
-    /// Returns the options of the message, with defaults for missing ones.
+impl RequestOptions {
+    /// Returns the options, with defaults for missing ones.
     pub fn to_options(&self) -> message::Options {
         message::Options { sync: self.sync.unwrap_or(true), ttl: self.ttl, collapse: self.collapse.clone() }
     }
 }
 
-/// A user id. Node services may send numbers; here ids are strings.
+/// A user id. Node services may send numbers, which become text.
 pub enum Recipient<'a> {
     Text(Cow<'a, str>),
     Number(u64),
@@ -84,6 +94,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Recipient<'a> {
 }
 
 impl Recipient<'_> {
+    /// Returns the id as text.
     pub fn text(&self) -> Cow<'_, str> {
         match self {
             Self::Text(text) => Cow::Borrowed(text),
@@ -92,22 +103,14 @@ impl Recipient<'_> {
     }
 }
 
-/// A portal's announcement that it is ready, or no longer.
-#[derive(Debug, Deserialize)]
-pub struct PortalAnnouncement<'a> {
-    #[serde(borrow)]
-    pub id: Cow<'a, str>,
-    pub ready: bool,
-}
-
-/// Value of `from` in messages that a server of ours publishes. The original ignores the field.
+/// Value of `from` in messages that our servers publish. The original ignores the field.
 #[cfg(feature = "redis")]
 pub const SENDER: &str = "mesa";
 
-/// A message as the original stores and publishes it.
+/// A message as the original stores it in `undelivered_messages`, and publishes it.
 #[cfg(feature = "redis")]
 #[derive(Debug, Deserialize)]
-pub struct MessageJson<'a> {
+pub struct StoredMessage<'a> {
     #[serde(default)]
     pub op: u64,
     #[serde(borrow, default)]
@@ -115,29 +118,34 @@ pub struct MessageJson<'a> {
     #[serde(borrow, default)]
     pub t: Option<JsonString<'a>>,
     #[serde(default)]
-    pub o: Option<MessageJsonOptions>,
+    pub o: Option<StoredOptions>,
 }
 
+/// Options of a [`StoredMessage`].
 #[cfg(feature = "redis")]
 #[derive(Debug, Deserialize)]
-pub struct MessageJsonOptions {
+pub struct StoredOptions {
     #[serde(default)]
     pub sync: Option<bool>,
 }
 
+/// A dispatch that a server or Dispatcher of the original, or a server of ours, has published.
 #[cfg(feature = "redis")]
 #[derive(Debug, Deserialize)]
 pub struct PublishedDispatch<'a> {
     #[serde(borrow)]
-    pub message: MessageJson<'a>,
+    pub message: StoredMessage<'a>,
     #[serde(borrow)]
     pub recipients: Vec<&'a RawValue>,
+    /// [`SENDER`] if a server of ours has published it.
     #[serde(default)]
     pub from: Option<String>,
+    /// Marker of a server of ours, from which all our servers count messages.
     #[serde(default)]
     pub mark: Option<String>,
 }
 
+/// A dispatch that a server of ours publishes for the original.
 #[cfg(feature = "redis")]
 #[derive(Debug, Serialize)]
 pub struct OutgoingDispatch<'a> {
@@ -149,12 +157,12 @@ pub struct OutgoingDispatch<'a> {
 }
 
 #[cfg(feature = "redis")]
-impl<'a> MessageJson<'a> {
+impl<'a> StoredMessage<'a> {
     /// Parses a message.
     ///
     /// # Errors
     /// The reason why the text is not a message.
-    pub fn read(text: &'a str) -> Result<Self, String> {
+    pub fn parse(text: &'a str) -> Result<Self, String> {
         serde_json::from_str(text)
             .map_err(|error| surrogates::describe_lone_surrogate(text).unwrap_or_else(|| json_error(&error)))
     }
@@ -168,11 +176,10 @@ impl<'a> MessageJson<'a> {
     }
 }
 
-/// Reads a user id, which may be a number. Returns `None` for any other value, so that the other recipients still get the
-/// message.
+/// Parses a user id, which may be a number. `None` for any other value.
 #[cfg(feature = "redis")]
-pub fn parse_recipient(one: &RawValue) -> Option<String> {
-    match serde_json::from_str(one.get()).ok()? {
+pub fn parse_recipient(recipient: &RawValue) -> Option<String> {
+    match serde_json::from_str(recipient.get()).ok()? {
         Value::String(id) => Some(id),
         Value::Number(id) => id.as_u64().map(|id| id.to_string()),
         _ => None,

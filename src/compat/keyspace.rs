@@ -1,4 +1,4 @@
-//! Keys and channels of the original on Redis, with the suffix of the namespace.
+//! Names of the original's keys and channels on Redis, with the suffix of the namespace.
 
 /// A key or channel of the original.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,13 +38,13 @@ impl Keyspace {
         Self { suffix: namespace.map(|namespace| format!("_{namespace}")).unwrap_or_default() }
     }
 
-    /// Finds what a full name stands for.
+    /// Finds the key or channel with this full name.
     pub fn find(&self, name: &[u8]) -> Option<Name> {
         let name = name.strip_suffix(self.suffix.as_bytes())?;
         ALL.iter().find(|(_, known, _)| known.as_bytes() == name).map(|(known, _, _)| *known)
     }
 
-    /// Returns the full name.
+    /// Returns the full name of a key or channel.
     pub fn of(&self, name: Name) -> String {
         let base = ALL.iter().find(|(known, _, _)| *known == name).map_or("", |(_, base, _)| base);
         format!("{base}{}", self.suffix)
@@ -55,19 +55,19 @@ impl Keyspace {
         ALL.iter().filter(|(_, _, kind)| *kind != "none").map(|(name, _, _)| *name)
     }
 
-    /// Returns the type of the value, as Redis names it.
+    /// Returns the type of a key's value, in the terms of Redis. `none` for a channel.
     pub fn kind(name: Name) -> &'static str {
         ALL.iter().find(|(known, _, _)| *known == name).map_or("none", |(_, _, kind)| kind)
     }
 
-    /// Explains why a name is rejected. Mostly the namespace differs.
+    /// Returns the error reply for an unknown name. Mostly the namespace differs.
     pub fn refusal(&self, name: &[u8]) -> String {
         let name: String = String::from_utf8_lossy(name).chars().take(100).collect();
         let namespace = match self.suffix.strip_prefix('_') {
-            Some(namespace) => format!("its namespace is {namespace}, give Dispatchers and Portals the same"),
-            None => "it has no namespace, so Dispatchers and Portals must not name one".to_owned(),
+            Some(namespace) => format!("its namespace is {namespace}; configure the same for Dispatchers and Portals"),
+            None => "it has no namespace; configure none for Dispatchers and Portals".to_owned(),
         };
-        format!("ERR this server does not keep '{name}': {namespace}")
+        format!("ERR this server has no '{name}': {namespace}")
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::original::taken;
 use crate::{
-    compat::{dispatch::MessageJson, keyspace::Name},
+    compat::{dispatch::StoredMessage, keyspace::Name},
     logging::{excerpt, json_error},
     message::{DispatchId, Payload, Seq, UserId},
     redis::{RedisError, Script, ServerLink, original::taken::TAKEN},
@@ -239,7 +239,7 @@ async fn import_list(
     messages[..imported].iter().for_each(|text| beginning.update(text.get().as_bytes()));
     for (at, message) in messages.iter().enumerate().skip(imported) {
         beginning.update(message.get().as_bytes());
-        let read = MessageJson::read(message.get());
+        let read = StoredMessage::parse(message.get());
         match read.and_then(|message| message.payload().map_err(|error| error.to_string())) {
             Ok(payload) => {
                 // An earlier run may have died before it stored its position. So the id is made of the index in the list and a

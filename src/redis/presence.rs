@@ -244,7 +244,7 @@ impl Presence {
         }
         if original_supported(link) {
             self.original_present.store(super::original::channel::has_subscriber(link).await?, Ordering::Relaxed);
-            super::original::channel::forget_offline(link).await?;
+            super::original::channel::remove_offline_records(link).await?;
         }
         if link.take_reaped() {
             let table =

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::{
     compat::{
-        dispatch::PortalAnnouncement,
         keyspace::{Keyspace, Name},
+        portal::PortalAnnouncement,
     },
     hub::{Dispatch, StoreError},
     message::Recipients,

@@ -16,7 +16,7 @@ use super::{
     subscriber_queue::{self, PushResult, Subscriber},
 };
 use crate::{
-    compat::portal_event::{self, kind},
+    compat::portal::{self, kind},
     hub::portals::{self, ClientEvent, ClientEventKind, ConsumerId, EventForwarder},
 };
 
@@ -212,5 +212,5 @@ fn text(event: &ClientEvent, id: &str) -> Vec<u8> {
         ClientEventKind::Message { op, data, kind } => (kind::MESSAGE, Some((*op, data.as_deref(), kind.as_ref()))),
         ClientEventKind::Disconnection => (kind::DISCONNECTION, None),
     };
-    portal_event::write(name, message, event.user.as_ref(), id)
+    portal::write(name, message, event.user.as_ref(), id)
 }

@@ -179,8 +179,8 @@ testWithEachPackage('dispatcher_in_namespace_of_the_server_reaches_its_users', N
 testWithEachPackage('commands_for_another_namespace_fail_with_an_error', {}, async ({ dispatcher, server }) => {
   const { dispatcher: { redis, publisher } } = dispatcher({ ...SYNC, namespace: 'other' });
   const field = ['undelivered_messages_other', 'alice', '[{"op":0}]'];
-  await assert.rejects(redis.hset(...field), /does not keep 'undelivered_messages_other'/);
-  await assert.rejects(publisher.publish('ws_other', '{}'), /does not keep 'ws_other'/);
+  await assert.rejects(redis.hset(...field), /has no 'undelivered_messages_other'/);
+  await assert.rejects(publisher.publish('ws_other', '{}'), /has no 'ws_other'/);
   assert.equal((await server.call('GET', '/v1/users/alice')).status, 404);
 });
 

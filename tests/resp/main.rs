@@ -173,7 +173,7 @@ async fn impossible_command_gets_an_error_that_names_the_reason() {
         (&["PUBLISH", "ws", "{"], "not a dispatch"),
         (&["PUBLISH", "ws", &dispatch_json(1, r#""a","b","c""#)], "limits.recipients"),
         (&["PUBLISH", "ws", &large], "at most 65536 bytes"),
-        (&["PUBLISH", "news", "hello"], "does not keep 'news'"),
+        (&["PUBLISH", "news", "hello"], "has no 'news'"),
         (&["AUTH", "x"], "without any password configured"),
         (&["CLIENT", "KILL", "x"], "unknown subcommand"),
         (&["GET"], "wrong number of arguments"),

@@ -1,6 +1,7 @@
 //! The original's channel `ws`, on which its servers and Dispatchers publish.
 //!
-//! Servers of ours subscribe with a pattern, which NUMSUB does not count. So its subscribers are servers of the original.
+//! Our servers subscribe to it as a pattern, which NUMSUB does not count. So all counted subscribers are servers of the
+//! original.
 
 use std::{collections::HashSet, sync::LazyLock};
 
@@ -23,22 +24,22 @@ const QUERIED_MAX: usize = 500;
 /// Users read in one step.
 const PAGE_MAX: usize = 1000;
 
-/// How long users that we added to the connected ones are remembered, in ms. That is longer than any operation that relies on
-/// it.
+/// Time for which the record of an added user is stored after the user went offline, in ms. Longer than any operation that
+/// relies on it.
 const OFFLINE_TTL_MS: u64 = 60_000;
 
-/// Something that was published on the channel.
+/// A decoded message of the channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::redis) enum OriginalPublish {
-    /// A message, and whether it may be stored.
+    /// A message for users. `sync`: it is stored for offline users.
     Message { payload: Payload, recipients: Recipients, sync: bool },
-    /// Connections of these users are to be closed.
+    /// A request to close the connections of these users.
     Disconnect(Recipients),
-    /// A marker of a server of ours, from which all of ours count messages.
+    /// A marker of one of our servers, from which all our servers count messages.
     Mark(String),
 }
 
-/// Decodes a publish. `None` if it is ours, has no recipients, or is malformed.
+/// Decodes a message of the channel. `None` if our servers published it, or it has no recipients or is malformed.
 pub(in crate::redis) fn decode(text: &[u8]) -> Option<OriginalPublish> {
     let PublishedDispatch { message, recipients, from, mark } = serde_json::from_slice(text)
         .inspect_err(
@@ -52,7 +53,7 @@ pub(in crate::redis) fn decode(text: &[u8]) -> Option<OriginalPublish> {
         return None;
     }
     let recipients: Vec<String> = recipients.into_iter().filter_map(parse_recipient).collect();
-    let recipients = if recipients.iter().any(|one| one == EVERYONE) {
+    let recipients = if recipients.iter().any(|recipient| recipient == EVERYONE) {
         Recipients::Everyone
     } else {
         Recipients::Users(users(&recipients))
@@ -69,7 +70,7 @@ pub(in crate::redis) fn decode(text: &[u8]) -> Option<OriginalPublish> {
     Some(OriginalPublish::Message { payload, recipients, sync })
 }
 
-/// Encodes a publish for the original.
+/// Encodes a message for the channel. `None` if it is not JSON.
 pub(in crate::redis) fn encode(message: &[u8], recipients: &Recipients) -> Option<Vec<u8>> {
     let message: &RawValue = serde_json::from_slice(message).ok()?;
     let recipients = match recipients {
@@ -89,8 +90,8 @@ pub(in crate::redis) async fn publish(
     link.client().query(redis::cmd("PUBLISH").arg(link.keys().original(Name::Ws)).arg(text)).await
 }
 
-/// KEYS: 1 result of a dispatch; ARGV: 1 channel, 2 message. Publishes unless the dispatch has a result.
-static UNANSWERED: LazyLock<Script> = LazyLock::new(|| {
+/// Publishes a message unless its dispatch has a result. KEYS: 1 result of the dispatch; ARGV: 1 channel, 2 message.
+static PUBLISH_UNANSWERED: LazyLock<Script> = LazyLock::new(|| {
     Script::new("if redis.call('EXISTS', KEYS[1]) == 0 then redis.call('PUBLISH', ARGV[1], ARGV[2]) end")
 });
 
@@ -103,10 +104,10 @@ pub(in crate::redis) async fn publish_unanswered(
 ) -> Result<(), RedisError> {
     let Some(text) = encode(message, recipients) else { return Ok(()) };
     let arguments = [link.keys().original(Name::Ws).into_bytes(), text];
-    link.client().run_script(&UNANSWERED, &[link.keys().dispatch_result(id.as_str())], &arguments).await
+    link.client().run_script(&PUBLISH_UNANSWERED, &[link.keys().dispatch_result(id.as_str())], &arguments).await
 }
 
-/// Publishes a marker. It has no recipients, so the original's servers ignore it.
+/// Publishes a marker. The original's servers ignore it, since it has no recipients.
 pub(super) async fn publish_mark(link: &ServerLink, mark: &str) -> Result<(), RedisError> {
     let message = RawValue::from_string(r#"{"op":0,"t":"MARK"}"#.to_owned());
     let message = message.map_err(|error| RedisError::Refused(error.to_string().into()))?;
@@ -122,8 +123,8 @@ pub(in crate::redis) async fn has_subscriber(link: &ServerLink) -> Result<bool, 
     Ok(count > 0)
 }
 
-/// KEYS: 1 `connected_clients`, 2 users that we added there; ARGV: users. Returns for each 0: not connected; 1: connected,
-/// perhaps because we added the user; 2: connected to the original only.
+/// Looks up users. KEYS: 1 `connected_clients`, 2 users that we added there; ARGV: users. Returns for each 0: not listed; 1:
+/// listed, perhaps because we added the user; 2: listed, and not added by us.
 static CONNECTED: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local found = {}
@@ -142,10 +143,10 @@ pub(in crate::redis) async fn connected(
 ) -> Result<Vec<OriginalPresence>, RedisError> {
     let keys = [link.keys().original(Name::Clients), link.keys().original_users_added()];
     let mut found = Vec::with_capacity(users.len());
-    for some in users.chunks(QUERIED_MAX) {
-        let some: Vec<&str> = some.iter().map(UserId::as_str).collect();
-        let answer: Vec<u8> = link.client().run_script(&CONNECTED, &keys, &some).await?;
-        found.extend(answer.into_iter().map(|one| match one {
+    for batch in users.chunks(QUERIED_MAX) {
+        let batch: Vec<&str> = batch.iter().map(UserId::as_str).collect();
+        let answer: Vec<u8> = link.client().run_script(&CONNECTED, &keys, &batch).await?;
+        found.extend(answer.into_iter().map(|status| match status {
             0 => OriginalPresence::Offline,
             1 => OriginalPresence::Possible,
             _ => OriginalPresence::Exclusive,
@@ -154,29 +155,29 @@ pub(in crate::redis) async fn connected(
     Ok(found)
 }
 
-/// KEYS: 1 users that we added; ARGV: 1 ms for which offline ones are remembered, 2 how many are removed at most. Returns how
-/// many were.
-static FORGET: LazyLock<Script> = LazyLock::new(|| {
+/// Removes records of added users. KEYS: 1 users that we added; ARGV: 1 ms since they went offline, 2 maximum number. Returns the
+/// number of removed records.
+static REMOVE_OFFLINE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
-        local until_then = string.format('%.0f', t[1] * 1000 - ARGV[1])
-        local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '(0', until_then, 'LIMIT', 0, ARGV[2])
-        for _, user in ipairs(gone) do redis.call('ZREM', KEYS[1], user) end
-        return #gone",
+        local max = string.format('%.0f', t[1] * 1000 - ARGV[1])
+        local offline = redis.call('ZRANGEBYSCORE', KEYS[1], '(0', max, 'LIMIT', 0, ARGV[2])
+        for _, user in ipairs(offline) do redis.call('ZREM', KEYS[1], user) end
+        return #offline",
     )
 });
 
 /// Removes the records of users that we added and that went offline more than a minute ago.
-pub(in crate::redis) async fn forget_offline(link: &ServerLink) -> Result<(), RedisError> {
+pub(in crate::redis) async fn remove_offline_records(link: &ServerLink) -> Result<(), RedisError> {
     let (keys, arguments) =
         ([link.keys().original_users_added()], [OFFLINE_TTL_MS.to_string(), QUERIED_MAX.to_string()]);
-    while link.client().run_script::<usize>(&FORGET, &keys, &arguments).await? == QUERIED_MAX {}
+    while link.client().run_script::<usize>(&REMOVE_OFFLINE, &keys, &arguments).await? == QUERIED_MAX {}
     Ok(())
 }
 
-/// Lists all online users, whichever server they are connected to.
+/// Lists all online users, of our servers and of the original's.
 ///
-/// Reads pages, so that Redis serves others in between. A user who connects or disconnects meanwhile may be in the list or
+/// Reads pages, so that Redis serves other clients in between. A user who connects or disconnects meanwhile may be listed or
 /// not.
 pub(in crate::redis) async fn online_users(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
     let connected = link.keys().original(Name::Clients);
@@ -194,7 +195,7 @@ pub(in crate::redis) async fn online_users(link: &ServerLink) -> Result<Vec<User
     }
 }
 
-/// Counts those users.
+/// Counts all online users.
 pub(in crate::redis) async fn online_user_count(link: &ServerLink) -> Result<usize, RedisError> {
     link.client().query(redis::cmd("SCARD").arg(link.keys().original(Name::Clients))).await
 }
@@ -221,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn read_decodes_publishes_of_the_original_and_skips_ours() {
+    fn decode_returns_messages_of_the_original_and_skips_ours() {
         let user = |id| UserId::new(id).unwrap();
         let payload = Payload::encode(0, Some("{\"n\":1.0}"), Some("T")).unwrap();
         let text = br#"{"message":{"op":0,"d":{"n":1.0},"t":"T","o":{"sync":false}},"recipients":["a","b"]}"#;
@@ -236,7 +237,7 @@ mod tests {
         {
             assert_eq!(decode(nothing), None);
         }
-        // As a Node service may send it: ids that are numbers, and values that are no ids.
+        // Like a Node service may send it: ids that are numbers, and values that are no ids.
         let text = br#"{"message":{"op":0,"d":{"n":1.0},"t":"T","o":{"sync":null}},"recipients":["a",7,null,-1,"b"]}"#;
         let recipients_read = Recipients::Users(vec![user("a"), user("7"), user("b")]);
         let message = OriginalPublish::Message { payload: payload.clone(), recipients: recipients_read, sync: true };

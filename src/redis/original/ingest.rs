@@ -1,16 +1,17 @@
 //! Stores messages that the original's servers and Dispatchers publish for users of ours, once for each user.
 //!
-//! All servers of ours receive the same messages on the original's channel, in one order. None knows whether another one is
-//! still alive. So each message gets an identity on which they agree: every server publishes a marker once a second, and a
-//! message is the n-th one after the last marker. Under that identity a server stores it at once for its own users, also
-//! recently disconnected ones. A second later it stores it for users of ours that have no copy yet. Each copy is made once
-//! ([`Append::per_recipient_id`]).
+//! All our servers receive the same messages on the original's channel, in one order. No server knows whether another is still
+//! live. So each message gets an id on which all servers agree: every server publishes a marker once a second, and the id is
+//! the last marker and the number of messages since.
 //!
-//! A server that has just subscribed knows no identities until it receives a marker. Until then it stores messages for its
-//! own users without one: a duplicate is better than a loss.
+//! A server stores a message at once for its local users, and for those in the grace period. After 1 s it stores the message
+//! for remote users who have no copy yet. A user gets one copy for each id ([`Append::per_recipient_id`]).
 //!
-//! A user who comes from another server first gets what that one may not have stored. So the user's order is that of
-//! publication.
+//! A server that has just subscribed knows no ids until it receives a marker. Until then it stores messages for its local users
+//! without an id: a duplicate is better than a loss.
+//!
+//! When a remote user becomes local, messages that the other server may not have stored are stored first. So the user receives
+//! messages in the order of publication.
 //!
 //! [`Append::per_recipient_id`]: crate::store::Append::per_recipient_id
 
@@ -36,25 +37,25 @@ use crate::{
     redis::{Notification, RedisError, ServerLink, connection::Script, presence::Presence},
 };
 
-/// Messages that may wait to be stored, and their bytes as published. One more is lost, as with the original, and logged.
+/// Queued messages, and their bytes as published. One more is lost, as with the original, and logged.
 const QUEUE_MAX: usize = 8192;
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 
 /// Messages stored in one batch.
 const BATCH_MAX: usize = 64;
 
-/// How long another server has to store a message for its users before the others check.
+/// Time in which a server must store a message for its users. Then other servers check.
 const CHECK_DELAY: Duration = Duration::from_secs(1);
 
-/// Messages that wait for that check, their copies, and their bytes. With one more the first is checked now.
-const LATE_MAX: usize = 8192;
-const LATE_COPIES_MAX: usize = 500_000;
-const LATE_BYTES_MAX: usize = 64 << 20;
+/// Messages to check, their recipients, and their bytes. Above a limit the first message is checked at once.
+const UNCHECKED_MAX: usize = 8192;
+const UNCHECKED_COPIES_MAX: usize = 500_000;
+const UNCHECKED_BYTES_MAX: usize = 64 << 20;
 
 /// Copies checked in one step.
 const CHECKED_MAX: usize = 500;
 
-/// How often each server publishes a marker.
+/// Interval at which each server publishes a marker.
 const MARKER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A message and its recipients.
@@ -63,7 +64,7 @@ struct QueuedMessage {
     payload: Payload,
     users: Vec<UserId>,
     id: Option<DispatchId>,
-    /// Bytes that it counts in the queue.
+    /// Bytes as published, which count in the queue.
     bytes: usize,
 }
 
@@ -71,7 +72,7 @@ struct QueuedMessage {
 pub(in crate::redis) struct OriginalIngest {
     on_broadcast: BroadcastHandler,
     queue: mpsc::Sender<QueuedMessage>,
-    waiting_bytes: Arc<AtomicUsize>,
+    queued_bytes: Arc<AtomicUsize>,
     /// The last marker, and the number of messages since. `None` before the first one.
     position: Mutex<Option<(String, u64)>>,
     /// Notified after a resubscription: a marker is published at once.
@@ -86,16 +87,20 @@ impl OriginalIngest {
         on_broadcast: BroadcastHandler,
         sink: OriginalMessageSink,
     ) -> Self {
-        let (queue, batch) = mpsc::channel(QUEUE_MAX);
+        let (queue, queued) = mpsc::channel(QUEUE_MAX);
         let resubscribed = Arc::new(Notify::new());
-        let again = resubscribed.clone();
-        let waiting_bytes: Arc<AtomicUsize> = Arc::default();
-        let bytes = waiting_bytes.clone();
-        link.spawn("cluster_original_messages", (batch, Late::default()), move |link, (batch, late)| {
-            Box::pin(store_queued(link, presence.clone(), (batch, bytes.clone()), late, sink.clone()))
-        });
-        link.spawn("cluster_original_marks", (), move |link, ()| Box::pin(publish_markers(link, again.clone())));
-        Self { on_broadcast, queue, waiting_bytes, position: Mutex::new(None), resubscribed }
+        let publish_now = resubscribed.clone();
+        let queued_bytes: Arc<AtomicUsize> = Arc::default();
+        let bytes = queued_bytes.clone();
+        link.spawn(
+            "cluster_original_messages",
+            (queued, UncheckedMessages::default()),
+            move |link, (queued, unchecked)| {
+                Box::pin(store_queued(link, presence.clone(), (queued, bytes.clone()), unchecked, sink.clone()))
+            },
+        );
+        link.spawn("cluster_original_marks", (), move |link, ()| Box::pin(publish_markers(link, publish_now.clone())));
+        Self { on_broadcast, queue, queued_bytes, position: Mutex::new(None), resubscribed }
     }
 
     /// Handles a notification. Never waits.
@@ -113,11 +118,11 @@ impl OriginalIngest {
             *self.position.lock() = Some((mark, 0));
             return;
         }
-        // Every server counts every publish.
-        let id = self.next();
+        // Every server counts every message, so that all agree on the ids.
+        let id = self.next_id();
         match publish {
             Some(channel::OriginalPublish::Message { payload, recipients: Recipients::Users(users), sync: true }) => {
-                self.put(QueuedMessage { payload, users, id, bytes: size });
+                self.enqueue(QueuedMessage { payload, users, id, bytes: size });
             }
             Some(channel::OriginalPublish::Message { payload, recipients, .. }) => {
                 (self.on_broadcast)(Broadcast::Message { payload, recipients, excluding: Vec::new() });
@@ -129,20 +134,21 @@ impl OriginalIngest {
         }
     }
 
-    fn put(&self, message: QueuedMessage) {
+    fn enqueue(&self, message: QueuedMessage) {
         let bytes = message.bytes;
-        let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES_MAX;
+        let fits = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES_MAX;
         if !fits || self.queue.try_send(message).is_err() {
-            self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             tracing::warn!("the queue of messages from the original is full: a message is lost");
         }
     }
 
-    fn next(&self) -> Option<DispatchId> {
+    /// Returns the id of the next message. `None` before the first marker.
+    fn next_id(&self) -> Option<DispatchId> {
         let mut position = self.position.lock();
         let (mark, count) = position.as_mut()?;
         *count += 1;
-        DispatchId::new(&format!("stock-{mark}-{count}")).ok()
+        DispatchId::new(&format!("original-{mark}-{count}")).ok()
     }
 }
 
@@ -161,9 +167,9 @@ async fn publish_markers(link: Weak<ServerLink>, resubscribed: Arc<Notify>) {
     }
 }
 
-/// Messages whose recipients other servers may have served.
+/// Messages for remote users, until it is checked that these have a copy.
 #[derive(Default)]
-struct Late {
+struct UncheckedMessages {
     messages: VecDeque<(Instant, QueuedMessage)>,
     /// Number of messages for each user.
     users: HashMap<UserId, usize>,
@@ -173,15 +179,15 @@ struct Late {
     bytes: usize,
 }
 
-impl Late {
-    fn put(&mut self, due: Instant, message: QueuedMessage) {
-        self.remember(&message);
+impl UncheckedMessages {
+    fn push(&mut self, due: Instant, message: QueuedMessage) {
+        self.count(&message);
         self.messages.push_back((due, message));
     }
 
-    /// Puts a message in front.
-    fn put_back(&mut self, due: Instant, message: QueuedMessage) {
-        self.remember(&message);
+    /// Adds a message in front.
+    fn push_front(&mut self, due: Instant, message: QueuedMessage) {
+        self.count(&message);
         self.messages.push_front((due, message));
     }
 
@@ -189,15 +195,16 @@ impl Late {
     fn pop(&mut self) -> Option<QueuedMessage> {
         let (_, message) = self.messages.pop_front()?;
         self.bytes = self.bytes.saturating_sub(message.bytes);
-        self.forget(&message.users);
+        self.uncount_users(&message.users);
         Some(message)
     }
 
-    fn are_too_many(&self) -> bool {
-        self.messages.len() > LATE_MAX || self.copies > LATE_COPIES_MAX || self.bytes > LATE_BYTES_MAX
+    fn exceed_limits(&self) -> bool {
+        self.messages.len() > UNCHECKED_MAX || self.copies > UNCHECKED_COPIES_MAX || self.bytes > UNCHECKED_BYTES_MAX
     }
 
-    fn remember(&mut self, QueuedMessage { users, bytes, .. }: &QueuedMessage) {
+    /// Counts an added message.
+    fn count(&mut self, QueuedMessage { users, bytes, .. }: &QueuedMessage) {
         self.bytes += bytes;
         self.copies += users.len();
         for user in users {
@@ -205,7 +212,8 @@ impl Late {
         }
     }
 
-    fn forget(&mut self, users: &[UserId]) {
+    /// Uncounts recipients of a message.
+    fn uncount_users(&mut self, users: &[UserId]) {
         self.copies = self.copies.saturating_sub(users.len());
         for user in users {
             if let Some(count) = self.users.get_mut(user) {
@@ -221,7 +229,7 @@ impl Late {
     fn due(&mut self) -> Vec<QueuedMessage> {
         let (mut due, now) = (Vec::new(), Instant::now());
         while due.len() < BATCH_MAX
-            && (self.are_too_many() || self.messages.front().is_some_and(|(when, _)| *when <= now))
+            && (self.exceed_limits() || self.messages.front().is_some_and(|(when, _)| *when <= now))
             && let Some(message) = self.pop()
         {
             due.push(message);
@@ -230,7 +238,7 @@ impl Late {
     }
 
     /// Removes these users from all messages. Returns their messages for them alone, in order.
-    fn of(&mut self, users: &[UserId]) -> Vec<OriginalMessage> {
+    fn remove_users(&mut self, users: &[UserId]) -> Vec<OriginalMessage> {
         let wanted: HashSet<UserId> = users.iter().filter(|user| self.users.contains_key(*user)).cloned().collect();
         let mut found = Vec::new();
         if wanted.is_empty() {
@@ -238,53 +246,53 @@ impl Late {
         }
         let mut messages = std::mem::take(&mut self.messages);
         for (_, message) in &mut messages {
-            let (theirs, others) =
+            let (removed, remaining) =
                 std::mem::take(&mut message.users).into_iter().partition(|user| wanted.contains(user));
-            message.users = others;
-            self.forget(&theirs);
-            if !theirs.is_empty() {
-                found.push(late(message, theirs));
+            message.users = remaining;
+            self.uncount_users(&removed);
+            if !removed.is_empty() {
+                found.push(late_message(message, removed));
             }
         }
         messages.retain(|(_, message)| {
-            let stays = !message.users.is_empty();
-            self.bytes = self.bytes.saturating_sub(if stays { 0 } else { message.bytes });
-            stays
+            let has_users = !message.users.is_empty();
+            self.bytes = self.bytes.saturating_sub(if has_users { 0 } else { message.bytes });
+            has_users
         });
         self.messages = messages;
         found
     }
 }
 
-fn late(message: &QueuedMessage, users: Vec<UserId>) -> OriginalMessage {
+fn late_message(message: &QueuedMessage, users: Vec<UserId>) -> OriginalMessage {
     OriginalMessage { payload: message.payload.clone(), users, id: message.id.clone(), late: true }
 }
 
-/// Stores what was received.
+/// Stores queued messages, and messages without a copy.
 async fn store_queued(
     link: Weak<ServerLink>,
     presence: Arc<Presence>,
-    (queue, waiting_bytes): (&mut mpsc::Receiver<QueuedMessage>, Arc<AtomicUsize>),
-    late: &mut Late,
+    (queue, queued_bytes): (&mut mpsc::Receiver<QueuedMessage>, Arc<AtomicUsize>),
+    unchecked: &mut UncheckedMessages,
     sink: OriginalMessageSink,
 ) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
-        let due = late.messages.front().map_or_else(|| Instant::now() + CHECK_DELAY, |(due, _)| *due);
+        let due = unchecked.messages.front().map_or_else(|| Instant::now() + CHECK_DELAY, |(due, _)| *due);
         if let Ok(0) = tokio::time::timeout_at(due, queue.recv_many(&mut batch, BATCH_MAX)).await {
             return;
         }
         let Some(link) = link.upgrade() else { return };
-        let mut to_store = due_without_copy(&link, late).await;
+        let mut to_store = due_without_copy(&link, unchecked).await;
         drop(link);
-        // Counted down in one step, so that a panic in between leaves nothing counted.
-        waiting_bytes.fetch_sub(batch.iter().map(|message| message.bytes).sum(), Ordering::Relaxed);
+        // Uncounted in one step, so that no bytes stay counted after a panic.
+        queued_bytes.fetch_sub(batch.iter().map(|message| message.bytes).sum(), Ordering::Relaxed);
         for QueuedMessage { payload, users, id, bytes } in batch.drain(..) {
             let (local, remote) = presence.split_local(users);
-            to_store.extend(late.of(&local));
+            to_store.extend(unchecked.remove_users(&local));
             if let (false, Some(_)) = (remote.is_empty(), &id) {
                 let message = QueuedMessage { payload: payload.clone(), users: remote, id: id.clone(), bytes };
-                late.put(Instant::now() + CHECK_DELAY, message);
+                unchecked.push(Instant::now() + CHECK_DELAY, message);
             }
             if !local.is_empty() {
                 to_store.push(OriginalMessage { payload, users: local, id, late: false });
@@ -296,9 +304,9 @@ async fn store_queued(
     }
 }
 
-/// Returns messages without a copy for users of ours, after other servers had time to store them.
-async fn due_without_copy(link: &ServerLink, late: &mut Late) -> Vec<OriginalMessage> {
-    let due = late.due();
+/// Returns due messages that some users of ours have no copy of.
+async fn due_without_copy(link: &ServerLink, unchecked: &mut UncheckedMessages) -> Vec<OriginalMessage> {
+    let due = unchecked.due();
     if due.is_empty() {
         return Vec::new();
     }
@@ -306,12 +314,12 @@ async fn due_without_copy(link: &ServerLink, late: &mut Late) -> Vec<OriginalMes
         Ok(without_copy) => without_copy,
         Err(error) => {
             tracing::debug!(%error, "copies of messages from the original are checked later");
-            // In their order, and in front of later ones.
+            // In their order, and before later messages.
             for message in due.into_iter().rev() {
-                late.put_back(Instant::now() + CHECK_DELAY, message);
+                unchecked.push_front(Instant::now() + CHECK_DELAY, message);
             }
-            // Above the limits messages cannot be kept while Redis is unreachable.
-            while late.are_too_many() && late.pop().is_some() {
+            // While Redis is unreachable, messages above the limits are dropped.
+            while unchecked.exceed_limits() && unchecked.pop().is_some() {
                 tracing::warn!("too many messages from the original wait for a check: a message may be lost");
             }
             Vec::new()
@@ -319,35 +327,36 @@ async fn due_without_copy(link: &ServerLink, late: &mut Late) -> Vec<OriginalMes
     }
 }
 
-/// KEYS: 1 users that we added, then the record of each copy; ARGV: users, likewise. Returns 1 for each user of ours without
-/// a copy.
+/// Finds users of ours without a copy. KEYS: 1 users that we added to `connected_clients`, then the record of each user's copy;
+/// ARGV: users. Returns 1 for each user of ours without a copy, else 0.
 static WITHOUT_COPY: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local without_copy = {}
         for at, user in ipairs(ARGV) do
-          local is = redis.call('ZSCORE', KEYS[1], user) and redis.call('EXISTS', KEYS[at + 1]) == 0
-          without_copy[at] = is and 1 or 0
+          local is_missing = redis.call('ZSCORE', KEYS[1], user) and redis.call('EXISTS', KEYS[at + 1]) == 0
+          without_copy[at] = is_missing and 1 or 0
         end
         return without_copy",
     )
 });
 
-async fn without_copy(link: &ServerLink, message: &[QueuedMessage]) -> Result<Vec<OriginalMessage>, RedisError> {
-    let names = link.keys();
+async fn without_copy(link: &ServerLink, messages: &[QueuedMessage]) -> Result<Vec<OriginalMessage>, RedisError> {
+    let schema = link.keys();
     let check = async |message: &QueuedMessage| -> Result<Option<OriginalMessage>, RedisError> {
         let Some(id) = &message.id else { return Ok(None) };
         let mut without_copy = Vec::new();
         for users in message.users.chunks(CHECKED_MAX) {
-            let mut keys = vec![names.original_users_added()];
-            keys.extend(users.iter().map(|user| names.delivered_copy(user.as_str(), id.as_str())));
+            let mut keys = vec![schema.original_users_added()];
+            keys.extend(users.iter().map(|user| schema.delivered_copy(user.as_str(), id.as_str())));
             let ids: Vec<&str> = users.iter().map(UserId::as_str).collect();
             let answer: Vec<bool> = link.client().run_script(&WITHOUT_COPY, &keys, &ids).await?;
-            without_copy.extend(users.iter().zip(answer).filter(|(_, is)| *is).map(|(user, _)| user.clone()));
+            without_copy
+                .extend(users.iter().zip(answer).filter(|(_, is_missing)| *is_missing).map(|(user, _)| user.clone()));
         }
-        Ok((!without_copy.is_empty()).then(|| late(message, without_copy)))
+        Ok((!without_copy.is_empty()).then(|| late_message(message, without_copy)))
     };
-    // They share a connection, and so are sent together.
-    let found = futures_util::future::try_join_all(message.iter().map(check)).await?;
+    // Sent together over one connection.
+    let found = futures_util::future::try_join_all(messages.iter().map(check)).await?;
     Ok(found.into_iter().flatten().collect())
 }
 
@@ -361,16 +370,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn late_messages_are_bounded_in_bytes_and_removed_ones_do_not_count() {
-        let (mut late, due) = (Late::default(), Instant::now() + CHECK_DELAY);
+    async fn unchecked_messages_above_byte_limit_are_due_and_removed_ones_are_not_counted() {
+        let (mut unchecked, due) = (UncheckedMessages::default(), Instant::now() + CHECK_DELAY);
         for n in 0..64 {
-            late.put(due, message(n, &["alice", "bob"], 1 << 20));
+            unchecked.push(due, message(n, &["alice", "bob"], 1 << 20));
         }
-        assert!(late.due().is_empty());
-        late.put(due, message(64, &["bob"], 1 << 20));
-        assert_eq!(late.due().len(), 1, "the first is looked at now");
+        assert!(unchecked.due().is_empty());
+        unchecked.push(due, message(64, &["bob"], 1 << 20));
+        assert_eq!(unchecked.due().len(), 1, "the first is checked at once");
         let user = |id| UserId::new(id).unwrap();
-        assert_eq!((late.of(&[user("alice")]).len(), late.bytes), (63, 64 << 20), "bob's are there still");
-        assert_eq!((late.of(&[user("bob")]).len(), late.bytes, late.copies), (64, 0, 0));
+        assert_eq!(
+            (unchecked.remove_users(&[user("alice")]).len(), unchecked.bytes),
+            (63, 64 << 20),
+            "bob's messages remain"
+        );
+        assert_eq!((unchecked.remove_users(&[user("bob")]).len(), unchecked.bytes, unchecked.copies), (64, 0, 0));
     }
 }

@@ -1,31 +1,31 @@
-//! Splits a JSON array into the texts of its elements, from pieces of its text. Holds no more than a piece and an element.
+//! Splits a JSON array, given in pieces of its text, into the texts of its elements.
 //!
-//! Of an element longer than [`ELEMENT_BYTES_MAX`] only its position is returned.
+//! Holds at most a piece and an element. Of an element longer than [`ELEMENT_BYTES_MAX`] only the position is returned.
 
 use std::ops::Range;
 
-/// Bytes of an element's text that are held. Messages that can be sent to clients are 16 times shorter; the rest may be
-/// spaces and options of the original.
+/// Limit of an element's text in memory, in bytes. Messages that can be sent to clients are 16 times shorter. More than that are
+/// spaces, or options of the original.
 pub(super) const ELEMENT_BYTES_MAX: usize = 1 << 20;
 
-/// A reader of one array.
+/// Splits one array.
 #[derive(Debug, Default)]
 pub(in crate::redis) struct Elements {
     /// Text that was not returned yet.
     text: Vec<u8>,
-    /// Bytes at its start that were returned. They are removed with the next piece.
-    given: usize,
-    /// How far it was scanned. What lies between belongs to an element that has not ended.
-    looked: usize,
-    /// Bytes skipped that belong to no returned element: the opening bracket, and spaces.
-    passed: u64,
+    /// Bytes at its start that were returned. The next piece removes them.
+    returned: usize,
+    /// Bytes that were scanned. Those behind `returned` belong to an incomplete element.
+    scanned: usize,
+    /// Skipped bytes that belong to no returned element: the opening bracket, and spaces.
+    skipped: u64,
     /// Bytes of the current element that are no longer held, because it is too long.
     dropped: u64,
     /// The opening bracket was read.
     inside: bool,
     /// The closing bracket was read.
     ended: bool,
-    /// Open brackets and braces within the element.
+    /// Number of open brackets and braces within the element.
     depth: usize,
     in_string: bool,
     escaped: bool,
@@ -44,7 +44,7 @@ pub(in crate::redis) enum Next {
     Long {
         /// Bytes before it that belong to no element.
         before: u64,
-        /// Its length in bytes.
+        /// Length of the element in bytes.
         length: u64,
         /// Bytes of the array that it takes, with those before it and its separator.
         bytes: u64,
@@ -53,36 +53,36 @@ pub(in crate::redis) enum Next {
     More,
     /// The array has ended, with at most spaces after it.
     End,
-    /// From here on it is not an array.
+    /// The text behind this is not an array.
     Broken,
 }
 
 impl Elements {
-    /// Starts a reader. `inside`: the opening bracket and some elements were read before.
+    /// Creates a splitter. `inside`: it starts behind an element of the array.
     pub(in crate::redis) fn new(inside: bool) -> Self {
         Self { inside, ..Self::default() }
     }
 
     /// Adds a piece of the text. Ranges that were returned before are no longer valid.
     pub(in crate::redis) fn push(&mut self, piece: &[u8]) {
-        self.text.drain(..self.given);
-        self.looked -= self.given;
-        self.given = 0;
-        if self.looked > ELEMENT_BYTES_MAX {
-            let spaces = self.spaces(self.looked);
+        self.text.drain(..self.returned);
+        self.scanned -= self.returned;
+        self.returned = 0;
+        if self.scanned > ELEMENT_BYTES_MAX {
+            let spaces = self.spaces(self.scanned);
             self.text.drain(..spaces);
-            self.looked -= spaces;
-            self.passed += spaces as u64;
+            self.scanned -= spaces;
+            self.skipped += spaces as u64;
         }
-        if self.looked > ELEMENT_BYTES_MAX {
-            self.text.drain(..self.looked);
-            self.dropped += self.looked as u64;
-            self.looked = 0;
+        if self.scanned > ELEMENT_BYTES_MAX {
+            self.text.drain(..self.scanned);
+            self.dropped += self.scanned as u64;
+            self.scanned = 0;
         }
         self.text.extend_from_slice(piece);
     }
 
-    /// The text that ranges refer to.
+    /// Returns the text that ranges refer to.
     pub(in crate::redis) fn text(&self) -> &[u8] {
         &self.text
     }
@@ -90,17 +90,17 @@ impl Elements {
     /// Returns the next part.
     pub(in crate::redis) fn next(&mut self) -> Next {
         if !self.inside && !self.ended {
-            let spaces = self.text[self.given..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-            self.pass(spaces);
-            match self.text.get(self.given) {
+            let spaces = self.text[self.returned..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+            self.skip(spaces);
+            match self.text.get(self.returned) {
                 None => return Next::More,
-                Some(b'[') => self.pass(1),
+                Some(b'[') => self.skip(1),
                 Some(_) => return Next::Broken,
             }
             self.inside = true;
         }
         while !self.ended
-            && let Some(&byte) = self.text.get(self.looked)
+            && let Some(&byte) = self.text.get(self.scanned)
         {
             match byte {
                 _ if self.escaped => self.escaped = false,
@@ -109,40 +109,40 @@ impl Elements {
                 _ if self.in_string => {}
                 b'[' | b'{' => self.depth += 1,
                 b',' | b']' if self.depth == 0 => {
-                    let element = self.given..self.looked;
+                    let element = self.returned..self.scanned;
                     self.ended = byte == b']';
-                    self.looked += 1;
+                    self.scanned += 1;
                     let spaces = self.spaces(element.end);
                     if self.dropped > 0 || element.len() - spaces > ELEMENT_BYTES_MAX {
-                        let before = self.passed + spaces as u64;
+                        let before = self.skipped + spaces as u64;
                         let length = self.dropped + (element.len() - spaces) as u64;
-                        (self.given, self.passed, self.dropped) = (self.looked, 0, 0);
+                        (self.returned, self.skipped, self.dropped) = (self.scanned, 0, 0);
                         return Next::Long { before, length, bytes: before + length + 1 };
                     }
                     let is_empty = self.text[element.clone()].iter().all(u8::is_ascii_whitespace);
                     if is_empty && !self.ended {
-                        // The comma stays, so that the rest shows what is wrong.
-                        self.looked = element.start;
+                        // The comma is not scanned: the text to set aside begins with it.
+                        self.scanned = element.start;
                         return Next::Broken;
                     }
-                    let bytes = self.passed + (self.looked - self.given) as u64;
-                    (self.given, self.passed) = (self.looked, 0);
+                    let bytes = self.skipped + (self.scanned - self.returned) as u64;
+                    (self.returned, self.skipped) = (self.scanned, 0);
                     if !is_empty {
                         return Next::Element { text: element, bytes };
                     }
                 }
                 b'}' if self.depth == 0 => {
-                    self.looked = self.given;
+                    self.scanned = self.returned;
                     return Next::Broken;
                 }
                 b']' | b'}' => self.depth -= 1,
                 _ => {}
             }
             if !self.ended {
-                self.looked += 1;
+                self.scanned += 1;
             }
         }
-        match self.text[self.given..].iter().all(u8::is_ascii_whitespace) {
+        match self.text[self.returned..].iter().all(u8::is_ascii_whitespace) {
             _ if !self.ended => Next::More,
             true => Next::End,
             false => Next::Broken,
@@ -151,20 +151,20 @@ impl Elements {
 
     /// Counts the leading spaces of the current element, up to `end`.
     fn spaces(&self, end: usize) -> usize {
-        // Those of a dropped element were skipped before.
-        let element = if self.dropped > 0 { &[] } else { &self.text[self.given..end] };
+        // Spaces before a dropped element were skipped before.
+        let element = if self.dropped > 0 { &[] } else { &self.text[self.returned..end] };
         element.iter().take_while(|byte| byte.is_ascii_whitespace()).count()
     }
 
-    /// Bytes before the next part that belong to no element.
+    /// Counts the bytes before the next part that belong to no element.
     pub(in crate::redis) fn before(&self) -> u64 {
-        self.passed + self.spaces(self.text.len()) as u64
+        self.skipped + self.spaces(self.text.len()) as u64
     }
 
-    fn pass(&mut self, bytes: usize) {
-        self.given += bytes;
-        self.looked = self.given;
-        self.passed += bytes as u64;
+    fn skip(&mut self, bytes: usize) {
+        self.returned += bytes;
+        self.scanned = self.returned;
+        self.skipped += bytes as u64;
     }
 }
 
@@ -172,7 +172,7 @@ impl Elements {
 mod tests {
     use super::*;
 
-    /// The elements of a text that comes in pieces, the bytes that they take, and how it ends.
+    /// Returns the elements of a text in pieces, the bytes that they take, and the last part.
     fn split(list: &str, piece: usize, inside: bool) -> (Vec<String>, u64, Next) {
         let (mut elements, mut found, mut bytes) = (Elements::new(inside), Vec::new(), 0);
         for piece in list.as_bytes().chunks(piece) {
@@ -184,7 +184,7 @@ mod tests {
                         bytes += more;
                     }
                     Next::Broken => return (found, bytes, Next::Broken),
-                    Next::Long { .. } => panic!("a short one"),
+                    Next::Long { .. } => panic!("expected a short element"),
                     _ => break,
                 }
             }
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn array_in_pieces_of_any_size_gives_its_elements() {
+    fn array_in_pieces_of_any_size_returns_its_elements() {
         let list = r#" [{"a":"],\"}","b":[1,[2]]} , 3,"\\","é" ] "#;
         for piece in 1..list.len() {
             let (found, bytes, end) = split(list, piece, false);
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn array_can_be_read_on_behind_any_element() {
+    fn splitter_behind_any_element_returns_later_elements() {
         let list = r#"[{"a":1}, "b" ,[2]]"#;
         let all = split(list, 100, false).0;
         let mut elements = Elements::new(false);
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn element_that_is_too_long_gives_its_place_and_is_not_held() {
+    fn too_long_element_returns_its_position_and_is_not_in_memory() {
         let long = format!(r#"{{"a":"],{}"}}"#, "x".repeat(3 * ELEMENT_BYTES_MAX));
         for spaces in [0, 5, 2 * ELEMENT_BYTES_MAX] {
             let list = format!("[1,{}{long} ,2,{long}]", " ".repeat(spaces));
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn element_is_too_long_by_its_own_length_wherever_the_text_is_cut() {
+    fn spaces_and_piece_boundaries_do_not_make_an_element_too_long() {
         for length in [100, ELEMENT_BYTES_MAX, ELEMENT_BYTES_MAX + 1, 3 * ELEMENT_BYTES_MAX / 2] {
             let element = format!("\"{}\"", "x".repeat(length - 2));
             for spaces in [0, ELEMENT_BYTES_MAX / 2, ELEMENT_BYTES_MAX + 7, 2 * ELEMENT_BYTES_MAX - 5] {
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn array_that_is_cut_or_none_at_all_is_broken_behind_its_whole_elements() {
+    fn truncated_or_invalid_array_returns_its_complete_elements() {
         for (list, whole, end) in [
             (r#"[1,{"a":"#, 1, Next::More),
             (r#"[1,"a"#, 1, Next::More),

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::json_list::{ELEMENT_BYTES_MAX, Elements, Next};
 use crate::{
-    compat::{dispatch::MessageJson, keyspace::Name},
+    compat::{dispatch::StoredMessage, keyspace::Name},
     health::LogLimit,
     logging::excerpt,
     message::{DispatchId, UserId},
@@ -310,7 +310,7 @@ impl<'a> List<'a> {
 /// Reads an element of a list.
 fn read(text: &[u8], user: &UserId, name: &str, index: u64, bytes_max: u64) -> Result<Append, String> {
     let text = std::str::from_utf8(text).map_err(|_| "it is not UTF-8".to_owned())?;
-    let payload = MessageJson::read(text)?.payload().map_err(|error| error.to_string())?;
+    let payload = StoredMessage::parse(text)?.payload().map_err(|error| error.to_string())?;
     if payload.as_bytes().len() as u64 > bytes_max {
         return Err("it is larger than sync.maxBytes".to_owned());
     }

@@ -1,6 +1,6 @@
-//! Portals of several servers on one Redis.
+//! Shares portals among the servers on one Redis.
 //!
-//! - `portal_pool`: the shared pool, and what is sent to it
+//! - `portal_pool`: the shared pool, and events for it
 //! - `portal_event_codec`: JSON of portal events
 
 pub(super) mod portal_event_codec;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     cluster::portals::{ClientEvent, ClientEventKind, EventOrigin, PortalTarget},
-    compat::portal_event::{Message, PublishedEvent, kind},
+    compat::portal::{EventMessage, PublishedEvent, kind},
     logging::json_error,
     message::{JsonString, UserId},
 };
@@ -15,18 +15,23 @@ pub(in crate::redis) struct ReceivedEvent {
     pub event: Arc<ClientEvent>,
     /// The portal that it is for.
     pub portal: Option<String>,
-    pub again: bool,
+    pub is_redispatch: bool,
 }
 
 /// Encodes an event as published by `server`.
-pub(in crate::redis) fn encode(event: &ClientEvent, to: PortalTarget<'_>, server: &str, again: bool) -> Vec<u8> {
+pub(in crate::redis) fn encode(
+    event: &ClientEvent,
+    to: PortalTarget<'_>,
+    server: &str,
+    is_redispatch: bool,
+) -> Vec<u8> {
     let (name, message) = match &event.kind {
         ClientEventKind::Connection => (kind::CONNECTION, None),
         ClientEventKind::Authentication => (kind::AUTHENTICATION, None),
-        ClientEventKind::Message { op, data, kind } => {
-            // It was read as JSON.
+        ClientEventKind::EventMessage { op, data, kind } => {
+            // Valid JSON, since it was parsed on receipt.
             let d = data.as_deref().and_then(|data| serde_json::from_str(data).ok());
-            (kind::MESSAGE, Some(Message { op: *op, d, t: kind.as_ref().map(JsonString::borrowed) }))
+            (kind::MESSAGE, Some(EventMessage { op: *op, d, t: kind.as_ref().map(JsonString::borrowed) }))
         }
         ClientEventKind::Disconnection => (kind::DISCONNECTION, None),
     };
@@ -49,9 +54,9 @@ pub(in crate::redis) fn encode(event: &ClientEvent, to: PortalTarget<'_>, server
         from: Some(server.to_owned()),
         connection: (event.origin != EventOrigin::Original).then_some(event.connection),
         at,
-        again,
+        is_redispatch,
     };
-    // Strings, numbers and JSON always have a JSON form.
+    // Strings, numbers and JSON can always be encoded.
     serde_json::to_vec(&published).expect("an event is JSON")
 }
 
@@ -68,9 +73,11 @@ pub(in crate::redis) fn decode(text: &[u8], own: &str) -> Option<ReceivedEvent> 
     let kind = match (published.r#type.as_str(), published.message) {
         (kind::CONNECTION, _) => ClientEventKind::Connection,
         (kind::AUTHENTICATION, _) => ClientEventKind::Authentication,
-        (kind::MESSAGE, Some(Message { op, d, t })) => {
-            ClientEventKind::Message { op, data: d.map(|data| data.get().into()), kind: t.map(JsonString::into_owned) }
-        }
+        (kind::MESSAGE, Some(EventMessage { op, d, t })) => ClientEventKind::EventMessage {
+            op,
+            data: d.map(|data| data.get().into()),
+            kind: t.map(JsonString::into_owned),
+        },
         (kind::DISCONNECTION, _) => ClientEventKind::Disconnection,
         _ => return None,
     };
@@ -87,7 +94,7 @@ pub(in crate::redis) fn decode(text: &[u8], own: &str) -> Option<ReceivedEvent> 
         kind,
     };
     let portal = (!published.portal_id.is_empty()).then_some(published.portal_id);
-    Some(ReceivedEvent { event: Arc::new(event), portal, again: published.again })
+    Some(ReceivedEvent { event: Arc::new(event), portal, is_redispatch: published.is_redispatch })
 }
 
 #[cfg(test)]
@@ -96,7 +103,7 @@ mod tests {
 
     #[test]
     fn event_decodes_as_encoded_except_at_its_sender() {
-        let kind = ClientEventKind::Message {
+        let kind = ClientEventKind::EventMessage {
             op: 0,
             data: Some(r#"{"n": 1.0}"#.into()),
             kind: serde_json::from_str(r#""T\ud83d""#).ok(),
@@ -111,9 +118,12 @@ mod tests {
         let expected = r#"{"type":"message","message":{"op":0,"d":{"n": 1.0},"t":"T\ud83d"},"clientId":"a\"","portalId":"portal","from":"1-a","connection":7,"again":true}"#;
         assert_eq!(String::from_utf8(text.clone()).unwrap(), expected);
         assert!(decode(&text, "1-a").is_none());
-        let heard = decode(&text, "1-b").unwrap();
-        assert_eq!((&*heard.event, heard.portal.as_deref(), heard.again), (&event, Some("portal"), true));
-        // Published again by another server, it is the same event.
+        let received = decode(&text, "1-b").unwrap();
+        assert_eq!(
+            (&*received.event, received.portal.as_deref(), received.is_redispatch),
+            (&event, Some("portal"), true)
+        );
+        // An event that another server publishes again stays the same event.
         let passed = encode(&event, PortalTarget::Local("x"), "1-b", true);
         assert_eq!(*decode(&passed, "1-c").unwrap().event, event);
         let original = decode(br#"{"type":"disconnection","clientId":"a","portalId":"p"}"#, "1-a").unwrap();

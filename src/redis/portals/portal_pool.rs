@@ -1,8 +1,8 @@
-//! The pool of portals of all servers, also the original's, and events that are published to it.
+//! Shares the pool of portals of all servers, also the original's, and publishes events to it.
 //!
-//! In the original's pool (`available_portals_pool`) a portal of ours is called `SERVER.PORTAL`. The name says where the
-//! portal is, and whose it was when the server has died. Events go over the original's channel (`portal`). A server skips its
-//! own events there, as it has dispatched them to its own portals before.
+//! In the original's pool (`available_portals_pool`) a portal of ours has the name `SERVER.PORTAL`, so that a dead server's
+//! portals can be removed. Events are published on the original's channel (`portal`). A server skips its own events there,
+//! since it has dispatched them to its local portals before.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,39 +14,39 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use serde::Deserialize;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::portal_event_codec::{self, ReceivedEvent};
 use crate::{
     cluster::portals::{ClientEvent, LocalPortals, PortalTarget, RemotePortals},
-    compat::keyspace::Name,
+    compat::{keyspace::Name, portal::PortalAnnouncement},
     logging::json_error,
     redis::{RedisError, Script, ServerLink, subscriber},
 };
 
-/// Events that may wait to be published, and their approximate bytes. One more is lost for other servers, and logged.
+/// Queued events, and their approximate bytes. One more is lost for other servers, and logged.
 const QUEUE_MAX: usize = 8192;
 const QUEUE_BYTES_MAX: usize = 8 << 20;
 
 /// Events published in one batch.
 const BATCH_MAX: usize = 64;
 
-/// Remote portals that are known. More get no turns for events of this server.
+/// Limit of known remote portals. Further portals get no turns for events of this server.
 const REMOTE_MAX: usize = 1024;
 
-/// How often the pool is read, whatever was received.
+/// Interval at which the pool is read, whatever was received.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long an announcement counts more than the pool: a portal of the original announces itself before it adds itself to the
-/// pool.
+/// Time for which an announcement overrides the pool: a portal of the original announces itself before it joins the pool.
 const ANNOUNCEMENT_TTL: Duration = Duration::from_secs(5);
 
 /// Delay after a failed attempt.
 const RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// KEYS: 1 the pool, also its channel; ARGV: 1 SADD or SREM, 2 the portal, 3 the announcement. Announced only if the pool
-/// changed: a server of the original that hears of an unknown portal leaving removes another one.
+/// Adds or removes a portal, and announces that if the pool has changed.
+///
+/// KEYS: 1 the pool, also its channel; ARGV: 1 SADD or SREM, 2 the portal, 3 the announcement. When an unknown portal is
+/// announced as removed, a server of the original removes another one.
 static CHANGE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -56,27 +56,20 @@ static CHANGE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// The original's announcement of a portal.
-#[derive(Debug, Deserialize)]
-struct PortalAnnouncement {
-    id: String,
-    ready: bool,
-}
-
 /// The portals of all servers.
 #[derive(Debug)]
 pub(in crate::redis) struct Portals {
     server: Arc<str>,
     events: mpsc::Sender<Vec<u8>>,
-    waiting_bytes: Arc<AtomicUsize>,
+    queued_bytes: Arc<AtomicUsize>,
     /// Publishes of the link that are queued or in flight, these events among them.
     pending_publishes: Arc<watch::Sender<usize>>,
-    /// An event was lost, and logged. Cleared when publishing works again.
+    /// An event was lost, and logged. Cleared when a publish succeeds.
     loss_logged: Arc<AtomicBool>,
     state: Mutex<State>,
-    /// A portal of this server receives all events. Set under locks of the caller, so it takes none.
+    /// A portal of this server receives all events. Atomic, because callers set it while they hold locks.
     wants_all: AtomicBool,
-    /// What [`LocalPortals::set_remote`] was last called with. Locked during the call, so that the last call counts.
+    /// Arguments of the last call of [`LocalPortals::set_remote`]. Locked during the call, so that calls keep their order.
     reported: Mutex<(Vec<Arc<str>>, bool)>,
     changed: Notify,
     poll_now: Notify,
@@ -86,12 +79,12 @@ pub(in crate::redis) struct Portals {
 struct State {
     /// Portals of this server that take turns.
     local: HashSet<String>,
-    /// Changes that are not written yet: whether the portal is present.
+    /// Unwritten changes of local portals: whether the portal is present.
     dirty: HashMap<String, bool>,
     wants_all_written: Option<bool>,
     /// Portals of other servers in the pool, as last read.
     pool: HashSet<Arc<str>>,
-    /// Announcements since: whether the portal is present.
+    /// Announcements of the last 5 s: whether the portal is present, and when it was announced.
     announced: HashMap<Arc<str>, (bool, Instant)>,
     /// A portal of another server receives all events.
     remote_wants_all: bool,
@@ -111,22 +104,22 @@ impl State {
         self.announced.retain(|_, (_, at)| now.saturating_duration_since(*at) < ANNOUNCEMENT_TTL);
         let announced = self.announced.iter().filter(|(id, (is_present, _))| *is_present && !self.pool.contains(*id));
         let all = self.pool.iter().chain(announced.map(|(id, _)| id));
-        let is_active = |id: &&Arc<str>| match (self.announced.get(*id), of_ours(id)) {
+        let is_active = |id: &&Arc<str>| match (self.announced.get(*id), split_own_name(id)) {
             (Some((is_present, _)), _) => *is_present,
-            (None, Some((server, _))) => live.split(',').any(|node| node == server),
+            (None, Some((server, _))) => live.split(',').any(|server| server == server),
             (None, None) => self.original_listens,
         };
         let mut all: Vec<Arc<str>> = all.filter(is_active).cloned().collect();
         // Any portal of the original may be configured to receive all events.
-        let wants_all = self.remote_wants_all || all.iter().any(|id| of_ours(id).is_none());
+        let wants_all = self.remote_wants_all || all.iter().any(|id| split_own_name(id).is_none());
         all.sort_unstable();
         all.truncate(REMOTE_MAX);
         (all, wants_all)
     }
 }
 
-/// Splits the name of a portal of ours into server and portal.
-fn of_ours(id: &str) -> Option<(&str, &str)> {
+/// Splits the name of a portal of ours into server and portal. `None` for a portal of the original.
+fn split_own_name(id: &str) -> Option<(&str, &str)> {
     let (server, portal) = id.split_once('.')?;
     let (time, random) = server.split_once('-')?;
     let is_server = !time.is_empty()
@@ -143,7 +136,7 @@ impl Portals {
         let portals = Arc::new(Self {
             server: link.server_name().into(),
             events,
-            waiting_bytes: Arc::default(),
+            queued_bytes: Arc::default(),
             pending_publishes: link.pending_publishes.clone(),
             loss_logged: Arc::default(),
             state: Mutex::new(State { unsubscribed: true, ..State::default() }),
@@ -152,7 +145,7 @@ impl Portals {
             changed: Notify::new(),
             poll_now: Notify::new(),
         });
-        let (bytes, full) = (portals.waiting_bytes.clone(), portals.loss_logged.clone());
+        let (bytes, full) = (portals.queued_bytes.clone(), portals.loss_logged.clone());
         link.spawn("cluster_portal_events", queue, move |link, queue| {
             Box::pin(publish_events(link, queue, bytes.clone(), full.clone()))
         });
@@ -201,7 +194,7 @@ impl Portals {
         let pool: Vec<String> = client.query(redis::cmd("SMEMBERS").arg(keys.original(Name::Pool))).await?;
         let wanting_all: Vec<String> = client.query(redis::cmd("SMEMBERS").arg(keys.event_subscribers())).await?;
         let original_listens = if client.is_redis_cluster() {
-            // In a Redis Cluster this cannot be queried.
+            // NUMSUB counts the subscribers of one server only.
             true
         } else {
             let command = redis::cmd("PUBSUB").arg("NUMSUB").arg(keys.original(Name::Portal)).to_owned();
@@ -210,7 +203,7 @@ impl Portals {
         };
         {
             let mut state = self.state.lock();
-            let own = |id: &str| of_ours(id).is_some_and(|(server, _)| server == &*self.server);
+            let own = |id: &str| split_own_name(id).is_some_and(|(server, _)| server == &*self.server);
             let (mine, others): (Vec<String>, Vec<String>) = pool.into_iter().partition(|id| own(id));
             let State { local, dirty, .. } = &mut *state;
             for removed in mine.iter().filter(|id| !local.contains(*id)) {
@@ -245,7 +238,7 @@ impl Portals {
             };
             if let Some((portal, is_present)) = next {
                 if let Err(error) = change_pool(link, &portal, is_present).await {
-                    // A later change counts.
+                    // Unless there is a later change.
                     self.state.lock().dirty.entry(portal).or_insert(is_present);
                     return Err(error);
                 }
@@ -260,23 +253,23 @@ impl Portals {
 
     /// Delivers an event of another server.
     fn receive_event(&self, payload: &[u8], local: &Weak<dyn LocalPortals>) {
-        let (Some(ReceivedEvent { event, portal, again }), Some(local)) =
+        let (Some(ReceivedEvent { event, portal, is_redispatch }), Some(local)) =
             (portal_event_codec::decode(payload, &self.server), local.upgrade())
         else {
             return;
         };
-        let portal = portal.as_deref().and_then(of_ours).filter(|(server, _)| *server == &*self.server);
-        local.deliver(event, portal.map(|(_, portal)| portal), again);
+        let portal = portal.as_deref().and_then(split_own_name).filter(|(server, _)| *server == &*self.server);
+        local.deliver(event, portal.map(|(_, portal)| portal), is_redispatch);
     }
 
     fn receive_announcement(&self, payload: &[u8]) {
-        let Ok(PortalAnnouncement { id, ready }) = serde_json::from_slice::<PortalAnnouncement>(payload).inspect_err(
+        let Ok(PortalAnnouncement { id, ready }) = serde_json::from_slice::<PortalAnnouncement<'_>>(payload).inspect_err(
             |error| tracing::warn!(error = %json_error(error), "a message on the channel of portals is malformed and ignored"),
         ) else {
             return;
         };
         let mut state = self.state.lock();
-        if of_ours(&id).is_none_or(|(server, _)| server != &*self.server) && state.announced.len() < REMOTE_MAX {
+        if split_own_name(&id).is_none_or(|(server, _)| server != &*self.server) && state.announced.len() < REMOTE_MAX {
             state.announced.insert(id.into(), (ready, Instant::now()));
         }
     }
@@ -297,14 +290,14 @@ async fn write_wants_all(link: &ServerLink, server: &str, wants_all: bool) -> Re
 }
 
 /// Removes the portals of a dead server. Idempotent.
-pub(in crate::redis) async fn remove_server(link: &ServerLink, node: &str) -> Result<(), RedisError> {
+pub(in crate::redis) async fn remove_server(link: &ServerLink, server: &str) -> Result<(), RedisError> {
     let pool = link.keys().original(Name::Pool);
     let all: Vec<String> = link.client().query(redis::cmd("SMEMBERS").arg(pool)).await?;
-    for portal in all.iter().filter(|id| of_ours(id).is_some_and(|(server, _)| server == node)) {
+    for portal in all.iter().filter(|id| split_own_name(id).is_some_and(|(server, _)| server == server)) {
         change_pool(link, portal, false).await?;
     }
     link.client()
-        .query::<redis::Value>(redis::cmd("SREM").arg(link.keys().event_subscribers()).arg(node))
+        .query::<redis::Value>(redis::cmd("SREM").arg(link.keys().event_subscribers()).arg(server))
         .await
         .map(|_| ())
 }
@@ -319,13 +312,13 @@ async fn publish_events(
     while queue.recv_many(&mut batch, BATCH_MAX).await > 0 {
         let Some(link) = link.upgrade() else { return };
         let channel = link.keys().original(Name::Portal);
-        // Counted down in one step, so that a panic in between leaves nothing counted.
+        // Uncounted in one step, so that no bytes stay counted after a panic.
         bytes.fetch_sub(batch.iter().map(Vec::len).sum(), Ordering::Relaxed);
-        let tell = async |text: Vec<u8>| {
+        let publish = async |text: Vec<u8>| {
             link.client().query::<redis::Value>(redis::cmd("PUBLISH").arg(&channel).arg(text)).await
         };
-        // They share a connection, which keeps their order.
-        let published = futures_util::future::join_all(batch.drain(..).map(tell)).await;
+        // One connection keeps their order.
+        let published = futures_util::future::join_all(batch.drain(..).map(publish)).await;
         link.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= published.len());
         match published.into_iter().find(Result::is_err) {
             None => loss_logged.store(false, Ordering::Relaxed),
@@ -362,12 +355,12 @@ async fn poll_redis(link: Weak<ServerLink>, portals: Arc<Portals>, local: Weak<d
 async fn handle_subscription(link: Weak<ServerLink>, portals: Arc<Portals>, local: Weak<dyn LocalPortals>) {
     let Some(link_now) = link.upgrade() else { return };
     let channels = [link_now.keys().original(Name::Pool), link_now.keys().event_subscribers()];
-    // Subscribes with a pattern, so that NUMSUB of that channel counts only the original's portals.
+    // Subscribed as a pattern, so that NUMSUB of that channel counts only the original's portals.
     let events = link_now.keys().original(Name::Portal);
     drop(link_now);
     let (pool, event_channel) = (&channels[0], &events);
-    subscriber::subscribe(link, &channels, &events, subscriber::Loopback::Other, |link, heard| {
-        match heard {
+    subscriber::subscribe(link, &channels, &events, subscriber::Loopback::Other, |link, event| {
+        match event {
             subscriber::SubscriptionEvent::Started => {
                 portals.state.lock().unsubscribed = false;
                 portals.poll_now.notify_one();
@@ -409,13 +402,13 @@ impl RemotePortals for Portals {
         }
     }
 
-    fn publish(&self, event: &Arc<ClientEvent>, to: PortalTarget<'_>, again: bool) {
-        let text = portal_event_codec::encode(event, to, &self.server, again);
+    fn publish(&self, event: &Arc<ClientEvent>, to: PortalTarget<'_>, is_redispatch: bool) {
+        let text = portal_event_codec::encode(event, to, &self.server, is_redispatch);
         let bytes = text.len();
-        let fits = self.waiting_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES_MAX;
+        let fits = self.queued_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= QUEUE_BYTES_MAX;
         self.pending_publishes.send_modify(|pending_publishes| *pending_publishes += 1);
         if !fits || self.events.try_send(text).is_err() {
-            self.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
             self.pending_publishes.send_modify(|pending_publishes| *pending_publishes -= 1);
             if !self.loss_logged.swap(true, Ordering::Relaxed) {
                 tracing::warn!("the queue of portal events to other servers is full: events are lost");
@@ -429,11 +422,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_ours_recognizes_only_names_of_our_portals() {
+    fn split_own_name_accepts_only_names_of_our_portals() {
         let server = "1764057612345-0123456789abcdef";
-        assert_eq!(of_ours(&format!("{server}.forwarded-1")), Some((server, "forwarded-1")));
+        assert_eq!(split_own_name(&format!("{server}.forwarded-1")), Some((server, "forwarded-1")));
         for original in ["3b241101-e2bb-4255-8caf-4136c566a962", "1-2.3", "", ".", "a-0123456789abcdef.x"] {
-            assert_eq!(of_ours(original), None);
+            assert_eq!(split_own_name(original), None);
         }
     }
 }

@@ -5,7 +5,7 @@ use redis::Value;
 
 use super::unflushed::{LogName, time};
 use crate::{
-    message::{DeviceId, Payload, Seq},
+    message::{DeviceId, Payload},
     redis::RedisError,
     store::{AckSet, DeviceState, Entry, UserState},
 };

@@ -11,7 +11,10 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
-    compat::dispatch::{Envelope, Message, Options, PortalAnnouncement},
+    compat::{
+        dispatch::{PublishRequest, RequestMessage, RequestOptions},
+        portal::PortalAnnouncement,
+    },
     hub::{Dispatch, Rejected, RejectionReason},
     logging::{json_error, utf8_error},
     message::{EVERYONE, INTERNAL_EVENT, JsonString, Payload, Recipients, UserId, check_internal_event, surrogates},
@@ -30,12 +33,12 @@ pub(super) enum Published {
 pub(super) fn parse_publish(text: &[u8], recipients_max: usize) -> Result<Published, String> {
     let text = utf8(text)?;
     let mut rejected = Vec::new();
-    let Envelope { message, recipients } =
+    let PublishRequest { message, recipients } =
         object(text, "a dispatch").or_else(|error| parse_with_lone_surrogates(text, &mut rejected).ok_or(error))?;
     if recipients.len() + rejected.len() > recipients_max {
         return Err(format!("a dispatch may have at most {recipients_max} recipients (limits.recipients); split it"));
     }
-    let message: Message<'_> = object(message.get(), "a message")?;
+    let message: RequestMessage<'_> = object(message.get(), "a message")?;
     let (mut users, mut everyone) = (Vec::new(), false);
     for recipient in &recipients {
         let id = recipient.text();
@@ -63,7 +66,7 @@ pub(super) fn parse_publish(text: &[u8], recipients_max: usize) -> Result<Publis
 
 /// Parses a dispatch in which some recipients have a lone surrogate, and rejects only those.
 #[cold]
-fn parse_with_lone_surrogates<'a>(text: &'a str, rejected: &mut Vec<Rejected>) -> Option<Envelope<'a>> {
+fn parse_with_lone_surrogates<'a>(text: &'a str, rejected: &mut Vec<Rejected>) -> Option<PublishRequest<'a>> {
     #[derive(Deserialize)]
     struct Raw<'a> {
         #[serde(borrow)]
@@ -80,7 +83,7 @@ fn parse_with_lone_surrogates<'a>(text: &'a str, rejected: &mut Vec<Rejected>) -
             texts.push(serde_json::from_str(recipient.get()).ok()?);
         }
     }
-    Some(Envelope { message, recipients: texts })
+    Some(PublishRequest { message, recipients: texts })
 }
 
 /// Parses what a Dispatcher writes to a user's hash field: the pending messages that it read there, and one more at the end.
@@ -94,10 +97,10 @@ pub(super) fn parse_hset_value(text: &[u8], user: UserId) -> Result<Dispatch, St
     dispatch(&object(last.get(), "a message")?, Recipients::Users(vec![user]))
 }
 
-fn dispatch(message: &Message<'_>, recipients: Recipients) -> Result<Dispatch, String> {
-    let Message { op, d, t, o } = message;
+fn dispatch(message: &RequestMessage<'_>, recipients: Recipients) -> Result<Dispatch, String> {
+    let RequestMessage { op, d, t, o } = message;
     let payload = Payload::with_type(*op, d.map(RawValue::get), t.as_ref()).map_err(|error| error.to_string())?;
-    let options = o.as_ref().map(Options::to_options).unwrap_or_default();
+    let options = o.as_ref().map(RequestOptions::to_options).unwrap_or_default();
     Dispatch::new(payload, recipients).with_options(&options).map_err(|error| error.to_string())
 }
 

@@ -1,13 +1,24 @@
-//! JSON of the events that servers of the original publish to Portals.
+//! JSON of portals of the original: their announcements, and the events that servers publish to them.
 
+use std::borrow::Cow;
+
+use serde::Deserialize;
 #[cfg(feature = "redis")]
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 #[cfg(feature = "redis")]
 use serde_json::value::RawValue;
 
 use crate::message::{JsonString, UserId, write_message};
 
-/// Values of the field `type`.
+/// A portal's announcement that it is ready, or no longer ready.
+#[derive(Debug, Deserialize)]
+pub struct PortalAnnouncement<'a> {
+    #[serde(borrow)]
+    pub id: Cow<'a, str>,
+    pub ready: bool,
+}
+
+/// Values of the field `type` of an event.
 pub mod kind {
     pub const CONNECTION: &str = "connection";
     pub const AUTHENTICATION: &str = "authentication";
@@ -15,9 +26,10 @@ pub mod kind {
     pub const DISCONNECTION: &str = "disconnection";
 }
 
+/// A client's message in an event.
 #[cfg(feature = "redis")]
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Message<'a> {
+pub struct EventMessage<'a> {
     #[serde(default)]
     pub op: u64,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
@@ -26,28 +38,31 @@ pub struct Message<'a> {
     pub t: Option<JsonString<'a>>,
 }
 
+/// An event as servers of the original publish it, with fields of ours that the original ignores.
 #[cfg(feature = "redis")]
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PublishedEvent<'a> {
     pub r#type: String,
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
-    pub message: Option<Message<'a>>,
-    /// Mostly a string: servers of the original use what their authentication returns.
+    pub message: Option<EventMessage<'a>>,
+    /// Mostly a string: servers of the original publish any value that their authentication returns.
     #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
     pub client_id: Option<&'a RawValue>,
     #[serde(default)]
     pub portal_id: String,
-    /// The server of ours that published the event.
+    /// The server of ours that published the event. `None` for the original.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
-    /// Where it happened, if not at `from`: the name of a server of ours, or empty for the original.
+    /// Server of the event, if not `from`: the name of a server of ours, or empty for the original.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
+    /// Number of the connection on its server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connection: Option<u64>,
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub again: bool,
+    /// Portals that receive all events have received this one before.
+    #[serde(rename = "again", default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_redispatch: bool,
 }
 
 /// Opcode, data and type of a client's message.
@@ -63,7 +78,7 @@ pub fn write(kind: &str, message: Option<MessageFields<'_>>, user: Option<&UserI
     }
     let mut field = |name: &str, text: &str| {
         out.extend_from_slice(format!(",\"{name}\":").as_bytes());
-        // A string always has a JSON form, and writing to a Vec cannot fail.
+        // A string can always be encoded, and writing to a Vec cannot fail.
         serde_json::to_writer(&mut out, text).expect("a string is JSON");
     };
     if let Some(user) = user {
