@@ -11,12 +11,13 @@ use super::{
     subscriber_queue::{self, Subscriber},
 };
 
-/// Channels of one connection at most; one more closes it. The original needs two.
+/// Channels of one connection. One more closes it. The original needs two.
 pub(super) const CHANNELS_MAX: usize = 64;
 
 /// Length limit of a channel's name, in bytes.
 pub(super) const NAME_BYTES_MAX: usize = 256;
 
+/// Channels, each with its subscribers.
 #[derive(Debug, Default)]
 pub(super) struct Channels(RwLock<HashMap<Bytes, Vec<Arc<Subscriber>>, RandomState>>);
 
@@ -30,7 +31,7 @@ impl Channels {
     pub(super) fn unsubscribe(&self, channel: &[u8], number: ConnectionNumber) {
         let mut channels = self.0.write();
         if let Some(subscribers) = channels.get_mut(channel) {
-            subscribers.retain(|one| one.number != number);
+            subscribers.retain(|subscriber| subscriber.number != number);
             if subscribers.is_empty() {
                 channels.remove(channel);
             }
@@ -47,7 +48,7 @@ impl Channels {
         let channels = self.0.read();
         let Some(subscribers) = channels.get(channel) else { return 0 };
         let message = subscriber_queue::message(channel, text);
-        subscribers.iter().for_each(|one| _ = one.push(message.clone(), None));
+        subscribers.iter().for_each(|subscriber| _ = subscriber.push(message.clone(), None));
         subscribers.len()
     }
 }

@@ -1,7 +1,6 @@
 //! Runs a connection: executes its commands one at a time, and replies in their order.
 //!
-//! Nothing is read while commands are being executed. Backpressure: a peer that sends faster waits in its socket, and no
-//! queue grows.
+//! No input is read while commands are executed. So a peer that sends faster fills its socket buffer, and no queue grows.
 
 use std::{
     net::IpAddr,
@@ -34,35 +33,36 @@ use crate::{
 /// Limits log lines: an unauthenticated peer can violate the protocol on every connection.
 static VIOLATED: LogLimit = LogLimit::new();
 
-/// Time limit for the rest of a command that has begun; then the connection closes. Between commands a connection may
-/// be idle without limit.
+/// Time limit for a command from its first byte to its last. Then the connection closes. Between commands a connection may be
+/// idle without limit.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Size limit of a command before authentication, in bytes.
 const UNAUTHENTICATED_BYTES_MAX: usize = 4 << 10;
 
-/// Wrong passwords of one connection; one more closes it.
+/// Wrong passwords of one connection. One more closes it.
 const WRONG_PASSWORDS_MAX: usize = 10;
 
 /// Bytes of one read, approximately.
 const READ_BYTES: usize = 16 << 10;
 
-/// Bytes of replies above which they are written, even if more commands are buffered.
+/// Bytes of replies that are written before further buffered commands are executed.
 const REPLY_BYTES_LIMIT: usize = 64 << 10;
 
 /// Time limit for shutting down the sending side.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Closing a connection with unread input resets it, and the peer loses the last reply. So input of a rejected peer is
-/// discarded until it is silent for this long, or for [`LINGER_TIMEOUT`] in all. While the server stops, the limit is
-/// [`SHUTDOWN_TIMEOUT`].
+/// Silence of a rejected peer after which its connection closes.
+///
+/// Closing a connection with unread input resets it, and the peer loses the last reply. So input is discarded before that, for
+/// [`LINGER_TIMEOUT`] at most. While the server stops, the limit is [`SHUTDOWN_TIMEOUT`].
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Bytes discarded while closing; a peer that sends more is reset.
+/// Bytes that are discarded before the close. A peer that sends more is reset.
 const LINGER_BYTES_MAX: usize = 128 << 20;
 
-/// Says why a connection ends.
+/// Why a connection ends.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
     /// The peer has disconnected, or a write made no progress.
@@ -78,7 +78,7 @@ pub(super) struct Connection<S> {
     stream: S,
     pub(super) subscriber: Arc<Subscriber>,
     /// Becomes true when the hub has closed all connections.
-    over: watch::Receiver<bool>,
+    drained: watch::Receiver<bool>,
     parser: Parser,
     buffer: BytesMut,
     pub(super) batch: Batch,
@@ -100,7 +100,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         Self {
             parser: Parser::new(bytes_max),
             deadline: (!authenticated).then(|| Instant::now() + server.bounds.authenticate_timeout),
-            over: server.hub.drained(),
+            drained: server.hub.drained(),
             server,
             stream,
             subscriber,
@@ -114,9 +114,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
     }
 
+    /// Serves the connection until it ends.
     pub(super) async fn serve(mut self) {
         let end = self.run_session().await;
-        if self.subscriber.is_cut() {
+        if self.subscriber.is_closed() {
             self.server.metrics.redis_protocol_subscribers_cut.inc();
             tracing::warn!(peer = %self.subscriber.address, "slow subscriber was disconnected: its queue is above redisProtocol.backlogBytes");
         }
@@ -126,9 +127,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             SessionEnd::Disconnected => {}
             SessionEnd::Quit => _ = timeout(SHUTDOWN_TIMEOUT, self.stream.shutdown()).await,
             SessionEnd::Rejected => {
-                let mut over = self.over.clone();
+                let mut drained = self.drained.clone();
                 let stopping = async {
-                    _ = over.wait_for(|over| *over).await;
+                    _ = drained.wait_for(|drained| *drained).await;
                     sleep(SHUTDOWN_TIMEOUT).await;
                 };
                 tokio::select! {
@@ -139,7 +140,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
     }
 
-    /// Ends the connection, and discards what the peer still sends.
+    /// Shuts down the sending side, and discards further input.
     async fn linger(&mut self) {
         _ = timeout(SHUTDOWN_TIMEOUT, self.stream.shutdown()).await;
         let (mut bytes, mut discarded) = (0, vec![0; READ_BYTES]);
@@ -169,14 +170,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
     }
 
-    /// Executes all whole commands in the buffer.
+    /// Executes all complete commands in the buffer.
     async fn execute_buffered(&mut self) -> Result<(), SessionEnd> {
         loop {
             match self.parser.next(&mut self.buffer) {
                 Ok(Some(words)) => {
                     self.deadline = self.deadline.filter(|_| !self.authenticated);
                     self.server.metrics.redis_protocol_commands.inc();
-                    let result = match command::read(words) {
+                    let result = match command::parse(words) {
                         Ok(command) => self.execute(command).await,
                         Err(why) => {
                             self.reject(&why);
@@ -218,7 +219,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             if !self.subscriber.is_empty() {
                 self.write().await?;
             }
-            if self.subscriber.is_cut() {
+            if self.subscriber.is_closed() {
                 return Err(SessionEnd::Disconnected);
             }
             tokio::select! {
@@ -226,7 +227,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                     return if read.is_ok_and(|read| read > 0) { Ok(()) } else { Err(SessionEnd::Disconnected) };
                 }
                 () = self.subscriber.changed.notified() => continue,
-                _ = self.over.wait_for(|over| *over) => {
+                _ = self.drained.wait_for(|drained| *drained) => {
                     if self.subscriber.is_empty() {
                         return Err(SessionEnd::Quit);
                     }
@@ -259,30 +260,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             if out.is_empty() {
                 return Ok(());
             }
-            let mut rest = &out[..];
-            while !rest.is_empty() {
+            let mut unwritten = &out[..];
+            while !unwritten.is_empty() {
                 let Self { stream, subscriber, server, .. } = self;
-                let mut writing = pin!(timeout(server.bounds.write_timeout, stream.write(rest)));
+                let mut writing = pin!(timeout(server.bounds.write_timeout, stream.write(unwritten)));
                 let written = loop {
                     tokio::select! {
                         biased;
                         written = writing.as_mut() => break written,
                         // The subscriber may exceed its bound while a write makes no progress.
-                        () = subscriber.changed.notified() => if subscriber.is_cut() { return Err(SessionEnd::Disconnected) },
+                        () = subscriber.changed.notified() => if subscriber.is_closed() { return Err(SessionEnd::Disconnected) },
                     }
                 };
                 match written {
-                    Ok(Ok(written)) if written > 0 => rest = &rest[written..],
+                    Ok(Ok(written)) if written > 0 => unwritten = &unwritten[written..],
                     _ => return Err(SessionEnd::Disconnected),
                 }
             }
         }
     }
 
+    /// Commits the batch, and makes its replies ready.
     pub(super) async fn commit(&mut self) {
         self.batch.commit(&self.server).await;
     }
 
+    /// Replies with an error, and counts it.
     pub(super) fn reject(&mut self, why: &str) {
         self.server.metrics.redis_protocol_commands_refused.inc();
         encode::error(self.batch.reply(), why);
@@ -296,7 +299,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         self.parser.set_bytes_max(self.server.bounds.command_bytes);
     }
 
-    /// Counts the address as proven: when the password is right, and while the connection is used.
+    /// Counts the address as proven: after the right password, and at each later command.
     fn count_as_proven(&self) {
         if self.server.password.is_some() {
             self.server.guess_limiter.record_valid(Some(self.subscriber.address), &self.proof);
@@ -329,7 +332,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         if self.wrong_passwords > WRONG_PASSWORDS_MAX { Err(SessionEnd::Rejected) } else { Ok(()) }
     }
 
-    /// Rejects a command that the connection's state does not allow. True if it is allowed.
+    /// Tells whether the connection's state allows a command. Otherwise rejects it.
     pub(super) fn check_allowed(&mut self, command: &Command) -> bool {
         if !self.authenticated && !command.allowed_before_auth() {
             self.reject("NOAUTH Authentication required.");
@@ -355,7 +358,7 @@ impl<S> Connection<S> {
     }
 }
 
-/// Unsubscribes, also when the task is dropped.
+/// Also unsubscribes when the task is dropped.
 impl<S> Drop for Connection<S> {
     fn drop(&mut self) {
         self.unsubscribe_from_all();
@@ -368,7 +371,7 @@ impl RespServer {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         self.metrics.redis_protocol_connections.inc();
         let subscriber = Subscriber::new(number, address, self.bounds.backlog_bytes);
         // Runs when the task is dropped, too.
@@ -377,7 +380,7 @@ impl RespServer {
     }
 }
 
-/// Uncounts a connection and closes its portal when dropped.
+/// Uncounts a connection, and removes it from its portals, when dropped.
 struct ConnectionGuard {
     server: Arc<RespServer>,
     subscriber: Arc<Subscriber>,

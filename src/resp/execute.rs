@@ -23,7 +23,7 @@ use crate::{
     message::Recipients,
 };
 
-/// Databases that SELECT accepts. The original selects the one in its address; here all of them are the same.
+/// Databases that SELECT accepts. The original selects the database of its address; here all are the same.
 const DATABASES: u32 = 16;
 
 const PORTALS_OFF: &str = "ERR portals are off on this server: set portal.enabled to true in its configuration";
@@ -32,6 +32,7 @@ const SYNC_OFF: &str =
     "ERR o.ttl and o.collapse need stored messages: set sync.enabled to true in this server's configuration";
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
+    /// Executes a command, and writes its reply to the batch.
     pub(super) async fn execute(&mut self, command: Command) -> Result<(), SessionEnd> {
         if !self.check_allowed(&command) {
             return Ok(());
@@ -51,7 +52,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 Some(what) if what.eq_ignore_ascii_case(b"count") => {
                     encode::integer(self.batch.reply(), command::COUNT as u64);
                 }
-                // Interactive clients ask for the rest to show hints; there are none.
+                // Interactive clients send other forms to show hints. There are no hints.
                 _ => encode::array(self.batch.reply(), 0),
             },
             Command::Keys(pattern) => self.keys(&pattern),
@@ -105,7 +106,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         let subscribed = !self.channels.is_empty();
         let out = self.batch.reply();
         match text {
-            // To a subscriber the reply has the form of a pushed message.
+            // The reply to a subscriber has the form of a pushed message.
             text if subscribed => {
                 encode::array(out, 2);
                 encode::bulk(out, b"pong");
@@ -128,7 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             }
             Some(false) => self.wrong_password(password).await,
             None => {
-                // Clients recognize these words of Redis, and continue.
+                // The text of Redis, which clients recognize, and then continue.
                 self.reject(
                     "ERR AUTH <password> called without any password configured for the default user. Are you sure your \
                      configuration is correct?",
@@ -192,7 +193,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     /// Adds portals to the pool, or removes them.
-    fn change_pool(&mut self, key: &[u8], ids: &[Bytes], joins: bool) {
+    fn change_pool(&mut self, key: &[u8], ids: &[Bytes], adds: bool) {
         match self.server.names.find(key) {
             Some(Name::Pool) => {}
             Some(_) => {
@@ -204,7 +205,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
         let mut changed = 0;
         for id in ids {
-            match self.portal(&String::from_utf8_lossy(id), joins) {
+            match self.change_portal(&String::from_utf8_lossy(id), adds) {
                 Ok(new) => changed += u64::from(new),
                 Err(why) => return self.reject(why),
             }
@@ -212,12 +213,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         encode::integer(self.batch.reply(), changed);
     }
 
-    fn portal(&self, id: &str, joins: bool) -> Result<bool, &'static str> {
+    /// Adds or removes a portal. Returns whether that has changed the pool.
+    fn change_portal(&self, id: &str, adds: bool) -> Result<bool, &'static str> {
         let Some(portals) = &self.server.portals else { return Err(PORTALS_OFF) };
         if id.is_empty() || id.len() > ID_BYTES_MAX {
             return Err("ERR the id of a portal has 1 to 256 bytes");
         }
-        if joins {
+        if adds {
             let announced = portals.announce(id, self.subscriber.number, self.subscriber.address);
             announced.ok_or("ERR too many portals are connected (256); close one first")
         } else {
@@ -245,6 +247,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
     }
 
+    /// Replies with the users with pending messages, or with their number.
     async fn users_with_pending(&mut self, key: &[u8], count_only: bool) {
         if self.server.names.find(key) != Some(Name::Undelivered) {
             let out = self.batch.reply();
@@ -276,6 +279,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
     }
 
+    /// Executes HDEL: clears the logs of users.
     async fn clear(&mut self, key: &[u8], users: &[Bytes]) {
         match self.server.names.find(key) {
             Some(Name::Undelivered) => {}
@@ -293,6 +297,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         encode::integer(self.batch.reply(), cleared);
     }
 
+    /// Executes PUBLISH.
     async fn publish(&mut self, channel: &[u8], text: &[u8]) {
         match self.server.names.find(channel) {
             Some(Name::Ws) => {
@@ -308,7 +313,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                     }
                     Ok(Published::Disconnect(recipients)) => {
                         self.server.channels.publish(channel, text);
-                        // After the messages that were published before.
+                        // Earlier messages must be sent first.
                         self.commit().await;
                         let outcome = self.server.hub.disconnect(&recipients, &[]).await;
                         encode::integer(self.batch.reply(), outcome.online as u64);
@@ -317,7 +322,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 }
             }
             Some(Name::Pool) => match payload::parse_portal_announcement(text) {
-                Ok(PortalAnnouncement { id, ready }) => match self.portal(&id, ready) {
+                Ok(PortalAnnouncement { id, ready }) => match self.change_portal(&id, ready) {
                     Ok(_) => {
                         // This server counts as one more subscriber.
                         let receivers = self.server.channels.publish(channel, text) + 1;
@@ -337,9 +342,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     /// Dispatches the messages of one command. The reply is the number of recipients that accepted them.
     async fn dispatch(&mut self, mut dispatches: Vec<Dispatch>, bytes: usize) {
-        if let [only] = &dispatches[..]
-            && only.rejected.is_empty()
-            && matches!(&only.recipients, Recipients::Users(users) if users.is_empty())
+        if let [dispatch] = &dispatches[..]
+            && dispatch.rejected.is_empty()
+            && matches!(&dispatch.recipients, Recipients::Users(users) if users.is_empty())
         {
             // A Dispatcher publishes even if all its recipients are offline.
             return encode::integer(self.batch.reply(), 0);
@@ -395,6 +400,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
     }
 
+    /// Replies with a store error, and logs it.
     fn fail(&mut self, error: &StoreError) {
         pipeline::log_failure(error);
         pipeline::write_store_error(self.batch.reply(), error);
@@ -423,7 +429,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             self.reply_subscription("unsubscribe", None);
         }
         for channel in channels {
-            if let Some(at) = self.channels.iter().position(|one| *one == channel) {
+            if let Some(at) = self.channels.iter().position(|subscribed| *subscribed == channel) {
                 self.channels.remove(at);
                 self.server.unsubscribe(&channel, &self.subscriber, &[]);
             }
@@ -431,11 +437,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
     }
 
-    fn reply_subscription(&mut self, what: &str, channel: Option<&[u8]>) {
+    fn reply_subscription(&mut self, action: &str, channel: Option<&[u8]>) {
         let count = self.channels.len() as u64;
         let out = self.batch.reply();
         encode::array(out, 3);
-        encode::bulk(out, what.as_bytes());
+        encode::bulk(out, action.as_bytes());
         match channel {
             Some(channel) => encode::bulk(out, channel),
             None => encode::nil(out),

@@ -2,7 +2,7 @@
 
 use super::RespServer;
 
-/// Redis version that clients see, as a hint of the supported protocol.
+/// Redis version in the reply, by which clients choose the protocol.
 const REDIS_VERSION: &str = "7.0.0";
 
 pub(super) fn text(server: &RespServer) -> String {
@@ -13,7 +13,7 @@ pub(super) fn text(server: &RespServer) -> String {
         "redis_mode:standalone".to_owned(),
         format!("mesa_version:{}", env!("CARGO_PKG_VERSION")),
         format!("process_id:{}", std::process::id()),
-        format!("uptime_in_seconds:{}", server.since.elapsed().as_secs()),
+        format!("uptime_in_seconds:{}", server.started.elapsed().as_secs()),
         String::new(),
         "# Clients".to_owned(),
         format!("connected_clients:{}", server.metrics.redis_protocol_connections.get()),

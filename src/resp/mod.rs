@@ -1,27 +1,26 @@
 //! Serves the part of the Redis protocol (RESP2) that Dispatchers and Portals of the original Mesa (`@cryb/mesa`) use.
 //!
-//! They run inside Node services and cannot be changed. To use this server, their `redis://` address is set to it; nothing
-//! else changes.
+//! They run inside Node services and cannot be changed. To use this server, only their `redis://` address changes.
 //!
 //! - [`parser`]: bytes to commands · [`encode`]: replies to bytes
-//! - [`connection`]: one connection, a command at a time
-//! - [`command`]: the table of commands · [`execute`]: what each does
+//! - [`connection`]: executes the commands of one connection in order
+//! - [`command`]: the table of commands · [`execute`]: executes them
 //! - [`payload`]: parses the JSON that a Dispatcher sends
 //! - [`pipeline`]: pipelined commands that share a group commit
 //! - [`channels`], [`subscriber_queue`]: subscriptions, and a bounded output queue for each
-//! - [`original_portals`], [`portal_registry`]: portals of the original, and which connection belongs to which
+//! - [`original_portals`], [`portal_registry`]: portals of the original, and their connections
 //! - [`queries`], [`info`]: read-only commands
 //!
 //! # No loss, no duplicates
 //!
-//! The original's Dispatcher asks for each recipient whether the user is online (`SISMEMBER`). For an offline user it
-//! appends the message to the list of pending messages: `HGET`, then `HSET` of that list and one more. For the others it
+//! The original's Dispatcher queries for each recipient whether the user is online (`SISMEMBER`). For an offline user it
+//! appends the message to the list of pending messages: `HGET`, then `HSET` of that list and the message. For online users it
 //! publishes the message. In between, a user may connect or disconnect.
 //!
-//! That is harmless here. Both `HSET` and `PUBLISH` append to the user's log, which delivers to online users and stores
-//! for offline ones. A recipient gets the message by one of the two and never by both, so there are no duplicates. Only
-//! the last message of an `HSET` list is new, and only that one is appended. So two Dispatchers that read the same list
-//! before either wrote do no harm, nor does a delivery since the read.
+//! That is harmless here. Both `HSET` and `PUBLISH` append to the user's log, which delivers to online users and stores for
+//! offline ones. A recipient is in one of the two commands, so there are no duplicates. Only the last message of an `HSET`
+//! list is new, and only that message is appended. So two Dispatchers may read the same list before either writes, and
+//! messages may be delivered between read and write.
 
 mod channels;
 mod command;
@@ -61,22 +60,22 @@ use original_portals::OriginalPortals;
 pub use portal_registry::AnnouncedPortal;
 use subscriber_queue::Subscriber;
 
-/// Limits sizes and times of a connection.
+/// Limits of a connection.
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
-    /// Size of a command in bytes; a larger one closes the connection.
+    /// Size of a command in bytes. A larger command closes the connection.
     command_bytes: usize,
-    /// Bytes queued for a subscriber; one that exceeds them is disconnected.
+    /// Bytes queued for a subscriber. Above them it is disconnected.
     backlog_bytes: usize,
-    /// Recipients of a dispatch; one with more is rejected.
+    /// Recipients of a dispatch. A dispatch with more is rejected.
     recipients: usize,
-    /// Time limit for authentication; then the connection closes.
+    /// Time limit for authentication. Then the connection closes.
     authenticate_timeout: Duration,
-    /// Time limit of a write without progress; then the connection closes.
+    /// Time limit of a write without progress. Then the connection closes.
     write_timeout: Duration,
 }
 
-/// Serves RESP connections; holds what they share.
+/// The RESP server: state that all its connections share.
 #[derive(Debug)]
 pub struct RespServer {
     hub: Arc<Hub>,
@@ -87,24 +86,25 @@ pub struct RespServer {
     bounds: Bounds,
     channels: Arc<Channels>,
     portals: Option<Arc<OriginalPortals>>,
-    numbers: AtomicU64,
-    since: Instant,
+    /// Number of the next connection.
+    next_number: AtomicU64,
+    started: Instant,
     /// Time of the last log line about a rejected recipient.
     rejection_logged: Mutex<Option<Instant>>,
     /// Time of the last log line about messages dropped because sync is off.
     unstored_logged: Mutex<Option<Instant>>,
 }
 
-/// Minimum interval of log lines about rejected recipients: their cause may last for days.
+/// Minimum interval of log lines about rejected recipients. Their cause may last for days.
 const REJECTION_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Minimum interval of log lines about dropped messages: with sync off a Dispatcher may drop some all day.
+/// Minimum interval of log lines about dropped messages. With sync off a Dispatcher may cause them all day.
 const UNSTORED_LOG_INTERVAL: Duration = Duration::from_secs(300);
 
 impl RespServer {
     /// Creates the server. `guess_limiter` counts wrong passwords.
     ///
-    /// `remembered` holds the portals that were in the pool when an earlier process stopped.
+    /// `remembered` are the portals that were in the pool when an earlier process stopped.
     #[must_use]
     pub fn new(
         config: &Config,
@@ -131,22 +131,22 @@ impl RespServer {
             },
             channels,
             portals,
-            numbers: AtomicU64::new(1),
-            since: Instant::now(),
+            next_number: AtomicU64::new(1),
+            started: Instant::now(),
             rejection_logged: Mutex::default(),
             unstored_logged: Mutex::default(),
             hub,
         })
     }
 
-    /// Expires portals that have not returned. Call it about once per second.
+    /// Removes portals that have been disconnected for 60 s. Call it about once per second.
     pub fn sweep(&self, now: Instant) {
         if let Some(portals) = &self.portals {
             portals.sweep(now);
         }
     }
 
-    /// Watches the list of portals in the pool; `None` if portals are off.
+    /// Watches the list of portals in the pool. `None` if portals are off.
     ///
     /// The list is what the next process passes to [`RespServer::new`], because a portal of the original announces itself
     /// only once.
@@ -176,7 +176,7 @@ impl RespServer {
 
     /// Logs that messages for offline users were dropped because sync is off, at most once per interval.
     ///
-    /// A Dispatcher only learns how many users were online, and takes that for success.
+    /// A Dispatcher gets only the number of online users, and takes that for success.
     fn report_unstored(&self, offline: usize) {
         let mut logged = self.unstored_logged.lock();
         if offline > 0 && logged.is_none_or(|at| at.elapsed() > UNSTORED_LOG_INTERVAL) {

@@ -1,8 +1,7 @@
 //! Delivers client events to portals of the original.
 //!
-//! All of them subscribe to one channel and receive every event on it. A portal handles the events under its own id, or all
-//! events if it was configured so. So each event is published once, under the id of the portal whose turn it is, as in the
-//! original on Redis.
+//! All portals subscribe to one channel, and receive every event on it. A portal handles events under its own id, or all events
+//! if it is configured so. So each event is published once, under the id of the portal whose turn it is, as in the original.
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
@@ -23,14 +22,15 @@ use crate::{
 /// Id that no portal has.
 const NO_PORTAL: &str = "";
 
+/// The portals of the original that are connected to this server.
 #[derive(Debug)]
 pub(super) struct OriginalPortals {
     pool: Arc<portals::Portals>,
-    /// The channel they subscribe to.
+    /// The channel of events.
     channel: Bytes,
     channels: Arc<Channels>,
     registry: Mutex<PortalRegistry>,
-    /// Portals in the pool; sends each change.
+    /// Portals in the pool. Each change is sent.
     announced: watch::Sender<Vec<AnnouncedPortal>>,
 }
 
@@ -42,7 +42,7 @@ impl OriginalPortals {
         remembered: Vec<AnnouncedPortal>,
     ) -> Arc<Self> {
         if !remembered.is_empty() {
-            // Their portals will reconnect shortly.
+            // These portals will reconnect shortly.
             pool.reserve_queue();
         }
         let announced = watch::Sender::new(remembered.clone());
@@ -53,7 +53,7 @@ impl OriginalPortals {
         portals
     }
 
-    /// Watches the portals that must be remembered over a restart.
+    /// Watches the portals that must be stored over a restart.
     pub(super) fn announced(&self) -> watch::Receiver<Vec<AnnouncedPortal>> {
         self.announced.subscribe()
     }
@@ -69,12 +69,12 @@ impl OriginalPortals {
         ids
     }
 
-    /// Adds a portal, and returns whether it was unknown. `None`: there are too many.
+    /// Adds a portal. Returns whether it is new, or `None` if there are too many.
     pub(super) fn announce(&self, id: &str, number: ConnectionNumber, address: IpAddr) -> Option<bool> {
         self.change(|registry| registry.announce(id, number, address, Instant::now()))
     }
 
-    /// Removes a portal. True if it was known.
+    /// Removes a portal. Returns true if it was known.
     pub(super) fn leave(&self, id: &str) -> bool {
         self.change(|registry| registry.leave(id, Instant::now()))
     }
@@ -86,9 +86,9 @@ impl OriginalPortals {
     /// Ends a subscription, and redispatches its unwritten events.
     pub(super) fn unsubscribe(&self, number: ConnectionNumber, unwritten: &[Arc<ClientEvent>]) {
         let removed = self.change(|registry| registry.unsubscribe(number, Instant::now()));
-        if let Some(Subscription { seat: Some(seat), .. }) = removed {
-            self.pool.remove_consumer(seat);
-            // Only its network may have failed.
+        if let Some(Subscription { consumer: Some(consumer), .. }) = removed {
+            self.pool.remove_consumer(consumer);
+            // The portal may reconnect after a network failure.
             self.pool.reserve_queue();
         }
         unwritten.iter().for_each(|event| self.pool.redispatch(event));
@@ -99,34 +99,35 @@ impl OriginalPortals {
         self.change(|registry| registry.close(number, Instant::now()));
     }
 
-    /// Binds subscriptions and expires ids whose time is over. Call it about once per second.
+    /// Binds returned subscriptions, and removes expired ids. Call it about once per second.
     pub(super) fn sweep(&self, now: Instant) {
         self.change(|registry| registry.sweep(now));
     }
 
     /// Records whether a subscriber's queue has space.
     pub(super) fn set_has_space(&self, number: ConnectionNumber, has_space: bool) {
-        let seat = self.registry.lock().subscriptions.iter().find(|one| one.number == number).and_then(|one| one.seat);
-        if let Some(seat) = seat {
-            self.pool.set_consumer_capacity(seat, has_space);
+        let consumer =
+            self.registry.lock().subscriptions.iter().find(|one| one.number == number).and_then(|one| one.consumer);
+        if let Some(consumer) = consumer {
+            self.pool.set_consumer_capacity(consumer, has_space);
         }
     }
 
-    /// Changes the registry. Afterwards, the subscriptions bound to an id take turns.
+    /// Changes the registry. Then gives turns to all subscriptions that are bound to an id.
     fn change<T>(&self, change: impl FnOnce(&mut PortalRegistry) -> T) -> T {
         let mut added = false;
         let result = {
             let mut registry = self.registry.lock();
             let result = change(&mut registry);
             for one in &mut registry.subscriptions {
-                match (one.ids.is_empty(), one.seat) {
+                match (one.ids.is_empty(), one.consumer) {
                     (false, None) => {
-                        one.seat = self.pool.add_consumer();
-                        added |= one.seat.is_some();
+                        one.consumer = self.pool.add_consumer();
+                        added |= one.consumer.is_some();
                     }
-                    (true, Some(seat)) => {
-                        self.pool.remove_consumer(seat);
-                        one.seat = None;
+                    (true, Some(consumer)) => {
+                        self.pool.remove_consumer(consumer);
+                        one.consumer = None;
                     }
                     _ => {}
                 }
@@ -156,10 +157,10 @@ impl OriginalPortals {
 
 impl EventForwarder for OriginalPortals {
     fn forward(&self, event: &Arc<ClientEvent>, turn: Option<ConsumerId>, again: bool) {
-        // Number and ids of the chosen subscription. Looked up before the subscribers, which may change meanwhile.
-        let chosen = turn.and_then(|seat| {
+        // Number and ids of the chosen subscription. Read before the list of subscribers, which may change meanwhile.
+        let chosen = turn.and_then(|consumer| {
             let registry = self.registry.lock();
-            let one = registry.subscriptions.iter().find(|one| one.seat == Some(seat))?;
+            let one = registry.subscriptions.iter().find(|one| one.consumer == Some(consumer))?;
             Some((one.number, one.ids.clone()))
         });
         let subscribers = self.channels.subscribers(&self.channel);
@@ -196,9 +197,9 @@ impl EventForwarder for OriginalPortals {
             }
             None => {}
         }
-        if let (Some(seat), PushResult::Closed) = (turn, result) {
+        if let (Some(consumer), PushResult::Closed) = (turn, result) {
             // The subscriber disconnected after it was chosen. Removing it first makes the redispatch terminate.
-            self.pool.remove_consumer(seat);
+            self.pool.remove_consumer(consumer);
             self.pool.redispatch(event);
         }
     }

@@ -15,32 +15,34 @@ use crate::{
     message::UserId,
 };
 
-/// Messages of one batch at most. Larger batches would delay other callers in the commit thread.
+/// Messages of one batch. A larger batch would delay other callers in the commit thread.
 const MESSAGES_MAX: usize = 512;
 
-/// Bytes of the commands of one batch at most; a batch takes at least one command.
+/// Bytes of the commands of one batch, with at least one command.
 const BYTES_MAX: usize = 256 << 10;
 
+/// Uncommitted messages of one connection, and replies.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// Replies that can be sent.
     ready: BytesMut,
     dispatches: Vec<PreparedDispatch>,
-    /// Holds for each message the replies that follow its own.
+    /// For each message, the replies that follow its own.
     following: Vec<BytesMut>,
     bytes: usize,
-    /// Bytes of the ready replies, except those after the last message.
+    /// Bytes of all known replies, except those that follow the last message.
     reply_bytes: usize,
     /// Recipients of the messages.
     users: HashSet<UserId, RandomState>,
 }
 
 impl Batch {
-    /// Returns the buffer for the next reply that is known already.
+    /// Returns the buffer for a reply that does not depend on the commit.
     pub(super) fn reply(&mut self) -> &mut BytesMut {
         self.following.last_mut().unwrap_or(&mut self.ready)
     }
 
+    /// Adds a message.
     pub(super) fn push<'a>(
         &mut self,
         dispatch: PreparedDispatch,
@@ -63,7 +65,7 @@ impl Batch {
         self.reply_bytes + self.reply().len()
     }
 
-    /// Tests for an uncommitted message to this user.
+    /// Tells whether there is an uncommitted message to this user.
     pub(super) fn has_user(&self, user: &UserId) -> bool {
         self.users.contains(user)
     }

@@ -8,18 +8,19 @@ use crate::{
     message::UserId,
 };
 
-/// Bytes of a user's pending messages in one reply: the oldest, and at least one. A Dispatcher sends all of them back.
+/// Bytes of a user's oldest pending messages in one reply, with at least one. A Dispatcher sends all of them back.
 const PENDING_BYTES_MAX: usize = 64 << 10;
+
 /// Messages in one reply.
 const PENDING_MESSAGES_MAX: usize = 1000;
 
-/// Users in one reply. With more users the command fails: a partial list would look complete.
+/// Users in one reply. With more users the command fails, since a partial list would look complete.
 const USERS_MAX: usize = 100_000;
 
 /// Users read in one step.
 const PAGE_USERS: usize = 1000;
 
-/// Returns the pending messages of a user as a JSON list, like the original; `None` if there are none.
+/// Returns the pending messages of a user as a JSON list, like the original. `None` if there are none.
 pub(super) async fn pending(hub: &Hub, user: &[u8]) -> Result<Option<Bytes>, StoreError> {
     let Some(user) = user_id(user) else { return Ok(None) };
     let limit = ReadLimit { entries: PENDING_MESSAGES_MAX, bytes: PENDING_BYTES_MAX };
@@ -98,7 +99,7 @@ pub(super) async fn is_online(hub: &Hub, user: &[u8]) -> bool {
     }
 }
 
-/// Parses a user id; `None` if it is invalid.
+/// Parses a user id. `None` if it is invalid.
 pub(super) fn user_id(name: &[u8]) -> Option<UserId> {
     UserId::new(std::str::from_utf8(name).ok()?).ok()
 }

@@ -14,13 +14,14 @@ use crate::hub::portals::ClientEvent;
 /// Bytes of one write, approximately.
 const WRITE_BYTES: usize = 64 << 10;
 
-/// Represents a connection to those that publish to it.
+/// The output queue of one connection.
 #[derive(Debug)]
 pub(super) struct Subscriber {
     pub number: ConnectionNumber,
     pub address: IpAddr,
     bytes_max: usize,
     queue: Mutex<Queue>,
+    /// Notified when a message was queued, or the bound exceeded.
     pub changed: Notify,
 }
 
@@ -28,27 +29,27 @@ pub(super) struct Subscriber {
 struct Queue {
     messages: VecDeque<QueuedMessage>,
     bytes: usize,
-    /// More than half of the bound is queued, which [`Subscriber::take`] has not yet reported as over.
+    /// More than half of the bound was queued, and [`Subscriber::take`] has not reported space since.
     crowded: bool,
-    /// It exceeded the bound, or is closed: nothing more is accepted.
+    /// The queue exceeded its bound, or the connection has ended. No further message is queued.
     closed: bool,
 }
 
 #[derive(Debug)]
 struct QueuedMessage {
     bytes: Bytes,
-    /// Event that only this subscriber handles; another must get it if it is not written.
-    own: Option<Arc<ClientEvent>>,
+    /// Event that only this subscriber handles. If it is not written, another subscriber must get it.
+    event: Option<Arc<ClientEvent>>,
 }
 
-/// Reports whether a message was queued.
+/// Tells whether a message was queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PushResult {
     Queued,
-    /// It was queued, and other subscribers should be preferred from now on.
+    /// It was queued, and more than half of the bound is in use: prefer other subscribers.
     Crowded,
-    /// It exceeds the bound, so the subscriber is disconnected.
-    Cut,
+    /// It exceeds the bound. The subscriber is disconnected.
+    Overflow,
     /// The queue is closed.
     Closed,
 }
@@ -58,17 +59,18 @@ impl Subscriber {
         Arc::new(Self { number, address, bytes_max, queue: Mutex::default(), changed: Notify::new() })
     }
 
-    pub(super) fn push(&self, bytes: Bytes, own: Option<Arc<ClientEvent>>) -> PushResult {
+    /// Queues a message. `event` is the event in it that only this subscriber handles.
+    pub(super) fn push(&self, bytes: Bytes, event: Option<Arc<ClientEvent>>) -> PushResult {
         let result = {
             let mut queue = self.queue.lock();
             if queue.closed {
                 return PushResult::Closed;
             }
             queue.bytes += bytes.len();
-            queue.messages.push_back(QueuedMessage { bytes, own });
+            queue.messages.push_back(QueuedMessage { bytes, event });
             if queue.bytes > self.bytes_max {
                 queue.closed = true;
-                PushResult::Cut
+                PushResult::Overflow
             } else if queue.bytes > self.bytes_max / 2 {
                 queue.crowded = true;
                 PushResult::Crowded
@@ -80,7 +82,7 @@ impl Subscriber {
         result
     }
 
-    /// Moves output of one write to `out`. True if a crowded queue has space again.
+    /// Moves the messages of one write to `out`. Returns true if a crowded queue has space again.
     pub(super) fn take(&self, out: &mut BytesMut) -> bool {
         let mut queue = self.queue.lock();
         while out.len() < WRITE_BYTES && !queue.closed {
@@ -97,8 +99,8 @@ impl Subscriber {
         self.queue.lock().messages.is_empty()
     }
 
-    /// Tests that the bound was exceeded.
-    pub(super) fn is_cut(&self) -> bool {
+    /// Tells whether the bound was exceeded, or the queue closed.
+    pub(super) fn is_closed(&self) -> bool {
         self.queue.lock().closed
     }
 
@@ -107,7 +109,7 @@ impl Subscriber {
         let mut queue = self.queue.lock();
         queue.closed = true;
         queue.bytes = 0;
-        std::mem::take(&mut queue.messages).into_iter().filter_map(|message| message.own).collect()
+        std::mem::take(&mut queue.messages).into_iter().filter_map(|message| message.event).collect()
     }
 }
 
@@ -136,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn subscriber_above_bound_is_cut_and_returns_its_events() {
+    fn subscriber_above_bound_is_closed_and_returns_its_events() {
         let subscriber = Subscriber::new(1, [127, 0, 0, 1].into(), 100);
         let message = || Bytes::from(vec![b'x'; 30]);
         assert_eq!(subscriber.push(message(), Some(event())), PushResult::Queued);
@@ -144,11 +146,12 @@ mod tests {
         let mut out = BytesMut::new();
         assert!(subscriber.take(&mut out));
         assert_eq!((out.len(), subscriber.is_empty()), (60, true));
-        for push in [PushResult::Queued, PushResult::Crowded, PushResult::Crowded, PushResult::Cut, PushResult::Closed]
+        for push in
+            [PushResult::Queued, PushResult::Crowded, PushResult::Crowded, PushResult::Overflow, PushResult::Closed]
         {
             assert_eq!(subscriber.push(message(), Some(event())), push);
         }
-        assert!(subscriber.is_cut());
+        assert!(subscriber.is_closed());
         assert_eq!(subscriber.close().len(), 4);
         assert_eq!(subscriber.close().len(), 0);
     }

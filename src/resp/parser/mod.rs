@@ -5,13 +5,13 @@
 
 use bytes::{Buf as _, Bytes, BytesMut};
 
-/// Arguments of one command, its name included. More close the connection.
+/// Arguments of one command, with its name. One more closes the connection.
 const ARGUMENTS_MAX: u64 = 1024;
 
 /// Length limit of a line that holds a number, in bytes.
 const LINE_BYTES_MAX: usize = 32;
 
-/// Describes a violation of the protocol or of a limit. The connection closes.
+/// A violation of the protocol or of a limit. The connection closes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Violation {
     #[error("Protocol error: expected '*', got '{0}'")]
@@ -28,7 +28,7 @@ pub(super) enum Violation {
     TooLong(usize),
 }
 
-/// Holds a command: its name and its arguments. Never empty.
+/// A command: its name and its arguments. Never empty.
 pub(super) type Arguments = Vec<Bytes>;
 
 /// Splits input into commands. Scans each byte once, however the input is split.
@@ -37,8 +37,8 @@ pub(super) struct Parser {
     bytes_max: usize,
     state: State,
     arguments: Arguments,
-    /// Arguments that are still to come.
-    left: u64,
+    /// Arguments that are missing.
+    missing: u64,
     /// Bytes of the announced arguments so far.
     bytes: usize,
 }
@@ -55,7 +55,7 @@ enum State {
 
 impl Parser {
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self { bytes_max, state: State::Begin, arguments: Vec::new(), left: 0, bytes: 0 }
+        Self { bytes_max, state: State::Begin, arguments: Vec::new(), missing: 0, bytes: 0 }
     }
 
     /// Sets the size limit of commands, in bytes.
@@ -63,12 +63,12 @@ impl Parser {
         self.bytes_max = bytes_max;
     }
 
-    /// Tests that a command has begun and is not complete. `buffer` holds the unparsed input.
+    /// Tells whether a command has begun and is not complete. `buffer` holds the unparsed input.
     pub(super) fn is_in_command(&self, buffer: &BytesMut) -> bool {
         !matches!(self.state, State::Begin) || !buffer.is_empty()
     }
 
-    /// Returns the next command; `None` when more input is needed.
+    /// Returns the next command. `None` when more input is needed.
     pub(super) fn next(&mut self, buffer: &mut BytesMut) -> Result<Option<Arguments>, Violation> {
         loop {
             match self.state {
@@ -79,7 +79,7 @@ impl Parser {
                     if count > ARGUMENTS_MAX {
                         return Err(Violation::TooManyArguments);
                     }
-                    (self.left, self.bytes, self.state) = (count, 0, State::Length);
+                    (self.missing, self.bytes, self.state) = (count, 0, State::Length);
                 }
                 State::Length => {
                     let Some(number) = line(buffer, b'$', Violation::NoBulk)? else { return Ok(None) };
@@ -101,9 +101,9 @@ impl Parser {
                     }
                     buffer.advance(2);
                     self.arguments.push(argument);
-                    self.left -= 1;
-                    self.state = if self.left == 0 { State::Begin } else { State::Length };
-                    if self.left == 0 {
+                    self.missing -= 1;
+                    self.state = if self.missing == 0 { State::Begin } else { State::Length };
+                    if self.missing == 0 {
                         return Ok(Some(std::mem::take(&mut self.arguments)));
                     }
                 }

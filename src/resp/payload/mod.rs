@@ -20,16 +20,16 @@ use crate::{
     message::{EVERYONE, INTERNAL_EVENT, JsonString, Payload, Recipients, UserId, check_internal_event, surrogates},
 };
 
-/// Distinguishes what was published to the channel of dispatches.
+/// A message that was published to the channel of dispatches.
 #[derive(Debug)]
 pub(super) enum Published {
     /// One message. Two dispatches if it is for `*` and for named users, whose copies must be stored.
     Dispatches(Vec<Dispatch>),
-    /// Closes the connections of these users.
+    /// A request to close the connections of these users.
     Disconnect(Recipients),
 }
 
-/// Parses what was published to the channel of dispatches.
+/// Parses a message that was published to the channel of dispatches.
 pub(super) fn parse_publish(text: &[u8], recipients_max: usize) -> Result<Published, String> {
     let text = utf8(text)?;
     let mut rejected = Vec::new();
@@ -64,7 +64,7 @@ pub(super) fn parse_publish(text: &[u8], recipients_max: usize) -> Result<Publis
     Ok(Published::Dispatches(dispatches))
 }
 
-/// Parses a dispatch in which some recipients have a lone surrogate, and rejects only those.
+/// Parses a dispatch with lone surrogates in some recipients, and rejects only these recipients.
 #[cold]
 fn parse_with_lone_surrogates<'a>(text: &'a str, rejected: &mut Vec<Rejected>) -> Option<PublishRequest<'a>> {
     #[derive(Deserialize)]
@@ -86,12 +86,12 @@ fn parse_with_lone_surrogates<'a>(text: &'a str, rejected: &mut Vec<Rejected>) -
     Some(PublishRequest { message, recipients: texts })
 }
 
-/// Parses what a Dispatcher writes to a user's hash field: the pending messages that it read there, and one more at the end.
+/// Parses the value of a user's hash field: the pending messages that the Dispatcher read there, and a new one at the end.
 ///
-/// Only the last is new; the log has the others.
+/// Returns only the new message. The log has the others.
 pub(super) fn parse_hset_value(text: &[u8], user: UserId) -> Result<Dispatch, String> {
     let text = utf8(text)?;
-    let Last(last) = serde_json::from_str(text)
+    let LastElement(last) = serde_json::from_str(text)
         .map_err(|error| format!("the value is not a list of messages: {}", json_error(&error)))?;
     let last = last.ok_or("an empty list appends nothing; to remove a user's pending messages, use HDEL")?;
     dispatch(&object(last.get(), "a message")?, Recipients::Users(vec![user]))
@@ -124,14 +124,14 @@ fn object<'a, T: Deserialize<'a>>(text: &'a str, what: &str) -> Result<T, String
     })
 }
 
-/// Deserializes a list, and keeps only its last element.
-struct Last<'a>(Option<&'a RawValue>);
+/// The last element of a list.
+struct LastElement<'a>(Option<&'a RawValue>);
 
-impl<'de> Deserialize<'de> for Last<'de> {
+impl<'de> Deserialize<'de> for LastElement<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct List;
         impl<'de> Visitor<'de> for List {
-            type Value = Last<'de>;
+            type Value = LastElement<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a list")
@@ -142,7 +142,7 @@ impl<'de> Deserialize<'de> for Last<'de> {
                 while let Some(element) = list.next_element()? {
                     last = Some(element);
                 }
-                Ok(Last(last))
+                Ok(LastElement(last))
             }
         }
         deserializer.deserialize_seq(List)

@@ -1,13 +1,13 @@
 //! Matches ids of original portals to connections.
 //!
-//! A Portal of the original has three connections, and nothing shows that they belong together. One puts its id into the
-//! pool, one publishes that it is ready, and one subscribes. It announces its id once, when it is created. When its connections
-//! break, or the server restarts, it only subscribes again. It recognizes its events by the id alone.
+//! A Portal of the original has three connections, and the protocol does not link them. One adds its id to the pool, one
+//! publishes that it is ready, and one subscribes. A Portal announces its id once, when it is created. When its connections
+//! break, or the server restarts, it only subscribes again. It handles events by their id alone.
 //!
-//! So ids are bound to subscriptions here. An announced id is bound to the next subscription from the same address, which
-//! is how a Portal opens its connections. A subscription without an announcement belongs to an id that was announced before,
-//! on a closed connection. If several such ids are possible, the subscription is bound to all of them. An event for it is
-//! then sent under each, and the Portal takes the one with its own id.
+//! So ids are bound to subscriptions here. An announced id is bound to the next subscription from the same address: a Portal
+//! opens its connections in this order. A subscription without an announcement belongs to an id that was announced earlier, on
+//! a closed connection. If there are several such ids, the subscription is bound to all of them. An event for it is then sent
+//! once under each id, and the Portal handles the one with its own id.
 
 use std::{
     net::IpAddr,
@@ -16,13 +16,13 @@ use std::{
 
 use crate::hub::portals::ConsumerId;
 
-/// Ids in total. One more replaces the oldest id without a connection; if all have one, it is rejected.
+/// Limit of ids. One more replaces the oldest id without a connection. If all have a connection, it is rejected.
 const IDS_MAX: usize = 256;
 
 /// Ids that one subscription may be bound to.
 const IDS_PER_SUBSCRIPTION_MAX: usize = 32;
 
-/// Time in which a new Portal announces itself; after it, a subscription counts as one that returned.
+/// Time in which a new Portal announces itself. Then a subscription counts as that of a returned Portal.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time after which an id without connections is removed.
@@ -31,10 +31,10 @@ const RETURN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Length limit of an id, in bytes. Ids of the original have 36.
 pub(super) const ID_BYTES_MAX: usize = 256;
 
-/// Identifies a connection; later connections have higher numbers.
+/// Number of a connection. Later connections have higher numbers.
 pub(super) type ConnectionNumber = u64;
 
-/// Holds a portal's id and address, which must be remembered over a restart.
+/// A portal's id and address, which are stored over a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnnouncedPortal {
     /// Id that the portal announced.
@@ -47,25 +47,26 @@ pub struct AnnouncedPortal {
 struct Id {
     announced: AnnouncedPortal,
     /// Open connections on which it was announced.
-    by: Vec<ConnectionNumber>,
-    /// Lowest number of them.
+    connections: Vec<ConnectionNumber>,
+    /// Lowest number of these connections.
     first: ConnectionNumber,
-    /// Time since which it has no connection and no subscription.
+    /// Time since when it has no connection and no subscription.
     absent_since: Option<Instant>,
 }
 
-/// Describes a subscription to the channel of events.
+/// A subscription to the channel of events.
 #[derive(Debug)]
 pub(super) struct Subscription {
     pub number: ConnectionNumber,
     address: IpAddr,
     since: Instant,
-    /// Ids it is bound to; several if it is uncertain which is right.
+    /// Ids to which it is bound. Several if the right id is unknown.
     pub ids: Vec<String>,
-    /// Its consumer in the pool; maintained by the owner of the registry.
-    pub seat: Option<ConsumerId>,
+    /// Its consumer in the pool, which the owner of the registry maintains.
+    pub consumer: Option<ConsumerId>,
 }
 
+/// Announced ids, and subscriptions.
 #[derive(Debug, Default)]
 pub(super) struct PortalRegistry {
     ids: Vec<Id>,
@@ -75,7 +76,7 @@ pub(super) struct PortalRegistry {
 impl PortalRegistry {
     /// Restores the registry of an earlier process.
     pub(super) fn remembered(announced: Vec<AnnouncedPortal>, now: Instant) -> Self {
-        let id = |announced| Id { announced, by: Vec::new(), first: 0, absent_since: Some(now) };
+        let id = |announced| Id { announced, connections: Vec::new(), first: 0, absent_since: Some(now) };
         let valid = announced.into_iter().filter(|one| (1..=ID_BYTES_MAX).contains(&one.id.len())).take(IDS_MAX);
         Self { ids: valid.map(id).collect(), subscriptions: Vec::new() }
     }
@@ -85,7 +86,7 @@ impl PortalRegistry {
         self.ids.iter().map(|id| &id.announced)
     }
 
-    /// Adds an announced portal, and returns whether it was unknown. `None`: [`IDS_MAX`] others are connected.
+    /// Adds an announced portal. Returns whether it is new, or `None` if [`IDS_MAX`] other portals are connected.
     pub(super) fn announce(
         &mut self,
         id: &str,
@@ -97,28 +98,28 @@ impl PortalRegistry {
         let new = known.is_none();
         match known {
             Some(known) => {
-                if !known.by.contains(&number) {
-                    known.by.push(number);
+                if !known.connections.contains(&number) {
+                    known.connections.push(number);
                 }
-                known.first = if known.by.len() == 1 { number } else { known.first.min(number) };
+                known.first = if known.connections.len() == 1 { number } else { known.first.min(number) };
                 known.announced.address = address;
             }
             None => {
                 if self.ids.len() >= IDS_MAX {
                     let absent = self.ids.iter().position(|id| id.absent_since.is_some());
                     // Its subscription may still be open, and is then bound to another id.
-                    let replaced = absent.or_else(|| self.ids.iter().position(|id| id.by.is_empty()))?;
+                    let replaced = absent.or_else(|| self.ids.iter().position(|id| id.connections.is_empty()))?;
                     self.ids.remove(replaced);
                 }
                 let announced = AnnouncedPortal { id: id.to_owned(), address };
-                self.ids.push(Id { announced, by: vec![number], first: number, absent_since: None });
+                self.ids.push(Id { announced, connections: vec![number], first: number, absent_since: None });
             }
         }
         self.bind(now);
         Some(new)
     }
 
-    /// Removes a portal. True if it was known.
+    /// Removes a portal. Returns true if it was known.
     pub(super) fn leave(&mut self, id: &str, now: Instant) -> bool {
         let before = self.ids.len();
         self.ids.retain(|known| known.announced.id != id);
@@ -127,7 +128,7 @@ impl PortalRegistry {
     }
 
     pub(super) fn subscribe(&mut self, number: ConnectionNumber, address: IpAddr, now: Instant) {
-        self.subscriptions.push(Subscription { number, address, since: now, ids: Vec::new(), seat: None });
+        self.subscriptions.push(Subscription { number, address, since: now, ids: Vec::new(), consumer: None });
         self.bind(now);
     }
 
@@ -141,11 +142,11 @@ impl PortalRegistry {
 
     /// Removes a closed connection from all ids.
     pub(super) fn close(&mut self, number: ConnectionNumber, now: Instant) {
-        self.ids.iter_mut().for_each(|id| id.by.retain(|by| *by != number));
+        self.ids.iter_mut().for_each(|id| id.connections.retain(|connection| *connection != number));
         self.bind(now);
     }
 
-    /// Binds subscriptions that have waited for [`ANNOUNCE_TIMEOUT`], and removes expired ids. True if any were removed.
+    /// Binds subscriptions older than [`ANNOUNCE_TIMEOUT`], and removes expired ids. Returns true if any were removed.
     pub(super) fn sweep(&mut self, now: Instant) -> bool {
         self.bind(now);
         let before = self.ids.len();
@@ -154,6 +155,7 @@ impl PortalRegistry {
         self.ids.len() < before
     }
 
+    /// Binds ids to subscriptions after a change.
     fn bind(&mut self, now: Instant) {
         let known = |id: &String| self.ids.iter().any(|known| known.announced.id == *id);
         self.subscriptions.iter_mut().for_each(|one| one.ids.retain(known));
@@ -161,15 +163,16 @@ impl PortalRegistry {
         self.bind_returned(now);
         for id in &mut self.ids {
             let bound = self.subscriptions.iter().any(|one| one.ids.contains(&id.announced.id));
-            let is_absent = id.by.is_empty() && !bound;
+            let is_absent = id.connections.is_empty() && !bound;
             id.absent_since = if is_absent { id.absent_since.or(Some(now)) } else { None };
         }
     }
 
-    /// Binds each id with a connection to a subscription from its address: an unbound one, or one of an id without a
-    /// connection.
+    /// Binds each id with a connection to a subscription from its address: an unbound one, or one that is bound to an id without
+    /// a connection.
     fn bind_announced(&mut self) {
-        let mut announced: Vec<usize> = (0..self.ids.len()).filter(|at| !self.ids[*at].by.is_empty()).collect();
+        let mut announced: Vec<usize> =
+            (0..self.ids.len()).filter(|at| !self.ids[*at].connections.is_empty()).collect();
         announced.sort_by_key(|at| self.ids[*at].first);
         for at in announced {
             let Id { announced, first, .. } = &self.ids[at];
@@ -177,7 +180,7 @@ impl PortalRegistry {
                 continue;
             }
             let is_announced =
-                |id: &String| self.ids.iter().any(|known| known.announced.id == *id && !known.by.is_empty());
+                |id: &String| self.ids.iter().any(|known| known.announced.id == *id && !known.connections.is_empty());
             let free = self.subscriptions.iter().enumerate().filter(|(_, one)| {
                 one.address == announced.address && !(one.ids.len() == 1 && is_announced(&one.ids[0]))
             });
@@ -193,19 +196,19 @@ impl PortalRegistry {
 
     /// Binds an unbound subscription to all ids of its address without a connection and a subscription.
     fn bind_returned(&mut self, now: Instant) {
-        let alone = |one: &Subscription| one.ids.len() == 1;
+        let is_certain = |one: &Subscription| one.ids.len() == 1;
         let bound: Vec<String> =
-            self.subscriptions.iter().filter(|one| alone(one)).map(|one| one.ids[0].clone()).collect();
+            self.subscriptions.iter().filter(|one| is_certain(one)).map(|one| one.ids[0].clone()).collect();
         let returned: Vec<AnnouncedPortal> = self
             .ids
             .iter()
-            .filter(|id| id.by.is_empty() && !bound.contains(&id.announced.id))
+            .filter(|id| id.connections.is_empty() && !bound.contains(&id.announced.id))
             .map(|id| id.announced.clone())
             .collect();
-        for one in self.subscriptions.iter_mut().filter(|one| !alone(one)) {
+        for one in self.subscriptions.iter_mut().filter(|one| !is_certain(one)) {
             if now.saturating_duration_since(one.since) >= ANNOUNCE_TIMEOUT {
-                let its = returned.iter().rev().filter(|id| id.address == one.address).take(IDS_PER_SUBSCRIPTION_MAX);
-                one.ids = its.map(|id| id.id.clone()).collect();
+                let ids = returned.iter().rev().filter(|id| id.address == one.address).take(IDS_PER_SUBSCRIPTION_MAX);
+                one.ids = ids.map(|id| id.id.clone()).collect();
             }
         }
     }

@@ -134,5 +134,5 @@ fn connection_that_announces_again_is_counted_once() {
     for number in [1, 2, 1] {
         registry.announce("one", number, LOCAL, now);
     }
-    assert_eq!(registry.ids[0].by, [1, 2]);
+    assert_eq!(registry.ids[0].connections, [1, 2]);
 }
