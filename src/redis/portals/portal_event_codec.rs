@@ -28,7 +28,7 @@ pub(in crate::redis) fn encode(
     let (name, message) = match &event.kind {
         ClientEventKind::Connection => (kind::CONNECTION, None),
         ClientEventKind::Authentication => (kind::AUTHENTICATION, None),
-        ClientEventKind::EventMessage { op, data, kind } => {
+        ClientEventKind::Message { op, data, kind } => {
             // Valid JSON, since it was parsed on receipt.
             let d = data.as_deref().and_then(|data| serde_json::from_str(data).ok());
             (kind::MESSAGE, Some(EventMessage { op: *op, d, t: kind.as_ref().map(JsonString::borrowed) }))
@@ -73,11 +73,9 @@ pub(in crate::redis) fn decode(text: &[u8], own: &str) -> Option<ReceivedEvent> 
     let kind = match (published.r#type.as_str(), published.message) {
         (kind::CONNECTION, _) => ClientEventKind::Connection,
         (kind::AUTHENTICATION, _) => ClientEventKind::Authentication,
-        (kind::MESSAGE, Some(EventMessage { op, d, t })) => ClientEventKind::EventMessage {
-            op,
-            data: d.map(|data| data.get().into()),
-            kind: t.map(JsonString::into_owned),
-        },
+        (kind::MESSAGE, Some(EventMessage { op, d, t })) => {
+            ClientEventKind::Message { op, data: d.map(|data| data.get().into()), kind: t.map(JsonString::into_owned) }
+        }
         (kind::DISCONNECTION, _) => ClientEventKind::Disconnection,
         _ => return None,
     };
@@ -103,7 +101,7 @@ mod tests {
 
     #[test]
     fn event_decodes_as_encoded_except_at_its_sender() {
-        let kind = ClientEventKind::EventMessage {
+        let kind = ClientEventKind::Message {
             op: 0,
             data: Some(r#"{"n": 1.0}"#.into()),
             kind: serde_json::from_str(r#""T\ud83d""#).ok(),

@@ -106,7 +106,7 @@ impl State {
         let all = self.pool.iter().chain(announced.map(|(id, _)| id));
         let is_active = |id: &&Arc<str>| match (self.announced.get(*id), split_own_name(id)) {
             (Some((is_present, _)), _) => *is_present,
-            (None, Some((server, _))) => live.split(',').any(|server| server == server),
+            (None, Some((server, _))) => live.split(',').any(|name| name == server),
             (None, None) => self.original_listens,
         };
         let mut all: Vec<Arc<str>> = all.filter(is_active).cloned().collect();
@@ -293,7 +293,7 @@ async fn write_wants_all(link: &ServerLink, server: &str, wants_all: bool) -> Re
 pub(in crate::redis) async fn remove_server(link: &ServerLink, server: &str) -> Result<(), RedisError> {
     let pool = link.keys().original(Name::Pool);
     let all: Vec<String> = link.client().query(redis::cmd("SMEMBERS").arg(pool)).await?;
-    for portal in all.iter().filter(|id| split_own_name(id).is_some_and(|(server, _)| server == server)) {
+    for portal in all.iter().filter(|id| split_own_name(id).is_some_and(|(owner, _)| owner == server)) {
         change_pool(link, portal, false).await?;
     }
     link.client()
