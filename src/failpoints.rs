@@ -1,11 +1,10 @@
 //! Failpoints: seeded bugs that the fault tests (`tests/faults`) must find.
 //!
-//! They exist only with the cargo feature `failpoints`, which no release has. Without it every function here is a constant,
-//! which the compiler removes.
+//! They exist only with the cargo feature `failpoints`, which no release has. Without the feature, calls compile to nothing.
 
 macro_rules! failpoints {
     ($($(#[doc = $help:literal])+ $name:ident,)+) => {
-        /// Failpoints. The variable `MESA_FAILPOINT` turns one on by the name of its variant.
+        /// Names a failpoint. The variable `MESA_FAILPOINT` enables the failpoint whose variant it names.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub(crate) enum Failpoint {
             $($(#[doc = $help])+ $name,)+
@@ -24,11 +23,11 @@ failpoints! {
     EarlyResponse,
     /// One record in 50 is not written.
     LostRecord,
-    /// Sometimes a user receives another user's message. The check before the socket is off.
+    /// Sometimes a user receives another user's message. The owner check before the socket is disabled.
     ForeignEntry,
     /// Sometimes two messages are sent in the wrong order.
     Reorder,
-    /// An acknowledgement covers one entry more than was written.
+    /// An acknowledgement covers one more entry than was written to the socket.
     AckTooFar,
     /// Sometimes an acknowledgement is lost, so that its messages are sent again.
     LostAck,
@@ -40,29 +39,29 @@ failpoints! {
     SharedCursor,
     /// A client that resumes receives no gap.
     UnreportedGap,
-    /// Sometimes two lines of an NDJSON stream get each other's result.
+    /// Sometimes the results of two lines of an NDJSON stream are swapped.
     SwappedResults,
     /// Not a bug: the write-ahead log is flushed early, so that faults also hit the flush.
     EarlyFlush,
 }
 
-/// Panics if `MESA_FAILPOINT_PANIC` names this place.
+/// Panics if `MESA_FAILPOINT_PANIC` names this panic point.
 #[cfg(not(feature = "failpoints"))]
 pub(crate) const fn panic_at(_: &str) {}
 
-/// Runs a task. It panics after 100 ms if `MESA_FAILPOINT_PANIC` names it.
+/// Runs a task that calls [`panic_at`] every 100 ms.
 #[cfg(not(feature = "failpoints"))]
-pub(crate) fn until_panic<F: Future>(_: &str, task: F) -> F {
+pub(crate) fn with_panic_point<F: Future>(_: &str, task: F) -> F {
     task
 }
 
-/// Reports whether a failpoint is on.
+/// Reports whether a failpoint is enabled.
 #[cfg(not(feature = "failpoints"))]
 pub(crate) const fn enabled(_: Failpoint) -> bool {
     false
 }
 
-/// Returns true once in `times` calls, if the failpoint is on. All failpoints share the count of calls.
+/// Returns true once in `times` calls, if the failpoint is enabled. The count of calls is that of the process.
 #[cfg(not(feature = "failpoints"))]
 pub(crate) const fn one_in(_: Failpoint, _: u64) -> bool {
     false
@@ -75,12 +74,12 @@ pub(crate) const fn check() -> Result<(), String> {
     Ok(())
 }
 
-/// The failpoint that `MESA_FAILPOINT` turns on, or why it is unknown. The variable is read once.
+/// The enabled failpoint, or the error of an unknown name. The variable is read once.
 #[cfg(feature = "failpoints")]
-static CHOSEN: std::sync::LazyLock<Result<Option<Failpoint>, String>> =
+static ENABLED: std::sync::LazyLock<Result<Option<Failpoint>, String>> =
     std::sync::LazyLock::new(|| parse(&std::env::var("MESA_FAILPOINT").unwrap_or_default()));
 
-/// Parses the value of `MESA_FAILPOINT`. An empty one counts as not set.
+/// Parses the value of `MESA_FAILPOINT`. An empty value counts as not set.
 #[cfg(feature = "failpoints")]
 fn parse(name: &str) -> Result<Option<Failpoint>, String> {
     let found = ALL.iter().find(|failpoint| format!("{failpoint:?}") == name);
@@ -93,19 +92,19 @@ fn parse(name: &str) -> Result<Option<Failpoint>, String> {
 /// Checks the name in `MESA_FAILPOINT`.
 ///
 /// # Errors
-/// If there is no such failpoint. A test whose failpoint was renamed would pass without testing anything.
+/// If no failpoint has this name. Otherwise a test whose failpoint was renamed would pass without testing anything.
 #[cfg(feature = "failpoints")]
 pub(crate) fn check() -> Result<(), String> {
-    CHOSEN.as_ref().map(|_| ()).map_err(String::clone)
+    ENABLED.as_ref().map(|_| ()).map_err(String::clone)
 }
 
-/// Reports whether a failpoint is on.
+/// Reports whether a failpoint is enabled.
 #[cfg(feature = "failpoints")]
 pub(crate) fn enabled(failpoint: Failpoint) -> bool {
-    matches!(*CHOSEN, Ok(Some(chosen)) if chosen == failpoint)
+    matches!(*ENABLED, Ok(Some(enabled)) if enabled == failpoint)
 }
 
-/// Returns true once in `times` calls, if the failpoint is on. All failpoints share the count of calls.
+/// Returns true once in `times` calls, if the failpoint is enabled. The count of calls is that of the process.
 #[cfg(feature = "failpoints")]
 pub(crate) fn one_in(failpoint: Failpoint, times: u64) -> bool {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -113,25 +112,25 @@ pub(crate) fn one_in(failpoint: Failpoint, times: u64) -> bool {
     enabled(failpoint) && CALLS.fetch_add(1, Ordering::Relaxed) % times == times - 1
 }
 
-/// Panics if the list `MESA_FAILPOINT_PANIC` (`NAME,NAME`) has this place.
+/// Panics if the list `MESA_FAILPOINT_PANIC` (`NAME,NAME`) contains this panic point.
 ///
-/// If `MESA_FAILPOINT_PANIC_WHILE` names a file, only while that file exists.
+/// If `MESA_FAILPOINT_PANIC_WHILE` names a file, it panics only while that file exists.
 #[cfg(feature = "failpoints")]
-pub(crate) fn panic_at(place: &str) {
+pub(crate) fn panic_at(name: &str) {
     use std::{ffi::OsString, path::Path, sync::LazyLock};
-    static PLACES: LazyLock<String> = LazyLock::new(|| std::env::var("MESA_FAILPOINT_PANIC").unwrap_or_default());
+    static NAMES: LazyLock<String> = LazyLock::new(|| std::env::var("MESA_FAILPOINT_PANIC").unwrap_or_default());
     static FILE: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os("MESA_FAILPOINT_PANIC_WHILE"));
-    let named = PLACES.split(',').any(|named| named == place);
-    assert!(!named || FILE.as_ref().is_some_and(|file| !Path::new(file).exists()), "failpoint in {place}");
+    let is_named = NAMES.split(',').any(|each| each == name);
+    assert!(!is_named || FILE.as_ref().is_some_and(|file| !Path::new(file).exists()), "failpoint in {name}");
 }
 
-/// Runs a task. It panics after 100 ms if `MESA_FAILPOINT_PANIC` names it.
+/// Runs a task that calls [`panic_at`] every 100 ms.
 #[cfg(feature = "failpoints")]
-pub(crate) async fn until_panic<F: Future + Unpin>(place: &str, mut task: F) -> F::Output {
+pub(crate) async fn with_panic_point<F: Future + Unpin>(name: &str, mut task: F) -> F::Output {
     loop {
         match tokio::time::timeout(std::time::Duration::from_millis(100), &mut task).await {
             Ok(output) => return output,
-            Err(_) => panic_at(place),
+            Err(_) => panic_at(name),
         }
     }
 }
@@ -142,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_name_is_its_failpoint_and_unknown_one_is_an_error_that_lists_all() {
+    fn unknown_failpoint_name_is_an_error_that_lists_all() {
         assert_eq!(parse(""), Ok(None));
         assert_eq!(parse("NoSync"), Ok(Some(Failpoint::NoSync)));
         assert_eq!(parse("EarlyFlush"), Ok(Some(Failpoint::EarlyFlush)));

@@ -1,4 +1,4 @@
-//! Metrics of the server, each named once. No label has anything that a user chose, so their number is constant.
+//! Metrics of the server. No label contains user input, so the number of time series is constant.
 
 use prometheus_client::{
     encoding::text::encode,
@@ -43,10 +43,10 @@ metrics! {
     /// Open WebSocket connections.
     connections: Gauge = "connections",
     /// WebSocket connections accepted since the start.
-    connections_total: Counter = "connections_taken",
+    connections_accepted: Counter = "connections_taken",
     /// Authenticated connections.
     sessions: Gauge = "sessions",
-    /// Connections rejected or cut because of a limit, a bad request or a broken rule.
+    /// Connections rejected or closed because of a limit, an invalid request or a protocol violation.
     refused_connections: Counter = "connections_refused",
     /// Idle HTTP connections closed in favour of new connections.
     evicted_connections: Counter = "connections_evicted",
@@ -75,7 +75,7 @@ metrics! {
     /// Messages written to clients that were pending when the client connected.
     redeliveries: Counter = "redeliveries",
     /// Acknowledgements from clients that moved a cursor.
-    receipts: Counter = "receipts",
+    acknowledgements: Counter = "receipts",
     /// Unsynced messages dropped for slow connections.
     unsynced_dropped: Counter = "unsynced_dropped",
     /// Entries stopped before a socket because they have another owner. Anything but zero is a bug.
@@ -84,7 +84,7 @@ metrics! {
     portals: Gauge = "portals",
     /// Client events for portals.
     portal_events: Counter = "portal_events",
-    /// Client events passed to another portal because theirs had left.
+    /// Client events passed to another portal because theirs had disconnected.
     portal_events_passed_on: Counter = "portal_events_passed_on",
     /// Client events dropped because portals were too slow or did not reconnect.
     portal_events_dropped: Counter = "portal_events_dropped",
@@ -134,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    /// Returns the metrics in a text that [`Metrics::encode`] does not have. `mesa_x_…` stands for several.
+    /// Returns the metrics that a text names and [`Metrics::encode`] lacks. A name that ends in `_` is a prefix.
     fn misnamed(text: &str, encoded: &str) -> Vec<String> {
         let words = text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
         let named = words.filter(|word| word.starts_with("mesa_") && *word != "mesa_version");

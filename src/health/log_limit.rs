@@ -1,4 +1,4 @@
-//! Rate limit for log lines that one cause can repeat without end.
+//! Rate limit for repeated log lines.
 
 use std::{
     collections::BTreeMap,
@@ -10,44 +10,45 @@ use parking_lot::Mutex;
 /// Shortest time between two lines about the same subject.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Allows one line per subject and [`LOG_INTERVAL`], and counts the suppressed ones.
+/// Allows one line per subject in [`LOG_INTERVAL`], and counts suppressed lines.
 pub struct LogLimit {
-    /// Time of the last line, and number of suppressed ones since. Subjects are constants of the code, never text of a
-    /// peer, so the map is bounded.
+    /// Time of the last line about a subject, and number of lines suppressed since.
+    ///
+    /// Subjects are constants of the code, never text of a peer, so the map is bounded.
     last: Mutex<BTreeMap<&'static str, (Instant, u64)>>,
 }
 
 impl LogLimit {
-    /// Creates a limit without any line.
+    /// Creates a limit for which every first line is due.
     pub const fn new() -> Self {
         Self { last: Mutex::new(BTreeMap::new()) }
     }
 
     /// Returns the number of lines suppressed since the last one, or `None` if this one must be suppressed.
-    pub fn due(&self, about: &'static str) -> Option<u64> {
-        self.due_at(about, Instant::now())
+    pub fn due(&self, subject: &'static str) -> Option<u64> {
+        self.due_at(subject, Instant::now())
     }
 
-    fn due_at(&self, about: &'static str, now: Instant) -> Option<u64> {
+    fn due_at(&self, subject: &'static str, now: Instant) -> Option<u64> {
         let mut last = self.last.lock();
-        match last.get_mut(about) {
+        match last.get_mut(subject) {
             Some((written, suppressed)) if now.saturating_duration_since(*written) < LOG_INTERVAL => {
                 *suppressed += 1;
                 None
             }
             Some(known) => Some(std::mem::replace(known, (now, 0)).1),
             None => {
-                last.insert(about, (now, 0));
+                last.insert(subject, (now, 0));
                 Some(0)
             }
         }
     }
 }
 
-/// Logs an event that a peer caused: at most one line at INFO per interval, with the number of suppressed ones.
+/// Logs an event that a peer caused, with at most one INFO line per 10 s.
 ///
-/// Suppressed lines are logged at DEBUG. The first argument is a [`LogLimit`] for this line only. The others are those of
-/// `tracing::info!`.
+/// The line has the number of suppressed lines, which are logged at DEBUG. The first argument is a [`LogLimit`] for this line
+/// only. The others are those of `tracing::info!`.
 macro_rules! info_seldom {
     ($limit:expr, $($line:tt)+) => {
         match $limit.due("") {

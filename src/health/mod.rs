@@ -2,7 +2,7 @@
 //!
 //! The owner of a part reports its state here. `GET /readyz` answers 503 and names every part that is not ready. One
 //! `Health` belongs to one server: the store creates it ([`Store::health`](crate::store::Store::health)), because the store
-//! is opened first. [`LogLimit`] is for log lines that one cause can repeat without end.
+//! is opened first. [`LogLimit`] limits the rate of repeated log lines.
 
 mod log_limit;
 mod supervisor;
@@ -38,9 +38,9 @@ struct Part {
     reason: Option<Arc<str>>,
     /// When the part became not ready.
     since: Instant,
-    /// When the last ERROR line about it was written.
+    /// When the last ERROR line about the part was written.
     logged: Option<Instant>,
-    /// Whether the log reports it as not ready, so that a line "ready again" must follow.
+    /// Whether that line has no "ready again" line after it yet.
     announced: bool,
 }
 
@@ -49,7 +49,7 @@ struct Part {
 pub struct NotReady {
     /// Name of the part.
     pub part: &'static str,
-    /// A sentence with the cause and the remedy.
+    /// Cause and remedy, in a sentence.
     pub reason: Arc<str>,
     /// Time since it became not ready.
     pub since: Duration,

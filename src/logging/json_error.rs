@@ -4,8 +4,8 @@ use std::fmt::{self, Write as _};
 
 use super::excerpt::{excerpt, sentence};
 
-/// Characters of each end of an error text. Its middle quotes the peer, and may be megabytes long.
-const END_MAX: usize = 256;
+/// Characters of each end of an error text. The middle quotes the peer, and may be megabytes long.
+const END_CHARACTERS_MAX: usize = 256;
 
 /// Returns why JSON from a peer was rejected: the reason in terms of JSON, with excerpts, and the position.
 pub fn json_error(error: &serde_json::Error) -> String {
@@ -28,10 +28,10 @@ pub fn utf8_error(error: &std::str::Utf8Error) -> String {
 fn reworded(reason: &str) -> String {
     let Some((found, expected)) = reason.rsplit_once(", expected ") else {
         return match reason {
-            "recursion limit exceeded" => "it is nested too deep".into(),
+            "recursion limit exceeded" => "it is nested too deeply".into(),
             "expected ident" => "expected true, false or null".into(),
             "expected value" => "expected a value".into(),
-            "invalid number" => "this is no number of JSON".into(),
+            "invalid number" => "it has an invalid number".into(),
             "number out of range" => "the number is too large".into(),
             "lone leading surrogate in hex escape" => "an escape has a lone surrogate".into(),
             "unexpected end of hex escape" => {
@@ -88,7 +88,7 @@ fn value_expected(expected: &str) -> String {
     format!("a whole number from {least} to {most}")
 }
 
-/// Writer that stores the two ends of a text.
+/// Stores the beginning and the end of a text that is written to it.
 #[derive(Default)]
 struct Ends {
     head: String,
@@ -107,15 +107,15 @@ impl Ends {
 impl fmt::Write for Ends {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for character in text.chars() {
-            if self.head_characters < END_MAX {
+            if self.head_characters < END_CHARACTERS_MAX {
                 self.head_characters += 1;
                 self.head.push(character);
                 continue;
             }
             self.tail.push(character);
-            // A character has up to four bytes. Rare truncation keeps the cost low.
-            if self.tail.len() > 16 * END_MAX {
-                let mut from = self.tail.len() - 4 * END_MAX;
+            // A character has at most four bytes. Truncating only at four times that keeps the cost low.
+            if self.tail.len() > 16 * END_CHARACTERS_MAX {
+                let mut from = self.tail.len() - 4 * END_CHARACTERS_MAX;
                 while !self.tail.is_char_boundary(from) {
                     from += 1;
                 }
@@ -170,7 +170,7 @@ mod tests {
             }
         }
         let deep = "[".repeat(200);
-        assert!(error::<serde_json::Value>(&deep).starts_with("it is nested too deep at line 1"));
+        assert!(error::<serde_json::Value>(&deep).starts_with("it is nested too deeply at line 1"));
     }
 
     #[test]

@@ -135,7 +135,7 @@ impl Connection {
             peer_close: None,
             timer: Timer::default(),
         });
-        connection.context.metrics.connections_total.inc();
+        connection.context.metrics.connections_accepted.inc();
         connection.context.metrics.connections.inc();
         connection.push_hello();
         async move {

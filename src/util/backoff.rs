@@ -21,7 +21,7 @@ impl Backoff {
         self.min = min;
     }
 
-    /// Begins again with the first delay, after a success.
+    /// Starts over with the first delay. Call it after a success.
     pub fn reset(&mut self) {
         self.attempts = 0;
     }
@@ -34,10 +34,12 @@ impl Backoff {
     }
 }
 
-/// Returns a random duration between half of `delay` and all of it, so that peers which failed together do not retry together.
+/// Returns a random duration between half of `delay` and `delay`.
+///
+/// Clients that failed at the same time then retry at different times.
 #[must_use]
 pub fn jitter(delay: Duration) -> Duration {
-    // Without randomness the delay is the longest of its range.
+    // If the system has no random number, the result is `delay`.
     let share = f64::from(getrandom::u32().unwrap_or(u32::MAX)) / f64::from(u32::MAX);
     delay / 2 + (delay / 2).mul_f64(share)
 }

@@ -432,7 +432,7 @@ async fn truncated_synced_commit_is_rejected_and_reported_by_inspect() {
         assert!(error.contains("was synced"), "without the last {cut} bytes: {error}");
         let mut inspection = Inspection::open(copied.path()).unwrap();
         let is_reported = inspection.damage().iter().any(|one| one.to_string().contains("although synced"));
-        assert!(is_reported && !inspection.is_whole(), "without the last {cut} bytes: {:?}", inspection.damage());
+        assert!(is_reported && !inspection.is_undamaged(), "without the last {cut} bytes: {:?}", inspection.damage());
         inspection.visit(&mut DiscardingSink).unwrap();
     }
 }

@@ -161,7 +161,7 @@ impl Jwks {
         // A task of its own, because the client that caused it may disconnect.
         tokio::spawn(async move {
             // An uncaught panic would leave `in_progress` set, and prevent all further requests.
-            let fetched = AssertUnwindSafe(failpoints::until_panic("authentication", Box::pin(jwks.fetch())))
+            let fetched = AssertUnwindSafe(failpoints::with_panic_point("authentication", Box::pin(jwks.fetch())))
                 .catch_unwind()
                 .await;
             let panicked = fetched.is_err();

@@ -52,7 +52,7 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     if args.user.is_some() && summary.users == 0 {
         return Err(Failure::because("the store has nothing of this user"));
     }
-    if inspection.is_whole() { Ok(()) } else { Err(Failure::Reported) }
+    if inspection.is_undamaged() { Ok(()) } else { Err(Failure::Reported) }
 }
 
 /// Writes everything readable to a new store, and lists what is lost. Succeeds also with a damaged store.
@@ -67,7 +67,7 @@ fn write_salvaged(inspection: &mut Inspection, out: &Path, args: &InspectArgs) -
     let (users, entries) = (count(saved.users, "user"), count(saved.entries, "message"));
     output::line(&format!("saved {users}, {entries} ({} bytes) to {}", saved.bytes, out.display()))?;
     print_damage(inspection);
-    if !inspection.is_whole() {
+    if !inspection.is_undamaged() {
         output::remark("every log continues after a gap, so that no lost sequence is assigned again");
     }
     Ok(())
@@ -112,13 +112,13 @@ fn print_json(inspection: &Inspection, summary: &Summary, args: &InspectArgs) ->
             "path": args.directory,
             "format": facts.format,
             "namespace": facts.namespace,
-            "ending": facts.ending.as_str(),
+            "ending": facts.close_state.as_str(),
             "lossyRestarts": facts.lossy_restarts,
             "records": facts.records.map_or(0, |(_, _, count)| count),
             "firstRecord": facts.records.map(|(first, ..)| first),
             "lastRecord": facts.records.map(|(_, last, _)| last),
             "flushedRecord": facts.flushed,
-            "syncedRecord": facts.marked,
+            "syncedRecord": facts.synced_record,
             "walBytes": facts.wal_bytes,
             "fileBytes": facts.file_bytes,
             "ids": facts.ids,
@@ -210,13 +210,13 @@ fn print_store(inspection: &Inspection, summary: &Summary) -> Result<(), Failure
         ("expired", count(summary.expired, "message")),
         ("format", facts.format.clone().unwrap_or_else(unknown)),
         ("namespace", facts.namespace.as_ref().map_or_else(unknown, |name| format!("{name:?}"))),
-        ("end", facts.ending.as_str().to_owned()),
+        ("end", facts.close_state.as_str().to_owned()),
         (
             "lossy restarts",
             format!("{} (they may have lost sequences; each leaves a gap in the logs)", facts.lossy_restarts),
         ),
         ("wal", records),
-        ("synced", facts.marked.map_or_else(unknown, |record| format!("up to record {record}"))),
+        ("synced", facts.synced_record.map_or_else(unknown, |record| format!("up to record {record}"))),
         ("dispatch ids", facts.ids.to_string()),
         ("files", format!("{} bytes", facts.file_bytes)),
         ("damage", if damage == 0 { "none".into() } else { count(damage, "place") }),

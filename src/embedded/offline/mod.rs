@@ -1,10 +1,10 @@
-//! Closed or damaged stores.
+//! Inspection and repair of closed or damaged stores.
 //!
-//! - [`inspect`]: reads a store without opening it
+//! - [`inspect`]: reports the content and damage of a store
 //! - `reader`: read-only view of the files
 //! - [`salvage`]: writes what can be read to a new store
 //! - `sled_file`: reads the files of sled
-//! - `rebuild`: rebuilds the files of sled
+//! - `rebuild`: rebuilds the files of sled after a power cut
 
 pub mod inspect;
 pub(super) mod reader;

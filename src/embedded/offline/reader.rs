@@ -26,8 +26,8 @@ use crate::embedded::{
     wal::layout::record_at,
 };
 
-/// Bytes that are read at once. A disk error loses this many.
-const PART_BYTES: usize = 4096;
+/// Bytes per read. A disk error loses this many.
+const READ_BYTES: usize = 4096;
 
 /// Describes a range of a WAL segment in which no record can be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,11 +39,11 @@ pub(in crate::embedded) struct UnreadableRange {
     pub to: u64,
 }
 
-/// Holds everything that the files contain.
+/// Reads the tables, the WAL and the value log of a closed store.
 #[derive(Debug)]
 pub(in crate::embedded) struct OfflineReader {
     tables: RawTables,
-    /// Unflushed records, by their numbers.
+    /// Unflushed WAL records, by their numbers.
     records: BTreeMap<u64, Bytes>,
     /// The highest record that another record states as synced.
     synced: u64,
@@ -54,7 +54,7 @@ pub(in crate::embedded) struct OfflineReader {
 impl OfflineReader {
     /// Reads the store in `directory`.
     ///
-    /// Reads sled's file up to the end that sled detects, or, with `past_end`, everything that can be read.
+    /// Reads sled's file up to the end that sled detects. With `past_end`, reads everything readable.
     pub fn open(directory: &Path, past_end: bool) -> io::Result<Self> {
         let tables = RawTables::open(&directory.join(SLED_DIR), past_end)?;
         let flushed = flushed_through(&tables)?;
@@ -106,14 +106,14 @@ impl OfflineReader {
         flushed_through(&self.tables)
     }
 
-    /// Returns the ranges of WAL segments in which nothing can be read.
+    /// Returns the ranges of WAL segments without a readable record.
     pub fn unreadable(&self) -> &[UnreadableRange] {
         &self.unreadable
     }
 
-    /// Returns the pairs of a table from `from` on, in order, except those of the WAL.
+    /// Returns the pairs of a table from `from` on, in order.
     ///
-    /// The value of an unreadable block states the reason.
+    /// The value of an unreadable block is a placeholder with the reason.
     pub fn pairs(&self, table: Table, from: &[u8]) -> TablePairs<'_> {
         let blocks = (table == Table::Log).then_some(&self.blocks);
         TablePairs { pairs: self.tables.pairs(table, from), blocks }
@@ -129,7 +129,7 @@ impl OfflineReader {
         self.tables.get(table, key)
     }
 
-    /// Visits the blocks without a location in the table: released ones, and those whose location is lost.
+    /// Visits the blocks without a location in the table: dead blocks, and blocks whose location is lost.
     pub fn blocks_without_location(&self, mut visit: impl FnMut(&Bytes)) -> io::Result<()> {
         let mut known = HashMap::new();
         for pair in self.tables.pairs(Table::Log, &[]) {
@@ -143,9 +143,9 @@ impl OfflineReader {
                 let Some(body) = framing::body(Kind::Block, &bytes[found..]) else { break };
                 let length = HEADER_BYTES + body.len();
                 let location = BlockLocation { file, offset: found as u32, length: length as u32 };
-                // A damaged key may refer to the block of another key. Such a block is not read through it.
-                let has_place = |key: &[u8]| known.get(&location).is_some_and(|known| *known == key);
-                if let Some((_, value)) = split_body(body).filter(|(key, _)| !has_place(key)) {
+                // A damaged key may refer to the block of another key. That key then has no location.
+                let has_location = |key: &[u8]| known.get(&location).is_some_and(|known| *known == key);
+                if let Some((_, value)) = split_body(body).filter(|(key, _)| !has_location(key)) {
                     visit(&Bytes::copy_from_slice(value));
                 }
                 at = found + length;
@@ -159,9 +159,9 @@ impl OfflineReader {
         self.tables.damaged()
     }
 
-    /// Takes the ranges of keys that are lost.
-    pub fn gaps(&mut self) -> Vec<LostKeys> {
-        std::mem::take(&mut self.tables.gaps)
+    /// Returns the lost ranges of keys, and clears the list.
+    pub fn take_lost_keys(&mut self) -> Vec<LostKeys> {
+        std::mem::take(&mut self.tables.lost_keys)
     }
 
     /// Returns whether there is data after the end that sled detects in its log.
@@ -169,20 +169,22 @@ impl OfflineReader {
         self.tables.has_data_past_end()
     }
 
-    /// Returns a missing part of the store in `directory`.
+    /// Returns the first missing part of the store in `directory`, other than the tables.
     pub fn missing(&self, directory: &Path) -> io::Result<Option<MissingPart>> {
         MissingPart::find_other(directory, &self.tables)
     }
 
-    /// Returns the position at which sled's log ends for sled.
+    /// Returns the log position at which sled detects the end of its log.
     pub fn end(&self) -> u64 {
         self.tables.end()
     }
 
-    /// Returns the pairs of lost pages: see [`RawTables::lost`]. Excludes the table `meta`, whose keys look like user ids.
-    pub fn lost(&self) -> impl Iterator<Item = io::Result<(Bytes, Bytes)>> {
+    /// Returns the pairs of orphaned pages: see [`RawTables::orphan_pairs`].
+    ///
+    /// Excludes pages of the table `meta`, whose keys look like user ids.
+    pub fn orphan_pairs(&self) -> impl Iterator<Item = io::Result<(Bytes, Bytes)>> {
         let is_meta = |pairs: &[(Bytes, Bytes)]| pairs.iter().any(|(key, value)| key == FORMAT_KEY && value == FORMAT);
-        self.tables.lost().flat_map(move |page| match page {
+        self.tables.orphan_pairs().flat_map(move |page| match page {
             Ok(pairs) if is_meta(&pairs) => Vec::new(),
             Ok(pairs) => pairs.into_iter().map(Ok).collect(),
             Err(error) => vec![Err(error)],
@@ -195,13 +197,13 @@ pub(in crate::embedded) fn flushed_through(tables: &RawTables) -> io::Result<u64
     Ok(tables.get(Table::Meta, FLUSHED_KEY)?.and_then(|value| wal_number(&value)).unwrap_or(0))
 }
 
-/// Reads a file, with zeros in place of parts that cannot be read.
+/// Reads a file, with zeros in place of unreadable parts.
 fn read_lossy(path: &Path) -> io::Result<Bytes> {
     let file = fs::File::open(path)?;
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
     let mut bytes = vec![0; length];
-    for (at, part) in bytes.chunks_mut(PART_BYTES).enumerate() {
-        if let Ok(read) = file_io::read_at(&file, (at * PART_BYTES) as u64, part.len()) {
+    for (at, part) in bytes.chunks_mut(READ_BYTES).enumerate() {
+        if let Ok(read) = file_io::read_at(&file, (at * READ_BYTES) as u64, part.len()) {
             part[..read.len()].copy_from_slice(&read);
         }
     }
@@ -215,7 +217,7 @@ struct BlockReader {
 }
 
 impl BlockReader {
-    /// Reads the block of a key, or returns the reason why it cannot be read.
+    /// Reads the block of a key, or returns a placeholder with the reason why it cannot be read.
     fn read(&self, key: &[u8], location: &[u8]) -> io::Result<Bytes> {
         let Some(location) = BlockLocation::decode(location) else { return Ok(invalid_location().to_value()) };
         let file = match fs::File::open(self.directory.join(file_io::file_name(location.file))) {

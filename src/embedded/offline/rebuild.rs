@@ -1,9 +1,9 @@
-//! Rebuilds sled's files when sled could not open them without loss.
+//! Rebuilds sled's files if sled could not open them without loss.
 //!
-//! When it opens, sled writes a snapshot, and then clears the parts of its file that the snapshot makes superfluous. It does
+//! sled writes a snapshot when it opens, and then clears the parts of its file that the snapshot makes superfluous. It does
 //! not sync the snapshot's name. A power cut that loses only that name leaves a file that sled reports as corrupt, or treats
-//! as nearly empty. All data is still there and readable without sled. So it is written to new files, which replace the old
-//! ones when they are complete. The old ones are set aside.
+//! as nearly empty. All data is still readable without sled. So it is copied to new files, which replace the old files when
+//! they are complete. The old files are moved away, not deleted.
 
 use std::{fs, io, path::Path};
 
@@ -18,9 +18,9 @@ use crate::embedded::tables::{
 };
 
 /// Returns whether sled's files must be rebuilt.
-pub fn is_due(sled_dir: &Path) -> io::Result<bool> {
+pub fn is_needed(sled_dir: &Path) -> io::Result<bool> {
     Ok(fs::metadata(sled_dir.join(SLED_FILE)).is_ok_and(|db| db.len() > 0)
-        && Segments::find(sled_dir)?.snapshot_misleads())
+        && Segments::find(sled_dir)?.snapshot_is_stale())
 }
 
 /// Rebuilds sled's files. `open` opens sled in a directory.
@@ -30,21 +30,21 @@ pub fn rebuild(dir: &StoreDir, path: &Path, open: impl FnOnce(&Path) -> sled::Re
     if let Some(damaged) = tables.damaged().first() {
         return Err(damaged.to_string());
     }
-    if !tables.gaps.is_empty() {
+    if !tables.lost_keys.is_empty() {
         return Err("parts of its tables are missing. See what is left with `mesa inspect`".into());
     }
     let staging = dir.staging_dir().map_err(failed)?;
     let db = open(&staging).map_err(|error| sled_reason(&error))?;
-    fill(&db, &tables).inspect_err(|_| discard_sled(&db)).map_err(failed)?;
+    copy_tables(&db, &tables).inspect_err(|_| discard_sled(&db)).map_err(failed)?;
     close_sled(db, &staging).map_err(failed)?;
-    // The watermark states the end of the old log.
+    // The end in the watermark is that of the old log.
     WatermarkFile::clear_end(path).map_err(failed)?;
     dir.replace(&staging).map_err(failed)?;
-    tracing::warn!("a power cut had left tables that sled could not open: they were rebuilt with all their data");
+    tracing::warn!("rebuilt the tables with all data: after a power cut, sled could not have opened them");
     Ok(())
 }
 
-fn fill(db: &sled::Db, tables: &RawTables) -> io::Result<()> {
+fn copy_tables(db: &sled::Db, tables: &RawTables) -> io::Result<()> {
     for (name, table) in TABLES {
         let tree = db.open_tree(name)?;
         for pair in tables.pairs(table, &[]) {

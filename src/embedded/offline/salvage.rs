@@ -1,4 +1,4 @@
-//! Salvage: writes what can be read of a damaged store to a new one.
+//! Salvage: writes the readable data of a damaged store to a new store.
 
 use std::path::Path;
 
@@ -14,12 +14,12 @@ use crate::{
     store::StoreError,
 };
 
-/// Writes the readable data of a damaged store to a new one at `out`, which must not exist or be empty.
+/// Writes the readable data of a damaged store to a new store.
 ///
-/// Afterwards the inspection lists the damage.
+/// `out` must be missing or empty. Afterwards the inspection lists all damage.
 ///
 /// # Errors
-/// When `out` is not empty, or it cannot be written.
+/// When `out` is not empty, or the store cannot be written.
 pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, StoreError> {
     let namespace = inspection.facts().namespace.clone().unwrap_or_default();
     let mut build = StoreBuilder::begin(out, &namespace, Operation::Salvage)?;
@@ -27,6 +27,6 @@ pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, Stor
     ids.chunks(64).try_for_each(|part| build.write_ids(part.to_vec()))?;
     inspection.visit(&mut build)?;
     let known = inspection.facts().lossy_restarts;
-    let lossy_restarts = if inspection.is_whole() { known } else { known.saturating_add(LOSSY_RESTARTS_ADDED) };
+    let lossy_restarts = if inspection.is_undamaged() { known } else { known.saturating_add(LOSSY_RESTARTS_ADDED) };
     build.finish(lossy_restarts, 0)
 }

@@ -151,7 +151,7 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
         unfinished::begin(&options.path, operation)
             .map_err(|error| cannot_open(io_reason("cannot mark it", &error)))?;
     }
-    if rebuild::is_due(&sled_dir).map_err(unreadable)? {
+    if rebuild::is_needed(&sled_dir).map_err(unreadable)? {
         rebuild::rebuild(&dir, &options.path, |staging| open_sled(staging, options.cache_bytes))
             .map_err(cannot_open)?;
     }

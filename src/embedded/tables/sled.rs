@@ -421,7 +421,7 @@ impl Tables for Disk {
     fn table_slack(&self) -> Result<u64, EngineError> {
         let mut tail = self.tail.lock();
         tail.advance(&self.file)?;
-        Ok(tail.left())
+        Ok(tail.bytes_left())
     }
 }
 

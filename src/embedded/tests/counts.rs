@@ -1,4 +1,4 @@
-//! Lists of users count pending messages from rows and memory, without reading message bodies.
+//! Tests that lists of users count pending messages without reading message bodies.
 
 use std::{
     sync::{
@@ -26,18 +26,19 @@ const DATA_BYTES: usize = 1000;
 
 /// Tables in memory that count the bytes of blocks that are read.
 #[derive(Clone, Default)]
-struct Counting {
+struct ReadCounter {
     tables: Memory,
     read: Arc<AtomicU64>,
 }
 
-impl Counting {
+impl ReadCounter {
+    /// Returns the bytes read since the last call.
     fn take(&self) -> u64 {
         self.read.swap(0, Ordering::Relaxed)
     }
 }
 
-impl Intercept for Counting {
+impl Intercept for ReadCounter {
     fn memory(&self) -> &Memory {
         &self.tables
     }
@@ -64,7 +65,7 @@ async fn until(what: &str, done: impl Fn() -> bool) {
 }
 
 /// Opens a store in which each user has `count` flushed messages. Returns also the bytes of one message.
-async fn filled(tables: &Counting, users: &[&str], count: usize) -> (Arc<dyn Store>, u64) {
+async fn filled(tables: &ReadCounter, users: &[&str], count: usize) -> (Arc<dyn Store>, u64) {
     let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
     let store = embedded::open(Arc::new(tables.clone()), Options { tuning, ..Options::default() }).unwrap();
     let payload = Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(DATA_BYTES))), Some("N")).unwrap();
@@ -79,7 +80,7 @@ async fn filled(tables: &Counting, users: &[&str], count: usize) -> (Arc<dyn Sto
 
 #[tokio::test]
 async fn users_and_pending_bytes_are_counted_without_reading_messages() {
-    let tables = Counting::default();
+    let tables = ReadCounter::default();
     let (store, bytes) = filled(&tables, &["a", "b", "c"], 300).await;
     let listed = store.users(None, 10).unwrap();
     assert_eq!(listed.len(), 3);
@@ -103,7 +104,7 @@ async fn users_and_pending_bytes_are_counted_without_reading_messages() {
 #[tokio::test]
 async fn pending_bytes_after_out_of_order_acknowledgement_are_exact_below_limit_and_estimated_above() {
     for (count, exact) in [(300, true), (3000, false)] {
-        let tables = Counting::default();
+        let tables = ReadCounter::default();
         let (store, bytes) = filled(&tables, &["a"], count).await;
         store.report(&user("a"), SessionReport { acknowledged: Some((101, 200)), ..SessionReport::default() });
         let left = (count as u64 - 100) * bytes;

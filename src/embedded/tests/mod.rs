@@ -1,7 +1,7 @@
-//! Tests of the embedded store as a whole.
+//! Tests of the complete embedded store.
 
 pub(super) mod counts;
+pub(super) mod full_disk;
 pub(super) mod golden;
 pub(super) mod intercept;
 pub(super) mod power_cut;
-pub(super) mod space;

@@ -1,4 +1,4 @@
-//! Power cuts after the nth write, for every n. Answered messages are there when the store opens again, and stay.
+//! Tests of a power cut after the nth write, for every n. No answered message is lost.
 
 use std::{
     sync::{
@@ -32,8 +32,9 @@ use crate::{
 pub(in crate::embedded) struct Cut {
     /// The current content, as readers see it.
     tables: Memory,
-    left: AtomicI64,
-    /// All writes, and the number of durable ones.
+    /// Writes that succeed before the power cut.
+    writes_left: AtomicI64,
+    /// All writes, and how many of them are durable.
     written: Mutex<WriteLog>,
     /// Seed that chooses the length of each prefix.
     seed: u64,
@@ -46,7 +47,7 @@ struct WriteLog {
     wal_durable: usize,
     /// Keys of blocks whose values may still be lost.
     blocks: Vec<(usize, Vec<u8>)>,
-    tables_log: Vec<Change>,
+    tables: Vec<Change>,
     tables_durable: usize,
 }
 
@@ -60,11 +61,16 @@ struct Change {
 impl Cut {
     pub(in crate::embedded) fn new(tables: &Memory, writes: i64) -> Arc<Self> {
         let written = Mutex::default();
-        Arc::new(Self { tables: tables.clone(), left: AtomicI64::new(writes), written, seed: writes.unsigned_abs() })
+        Arc::new(Self {
+            tables: tables.clone(),
+            writes_left: AtomicI64::new(writes),
+            written,
+            seed: writes.unsigned_abs(),
+        })
     }
 
     fn write(&self) -> Result<(), EngineError> {
-        if self.left.fetch_sub(1, Ordering::SeqCst) > 0 {
+        if self.writes_left.fetch_sub(1, Ordering::SeqCst) > 0 {
             Ok(())
         } else {
             Err(EngineError::new("the power has failed"))
@@ -82,10 +88,10 @@ impl Cut {
         let mut written = self.written.lock();
         // A block that replaces another one is durable before its location is set.
         if table == Table::Log && value.is_some() && self.tables.get(table, key)?.is_none() {
-            let at = written.tables_log.len();
+            let at = written.tables.len();
             written.blocks.push((at, key.to_vec()));
         }
-        written.tables_log.push(Change { table, key: key.to_vec(), value: value.map(<[u8]>::to_vec) });
+        written.tables.push(Change { table, key: key.to_vec(), value: value.map(<[u8]>::to_vec) });
         drop(written);
         match value {
             Some(value) => self.tables.put(table, key, value),
@@ -107,16 +113,16 @@ impl Cut {
             }
         };
         let wal = choose(written.wal_durable, written.wal.len());
-        let tables_log = choose(written.tables_durable, written.tables_log.len());
+        let tables = choose(written.tables_durable, written.tables.len());
         let blocks = choose(0, written.blocks.len());
         let apply = |change: &Change, garbage: bool| match &change.value {
             Some(_) if garbage => before.put(change.table, &change.key, b""),
             Some(value) => before.put(change.table, &change.key, value),
             None => before.remove(change.table, &change.key),
         };
-        // A removal from the WAL removes files, and is never synced. But it follows a checkpoint.
+        // A removal from the WAL is never synced, but it follows a checkpoint.
         written.wal[..wal].iter().for_each(|(at, record)| apply_record(&before, *at, record.as_deref()).unwrap());
-        for (at, change) in written.tables_log[..tables_log].iter().enumerate() {
+        for (at, change) in written.tables[..tables].iter().enumerate() {
             let lost = written.blocks[blocks..].iter().any(|(write, _)| *write == at);
             apply(change, lost).unwrap();
         }
@@ -178,19 +184,19 @@ impl Intercept for Cut {
     fn on_checkpoint(&self) -> Result<(), EngineError> {
         self.on_barrier()?;
         let mut written = self.written.lock();
-        written.tables_durable = written.tables_log.len();
+        written.tables_durable = written.tables.len();
         Ok(())
     }
 }
 
-/// Acknowledged between two flushes, so that the blocks of the second flush begin elsewhere.
+/// Last sequence that is acknowledged between two flushes. It shifts the blocks of the second flush.
 ///
-/// With this value a block of the second flush spans the last one of the first.
+/// With this value a block of the second flush spans the last block of the first.
 const ACKNOWLEDGED: Seq = 14;
 
 const USERS: [&str; 2] = ["a", "b"];
 
-fn tuning(flush_delay: Duration) -> Options {
+fn options(flush_delay: Duration) -> Options {
     let tuning = Tuning { flush_delay, ..Tuning::default() };
     Options { tuning, ..Options::default() }
 }
@@ -199,7 +205,7 @@ fn user(at: usize) -> UserId {
     UserId::new(USERS[at]).unwrap()
 }
 
-/// Makes a payload so large that a few dozen fill several blocks.
+/// Creates a payload of 3 kB, so that a few dozen fill several blocks.
 fn payload() -> Payload {
     Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(3000))), None).unwrap()
 }
@@ -233,18 +239,18 @@ async fn append(store: &dyn Store, count: usize) -> [Seq; 2] {
 async fn flushed_or_cut(cut: &Cut) {
     let is_flushed = || cut.tables.record_numbers().is_none();
     let waited = tokio::time::timeout(Duration::from_secs(60), async {
-        while cut.left.load(Ordering::SeqCst) >= 0 && !is_flushed() {
+        while cut.writes_left.load(Ordering::SeqCst) >= 0 && !is_flushed() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
     waited.await.expect("the WAL is flushed, or the power fails");
 }
 
-/// Returns false if no write failed.
+/// Cuts the power after a number of writes, and checks the store. Returns false if no write failed.
 async fn cut_after(writes: i64) -> bool {
     let tables = Memory::default();
     // Entries in the WAL are flushed while the power fails.
-    let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+    let store = crate::embedded::tables::memory::open(&tables, options(Duration::from_secs(3600))).unwrap();
     let mut answered = append(&*store, 40).await;
     store.close().await.unwrap();
     drop(store);
@@ -252,7 +258,7 @@ async fn cut_after(writes: i64) -> bool {
     let before = tables.deep_clone();
     let cut = Cut::new(&tables, writes);
     let mut failed = true;
-    if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
+    if let Ok(store) = embedded::open(cut.clone(), options(Duration::ZERO)) {
         let more = append(&*store, 6).await;
         answered = [answered[0].max(more[0]), answered[1].max(more[1])];
         flushed_or_cut(&cut).await;
@@ -261,17 +267,17 @@ async fn cut_after(writes: i64) -> bool {
 
     // After the power cut: some entries are acknowledged, some are appended, and everything is flushed again.
     let tables = cut.after_power_cut(before);
-    let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+    let store = crate::embedded::tables::memory::open(&tables, options(Duration::from_secs(3600))).unwrap();
     for (at, answered) in answered.iter().enumerate() {
-        let there = sequences(&*store, at, 0);
-        assert_eq!(there, (1..=there.len() as Seq).collect::<Vec<_>>(), "no gap, cut after {writes}");
-        assert!(there.len() as Seq >= *answered, "all answered messages, cut after {writes}");
+        let found = sequences(&*store, at, 0);
+        assert_eq!(found, (1..=found.len() as Seq).collect::<Vec<_>>(), "no gap, cut after {writes}");
+        assert!(found.len() as Seq >= *answered, "all answered messages, cut after {writes}");
         store.report(&user(at), SessionReport { acknowledged: Some((1, ACKNOWLEDGED)), ..SessionReport::default() });
     }
     append(&*store, 9).await;
     store.close().await.unwrap();
     drop(store);
-    let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
+    let store = crate::embedded::tables::memory::open(&tables, options(Duration::ZERO)).unwrap();
     let flushed = async {
         while tables.record_numbers().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -312,27 +318,27 @@ async fn append_batch(store: &dyn Store) -> Result<Vec<AppendResult>, StoreError
 
 const BATCH: u64 = 60;
 
-/// Returns false if no write failed.
+/// Cuts the power during a commit of several records, and checks the store. Returns false if no write failed.
 async fn batch_cut_after(writes: i64) -> bool {
     let tables = Memory::default();
     let cut = Cut::new(&tables, writes);
     let mut answered = false;
-    if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
+    if let Ok(store) = embedded::open(cut.clone(), options(Duration::ZERO)) {
         answered = append_batch(&*store).await.is_ok();
         flushed_or_cut(&cut).await;
         _ = store.close().await;
     }
-    let failed = cut.left.load(Ordering::SeqCst) < 0;
+    let failed = cut.writes_left.load(Ordering::SeqCst) < 0;
     let tables = cut.after_power_cut(Memory::default());
     for flush_delay in [Duration::from_secs(3600), Duration::ZERO] {
-        let store = crate::embedded::tables::memory::open(&tables, tuning(flush_delay)).unwrap();
-        let there = [0, 1].map(|at| sequences(&*store, at, 0).len() as u64);
-        assert!(there == [0, 0] || there == [BATCH, BATCH], "{there:?}, cut after {writes}");
-        assert!(there == [BATCH, BATCH] || !answered, "cut after {writes}");
-        // A retry returns the first result or appends now. In both cases the messages are there once.
-        let again = append_batch(&*store).await.unwrap();
-        assert!(again.iter().all(|one| one.duplicate == (there[0] > 0)), "cut after {writes}");
-        assert!(again.iter().all(|one| one.summary.as_ref().is_some_and(|one| (one.online, one.offline) == (1, 1))));
+        let store = crate::embedded::tables::memory::open(&tables, options(flush_delay)).unwrap();
+        let counts = [0, 1].map(|at| sequences(&*store, at, 0).len() as u64);
+        assert!(counts == [0, 0] || counts == [BATCH, BATCH], "{counts:?}, cut after {writes}");
+        assert!(counts == [BATCH, BATCH] || !answered, "cut after {writes}");
+        // A retry returns the first result, or appends now. In both cases each message is stored once.
+        let retried = append_batch(&*store).await.unwrap();
+        assert!(retried.iter().all(|one| one.duplicate == (counts[0] > 0)), "cut after {writes}");
+        assert!(retried.iter().all(|one| one.summary.as_ref().is_some_and(|one| (one.online, one.offline) == (1, 1))));
         assert_eq!(sequences(&*store, 0, 0).len() as u64, BATCH);
         store.close().await.unwrap();
     }
@@ -376,8 +382,8 @@ async fn power_cut_keeps_replaced_entries_until_the_commit_is_written() {
         }
         let tables = cut.after_power_cut(before);
         let store = crate::embedded::tables::memory::open(&tables, with(Duration::from_secs(3600))).unwrap();
-        let there = sequences(&*store, 0, 0);
-        assert!(there == [1, 2, 3] || there == [1, 3, 4], "{there:?}, cut after {writes}");
+        let found = sequences(&*store, 0, 0);
+        assert!(found == [1, 2, 3] || found == [1, 3, 4], "{found:?}, cut after {writes}");
         store.close().await.unwrap();
     }
 }
@@ -394,7 +400,7 @@ async fn ids_survive_interrupted_and_repeated_flush() {
     };
     for writes in 0..80 {
         let tables = Memory::default();
-        let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+        let store = crate::embedded::tables::memory::open(&tables, options(Duration::from_secs(3600))).unwrap();
         for n in 0..10 {
             store.append(once(n)).await.unwrap();
         }
@@ -402,7 +408,7 @@ async fn ids_survive_interrupted_and_repeated_flush() {
         drop(store);
         let before = tables.deep_clone();
         let cut = Cut::new(&tables, writes);
-        if let Ok(store) = embedded::open(cut.clone(), tuning(Duration::ZERO)) {
+        if let Ok(store) = embedded::open(cut.clone(), options(Duration::ZERO)) {
             for _ in 0..100 {
                 if tables.record_numbers().is_none() {
                     break;
@@ -412,16 +418,16 @@ async fn ids_survive_interrupted_and_repeated_flush() {
             _ = store.close().await;
         }
         let tables = cut.after_power_cut(before);
-        let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::ZERO)).unwrap();
+        let store = crate::embedded::tables::memory::open(&tables, options(Duration::ZERO)).unwrap();
         while tables.record_numbers().is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         store.close().await.unwrap();
         drop(store);
-        let store = crate::embedded::tables::memory::open(&tables, tuning(Duration::from_secs(3600))).unwrap();
+        let store = crate::embedded::tables::memory::open(&tables, options(Duration::from_secs(3600))).unwrap();
         for n in 0..10 {
-            let again = store.append(once(n)).await.unwrap();
-            assert!(again.duplicate, "order {n} is a duplicate, cut after {writes}");
+            let retried = store.append(once(n)).await.unwrap();
+            assert!(retried.duplicate, "order {n} is a duplicate, cut after {writes}");
         }
         store.close().await.unwrap();
     }

@@ -94,9 +94,9 @@ impl Compaction {
         }
         // A frame cut off by the end of this part is at the beginning of the next. No frame is larger than a part.
         self.offset += if at == 0 { STEP_BYTES as u64 } else { at as u64 };
-        // The file also ends at a torn write.
-        let is_torn_end = !bytes.is_empty() && bytes.len() < STEP_BYTES;
-        if self.offset < length && !is_torn_end {
+        // Bytes after the last frame of the file are a torn write.
+        let is_last_part = !bytes.is_empty() && bytes.len() < STEP_BYTES;
+        if self.offset < length && !is_last_part {
             return Ok(true);
         }
         value_log.sync().map_err(io::Error::other)?;

@@ -1,7 +1,7 @@
 //! Supervises the tasks that run as long as the server.
 //!
-//! No such task should end while the server runs. If one returns or panics, the supervisor writes an ERROR line, marks the
-//! task as not ready in `/readyz`, and restarts it after a delay. Without supervision its work would stop unnoticed.
+//! If such a task returns or panics while the server runs, the supervisor writes an ERROR line, marks the task as not ready in
+//! `/readyz`, and restarts it after a delay. Without supervision its work would stop unnoticed.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -14,7 +14,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use super::Health;
 use crate::{failpoints, logging::panic_text};
 
-/// Shortest delay before a restart. It doubles with each further restart, up to the maximum.
+/// Delay before the first restart. It doubles with each further restart, up to the maximum.
 const RESTART_DELAY_MIN: Duration = Duration::from_millis(100);
 /// Longest delay before a restart.
 const RESTART_DELAY_MAX: Duration = Duration::from_secs(10);
@@ -22,13 +22,13 @@ const RESTART_DELAY_MAX: Duration = Duration::from_secs(10);
 /// Time after which a restarted task counts as ready.
 const READY_DELAY: Duration = Duration::from_secs(1);
 
-/// Running time after which the next restart has the shortest delay again.
+/// Running time of a task after which the next restart has the shortest delay again.
 const BACKOFF_RESET_DELAY: Duration = Duration::from_secs(60);
 
 /// Runs a task, and restarts it whenever it ends before the server stops.
 ///
-/// `part` is its name in `/readyz`. `state` is passed from run to run. What a run has moved out of it is lost if the run
-/// panics. `should_end` reports whether the task was meant to end. Dropping the future ends the task.
+/// `part` is its name in `/readyz`. `state` is passed from run to run; a run that panics loses what it has moved out of it.
+/// `should_end` reports whether the task was meant to end. Dropping the future ends the task.
 pub async fn supervise<S: Send>(
     health: Arc<Health>,
     part: &'static str,
@@ -40,7 +40,8 @@ pub async fn supervise<S: Send>(
     loop {
         let began = Instant::now();
         let ended = {
-            let mut running = Box::pin(AssertUnwindSafe(failpoints::until_panic(part, run(&mut state))).catch_unwind());
+            let mut running =
+                Box::pin(AssertUnwindSafe(failpoints::with_panic_point(part, run(&mut state))).catch_unwind());
             match tokio::time::timeout(READY_DELAY, &mut running).await {
                 Ok(ended) => ended,
                 Err(_) => {

@@ -356,7 +356,7 @@ impl Session {
         let Some(log) = &mut self.log else { return };
         let acknowledged = log.cursor.acknowledge(position);
         for range in acknowledged.into_iter().flatten() {
-            self.hub.metrics.receipts.inc();
+            self.hub.metrics.acknowledgements.inc();
             if failpoints::one_in(Failpoint::LostAck, 4) {
                 continue;
             }

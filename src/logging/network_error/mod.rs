@@ -4,7 +4,7 @@ use std::{error::Error, io};
 
 use super::system_error::without_number;
 
-/// Returns the root cause of a connection error in plain words. The layers above only repeat it.
+/// Returns the root cause of a connection error in plain words. The outer errors only repeat it.
 pub fn network_error(error: &(dyn Error + 'static)) -> String {
     let mut cause = error;
     while let Some(below) = cause.source() {
@@ -15,12 +15,12 @@ pub fn network_error(error: &(dyn Error + 'static)) -> String {
         Some(io::ErrorKind::ConnectionReset) => "connection reset by the other side".into(),
         Some(io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof) => "connection closed by the other side".into(),
         Some(io::ErrorKind::TimedOut) => "no answer in time".into(),
-        _ => of_text(&cause.to_string()),
+        _ => reword_text(&cause.to_string()),
     }
 }
 
-/// Rewords an error of which a library kept only the text.
-fn of_text(text: &str) -> String {
+/// Rewords an error of which a library passes on only the text.
+fn reword_text(text: &str) -> String {
     // A TLS record begins with its content type. A plain-text response does not.
     if text.contains("InvalidContentType") {
         return "the other side does not speak TLS on this port".into();

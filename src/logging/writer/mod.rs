@@ -1,8 +1,8 @@
 //! Non-blocking writer of log lines: a bounded buffer, and a thread that writes it.
 //!
-//! Writing a line never blocks, fails or panics, also if the file or pipe has failed. A line
-//! that does not fit into the buffer, or that the system rejects, is dropped and counted
-//! (`mesa_log_lines_dropped_total`). When lines can be written again, a WARN line has the number of dropped ones.
+//! Queuing a line never blocks, fails or panics, even if the file or pipe has failed. A line that does not fit into the buffer,
+//! or that the system rejects, is dropped and counted (`mesa_log_lines_dropped_total`). When lines can be written again, a
+//! WARN line states the number of dropped lines.
 
 use std::{
     io::{self, ErrorKind, Write},
@@ -14,13 +14,13 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 use prometheus_client::metrics::counter::Counter;
 
-/// Bytes in the buffer. A line beyond that is dropped. The thread may hold as many bytes again.
+/// Largest buffer, in bytes. A line that does not fit is dropped. The thread may hold as many bytes again.
 const BUFFER_BYTES_MAX: usize = 1 << 20;
 
 /// Longest line, in bytes. A longer one is truncated.
 const LINE_BYTES_MAX: usize = 16 << 10;
 
-/// Shortest time between two lines about dropped ones.
+/// Shortest time between two WARN lines about dropped lines.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Delay before a retry after `EAGAIN`.
@@ -71,12 +71,12 @@ impl LogWriter {
         self.put(text, BUFFER_BYTES_MAX);
     }
 
-    /// Queues the last line of a process. It has room even if other lines fill the buffer.
+    /// Queues the last line of a process. It fits even if other lines fill the buffer.
     pub fn last_line(&self, text: &[u8]) {
         self.put(text, BUFFER_BYTES_MAX + LINE_BYTES_MAX + 1);
     }
 
-    /// Waits until all lines are written, at most `timeout`.
+    /// Waits until all lines are written, for at most `timeout`.
     pub fn flush(&self, timeout: Duration) {
         let end = Instant::now() + timeout;
         let mut state = self.0.state.lock();
@@ -88,7 +88,7 @@ impl LogWriter {
     }
 
     fn put(&self, text: &[u8], max: usize) {
-        let text = &text[..floor(text, LINE_BYTES_MAX)];
+        let text = &text[..character_boundary(text, LINE_BYTES_MAX)];
         let mut state = self.0.state.lock();
         if state.lines.len() + text.len() + 1 > max {
             state.dropped += 1;
@@ -155,14 +155,14 @@ impl Buffer {
     }
 }
 
-/// Writes lines, and returns how many were not written. `torn`: the last write ended within a line.
+/// Writes lines, and returns the number of lines that were not written. `torn`: the last write ended within a line.
 fn write(out: &mut impl Write, lines: &[u8], torn: &mut bool) -> u64 {
     let mut left = lines;
     if *torn {
-        // The rest of that line is lost. The next line must begin on its own.
+        // The rest of that line is lost. The next line must begin on a new line.
         match out.write(b"\n") {
             Ok(1..) => *torn = false,
-            _ => return count(left),
+            _ => return count_lines(left),
         }
     }
     while !left.is_empty() {
@@ -174,22 +174,22 @@ fn write(out: &mut impl Write, lines: &[u8], torn: &mut bool) -> u64 {
             }
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => thread::sleep(RETRY_INTERVAL),
-            // For example no reader or no disk space. Later lines are tried again.
+            // For example, the pipe has no reader or the disk no space. Later lines are tried again.
             Err(_) => break,
         }
     }
-    count(left)
+    count_lines(left)
 }
 
-/// Returns the last character boundary up to `max`.
-fn floor(text: &[u8], max: usize) -> usize {
+/// Returns the offset of the last character boundary up to `max`.
+fn character_boundary(text: &[u8], max: usize) -> usize {
     if text.len() <= max {
         return text.len();
     }
     (0..=max).rev().find(|at| text[*at] & 0xC0 != 0x80).unwrap_or(0)
 }
 
-fn count(lines: &[u8]) -> u64 {
+fn count_lines(lines: &[u8]) -> u64 {
     lines.split_inclusive(|byte| *byte == b'\n').count() as u64
 }
 

@@ -193,7 +193,7 @@ fn inspect(fixture: &Fixture, home: &Home) -> Result<Inspected, String> {
     let mut sequences = Sequences::default();
     let mut inspection = Inspection::open(&home.store()).map_err(|error| error.to_string())?;
     inspection.visit(&mut sequences).map_err(|error| error.to_string())?;
-    if inspection.is_whole() == damage_reported {
+    if inspection.is_undamaged() == damage_reported {
         return Err(format!("inspect and Inspection disagree about damage: {:?}", inspection.damage()));
     }
     drop(inspection);

@@ -1,4 +1,4 @@
-//! Findings of an inspection.
+//! Results of an inspection: damage, and properties of the store.
 
 use std::fmt;
 
@@ -7,13 +7,13 @@ use crate::embedded::tables::schema::{StoredId, StoredLog};
 /// Describes one damaged part of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
-    /// The file or table.
+    /// The damaged file or table.
     pub place: &'static str,
-    /// The part of the file or table, as far as it is known.
+    /// The damaged part of the file or table, or empty if unknown.
     pub key: String,
     /// What is wrong.
     pub what: String,
-    /// The user that is affected, if known.
+    /// The affected user, if known.
     pub user: Option<String>,
 }
 
@@ -29,19 +29,19 @@ impl fmt::Display for Damage {
 
 /// States how the store was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum CloseState {
     /// The server closed the store.
     Clean,
-    /// The server was killed, or the system crashed. Nothing that was answered is lost by that.
+    /// The server was killed, or the system crashed. No answered message is lost.
     Unclean,
-    /// As `Unclean`, with a durability that does not wait for the disk: the last answered entries may be lost.
+    /// As `Unclean`, with a durability other than `always`. The last answered messages may be lost.
     UncleanLossy,
-    /// The store does not state it.
+    /// The store does not have a valid state.
     Unknown,
 }
 
-impl Ending {
-    /// Describes it in a few words.
+impl CloseState {
+    /// Returns a description for operators.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -53,7 +53,7 @@ impl Ending {
     }
 }
 
-/// Holds the properties that a store states of itself.
+/// Holds the properties of a store.
 #[derive(Clone, Debug)]
 pub struct Facts {
     /// Format version of the tables.
@@ -61,17 +61,17 @@ pub struct Facts {
     /// Namespace of the store. `None` if it cannot be read.
     pub namespace: Option<String>,
     /// How the store was closed.
-    pub ending: Ending,
-    /// Number of lossy restarts: each skipped sequences that may have been assigned and lost.
+    pub close_state: CloseState,
+    /// Number of lossy restarts. At each, logs skipped sequences that may have been assigned and lost.
     pub lossy_restarts: u32,
-    /// First and last record of the WAL, and their number.
+    /// First and last unflushed record of the WAL, and the number of records.
     pub records: Option<(u64, u64, u64)>,
-    /// Bytes of these records.
+    /// Bytes of the unflushed records.
     pub wal_bytes: u64,
     /// Record up to which the WAL is flushed.
     pub flushed: u64,
-    /// The record that the sync watermark states as synced.
-    pub marked: Option<u64>,
+    /// The last synced record, by the sync watermark.
+    pub synced_record: Option<u64>,
     /// Number of stored idempotency ids.
     pub ids: u64,
     /// Bytes of all files of the store.

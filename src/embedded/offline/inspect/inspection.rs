@@ -9,9 +9,9 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    Damage, DedupEntry, Ending, Facts, InspectSink, now_s, open_error,
+    CloseState, Damage, DedupEntry, Facts, InspectSink, now_s, open_error,
     users::{UserWalk, VisitError, invalid_keys},
-    wal_entries::WalEntries,
+    wal_events::WalEvents,
 };
 use crate::{
     embedded::{
@@ -38,26 +38,27 @@ use crate::{
     store::{StoreError, fingerprint},
 };
 
-/// Damage that is listed. Further damage is only counted.
+/// Number of damaged parts that are listed. Further ones are counted.
 const DAMAGE_MAX: usize = 1000;
 
-/// Bytes of entries without a location that are held in memory. Further ones are reported as damage.
-const LOST_BYTES_MAX: usize = 512 << 20;
+/// Bytes of orphaned entries that are held in memory. Further ones are reported as damage.
+const ORPHAN_BYTES_MAX: usize = 512 << 20;
 
 /// Inspects a closed store.
 pub struct Inspection {
     path: PathBuf,
     reader: OfflineReader,
     facts: Facts,
-    wal_entries: WalEntries,
+    wal_events: WalEvents,
     ids: Vec<DedupEntry>,
-    /// Entries of blocks without a location, by user: sequence, expiry, payload.
-    lost: BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
-    lost_bytes: usize,
-    lost_rows: BTreeMap<String, StoredLog>,
+    /// Entries of blocks without a location, by user: sequence, expiry in seconds of the Unix epoch (0 = never), payload.
+    orphan_entries: BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
+    orphan_bytes: usize,
+    /// Rows on pages to which no tree refers, by user.
+    orphan_rows: BTreeMap<String, StoredLog>,
     damage: Vec<Damage>,
     omitted_damage: u64,
-    /// Lock of the directory, until this is dropped.
+    /// Holds the lock of the directory until this value is dropped.
     _lock: Option<File>,
 }
 
@@ -73,9 +74,9 @@ impl Inspection {
             open_error(path, format!("{}. Name the directory of a store", system_error(&error)))
         };
         if path.join(REBUILT).join(SLED_FILE).exists() {
-            // A server would not read the tables in `log`, if there are any.
-            let why = "its tables were rebuilt, and its server ended before the new ones in `rebuilt` replaced the old ones. \
-                       Start its server once, which finishes that";
+            // The server reads the tables in `rebuilt`, not those in `log`.
+            let why = "its tables were rebuilt, and its server ended before the new tables in `rebuilt` replaced the old \
+                       ones. Start its server once to finish that";
             return Err(open_error(path, why));
         }
         let no_tables = MissingPart::find_tables(path).map_err(failed)?;
@@ -84,13 +85,13 @@ impl Inspection {
             file => file.map_err(failed)?.len(),
         };
         let mut reader = OfflineReader::open(path, false).map_err(failed)?;
-        let marked = SyncWatermark::read(path);
-        let watermark = marked.unwrap_or_default();
+        let stored = SyncWatermark::read(path);
+        let watermark = stored.unwrap_or_default();
         let SyncWatermark { length, end, .. } = watermark;
         let has_lost_data = watermark.was_longer_than(file_bytes) || end > reader.end();
         let detected_end = reader.end();
         if has_lost_data && reader.has_data_past_end() {
-            // Synced data is missing, so the log has data after the detected end.
+            // Synced data is missing at the detected end, so the data after it belongs to the log.
             reader = OfflineReader::open(path, true).map_err(failed)?;
         }
         let synced = watermark.record.max(reader.synced());
@@ -99,21 +100,21 @@ impl Inspection {
             facts: Facts {
                 format: None,
                 namespace: None,
-                ending: Ending::Unknown,
+                close_state: CloseState::Unknown,
                 lossy_restarts: 0,
                 records: None,
                 wal_bytes: 0,
                 flushed: reader.flushed().map_err(failed)?,
-                marked: marked.map(|marked| marked.record),
+                synced_record: stored.map(|stored| stored.record),
                 ids: 0,
-                file_bytes: path_bytes(path),
+                file_bytes: directory_bytes(path),
             },
             reader,
-            wal_entries: WalEntries::default(),
+            wal_events: WalEvents::default(),
             ids: Vec::new(),
-            lost: BTreeMap::new(),
-            lost_bytes: 0,
-            lost_rows: BTreeMap::new(),
+            orphan_entries: BTreeMap::new(),
+            orphan_bytes: 0,
+            orphan_rows: BTreeMap::new(),
             damage: Vec::new(),
             omitted_damage: 0,
             _lock: lock,
@@ -138,7 +139,7 @@ impl Inspection {
         }
         inspection.report_file_damage();
         inspection.read_meta().map_err(failed)?;
-        // Unknown data would look like damage, and be missing from a salvage.
+        // Data of another format would look like damage, and a salvage would omit it.
         check_format(inspection.facts.format.as_deref().map(str::as_bytes))?;
         if let Some(missing) = no_tables.or(inspection.reader.missing(path).map_err(failed)?) {
             inspection.report(missing.name(), String::new(), missing);
@@ -148,18 +149,18 @@ impl Inspection {
         let invalid = invalid_keys(&inspection.reader).map_err(failed)?;
         inspection.report_all(invalid);
         if !inspection.damage.is_empty() {
-            inspection.collect_lost().map_err(failed)?;
+            inspection.collect_orphans().map_err(failed)?;
         }
         Ok(inspection)
     }
 
-    /// Returns the properties that the store states of itself.
+    /// Returns the properties of the store.
     #[must_use]
     pub fn facts(&self) -> &Facts {
         &self.facts
     }
 
-    /// Returns the damage found so far, at most 1000 items. It is complete once [`Inspection::visit`] has returned.
+    /// Returns the damage found so far, at most 1000 parts. [`Inspection::visit`] completes it.
     #[must_use]
     pub fn damage(&self) -> &[Damage] {
         &self.damage
@@ -173,7 +174,7 @@ impl Inspection {
 
     /// Returns whether no damage was found so far.
     #[must_use]
-    pub fn is_whole(&self) -> bool {
+    pub fn is_undamaged(&self) -> bool {
         self.damage.is_empty()
     }
 
@@ -208,14 +209,14 @@ impl Inspection {
         for range in ranges {
             self.report("log/db", format!("bytes {} to {}", range.from, range.to), range.what);
         }
-        let gaps = self.reader.gaps();
+        let gaps = self.reader.take_lost_keys();
         for LostKeys { table, from, to } in gaps {
             let (place, range) = match table {
-                Table::Log => ("inbox", range(&from, &to, &owner)),
-                Table::Users => ("users", range(&from, &to, &owner)),
-                Table::Meta => ("meta", range(&from, &to, &owner)),
-                Table::Ids => ("ids", range(&from, &to, &record)),
-                Table::Outbox => ("outbox", range(&from, &to, &owner)),
+                Table::Log => ("inbox", range_label(&from, &to, &user_label)),
+                Table::Users => ("users", range_label(&from, &to, &user_label)),
+                Table::Meta => ("meta", range_label(&from, &to, &user_label)),
+                Table::Ids => ("ids", range_label(&from, &to, &record_label)),
+                Table::Outbox => ("outbox", range_label(&from, &to, &user_label)),
             };
             self.report(place, range, "a page of this table is missing");
         }
@@ -228,11 +229,11 @@ impl Inspection {
         let namespace = get(NAMESPACE_KEY)?.as_ref().and_then(text);
         let lossy_restarts = get(LOSSY_RESTARTS_KEY)?;
         let open = get(OPEN_KEY)?;
-        self.facts.ending = match open.as_deref() {
-            Some(CLOSED) => Ending::Clean,
-            Some(OPEN_ALWAYS) => Ending::Unclean,
-            Some(OPEN_LOSSY) => Ending::UncleanLossy,
-            _ => Ending::Unknown,
+        self.facts.close_state = match open.as_deref() {
+            Some(CLOSED) => CloseState::Clean,
+            Some(OPEN_ALWAYS) => CloseState::Unclean,
+            Some(OPEN_LOSSY) => CloseState::UncleanLossy,
+            _ => CloseState::Unknown,
         };
         if let Some(lossy_restarts) = lossy_restarts {
             match lossy_restarts[..].try_into() {
@@ -253,14 +254,14 @@ impl Inspection {
         let mut records: Vec<(u64, Bytes)> =
             self.reader.records().map(|(number, value)| (number, value.clone())).collect();
         let flushed = self.facts.flushed;
-        // After a gap, unsynced records do not count: a crash left them, and the server discards them.
+        // Unsynced records after a missing one were left by a crash. The server discards them.
         let mut next = flushed + 1;
         records.retain(|(number, _)| {
             let is_contiguous = *number == next || next <= synced;
             next = if is_contiguous { number + 1 } else { next };
             is_contiguous
         });
-        // An incomplete commit was never answered, unless synced records are missing.
+        // The last commit, if incomplete, was never answered. If synced records are missing, it may have been.
         let last_present = records.last().map_or(flushed, |(number, _)| *number);
         let mut rolled_back = u64::MAX;
         while synced <= last_present
@@ -274,7 +275,7 @@ impl Inspection {
         for (number, value) in &records {
             if *number != next {
                 is_complete = false;
-                self.report("journal", records_between(next, number - 1), "missing");
+                self.report("journal", record_range(next, number - 1), "missing");
             }
             first = first.or(Some(*number));
             (next, count) = (number + 1, count + 1);
@@ -283,7 +284,7 @@ impl Inspection {
         }
         if synced >= next {
             is_complete = false;
-            self.report("journal", records_between(next, synced), "missing, although synced");
+            self.report("journal", record_range(next, synced), "missing, although synced");
         }
         if !is_complete {
             for part in self.reader.unreadable().to_vec() {
@@ -296,7 +297,7 @@ impl Inspection {
 
     fn read_record(&mut self, number: u64, value: &Bytes) {
         let key = format!("record {number}");
-        let (namespace, decoded) = self.wal_entries.take(value);
+        let (namespace, decoded) = self.wal_events.add_record(value);
         if let Err(what) = decoded {
             self.report("journal", key.clone(), what);
         }
@@ -316,43 +317,46 @@ impl Inspection {
                 Err(error) => self.report("ids", format!("{key:?}"), error),
             }
         }
-        self.ids.extend(std::mem::take(&mut self.wal_entries.ids).into_iter().map(DedupEntry));
+        self.ids.extend(std::mem::take(&mut self.wal_events.ids).into_iter().map(DedupEntry));
         self.facts.ids = self.ids.len() as u64;
         Ok(())
     }
 
-    /// Collects rows and blocks that no table refers to. A block states its user, a row has its user as key.
-    fn collect_lost(&mut self) -> std::io::Result<()> {
-        for pair in self.reader.lost() {
+    /// Collects orphaned rows and blocks: no table refers to them.
+    ///
+    /// A block contains its user. The key of a row is its user.
+    fn collect_orphans(&mut self) -> std::io::Result<()> {
+        for pair in self.reader.orphan_pairs() {
             let (key, value) = pair?;
             let user = std::str::from_utf8(&key).ok().filter(|id| UserId::new(id).is_ok());
             if let (Some(user), Ok(row)) = (user, StoredLog::decode(&value)) {
-                self.lost_rows.insert(user.to_owned(), row);
+                self.orphan_rows.insert(user.to_owned(), row);
             }
         }
         let (mut over, ours) = (0, self.namespace());
-        let Self { reader, lost, lost_bytes, .. } = self;
+        let Self { reader, orphan_entries, orphan_bytes, .. } = self;
         reader.blocks_without_location(|value| {
             let Ok(entries) = block_entries(value) else { return };
             for (entry, expires_s) in entries.into_iter().filter(|(entry, _)| entry.namespace == ours) {
                 let Ok(user) = std::str::from_utf8(&entry.owner) else { continue };
-                if *lost_bytes > LOST_BYTES_MAX {
+                if *orphan_bytes > ORPHAN_BYTES_MAX {
                     over += 1;
                     continue;
                 }
                 let payload = entry.payload.as_bytes().clone();
-                *lost_bytes += payload.len();
-                lost.entry(user.to_owned()).or_default().push((entry.seq, expires_s, payload));
+                *orphan_bytes += payload.len();
+                orphan_entries.entry(user.to_owned()).or_default().push((entry.seq, expires_s, payload));
             }
         })?;
         if over > 0 {
-            let what = format!("{over} entries without a location were not read, because they exceed 512 MiB");
+            let what =
+                format!("{over} entries without a location were not read, because the others fill 512 MiB of memory");
             self.report("inbox", String::new(), what);
         }
         Ok(())
     }
 
-    /// Visits all users in the order of their ids, with everything readable of each.
+    /// Visits all users in the order of their ids, with all readable data of each.
     ///
     /// # Errors
     /// When the file cannot be read, or the sink returns an error.
@@ -379,9 +383,9 @@ impl Inspection {
         let mut walk = UserWalk {
             rows: self.reader.pairs(Table::Users, from).peekable(),
             blocks: self.reader.pairs(Table::Log, from).peekable(),
-            wal_entries: &self.wal_entries,
-            lost: &self.lost,
-            lost_rows: &self.lost_rows,
+            wal_events: &self.wal_events,
+            orphan_entries: &self.orphan_entries,
+            orphan_rows: &self.orphan_rows,
             namespace: self.namespace(),
             lossy_restarts: LossyRestarts { count: self.facts.lossy_restarts, at_restore },
             damaged: !self.damage.is_empty(),
@@ -389,7 +393,7 @@ impl Inspection {
             damage_found: &mut found,
             now_s: now_s(),
         };
-        let walked = walk.all(sink).map_err(|error| match error {
+        let walked = walk.visit_users(sink).map_err(|error| match error {
             VisitError::Sink(error) => error,
             VisitError::Read(error) => open_error(&self.path, error),
         });
@@ -400,22 +404,20 @@ impl Inspection {
 }
 
 /// Sums the bytes of all files in a directory and its subdirectories.
-fn path_bytes(path: &Path) -> u64 {
+fn directory_bytes(path: &Path) -> u64 {
     let files = fs::read_dir(path).into_iter().flatten().flatten();
     files
-        .map(
-            |file| {
-                if file.path().is_dir() {
-                    path_bytes(&file.path())
-                } else {
-                    file.metadata().map_or(0, |file| file.len())
-                }
-            },
-        )
+        .map(|file| {
+            if file.path().is_dir() {
+                directory_bytes(&file.path())
+            } else {
+                file.metadata().map_or(0, |file| file.len())
+            }
+        })
         .sum()
 }
 
-/// Returns whether sled's settings match their checksum. sled rewrites a file that is missing or too short.
+/// Returns whether sled's settings match their checksum. sled itself rewrites a missing or too short file.
 fn conf_is_intact(sled_dir: &Path) -> bool {
     let conf = fs::read(sled_dir.join(SLED_CONF)).unwrap_or_default();
     match conf.split_last_chunk::<4>() {
@@ -424,11 +426,11 @@ fn conf_is_intact(sled_dir: &Path) -> bool {
     }
 }
 
-fn records_between(from: u64, to: u64) -> String {
+fn record_range(from: u64, to: u64) -> String {
     if from == to { format!("record {from}") } else { format!("records {from} to {to}") }
 }
 
-fn range(from: &[u8], to: &[u8], name: &dyn Fn(&[u8]) -> String) -> String {
+fn range_label(from: &[u8], to: &[u8], name: &dyn Fn(&[u8]) -> String) -> String {
     match (from.is_empty(), to.is_empty()) {
         (true, true) => "all of it".into(),
         (true, false) => format!("all before {}", name(to)),
@@ -437,12 +439,12 @@ fn range(from: &[u8], to: &[u8], name: &dyn Fn(&[u8]) -> String) -> String {
     }
 }
 
-fn record(key: &[u8]) -> String {
-    // Keys between pages are truncated where they differ.
-    let mut whole = wal_key(0);
+fn record_label(key: &[u8]) -> String {
+    // A key that separates two pages is truncated after the first byte in which they differ.
+    let mut padded = wal_key(0);
     let length = key.len().min(8);
-    whole[..length].copy_from_slice(&key[..length]);
-    format!("record {}", u64::from_be_bytes(whole))
+    padded[..length].copy_from_slice(&key[..length]);
+    format!("record {}", u64::from_be_bytes(padded))
 }
 
 /// Returns the name of a key of the table `meta`.
@@ -450,7 +452,7 @@ fn key_name(key: &[u8]) -> String {
     String::from_utf8_lossy(key).into_owned()
 }
 
-fn owner(key: &[u8]) -> String {
+fn user_label(key: &[u8]) -> String {
     let id = key.split(|byte| *byte == 0).next().unwrap_or(key);
     format!("user {:?}", String::from_utf8_lossy(id))
 }
@@ -459,7 +461,7 @@ fn cannot_lock(error: &std::io::Error) -> String {
     format!("its file `{LOCK}` cannot be locked: {}. Check that it may be read", system_error(error))
 }
 
-/// Takes the lock of a directory without writing into it. Returns `None` if there is no lock file.
+/// Locks a directory without writing into it. Returns `None` if it has no lock file.
 fn lock(path: &Path) -> Result<Option<File>, StoreError> {
     if !path.is_dir() {
         return Err(open_error(path, "there is no such directory"));

@@ -1,8 +1,8 @@
-//! Inspects a closed store, read-only. Damage is reported, and everything readable is shown.
+//! Inspects a closed store, read-only: reports damage, and visits all readable data.
 //!
-//! - `findings`: what an inspection reports
+//! - `findings`: damage, and properties of the store
 //! - `inspection`: locks, reads and checks the directory
-//! - `wal_entries`: the WAL entries of each user
+//! - `wal_events`: the WAL events of each user
 //! - `users`: iterates over all users
 //! - `user_log`: assembles one user's log from the row, the value log and the WAL
 
@@ -12,7 +12,7 @@ mod inspection;
 mod tests;
 mod user_log;
 mod users;
-mod wal_entries;
+mod wal_events;
 
 use std::{
     fmt,
@@ -22,11 +22,11 @@ use std::{
 
 use bytes::Bytes;
 
-pub use self::findings::{Damage, DedupEntry, Ending, Facts, StoredUser};
+pub use self::findings::{CloseState, Damage, DedupEntry, Facts, StoredUser};
 pub use self::{inspection::Inspection, user_log::LogFacts};
 use crate::{message::Seq, store::StoreError};
 
-/// Receives what an inspection finds, user by user in the order of their ids.
+/// Receives the users of an inspected store, in the order of their ids.
 pub trait InspectSink {
     /// Receives pending entries of a user, in order: sequence, expiry in seconds of the Unix epoch (0 = never), payload.
     ///
@@ -36,7 +36,7 @@ pub trait InspectSink {
     /// Stops the inspection.
     fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> Result<(), StoreError>;
 
-    /// Receives a user's log without its entries, which have all come before.
+    /// Receives a user's log without its entries, after all calls of [`entries`](Self::entries) for the user.
     ///
     /// # Errors
     /// Stops the inspection.

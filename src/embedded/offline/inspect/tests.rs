@@ -1,4 +1,4 @@
-//! Inspection and salvage of stores whose tables have entries that belong to no user.
+//! Tests of inspection and salvage with invalid keys or without the names of tables.
 
 use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 
@@ -20,11 +20,11 @@ use crate::{
 
 const USERS: [&str; 3] = ["a", "b", "c"];
 
-/// Messages to each user, of which a block holds one or two.
+/// Messages to each user. A block holds one or two of them.
 const MESSAGES: u64 = 12;
 const PAYLOAD_BYTES: usize = 40_000;
 
-/// The first entries, which every device of the user has acknowledged.
+/// The last entry that every device of the user has acknowledged.
 const ACKNOWLEDGED: Seq = 3;
 
 fn user(id: &str) -> UserId {
@@ -36,7 +36,7 @@ fn options(path: &Path) -> DiskOptions {
 }
 
 /// Creates a closed store in which every entry is flushed.
-async fn make(path: &Path) {
+async fn create_store(path: &Path) {
     let store = open(options(path)).unwrap();
     for n in 1..=MESSAGES {
         let payload = Payload::encode(0, Some(&format!("\"{n}{}\"", "x".repeat(PAYLOAD_BYTES))), None).unwrap();
@@ -69,7 +69,7 @@ fn pending(store: &Arc<dyn Store>, id: &str) -> Vec<Seq> {
     store.read(&user(id), 0, all).unwrap().entries.iter().map(|entry| entry.seq).collect()
 }
 
-/// Holds the visited users in order, with the pending entries received before each.
+/// Records the visited users, and the pending entries of each.
 #[derive(Default)]
 struct Visited {
     logs: Vec<LogFacts>,
@@ -89,10 +89,10 @@ impl InspectSink for Visited {
 }
 
 /// Changes the table of block locations.
-fn change_places(path: &Path, change: impl FnOnce(&sled::Tree)) {
+fn change_locations(path: &Path, change: impl FnOnce(&sled::Tree)) {
     let config = sled::Config::new().path(path.join("log")).segment_size(8 << 20);
     let mut opened = config.open();
-    // A thread of sled releases the lock of the closed store a moment later.
+    // A thread of sled releases the lock of a closed store with a delay.
     for _ in 0..500 {
         if opened.is_ok() {
             break;
@@ -114,21 +114,21 @@ fn with_suffix(key: &[u8], suffix: &[u8]) -> Vec<u8> {
 async fn inspection_with_invalid_block_key_visits_its_user_once() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("store");
-    make(&path).await;
+    create_store(&path).await;
     let store = open(options(&path)).unwrap();
     let wanted: BTreeMap<&str, Vec<Seq>> = USERS.iter().map(|id| (*id, pending(&store, id))).collect();
     store.close().await.unwrap();
     drop(store);
     assert_eq!(wanted["b"], (ACKNOWLEDGED + 1..=MESSAGES).collect::<Vec<_>>());
-    change_places(&path, |places| {
+    change_locations(&path, |locations| {
         // The key of a block in the middle is damaged; the block itself is intact.
-        let keys: Vec<_> = places.scan_prefix(b"b\0").keys().map(Result::unwrap).collect();
+        let keys: Vec<_> = locations.scan_prefix(b"b\0").keys().map(Result::unwrap).collect();
         assert!(keys.len() > 3, "{} blocks", keys.len());
-        let place = places.remove(&keys[2]).unwrap().unwrap();
-        places.insert(with_suffix(&keys[2], b"b\0\x01"), place).unwrap();
+        let location = locations.remove(&keys[2]).unwrap().unwrap();
+        locations.insert(with_suffix(&keys[2], b"b\0\x01"), location).unwrap();
         // After the last key of a user, and between two users.
-        places.insert(with_suffix(&log_key("b", Seq::MAX), b"\0"), b"").unwrap();
-        places.insert(b"b0", b"").unwrap();
+        locations.insert(with_suffix(&log_key("b", Seq::MAX), b"\0"), b"").unwrap();
+        locations.insert(b"b0", b"").unwrap();
     });
     for only in [None, Some("b")] {
         let mut inspection = Inspection::open(&path).unwrap();
@@ -165,10 +165,10 @@ async fn inspection_with_invalid_block_key_visits_its_user_once() {
 async fn inspection_without_table_names_shows_every_user_once() {
     let home = tempfile::tempdir().unwrap();
     let path = home.path().join("store");
-    make(&path).await;
+    create_store(&path).await;
     let db = path.join("log").join("db");
     let mut bytes = fs::read(&db).unwrap();
-    // Every list of tree names has this tree of sled.
+    // Every list of tree names contains this tree of sled.
     let tree = b"__sled__default";
     let names: Vec<_> =
         bytes.windows(tree.len()).enumerate().filter(|(_, name)| name == tree).map(|(at, _)| at).collect();
@@ -178,7 +178,7 @@ async fn inspection_without_table_names_shows_every_user_once() {
     let mut inspection = Inspection::open(&path).unwrap();
     let mut visited = Visited::default();
     inspection.visit(&mut visited).unwrap();
-    assert!(!inspection.is_whole());
+    assert!(!inspection.is_undamaged());
     let names: Vec<_> = visited.logs.iter().map(|facts| facts.user.as_str()).collect();
     assert_eq!(names, USERS);
     for facts in &visited.logs {

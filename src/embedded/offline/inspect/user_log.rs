@@ -1,10 +1,10 @@
-//! Assembles one user's log from the row, the value log and the WAL.
+//! Assembles one user's log from its row, the value log and the WAL.
 
 use std::collections::{BTreeMap, btree_map::Entry};
 
 use bytes::Bytes;
 
-use super::{Damage, StoredUser, wal_entries::WalEntry};
+use super::{Damage, StoredUser, wal_events::WalEvent};
 use crate::{
     embedded::{
         tables::schema::StoredLog,
@@ -26,7 +26,8 @@ pub struct LogFacts {
     pub head: Seq,
     /// When the user was last seen, in milliseconds of the Unix epoch; 0 = never.
     pub seen_ms: u64,
-    /// Cursors: device ("" = clients without a device), acknowledged sequences, and when the device was last seen.
+    /// Cursors: device ("" = clients without a device), acknowledged sequences, and when the device was last seen, in
+    /// milliseconds of the Unix epoch (0 = never).
     pub cursors: Vec<(String, AckSet, u64)>,
     /// Gaps with their reasons, as far as they are stored.
     pub gaps: Vec<Gap>,
@@ -34,7 +35,7 @@ pub struct LogFacts {
     pub pending: Vec<(Seq, u32, u32)>,
     /// Number of expired entries that are still stored.
     pub expired: u64,
-    /// Pending ranges that are missing without a stored reason.
+    /// Ranges of sequences that are missing without a stored reason.
     pub missing: Vec<(Seq, Seq)>,
     /// The log in its stored form.
     pub stored: StoredUser,
@@ -58,14 +59,14 @@ pub struct Assembly {
     entries: BTreeMap<Seq, (u32, Bytes)>,
     pending: Vec<(Seq, u32, u32)>,
     expired: u64,
-    /// Ranges of entries that were found.
+    /// Ranges of sequences with an entry.
     found: Vec<(Seq, Seq)>,
     last: Seq,
     keys: BTreeMap<String, Seq>,
     /// Number of lossy restarts that the row includes, if there is a row.
     restarts_in_row: Option<u32>,
     /// The first entry in the WAL.
-    first: Option<Seq>,
+    first_in_wal: Option<Seq>,
 }
 
 impl Assembly {
@@ -93,7 +94,7 @@ impl Assembly {
             last: 0,
             keys,
             restarts_in_row,
-            first: None,
+            first_in_wal: None,
         }
     }
 
@@ -101,11 +102,11 @@ impl Assembly {
         &self.user
     }
 
-    /// Adds a WAL entry. With `all`, includes entries that the row states as flushed, because their block may be lost.
-    pub fn add_wal_entry(&mut self, entry: WalEntry, all: bool) {
+    /// Adds a WAL event. With `all`, includes entries that are flushed by the row, because their block may be lost.
+    pub fn add_wal_event(&mut self, entry: WalEvent, all: bool) {
         match entry {
-            WalEntry::Entry { seq, expires_s, payload, collapse } => {
-                self.first.get_or_insert(seq);
+            WalEvent::Entry { seq, expires_s, payload, collapse } => {
+                self.first_in_wal.get_or_insert(seq);
                 if has_skipped(self.log.head, seq) {
                     self.skip_to(seq - 1);
                 }
@@ -117,26 +118,26 @@ impl Assembly {
                     self.keys.insert(key.as_str().to_owned(), seq);
                 }
             }
-            WalEntry::Seen(at_ms) => self.log.seen_ms = self.log.seen_ms.max(at_ms),
-            WalEntry::Cursor { device, cursor } => self.cursors.replay(device, &cursor),
-            WalEntry::CursorRemoved { device } => self.cursors.remove(device.as_ref()),
-            WalEntry::Gap(gap) => self.gaps.push(gap),
+            WalEvent::Seen(at_ms) => self.log.seen_ms = self.log.seen_ms.max(at_ms),
+            WalEvent::Cursor { device, cursor } => self.cursors.replay(device, &cursor),
+            WalEvent::CursorRemoved { device } => self.cursors.remove(device.as_ref()),
+            WalEvent::Gap(gap) => self.gaps.push(gap),
         }
     }
 
-    /// Adds an entry of a block without a location. Returns false if it differs from a known one.
-    pub fn add_lost_entry(&mut self, seq: Seq, expires_s: u32, payload: Bytes) -> bool {
+    /// Adds an entry of a block without a location. Returns false if it differs from an entry with the same sequence.
+    pub fn add_orphan_entry(&mut self, seq: Seq, expires_s: u32, payload: Bytes) -> bool {
         self.log.head = self.log.head.max(seq);
         match self.entries.entry(seq) {
-            Entry::Vacant(place) => _ = place.insert((expires_s, payload)),
+            Entry::Vacant(vacant) => _ = vacant.insert((expires_s, payload)),
             Entry::Occupied(known) => return known.get().1 == payload,
         }
         true
     }
 
-    /// Skips the sequences of lossy restarts that the row does not include. Call it after all WAL entries.
+    /// Skips the sequences of lossy restarts that the row does not include. Call it after all WAL events.
     pub fn skip_lossy_restarts(&mut self, lossy_restarts: LossyRestarts) {
-        let due = lossy_restarts.due(lossy_restarts.known(self.restarts_in_row, self.first), self.log.head);
+        let due = lossy_restarts.due(lossy_restarts.known(self.restarts_in_row, self.first_in_wal), self.log.head);
         if due > 0 {
             self.skip_to(self.log.head + u64::from(due) * SEQUENCE_RESERVE);
         }
@@ -152,9 +153,9 @@ impl Assembly {
         self.cursors.acknowledge_all(skipped.from, to);
     }
 
-    /// Adds the entries of a block, in order, or the remaining ones after the last block (`None`).
+    /// Adds the entries of the next block, or, after the last block (`None`), all other entries.
     ///
-    /// Returns the pending ones, in order.
+    /// Returns the pending entries, in order. Entries from the WAL that precede the block's end are included.
     pub fn take_pending(&mut self, block: Option<Vec<(Seq, u32, Bytes)>>, now_s: u32) -> Vec<(Seq, u32, Bytes)> {
         let until = match &block {
             Some(block) => block.last().map_or(0, |(seq, ..)| *seq),
@@ -256,7 +257,7 @@ fn missing(head: Seq, found: &[(Seq, Seq)], acknowledged: &[(Seq, Seq)], gaps: &
     missing
 }
 
-/// Makes a damage report of this user.
+/// Creates a report of damage that affects this user.
 pub fn damage(user: &str, place: &'static str, key: String, what: impl std::fmt::Display) -> Damage {
     Damage { place, key, what: what.to_string(), user: Some(user.to_owned()) }
 }

@@ -1,4 +1,4 @@
-//! Iterates over all users in the order of their ids, with everything readable of each.
+//! Visits all users in the order of their ids, with all readable data of each.
 
 use std::{collections::BTreeMap, iter::Peekable};
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{
     Damage, InspectSink, LogFacts,
     user_log::{Assembly, damage},
-    wal_entries::WalEntries,
+    wal_events::WalEvents,
 };
 use crate::{
     embedded::{
@@ -36,22 +36,24 @@ impl From<std::io::Error> for VisitError {
     }
 }
 
-/// Iterates over all users.
+/// Visits users. The maps are by user id.
 pub struct UserWalk<'a> {
     pub rows: Peekable<TablePairs<'a>>,
     pub blocks: Peekable<TablePairs<'a>>,
-    pub wal_entries: &'a WalEntries,
-    pub lost: &'a BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
-    pub lost_rows: &'a BTreeMap<String, StoredLog>,
+    pub wal_events: &'a WalEvents,
+    pub orphan_entries: &'a BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
+    pub orphan_rows: &'a BTreeMap<String, StoredLog>,
     pub namespace: u32,
     pub lossy_restarts: LossyRestarts,
+    /// Whether the store has damage. Then missing entries are reported too.
     pub damaged: bool,
+    /// The only user to visit, if set.
     pub only: Option<&'a str>,
     pub damage_found: &'a mut Vec<Damage>,
     pub now_s: u32,
 }
 
-/// Finds the keys that belong to no user. [`UserWalk`] skips them.
+/// Finds keys that belong to no user. [`UserWalk`] skips them.
 pub fn invalid_keys(reader: &OfflineReader) -> std::io::Result<Vec<Damage>> {
     let mut invalid = Vec::new();
     let tables =
@@ -88,7 +90,7 @@ fn first_user(
 
 impl UserWalk<'_> {
     /// Visits all users, or `only` one.
-    pub fn all(&mut self, sink: &mut dyn InspectSink) -> Result<(), VisitError> {
+    pub fn visit_users(&mut self, sink: &mut dyn InspectSink) -> Result<(), VisitError> {
         let mut after: Option<String> = None;
         while let Some(user) = self.next_user(after.as_deref())? {
             if self.only.is_some_and(|only| *only < *user) {
@@ -116,10 +118,10 @@ impl UserWalk<'_> {
             (None, None) => std::ops::Bound::Unbounded,
         };
         let range = (from, std::ops::Bound::Unbounded);
-        let wal_user = self.wal_entries.users.range(range.clone()).next().map(|(user, _)| user.clone());
-        let lost = self.lost.range(range.clone()).next().map(|(user, _)| user.clone());
-        let lost_row = self.lost_rows.range(range).next().map(|(user, _)| user.clone());
-        Ok([row, block, wal_user, lost, lost_row].into_iter().flatten().min())
+        let wal_user = self.wal_events.users.range(range.clone()).next().map(|(user, _)| user.clone());
+        let orphan = self.orphan_entries.range(range.clone()).next().map(|(user, _)| user.clone());
+        let orphan_row = self.orphan_rows.range(range).next().map(|(user, _)| user.clone());
+        Ok([row, block, wal_user, orphan, orphan_row].into_iter().flatten().min())
     }
 
     fn failed(&mut self) -> std::io::Error {
@@ -132,11 +134,11 @@ impl UserWalk<'_> {
         let row = self.row(user)?;
         let flushed = row.as_ref().map_or(0, |row| row.flushed);
         let mut assembly = Assembly::new(user.to_owned(), row);
-        for entry in self.wal_entries.users.get(user).into_iter().flatten() {
-            assembly.add_wal_entry(entry.clone(), self.damaged);
+        for entry in self.wal_events.users.get(user).into_iter().flatten() {
+            assembly.add_wal_event(entry.clone(), self.damaged);
         }
-        for (seq, expires_s, payload) in self.lost.get(user).into_iter().flatten() {
-            if !assembly.add_lost_entry(*seq, *expires_s, payload.clone()) {
+        for (seq, expires_s, payload) in self.orphan_entries.get(user).into_iter().flatten() {
+            if !assembly.add_orphan_entry(*seq, *expires_s, payload.clone()) {
                 let what = "two different entries have this sequence; the first is used";
                 self.damage_found.push(damage(user, "journal", format!("entry {seq}"), what));
             }
@@ -145,7 +147,7 @@ impl UserWalk<'_> {
         while self.blocks.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| is_within(key, user))) {
             let Some((key, value)) = self.blocks.next().transpose()? else { break };
             if !is_log_key_of(&key, user) {
-                // Stopping here would visit the user again for the blocks that follow, without the row.
+                // Stopping here would visit the user again for the blocks that follow, then without the row.
                 continue;
             }
             if let Some(entries) = self.block_entries(assembly.user(), flushed, &key, &value) {
@@ -172,11 +174,11 @@ impl UserWalk<'_> {
     fn row(&mut self, user: &str) -> Result<Option<StoredLog>, VisitError> {
         let own = self.rows.peek().is_some_and(|pair| pair.as_ref().is_ok_and(|(key, _)| key == user.as_bytes()));
         let Some((_, value)) = (if own { self.rows.next().transpose()? } else { None }) else {
-            if let Some(row) = self.lost_rows.get(user) {
+            if let Some(row) = self.orphan_rows.get(user) {
                 return Ok(Some(row.clone()));
             }
             // The WAL may have entries of a user whose row was not written yet at a power cut.
-            if !self.wal_entries.users.contains_key(user) {
+            if !self.wal_events.users.contains_key(user) {
                 self.damage_found.push(damage(user, "users", "the row".into(), "it is missing"));
             }
             return Ok(None);
@@ -199,19 +201,19 @@ impl UserWalk<'_> {
         value: &Bytes,
     ) -> Option<Vec<(Seq, u32, Bytes)>> {
         let first = key.last_chunk().map_or(0, |first| u64::from_be_bytes(*first));
-        let place = || format!("the block from sequence {first} on");
+        let part = || format!("the block from sequence {first} on");
         let entries = match block_entries(value) {
             Ok(entries) => entries,
-            // A block that was being written at a power cut: nothing refers to it yet, and the WAL has all its entries.
+            // A power cut interrupted the write of this block. No row refers to it yet, and the WAL has all its entries.
             Err(_)
                 if Unreadable::from_value(value).is_some()
                     && first > flushed
-                    && self.wal_entries.users.contains_key(user) =>
+                    && self.wal_events.users.contains_key(user) =>
             {
                 return None;
             }
             Err(error) => {
-                self.damage_found.push(damage(user, "inbox", place(), error));
+                self.damage_found.push(damage(user, "inbox", part(), error));
                 return None;
             }
         };
@@ -219,7 +221,7 @@ impl UserWalk<'_> {
             entry.owner == user.as_bytes() && entry.namespace == self.namespace
         };
         if !entries.iter().all(is_own) {
-            self.damage_found.push(damage(user, "inbox", place(), "it belongs to another user"));
+            self.damage_found.push(damage(user, "inbox", part(), "it belongs to another user"));
             return None;
         }
         let parts =

@@ -1,17 +1,17 @@
-//! Reads sled's files without sled and without changing them.
+//! Reads sled's files without sled, and without changing them.
 //!
-//! sled treats a damaged log as one that ends there, or as one in which nothing was ever written at that place. Then it
-//! overwrites what follows. So damage must be detected before sled opens its files. This module reads the format of
-//! sled 0.34, the last version with it:
+//! sled takes damage for the end of its log, or for an offset at which nothing was ever written. Then it overwrites the data
+//! after it. So damage must be detected before sled opens its files. This module reads the format of sled 0.34, the last
+//! version with that format:
 //!
-//! - `segment`: the file is segments, a segment is messages, each with a checksum
-//! - `copies`: blocks of a segment that the disk wrote to a wrong place
-//! - `segment_log`: the messages of all segments in the order in which they were written, and where that order is broken
-//! - `page`: a message is a page of a tree, or a change to one
-//! - `trees`: trees as pairs in order, with the gaps that damage has left
-//! - `tail`: where the log ends while it is written
+//! - `segment`: one segment of the file, a sequence of messages with checksums
+//! - `misdirected`: disk blocks at a wrong offset of a segment
+//! - `segment_log`: the messages of all segments in the order of the log, and damaged ranges
+//! - `page`: the body of a message, which is a page of a tree or a change to one
+//! - `trees`: trees as pairs in order, and lost ranges of keys
+//! - `tail`: the end of the log while sled writes it
 
-mod copies;
+mod misdirected;
 mod page;
 mod segment;
 mod segment_log;

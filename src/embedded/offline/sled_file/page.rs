@@ -15,7 +15,7 @@ pub struct Node {
     pub data: Data,
 }
 
-/// Holds the pairs or children of a page, with complete keys.
+/// Holds the pairs of a leaf or the children of an inner page, with complete keys.
 #[derive(Clone, Debug)]
 pub enum Data {
     Leaf(Vec<(Bytes, Bytes)>),
@@ -52,7 +52,7 @@ impl Reader {
         Some(number)
     }
 
-    fn text(&mut self) -> Option<Bytes> {
+    fn bytes(&mut self) -> Option<Bytes> {
         let length = usize::try_from(self.number()?).ok()?;
         (length <= self.bytes.len()).then(|| self.bytes.split_to(length))
     }
@@ -60,51 +60,47 @@ impl Reader {
 
 impl Node {
     pub fn decode(bytes: Bytes) -> Option<(Self, Prefix)> {
-        let mut from = Reader { bytes };
-        let (next, merging_child, _merging) = (from.number()?, from.number()?, from.byte()?);
-        let prefix = usize::from(from.byte()?);
-        let (lo, hi) = (from.text()?, from.text()?);
+        let mut reader = Reader { bytes };
+        let (next, merging_child, _merging) = (reader.number()?, reader.number()?, reader.byte()?);
+        let prefix = usize::from(reader.byte()?);
+        let (lo, hi) = (reader.bytes()?, reader.bytes()?);
         let prefix = Prefix { bytes: lo.get(..prefix)?.to_vec(), merging_child };
-        let is_leaf = match from.byte()? {
+        let is_leaf = match reader.byte()? {
             0 => true,
             1 => false,
             _ => return None,
         };
-        let count = usize::try_from(from.number()?).ok()?;
+        let count = usize::try_from(reader.number()?).ok()?;
         let mut keys = Vec::new();
         for _ in 0..count {
-            keys.push(prefix.whole(&from.text()?));
+            keys.push(prefix.prepend_to(&reader.bytes()?));
         }
         let data = if is_leaf {
-            Data::Leaf(keys.into_iter().map(|key| Some((key, from.text()?))).collect::<Option<_>>()?)
+            Data::Leaf(keys.into_iter().map(|key| Some((key, reader.bytes()?))).collect::<Option<_>>()?)
         } else {
-            Data::Index(keys.into_iter().map(|key| Some((key, from.number()?))).collect::<Option<_>>()?)
+            Data::Index(keys.into_iter().map(|key| Some((key, reader.number()?))).collect::<Option<_>>()?)
         };
         Some((Self { next, lo, hi, data }, prefix))
     }
 
-    /// Applies a change. Returns false if it does not fit the kind of page.
-    pub fn apply(&mut self, link: Link, prefix: &Prefix) -> bool {
+    /// Applies a change. Ignores a change that does not fit the kind of page.
+    pub fn apply(&mut self, link: Link, prefix: &Prefix) {
         match (link, &mut self.data) {
             (Link::Set(key, value), Data::Leaf(pairs)) => {
-                let key = prefix.whole(&key);
+                let key = prefix.prepend_to(&key);
                 match pairs.binary_search_by(|(known, _)| known.cmp(&key)) {
                     Ok(at) => pairs[at].1 = value,
                     Err(at) => pairs.insert(at, (key, value)),
                 }
-                true
             }
             (Link::Remove(key), Data::Leaf(pairs)) => {
-                let key = prefix.whole(&key);
+                let key = prefix.prepend_to(&key);
                 pairs.retain(|(known, _)| *known != key);
-                true
             }
             (Link::MergeConfirm, Data::Index(children)) => {
                 children.retain(|(_, page)| *page != prefix.merging_child);
-                true
             }
-            (Link::MergeIntention | Link::Merging, _) => true,
-            _ => false,
+            _ => {}
         }
     }
 }
@@ -117,19 +113,19 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    fn whole(&self, key: &Bytes) -> Bytes {
+    fn prepend_to(&self, key: &Bytes) -> Bytes {
         if self.bytes.is_empty() { key.clone() } else { [&self.bytes[..], key].concat().into() }
     }
 }
 
 impl Link {
-    /// Decodes a change, and the page that is about to be merged, if the change names one.
+    /// Decodes a change, and the number of the page that is about to be merged, if the change names one.
     pub fn decode(bytes: Bytes) -> Option<(Self, Option<u64>)> {
-        let mut from = Reader { bytes };
-        Some(match from.byte()? {
-            0 => (Self::Set(from.text()?, from.text()?), None),
-            1 => (Self::Remove(from.text()?), None),
-            2 => (Self::MergeIntention, Some(from.number()?)),
+        let mut reader = Reader { bytes };
+        Some(match reader.byte()? {
+            0 => (Self::Set(reader.bytes()?, reader.bytes()?), None),
+            1 => (Self::Remove(reader.bytes()?), None),
+            2 => (Self::MergeIntention, Some(reader.number()?)),
             3 => (Self::MergeConfirm, None),
             4 => (Self::Merging, None),
             _ => return None,
@@ -138,11 +134,11 @@ impl Link {
 }
 
 /// Decodes the names of trees, and the root page of each.
-pub fn names(bytes: Bytes) -> Option<Vec<(Bytes, u64)>> {
-    let mut from = Reader { bytes };
+pub fn tree_names(bytes: Bytes) -> Option<Vec<(Bytes, u64)>> {
+    let mut reader = Reader { bytes };
     let mut names = Vec::new();
-    while !from.bytes.is_empty() {
-        names.push((from.text()?, from.number()?));
+    while !reader.bytes.is_empty() {
+        names.push((reader.bytes()?, reader.number()?));
     }
     Some(names)
 }

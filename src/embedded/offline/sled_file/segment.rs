@@ -72,24 +72,25 @@ impl Kind {
     }
 }
 
-/// A message whose checksum is right.
+/// A message with a valid checksum.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
     pub kind: Kind,
     pub page: u64,
-    /// Where it begins in the segment, and where the next one does.
+    /// Offset of its first byte in the segment.
     pub at: usize,
+    /// Offset of the next message in the segment.
     pub end: usize,
     pub body: &'a [u8],
 }
 
-/// Reads the message at `at` of a segment of this number; `None` if there is none.
+/// Reads the message at `at` of the segment with this number, if there is one.
 pub fn message(segment: &[u8], at: usize, number: u64) -> Option<Message<'_>> {
     let (message, found) = any_message(segment, at)?;
     (found == number).then_some(message)
 }
 
-/// Bytes of the message that `bytes` begins with, as its header says.
+/// Returns the length in bytes that the header of a message states. `bytes` begins with the message.
 pub fn length(bytes: &[u8]) -> Option<usize> {
     Kind::from_byte(*bytes.get(4)?)?;
     let mut rest = &bytes[5..];
@@ -97,7 +98,7 @@ pub fn length(bytes: &[u8]) -> Option<usize> {
     usize::try_from(length).ok()?.checked_add(bytes.len() - rest.len())
 }
 
-/// Reads the message at `at`, and the number of the segment it was written for.
+/// Reads the message at `at`, and the number of the segment for which it was written.
 fn any_message(segment: &[u8], at: usize) -> Option<(Message<'_>, u64)> {
     let bytes = segment.get(at..)?;
     let kind = Kind::from_byte(*bytes.get(KIND_AT)?)?;
@@ -115,53 +116,59 @@ fn any_message(segment: &[u8], at: usize) -> Option<(Message<'_>, u64)> {
 
 /// States why a segment has no further message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum SegmentEnd {
     /// The segment is full.
     Full,
-    /// The bytes at this offset are no message of this segment.
+    /// No valid message of this segment begins at this offset.
     At(usize),
 }
 
-/// Visits the messages from `at` on. Returns why there are no more.
-pub fn visit<'a>(segment: &'a [u8], size: usize, mut at: usize, number: u64, mut see: impl FnMut(Message<'a>)) -> End {
+/// Visits the messages from `at` on. Returns why no further message follows.
+pub fn visit_messages<'a>(
+    segment: &'a [u8],
+    size: usize,
+    mut at: usize,
+    number: u64,
+    mut visit: impl FnMut(Message<'a>),
+) -> SegmentEnd {
     while at + RED_ZONE_BYTES <= size {
         match message(segment, at, number) {
-            Some(message) if message.kind == Kind::Cap => return End::Full,
+            Some(message) if message.kind == Kind::Cap => return SegmentEnd::Full,
             Some(message) => {
                 at = message.end;
-                see(message);
+                visit(message);
             }
-            None => return End::At(at),
+            None => return SegmentEnd::At(at),
         }
     }
-    End::Full
+    SegmentEnd::Full
 }
 
 /// Returns the offsets from `at` on at which a message may begin.
 ///
-/// Skips blocks of zeros, of which most of an incomplete segment consists: none of their bytes is a kind.
-fn places(segment: &[u8], at: usize) -> impl Iterator<Item = usize> {
+/// Skips blocks of zeros, because zero is no kind. Most of an incomplete segment is zeros.
+fn candidate_offsets(segment: &[u8], at: usize) -> impl Iterator<Item = usize> {
     const BLOCK_BYTES: usize = 256;
     let kinds = segment.get(at + KIND_AT..).unwrap_or_default();
     let blocks = kinds.chunks(BLOCK_BYTES).enumerate();
-    let some = blocks.filter(|(_, block)| block.iter().fold(0, |all, byte| all | byte) != 0);
-    some.flat_map(move |(n, block)| (0..block.len()).map(move |each| at + n * BLOCK_BYTES + each))
+    let nonzero = blocks.filter(|(_, block)| block.iter().fold(0, |all, byte| all | byte) != 0);
+    nonzero.flat_map(move |(n, block)| (0..block.len()).map(move |each| at + n * BLOCK_BYTES + each))
 }
 
-/// Finds the next message from `at` on of a segment with this number.
-pub fn find(segment: &[u8], at: usize, number: u64) -> Option<usize> {
-    // Fast: each offset is first checked by one byte, and few bytes are a kind.
-    places(segment, at).find(|at| message(segment, *at, number).is_some())
+/// Finds the next message, from `at` on, of the segment with this number.
+pub fn find_message(segment: &[u8], at: usize, number: u64) -> Option<usize> {
+    // Checks one byte of each offset first: few bytes are a kind.
+    candidate_offsets(segment, at).find(|at| message(segment, *at, number).is_some())
 }
 
-/// Returns whether there is a message from `at` on that was written for a later segment than `number`.
+/// Returns whether a message from `at` on was written for a later segment than `number`.
 pub fn has_newer(segment: &[u8], at: usize, number: u64) -> bool {
-    places(segment, at).any(|at| any_message(segment, at).is_some_and(|(_, found)| found > number))
+    candidate_offsets(segment, at).any(|at| any_message(segment, at).is_some_and(|(_, found)| found > number))
 }
 
-/// Returns the segment number of the first message from `at` on.
-pub fn number_found(segment: &[u8], at: usize) -> Option<u64> {
-    places(segment, at)
+/// Returns the segment number in the first message from `at` on that has a body.
+pub fn first_segment_number(segment: &[u8], at: usize) -> Option<u64> {
+    candidate_offsets(segment, at)
         .find_map(|at| any_message(segment, at).filter(|(message, _)| !message.body.is_empty()))
         .map(|(_, number)| number)
 }
@@ -189,16 +196,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_returns_every_offset_at_which_a_message_may_begin() {
+    fn candidate_offsets_include_every_offset_with_a_kind() {
         for from in [0, 3, 255, 256, 300] {
             for kind in [0, 4, 5, 259, 260, 261, 515, 999] {
                 let mut segment = vec![0; 1000];
                 segment[kind] = 8;
                 let wanted = kind.checked_sub(KIND_AT).filter(|at| *at >= from);
-                let found: Vec<_> = places(&segment, from).filter(|at| segment[at + KIND_AT] != 0).collect();
+                let found: Vec<_> = candidate_offsets(&segment, from).filter(|at| segment[at + KIND_AT] != 0).collect();
                 assert_eq!(found, wanted.into_iter().collect::<Vec<_>>(), "from {from}, a kind at {kind}");
             }
         }
-        assert_eq!(places(&[1; 4], 0).count() + places(&[1; 9], 7).count() + places(&[], 5).count(), 0);
+        assert_eq!(
+            candidate_offsets(&[1; 4], 0).count()
+                + candidate_offsets(&[1; 9], 7).count()
+                + candidate_offsets(&[], 5).count(),
+            0
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! Reads the messages of all segments in the order of the log, and finds damage.
 //!
-//! sled reuses segments that it no longer needs, so missing parts of the log are normal. A segment that ends early although
-//! later ones were written is damage. The last segment may end early after a crash.
+//! sled reuses segments that it no longer needs, so the log may lack segments. A segment that ends early is damaged if later
+//! segments were written. After a crash the last segment may end early.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,8 +12,8 @@ use std::{
 };
 
 use super::{
-    copies::Copies,
-    segment::{self, End, HEADER_BYTES, Header, Kind, Message},
+    misdirected::MisdirectedWrites,
+    segment::{self, HEADER_BYTES, Header, Kind, Message, SegmentEnd},
 };
 use crate::embedded::{
     file_io::fill,
@@ -21,12 +21,12 @@ use crate::embedded::{
 };
 
 /// Plausible segment sizes, in bytes.
-const SIZES: std::ops::RangeInclusive<usize> = 4096..=(64 << 20);
+const SEGMENT_SIZES: std::ops::RangeInclusive<usize> = 4096..=(64 << 20);
 
 /// Locates the body of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MessageLocation {
-    /// Position in the log: later messages are higher.
+    /// Position in the log. Later messages have higher positions.
     pub lsn: u64,
     /// Offset in the file.
     pub at: u64,
@@ -40,14 +40,15 @@ pub struct Page {
     pub links: Vec<MessageLocation>,
     /// Number of links before the first damaged range after `base`.
     ///
-    /// A later image of the page may be lost there. The other links would belong to that image.
+    /// A later image of the page may be lost in that range. Then the other links belong to that image.
     pub certain: usize,
     /// Number of links before the first reused segment after `base`, and before the first damaged range.
     ///
-    /// A later image may have been in that segment. Sled reused the segment once the lost image had been written.
+    /// A later image may have been in that segment. sled reused the segment after it had written the image that is now lost.
     pub contiguous: usize,
-    /// Numbers of damaged ranges, and of reused segments, before `base`.
+    /// Number of damaged ranges before `base`.
     breaks: usize,
+    /// Number of positions before `base` at which reused segments are missing.
     reused: usize,
 }
 
@@ -74,15 +75,15 @@ pub struct SledLog {
     /// The page with the names of trees.
     pub names: Option<MessageLocation>,
     pub damaged: Vec<DamagedRange>,
-    /// There is data after the end that sled detects.
+    /// Whether data follows the end that sled detects.
     pub has_data_past_end: bool,
-    /// The end that sled detects.
+    /// Log position of the end that sled detects.
     pub end: u64,
     /// Pages with changes after a damaged range, and without an image.
     pub without_image: HashSet<u64>,
     /// Number of damaged ranges so far.
     pub breaks: usize,
-    /// Number of positions so far where segments are missing because sled reused them.
+    /// Number of positions so far at which reused segments are missing.
     reused: usize,
     file: File,
 }
@@ -90,16 +91,20 @@ pub struct SledLog {
 /// Describes a segment with a known position in the log.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
+    /// Offset in the file.
     at: u64,
+    /// Whether it has a valid header.
     header: bool,
 }
 
 /// Holds all segments of a file.
 pub struct Segments {
     file: File,
+    /// Size of a segment, in bytes.
     pub size: usize,
+    /// Segments by log position.
     known: BTreeMap<u64, Segment>,
-    /// Segments after all others with messages and without a header, by their position in the log. sled does not read them.
+    /// Segments that follow all others and have messages but no header, by log position. sled does not read them.
     headless: BTreeMap<u64, Segment>,
     /// Everything up to this position was written before the last segment was begun.
     stable: u64,
@@ -108,15 +113,15 @@ pub struct Segments {
 
 impl Segments {
     pub fn find(directory: &Path) -> io::Result<Self> {
-        let size = segment_bytes(directory);
+        let size = segment_size(directory);
         let file = match File::open(directory.join(SLED_FILE)) {
-            // The other files can be read without it.
+            // Without sled's file, the other files of the store can still be read.
             Err(error) if error.kind() == io::ErrorKind::NotFound => tempfile::tempfile()?,
             file => file?,
         };
         let length = file.metadata()?.len();
         // Segments before a snapshot may have been reused.
-        let stable = snapshot(directory);
+        let stable = snapshot_lsn(directory);
         let mut segments =
             Self { file, size, known: BTreeMap::new(), headless: BTreeMap::new(), stable, damaged: Vec::new() };
         let mut unknown = Vec::new();
@@ -140,21 +145,21 @@ impl Segments {
         Ok(segments)
     }
 
-    /// Identifies a segment without a header: it was never begun, or its header is lost.
+    /// Identifies a segment without a header by its messages: sled never began it, or its header is damaged.
     fn identify(&mut self, at: u64) -> io::Result<()> {
         let bytes = self.read(at)?;
         let from = HEADER_BYTES.min(bytes.len());
         if bytes.iter().all(|byte| *byte == 0) {
             return Ok(());
         }
-        let lsn = segment::number_found(&bytes, from).map(|number| number * self.size as u64);
+        let lsn = segment::first_segment_number(&bytes, from).map(|number| number * self.size as u64);
         match lsn {
             Some(lsn) if !self.known.contains_key(&lsn) && lsn < self.last().unwrap_or(0) => {
                 self.known.insert(lsn, Segment { at, header: false });
                 let what = "the header of this segment is damaged";
                 self.damaged.push(DamagedRange { from: at, to: at + HEADER_BYTES as u64, what });
             }
-            // Begun at the time of a crash and never used, or its header is lost.
+            // A crash interrupted its begin, or its header is damaged.
             Some(lsn) if !self.known.contains_key(&lsn) => {
                 self.headless.entry(lsn).or_insert(Segment { at, header: false });
             }
@@ -186,8 +191,8 @@ impl Segments {
 
     /// Returns whether the newest snapshot refers to a missing segment although later segments exist.
     ///
-    /// A power cut lost the name of a newer snapshot, or the removal of this one. sled cannot handle that: see `rebuild`.
-    pub fn snapshot_misleads(&self) -> bool {
+    /// A power cut lost the name of a newer snapshot, or the removal of this one. sled fails on such files: see `rebuild`.
+    pub fn snapshot_is_stale(&self) -> bool {
         let base = self.stable / self.size as u64 * self.size as u64;
         !self.known.contains_key(&base) && self.known.range(base..).next().is_some()
     }
@@ -196,15 +201,15 @@ impl Segments {
     pub fn end(&self) -> io::Result<(u64, bool)> {
         let size = self.size as u64;
         let mut lsn = self.stable / size * size;
-        // A segment of an older snapshot may be reused by now. Then sled continues with the segment after it.
+        // sled may have reused the segment of an older snapshot. Then it continues with the next segment.
         lsn = self.known.range(lsn..).next().map_or(lsn, |(first, _)| *first);
-        // At the border between two segments, the second may not have been begun.
+        // A snapshot may end between two segments, the second of which is not begun yet.
         let mut end = if lsn == self.stable { (lsn, true) } else { (0, false) };
         while let Some(known) = self.known.get(&lsn).filter(|segment| segment.header) {
             let bytes = self.read(known.at)?;
-            match segment::visit(&bytes, self.size, HEADER_BYTES, lsn / size, |_| {}) {
-                End::Full => end = (lsn + size, true),
-                End::At(at) => return Ok((lsn + at as u64, false)),
+            match segment::visit_messages(&bytes, self.size, HEADER_BYTES, lsn / size, |_| {}) {
+                SegmentEnd::Full => end = (lsn + size, true),
+                SegmentEnd::At(at) => return Ok((lsn + at as u64, false)),
             }
             lsn += size;
         }
@@ -213,7 +218,7 @@ impl Segments {
 }
 
 impl SledLog {
-    /// Reads the log in `directory`, up to the end that sled detects, or, with `past_end`, everything that can be read.
+    /// Reads the log in `directory` up to the end that sled detects. With `past_end`, reads everything readable.
     pub fn read(directory: &Path, past_end: bool) -> io::Result<Self> {
         let mut segments = Segments::find(directory)?;
         let size = segments.size as u64;
@@ -229,10 +234,10 @@ impl SledLog {
             reused: 0,
             file: segments.file.try_clone()?,
         };
-        // If a part of the file has no known position, any missing segment may be the lost one.
-        let (unplaced, mut expected) = (!log.damaged.is_empty(), 0);
+        // A damaged segment without a known position may be any of the missing segments.
+        let (has_unlocated_part, mut expected) = (!log.damaged.is_empty(), 0);
         for (lsn, segment) in segments.known.iter().chain(segments.headless.range(end..)) {
-            log.breaks += usize::from(unplaced && *lsn != expected || *lsn >= end);
+            log.breaks += usize::from(has_unlocated_part && *lsn != expected || *lsn >= end);
             log.reused += usize::from(*lsn != expected);
             expected = lsn + size;
             if *lsn >= end {
@@ -243,16 +248,16 @@ impl SledLog {
             }
             let bytes = segments.read(segment.at)?;
             let number = lsn / size;
-            let (mut at, mut copies) = (HEADER_BYTES, Copies::default());
+            let (mut at, mut copies) = (HEADER_BYTES, MisdirectedWrites::default());
             loop {
-                let torn = segment::visit(&bytes, segments.size, at, number, |message| {
+                let torn = segment::visit_messages(&bytes, segments.size, at, number, |message| {
                     if !copies.is_copy(&bytes, &message) {
-                        log.take(&message, lsn + message.at as u64, segment.at);
+                        log.add_message(&message, lsn + message.at as u64, segment.at);
                     }
                 });
-                let End::At(torn) = torn else { break };
+                let SegmentEnd::At(torn) = torn else { break };
                 let is_end = lsn + torn as u64 >= end;
-                let next = segment::find(&bytes, torn, number);
+                let next = segment::find_message(&bytes, torn, number);
                 log.has_data_past_end |= is_end && next.is_some();
                 if !is_end && !is_reused(&bytes, torn, number, end / size, full) || is_end && past_end && next.is_some()
                 {
@@ -271,7 +276,7 @@ impl SledLog {
         Ok(log)
     }
 
-    fn take(&mut self, message: &Message<'_>, lsn: u64, segment: u64) {
+    fn add_message(&mut self, message: &Message<'_>, lsn: u64, segment: u64) {
         let at = segment + (message.end - message.body.len()) as u64;
         let location = MessageLocation { lsn, at, length: message.body.len() };
         match message.kind {
@@ -287,7 +292,7 @@ impl SledLog {
                     page.certain += usize::from(page.breaks == self.breaks);
                     page.contiguous += usize::from((page.breaks, page.reused) == (self.breaks, self.reused));
                 }
-                // Without the image, its changes are lost too. Before the first damaged range, the image was in a reused
+                // Without its image a change cannot be applied. Before the first damaged range, the image was in a reused
                 // segment, and a later image follows.
                 None => self.without_image.extend((self.breaks > 0).then_some(message.page)),
             },
@@ -310,10 +315,10 @@ impl SledLog {
 
 /// Checks the part of the log that sled will read. Returns the first damaged range.
 ///
-/// An end after `synced` that a crash truncated is not damage.
+/// A log that a crash truncated after `synced` is not damaged.
 ///
 /// # Errors
-/// When the file cannot be read at all.
+/// When the file cannot be read.
 pub fn check(directory: &Path, synced: u64) -> io::Result<Option<DamagedRange>> {
     let length = fs::metadata(directory.join(SLED_FILE)).map_or(0, |db| db.len());
     if length == 0 && synced == 0 {
@@ -321,8 +326,8 @@ pub fn check(directory: &Path, synced: u64) -> io::Result<Option<DamagedRange>> 
     }
     let segments = Segments::find(directory)?;
     let size = segments.size as u64;
-    // The snapshot locates what is before it. That part is checked when it is read.
-    let first = snapshot(directory) / size * size;
+    // The snapshot has the locations of all earlier messages. Those are checked when they are read.
+    let first = snapshot_lsn(directory) / size * size;
     let (end, full) = segments.end()?;
     if segments.known.is_empty()
         && let Some(damaged) = segments.damaged.first()
@@ -334,12 +339,12 @@ pub fn check(directory: &Path, synced: u64) -> io::Result<Option<DamagedRange>> 
         if !segment.header {
             return Ok(segments.damaged.into_iter().find(|damaged| damaged.from == segment.at));
         }
-        let torn = segment::visit(&bytes, segments.size, HEADER_BYTES, lsn / size, |_| {});
-        if let End::At(torn) = torn
+        let torn = segment::visit_messages(&bytes, segments.size, HEADER_BYTES, lsn / size, |_| {});
+        if let SegmentEnd::At(torn) = torn
             && lsn + (torn as u64) < end
             && !is_reused(&bytes, torn, lsn / size, end / size, full)
         {
-            let to = segment::find(&bytes, torn, lsn / size).unwrap_or(bytes.len().max(torn));
+            let to = segment::find_message(&bytes, torn, lsn / size).unwrap_or(bytes.len().max(torn));
             let what = "its content is not what was written";
             return Ok(Some(DamagedRange { from: segment.at + torn as u64, to: segment.at + to as u64, what }));
         }
@@ -352,31 +357,31 @@ pub fn check(directory: &Path, synced: u64) -> io::Result<Option<DamagedRange>> 
     Ok(None)
 }
 
-/// Returns whether a segment that ends early was being reused at a crash, so that nothing in it was needed.
+/// Returns whether sled was reusing this early-ending segment at a crash. Then no data in it was needed.
 ///
-/// Only the segment after the last can be reused. So the last is full, or this one has a message of a later segment.
+/// sled reuses a segment only as the next one of the log. So the last segment is full, or this one has a newer message.
 fn is_reused(segment: &[u8], at: usize, number: u64, last: u64, full: bool) -> bool {
     full || segment::has_newer(segment, at, number.max(last))
 }
 
 /// Returns the log position of the newest snapshot, or 0 if there is no valid one.
-fn snapshot(directory: &Path) -> u64 {
+fn snapshot_lsn(directory: &Path) -> u64 {
     let Ok(files) = fs::read_dir(directory) else { return 0 };
     let names = files.filter_map(|file| Some(file.ok()?.file_name().to_string_lossy().into_owned()));
     // An incomplete snapshot is set aside before sled opens.
     let newest = names.filter(|name| name.starts_with("snap.") && !name.ends_with(".generating")).max();
     let bytes = newest.and_then(|name| fs::read(directory.join(name)).ok()).unwrap_or_default();
     let Some((content, rest)) = bytes.len().checked_sub(12).map(|at| bytes.split_at(at)) else { return 0 };
-    let whole = rest[8..] == crc32fast::hash(content).to_le_bytes();
+    let is_intact = rest[8..] == crc32fast::hash(content).to_le_bytes();
     let first = content.get(..8).and_then(|first| Some(u64::from_le_bytes(first.try_into().ok()?)));
-    first.filter(|_| whole).map_or(0, |stable| stable.saturating_sub(1))
+    first.filter(|_| is_intact).map_or(0, |stable| stable.saturating_sub(1))
 }
 
-/// Reads the segment size from the file `conf`, in bytes. The default is the size of a new store.
-fn segment_bytes(directory: &Path) -> usize {
-    // Text followed by a binary checksum.
+/// Reads the segment size in bytes from the file `conf`. The default is that of a new store.
+fn segment_size(directory: &Path) -> usize {
+    // The file is text, followed by a binary checksum.
     let conf = fs::read(directory.join(SLED_CONF)).unwrap_or_default();
     let conf = String::from_utf8_lossy(&conf);
     let size = conf.lines().find_map(|line| line.strip_prefix("segment_size: ")?.trim().parse().ok());
-    size.filter(|size| SIZES.contains(size)).unwrap_or(SEGMENT_BYTES)
+    size.filter(|size| SEGMENT_SIZES.contains(size)).unwrap_or(SEGMENT_BYTES)
 }

@@ -9,14 +9,15 @@ use super::{
 use crate::embedded::file_io::fill;
 
 /// Upper bound of a message header, in bytes.
-const HEAD_BYTES: usize = 64;
+const MESSAGE_HEADER_BYTES_MAX: usize = 64;
 
 /// Tracks the end of the log.
 #[derive(Debug)]
 pub(in crate::embedded) struct Tail {
     size: usize,
-    /// Position of the last segment in the log, and its offset in the file, if it is there yet.
+    /// Log position of the current segment.
     base: u64,
+    /// Offset of the current segment in the file, if sled has written it.
     segment: Option<u64>,
     /// Offset in the segment of the next message.
     at: usize,
@@ -33,7 +34,7 @@ impl Tail {
         Ok(Self { size, base, segment, at: HEADER_BYTES.max((end - base) as usize) })
     }
 
-    /// Advances over messages written meanwhile, and returns the end. The system has all of them: a sync makes them durable.
+    /// Advances over new messages, and returns the end. A sync of the file makes all of them durable.
     pub fn advance(&mut self, file: &File) -> io::Result<u64> {
         let mut bytes = Vec::new();
         loop {
@@ -49,7 +50,7 @@ impl Tail {
                 continue;
             }
             let number = self.base / self.size as u64;
-            bytes.resize(HEAD_BYTES, 0);
+            bytes.resize(MESSAGE_HEADER_BYTES_MAX, 0);
             let read = fill(file, segment + self.at as u64, &mut bytes)?;
             let length = segment::length(&bytes[..read]).filter(|length| self.at + length <= self.size);
             let Some(length) = length else { return Ok(self.base + self.at as u64) };
@@ -63,8 +64,8 @@ impl Tail {
         }
     }
 
-    /// Returns the bytes left in the current segment, or 0 if it is not in the file yet.
-    pub fn left(&self) -> u64 {
+    /// Returns the bytes left in the current segment, or 0 if sled has not written it.
+    pub fn bytes_left(&self) -> u64 {
         let left = (self.size - RED_ZONE_BYTES).saturating_sub(self.at);
         self.segment.map_or(0, |_| left as u64)
     }

@@ -1,4 +1,4 @@
-//! Compares what this reader and sled read from the same files.
+//! Tests that this reader and sled read the same from undamaged files, and of damage.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +27,7 @@ fn config(path: &Path) -> sled::Config {
 
 fn open(path: &Path) -> sled::Db {
     let config = config(path);
-    // A thread of sled releases the previous lock a moment after the drop.
+    // A thread of sled releases the previous lock with a delay.
     let mut opened = config.open();
     for _ in 0..500 {
         if opened.is_ok() {
@@ -41,7 +41,7 @@ fn open(path: &Path) -> sled::Db {
 
 type Pairs = Vec<(Bytes, Bytes)>;
 
-fn by_sled(path: &Path) -> Vec<Pairs> {
+fn read_by_sled(path: &Path) -> Vec<Pairs> {
     let db = open(path);
     let pair = |pair: sled::Result<(sled::IVec, sled::IVec)>| {
         let (key, value) = pair.unwrap();
@@ -98,10 +98,13 @@ fn raw_tables_equal_what_sled_reads() {
         fill(home.path(), seed);
         assert!(check(home.path(), 0).unwrap().is_none(), "seed {seed}");
         let (tables, read) = raw(home.path(), false);
-        assert!(tables.gaps.is_empty() && tables.damaged().is_empty() && !tables.has_data_past_end(), "seed {seed}");
+        assert!(
+            tables.lost_keys.is_empty() && tables.damaged().is_empty() && !tables.has_data_past_end(),
+            "seed {seed}"
+        );
         copy(home.path(), copied.path());
-        let read_by_sled = by_sled(copied.path());
-        assert_eq!(read, read_by_sled, "seed {seed}");
+        let expected = read_by_sled(copied.path());
+        assert_eq!(read, expected, "seed {seed}");
         assert!(read.iter().all(|pairs| !pairs.is_empty()));
         let (from, _) = &read[0][read[0].len() / 2];
         let tail: Pairs = tables.pairs(Table::Log, from).map(Result::unwrap).collect();
@@ -160,7 +163,7 @@ fn garbage_reads_as_empty() {
     }
 }
 
-/// Copies sled's files as a kill during opening leaves them: sled has cleared the segments that it no longer needs.
+/// MisdirectedWrites sled's files as a kill during opening leaves them: sled has cleared the segments that it no longer needs.
 #[test]
 fn segment_cleared_by_sled_while_opening_is_not_missing() {
     let (home, mut emptied) = (tempfile::tempdir().unwrap(), 0);
@@ -189,11 +192,11 @@ fn snapshots(path: &Path) -> Vec<std::path::PathBuf> {
     files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("snap.")).collect()
 }
 
-/// A power cut loses the name of the newest snapshot, but not the changes that sled made to its file after it. The previous
-/// snapshot refers to a segment that sled has cleared.
+/// A power cut loses the name of the newest snapshot, but not the later changes of sled's file. The previous snapshot refers
+/// to a segment that sled has cleared.
 #[test]
 fn segment_of_older_snapshot_only_is_not_missing() {
-    let (home, mut misleading) = (tempfile::tempdir().unwrap(), 0);
+    let (home, mut stale) = (tempfile::tempdir().unwrap(), 0);
     let mut older: Option<(std::path::PathBuf, Vec<u8>)> = None;
     for n in 0..150_u64 {
         let db = open(home.path());
@@ -208,10 +211,10 @@ fn segment_of_older_snapshot_only_is_not_missing() {
             fs::write(cut.path().join(name.file_name().unwrap()), bytes).unwrap();
             let segments = Segments::find(cut.path()).unwrap();
             assert_eq!(check(cut.path(), end).unwrap(), None, "round {n}, which ends at {end}");
-            // sled could not handle these files: they are read without it, and rebuilt.
-            misleading += usize::from(segments.snapshot_misleads());
+            // sled fails on such files. They are read without sled, and rebuilt.
+            stale += usize::from(segments.snapshot_is_stale());
             let (tables, found) = raw(cut.path(), false);
-            assert!(tables.damaged().is_empty() && tables.gaps.is_empty(), "round {n}");
+            assert!(tables.damaged().is_empty() && tables.lost_keys.is_empty(), "round {n}");
             let wanted: Pairs =
                 (0..12).map(|key: u64| (key.to_be_bytes().to_vec().into(), vec![n as u8 - 1; 900].into())).collect();
             assert_eq!(found[1], wanted, "round {n}");
@@ -222,7 +225,7 @@ fn segment_of_older_snapshot_only_is_not_missing() {
         }
         db.flush().unwrap();
     }
-    assert!(misleading > 0, "at least one snapshot refers to a cleared segment");
+    assert!(stale > 0, "at least one snapshot refers to a cleared segment");
 }
 
 #[test]
@@ -289,13 +292,14 @@ fn remove_snapshots(path: &Path) {
     snapshots(path).iter().for_each(|snapshot| fs::remove_file(snapshot).unwrap());
 }
 
-/// A block of the disk: the unit in which a disk writes to the wrong place.
+/// Size of a disk block, in bytes. A disk misdirects writes by whole blocks.
 const BLOCK: usize = 4 << 10;
 
-/// The messages of the overwritten block are lost. Those of the copy are older or occur again later, and must not be replayed.
+/// The messages of the overwritten block are lost. Those of the copy are older, or occur again later. They must not be
+/// replayed.
 // covers: G6
 #[test]
-fn log_with_misplaced_block_reads_as_if_that_block_were_zero() {
+fn log_with_misdirected_write_reads_as_if_that_block_were_zero() {
     let (home, mut copies) = (tempfile::tempdir().unwrap(), 0);
     fill(home.path(), 5);
     remove_snapshots(home.path());
@@ -323,7 +327,7 @@ fn log_with_misplaced_block_reads_as_if_that_block_were_zero() {
 /// A small store has all of its tables in one segment.
 // covers: G6
 #[test]
-fn log_whose_last_segment_lost_its_header_is_read_behind_its_end() {
+fn log_whose_last_segment_lost_its_header_is_read_past_its_end() {
     let home = tempfile::tempdir().unwrap();
     let db = open(home.path());
     let users = db.open_tree("users").unwrap();
@@ -339,7 +343,7 @@ fn log_whose_last_segment_lost_its_header_is_read_behind_its_end() {
     assert!(RawTables::open(home.path(), false).unwrap().has_data_past_end());
     let (tables, found) = raw(home.path(), true);
     assert_eq!(found, whole);
-    assert!(tables.gaps.is_empty());
+    assert!(tables.lost_keys.is_empty());
 }
 
 /// Keys of changes are stored without the prefix that all keys of their page share. The prefix depends on the page's bounds,
@@ -374,7 +378,7 @@ fn log_that_lost_a_split_or_merged_page_has_only_pairs_that_were_written() {
         let Some(header) = segment::Header::read(&bytes[at..]) else { continue };
         segments.insert(header.lsn, at);
         let (part, number) = (&bytes[at..bytes.len().min(at + SEGMENT)], header.lsn / SEGMENT as u64);
-        segment::visit(part, SEGMENT, segment::HEADER_BYTES, number, |message| {
+        segment::visit_messages(part, SEGMENT, segment::HEADER_BYTES, number, |message| {
             let image =
                 (message.kind == Kind::Node).then(|| Node::decode(Bytes::copy_from_slice(message.body)).unwrap().0);
             let bounds = image.map(|node| (node.lo, node.hi));
@@ -399,7 +403,7 @@ fn log_that_lost_a_split_or_merged_page_has_only_pairs_that_were_written() {
         fs::write(home.path().join("db"), &damaged).unwrap();
         let (tables, found) = raw(home.path(), true);
         assert!(!tables.damaged().is_empty() || tables.has_data_past_end());
-        let pairs = found.into_iter().flatten().chain(tables.lost().flat_map(Result::unwrap));
+        let pairs = found.into_iter().flatten().chain(tables.orphan_pairs().flat_map(Result::unwrap));
         invented.extend(pairs.filter(|pair| !written.contains(pair)));
         cases += 1;
     }

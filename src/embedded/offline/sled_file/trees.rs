@@ -1,4 +1,4 @@
-//! Reads trees as ordered pairs, one page in memory at a time, and finds the gaps that damage left.
+//! Reads trees as ordered pairs, one page in memory at a time, and finds lost ranges of keys.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    page::{Data, Link, Node, names},
+    page::{Data, Link, Node, tree_names},
     segment_log::{DamagedRange, Page, SledLog},
 };
 use crate::embedded::tables::contract::Table;
@@ -19,12 +19,15 @@ use crate::embedded::tables::contract::Table;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::embedded) struct LostKeys {
     pub table: Table,
-    /// From `from`, inclusive, to `to`, exclusive. An empty `to` means to the end.
+    /// First key of the range.
     pub from: Bytes,
+    /// First key after the range; empty = no bound.
     pub to: Bytes,
 }
 
-/// Describes a leaf page: the keys that are looked up on it, and its number.
+/// Assigns a range of keys to a leaf page.
+///
+/// The range begins at `lo` and ends before `hi` (empty = no bound).
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Leaf {
     lo: Bytes,
@@ -37,18 +40,20 @@ struct Leaf {
 pub(in crate::embedded) struct RawTables {
     log: SledLog,
     /// Leaf pages of each table, in the order of their keys, without overlap.
-    leaves: [Vec<Leaf>; 6],
+    leaves: [Vec<Leaf>; TABLES.len()],
     /// Pages that no tree refers to.
-    lost: Vec<u64>,
-    /// Pages that do not end where the next one begins. If the log is broken behind such an image, a later one with other
-    /// bounds may be lost. Changes to that one cannot be decoded: the bounds decide which part of a key is stored.
+    orphans: Vec<u64>,
+    /// Pages whose upper bound is not the lower bound of the next page.
+    ///
+    /// If the log is damaged after the image of such a page, a later image with other bounds may be lost. Changes to that
+    /// image cannot be decoded, because the bounds decide which part of a key is stored.
     outdated: HashSet<u64>,
-    pub gaps: Vec<LostKeys>,
+    pub lost_keys: Vec<LostKeys>,
 }
 
-/// The tables that sled holds, with the names of their trees. Of the log it holds the locations of blocks.
+/// Names of the trees of each table. The tree of the log holds block locations.
 pub(in crate::embedded) const TABLES: [(&str, Table); 5] = [
-    ("places", Table::Log),
+    ("candidate_offsets", Table::Log),
     ("users", Table::Users),
     ("meta", Table::Meta),
     ("ids", Table::Ids),
@@ -56,33 +61,38 @@ pub(in crate::embedded) const TABLES: [(&str, Table); 5] = [
 ];
 
 impl RawTables {
-    /// Reads `log/`, up to the end that sled detects, or, with `past_end`, everything that can be read.
+    /// Reads sled's directory up to the end that sled detects. With `past_end`, reads everything readable.
     pub fn open(directory: &Path, past_end: bool) -> io::Result<Self> {
         let log = SledLog::read(directory, past_end)?;
         let roots = match log.names {
-            Some(location) => names(log.body(location)?).unwrap_or_default(),
+            Some(location) => tree_names(log.body(location)?).unwrap_or_default(),
             None => Vec::new(),
         };
-        let mut tables =
-            Self { log, leaves: Default::default(), lost: Vec::new(), outdated: HashSet::new(), gaps: Vec::new() };
+        let mut tables = Self {
+            log,
+            leaves: Default::default(),
+            orphans: Vec::new(),
+            outdated: HashSet::new(),
+            lost_keys: Vec::new(),
+        };
         let mut seen = HashSet::new();
         for (name, table) in TABLES {
             let root = roots.iter().find(|(known, _)| known == name.as_bytes()).map(|(_, page)| *page);
             if let Some(root) = root {
                 tables.leaves[table as usize] = tables.find_leaves(vec![root], &mut seen)?;
             }
-            // A table that was never created has no name yet. Its reader detects one that is missing.
+            // A table that was never created has no name. The caller detects a table whose name is lost.
             if root.is_some() {
-                tables.find_gaps(table);
+                tables.find_lost_keys(table);
             }
         }
-        let default = roots.iter().filter(|(name, _)| TABLES.iter().all(|(known, _)| name != known.as_bytes()));
-        for (_, root) in default {
+        let other_roots = roots.iter().filter(|(name, _)| TABLES.iter().all(|(known, _)| name != known.as_bytes()));
+        for (_, root) in other_roots {
             tables.find_leaves(vec![*root], &mut seen)?;
         }
-        tables.lost = tables.log.pages.keys().copied().filter(|page| !seen.contains(page)).collect();
-        tables.lost.sort_unstable();
-        tables.find_leaves(tables.lost.clone(), &mut seen)?;
+        tables.orphans = tables.log.pages.keys().copied().filter(|page| !seen.contains(page)).collect();
+        tables.orphans.sort_unstable();
+        tables.find_leaves(tables.orphans.clone(), &mut seen)?;
         Ok(tables)
     }
 
@@ -101,47 +111,47 @@ impl RawTables {
         self.log.end
     }
 
-    /// Finds the leaf pages that are reachable from `waiting`, the root of a tree or pages of lost trees.
-    fn find_leaves(&mut self, mut waiting: Vec<u64>, seen: &mut HashSet<u64>) -> io::Result<Vec<Leaf>> {
+    /// Finds the leaf pages that are reachable from `queue`: the root of a tree, or orphaned pages.
+    fn find_leaves(&mut self, mut queue: Vec<u64>, seen: &mut HashSet<u64>) -> io::Result<Vec<Leaf>> {
         let (mut leaves, mut begins) = (Vec::new(), BTreeSet::new());
-        while let Some(page) = waiting.pop() {
+        while let Some(page) = queue.pop() {
             let Some(node) = seen.insert(page).then(|| self.node(page)).transpose()?.flatten() else { continue };
-            waiting.extend((node.next > 0).then_some(node.next));
+            queue.extend((node.next > 0).then_some(node.next));
             match node.data {
                 Data::Index(children) => {
-                    waiting.extend(children.iter().map(|(_, page)| *page));
+                    queue.extend(children.iter().map(|(_, page)| *page));
                     begins.extend(children.into_iter().map(|(lo, _)| lo));
                 }
                 Data::Leaf(_) => {
                     begins.insert(node.lo.clone());
-                    leaves.push((Leaf { lo: node.lo, hi: node.hi, page }, self.written(page)));
+                    leaves.push((Leaf { lo: node.lo, hi: node.hi, page }, self.last_write(page)));
                 }
             }
         }
         let next = |leaf: &Leaf| begins.range::<Bytes, _>((Bound::Excluded(&leaf.lo), Bound::Unbounded)).next();
         let outdated = leaves.iter().filter(|(leaf, _)| next(leaf).map_or(&b""[..], |next| next) != leaf.hi);
         self.outdated.extend(outdated.map(|(leaf, _)| leaf.page));
-        Ok(divide(leaves))
+        Ok(resolve_overlaps(leaves))
     }
 
     /// Returns the log position of the last write to a page.
-    fn written(&self, page: u64) -> u64 {
+    fn last_write(&self, page: u64) -> u64 {
         let page = self.log.pages.get(&page);
         page.map_or(0, |Page { base, links, .. }| links.last().map_or(base.lsn, |link| link.lsn))
     }
 
-    fn find_gaps(&mut self, table: Table) {
+    fn find_lost_keys(&mut self, table: Table) {
         let mut from = Some(Bytes::new());
         for leaf in &self.leaves[table as usize] {
             let Some(known) = &from else { break };
             if leaf.lo > *known {
-                self.gaps.push(LostKeys { table, from: known.clone(), to: leaf.lo.clone() });
+                self.lost_keys.push(LostKeys { table, from: known.clone(), to: leaf.lo.clone() });
             }
             let until = leaf.hi.clone();
             from = if until.is_empty() { None } else { Some(until.max(known.clone())) };
         }
         if let Some(from) = from {
-            self.gaps.push(LostKeys { table, from, to: Bytes::new() });
+            self.lost_keys.push(LostKeys { table, from, to: Bytes::new() });
         }
     }
 
@@ -151,7 +161,7 @@ impl RawTables {
         let Some((mut node, mut prefix)) = Node::decode(self.log.body(*base)?) else { return Ok(None) };
         let known = match node.data {
             Data::Leaf(_) if self.log.breaks > 0 && self.outdated.contains(&number) => *contiguous,
-            // A page without an image may have been split off any other.
+            // A page without an image may have been split off any other page.
             Data::Leaf(_) if !self.log.without_image.is_empty() => *certain,
             _ => links.len(),
         };
@@ -167,7 +177,12 @@ impl RawTables {
     pub fn pairs(&self, table: Table, from: &[u8]) -> Pairs<'_> {
         let leaves = &self.leaves[table as usize];
         let at = leaves.partition_point(|leaf| !leaf.hi.is_empty() && leaf.hi <= from);
-        Pairs { tables: self, leaves: &leaves[at..], from: Bytes::copy_from_slice(from), open: Vec::new().into_iter() }
+        Pairs {
+            tables: self,
+            leaves: &leaves[at..],
+            from: Bytes::copy_from_slice(from),
+            current: Vec::new().into_iter(),
+        }
     }
 
     /// Returns a value.
@@ -178,9 +193,9 @@ impl RawTables {
 
     /// Returns the pairs of each page that no tree refers to. Their table is unknown.
     ///
-    /// They include outdated pairs, of pages that had been merged into others.
-    pub fn lost(&self) -> impl Iterator<Item = io::Result<Vec<(Bytes, Bytes)>>> {
-        let pages = self.lost.iter().filter_map(|page| self.node(*page).transpose());
+    /// They include outdated pairs of pages that were merged into others.
+    pub fn orphan_pairs(&self) -> impl Iterator<Item = io::Result<Vec<(Bytes, Bytes)>>> {
+        let pages = self.orphans.iter().filter_map(|page| self.node(*page).transpose());
         pages.map(|node| {
             node.map(|node| match node.data {
                 Data::Leaf(pairs) => pairs,
@@ -190,11 +205,11 @@ impl RawTables {
     }
 }
 
-/// Assigns each key to one page. Each page is given with the position of its last write.
+/// Assigns each key to one page. `pages` has the log position of the last write to each page.
 ///
-/// Of several pages with a key, the one written last wins. Pages overlap during a merge, where the merging neighbour is the
-/// later one. They also overlap if damage lost a split, so that the earlier page still has the keys it gave away.
-fn divide(pages: Vec<(Leaf, u64)>) -> Vec<Leaf> {
+/// Of several pages with a key, the page written last wins. Pages overlap during a merge: the merging page is the later one.
+/// They also overlap if damage lost a split: the earlier page still has the keys that it gave to the later page.
+fn resolve_overlaps(pages: Vec<(Leaf, u64)>) -> Vec<Leaf> {
     let mut beginning: BTreeMap<Bytes, Vec<(Leaf, u64)>> = BTreeMap::new();
     let mut bounds = BTreeSet::new();
     for (leaf, written) in pages {
@@ -203,13 +218,13 @@ fn divide(pages: Vec<(Leaf, u64)>) -> Vec<Leaf> {
     }
     let mut divided: Vec<Leaf> = Vec::new();
     // Pages that have the keys from the current bound on, by their last write.
-    let mut here: BTreeMap<(u64, u64), Bytes> = BTreeMap::new();
+    let mut covering: BTreeMap<(u64, u64), Bytes> = BTreeMap::new();
     let mut bounds = bounds.into_iter().peekable();
     while let Some(lo) = bounds.next() {
         let begin = beginning.remove(&lo).unwrap_or_default();
-        here.extend(begin.into_iter().map(|(leaf, written)| ((written, leaf.page), leaf.hi)));
-        here.retain(|_, hi| hi.is_empty() || *hi > lo);
-        let Some((&(_, page), _)) = here.last_key_value() else { continue };
+        covering.extend(begin.into_iter().map(|(leaf, written)| ((written, leaf.page), leaf.hi)));
+        covering.retain(|_, hi| hi.is_empty() || *hi > lo);
+        let Some((&(_, page), _)) = covering.last_key_value() else { continue };
         let hi = bounds.peek().cloned().unwrap_or_default();
         match divided.last_mut().filter(|last| last.page == page && last.hi == lo) {
             Some(last) => last.hi = hi,
@@ -225,7 +240,8 @@ pub(in crate::embedded) struct Pairs<'a> {
     leaves: &'a [Leaf],
     /// Lowest key to return.
     from: Bytes,
-    open: std::vec::IntoIter<(Bytes, Bytes)>,
+    /// Remaining pairs of the current leaf.
+    current: std::vec::IntoIter<(Bytes, Bytes)>,
 }
 
 impl Iterator for Pairs<'_> {
@@ -233,7 +249,7 @@ impl Iterator for Pairs<'_> {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if let Some(pair) = self.open.next() {
+            if let Some(pair) = self.current.next() {
                 return Some(Ok(pair));
             }
             let (leaf, rest) = self.leaves.split_first()?;
@@ -245,7 +261,7 @@ impl Iterator for Pairs<'_> {
             if let Some(Node { data: Data::Leaf(mut pairs), .. }) = node {
                 let from = leaf.lo.clone().max(self.from.clone());
                 pairs.retain(|(key, _)| *key >= from && (leaf.hi.is_empty() || *key < leaf.hi));
-                self.open = pairs.into_iter();
+                self.current = pairs.into_iter();
             }
         }
     }
@@ -265,14 +281,17 @@ mod tests {
     fn overlapping_pages_resolve_to_the_one_written_last() {
         // Page 1 gave away the keys from "m" on, and damage lost that change.
         let [whole, right, left] = [("", "", 1), ("m", "", 2), ("", "m", 1)].map(leaf);
-        assert_eq!(divide(vec![(whole.clone(), 10), (right.clone(), 11)]), [left.clone(), right.clone()]);
+        assert_eq!(resolve_overlaps(vec![(whole.clone(), 10), (right.clone(), 11)]), [left.clone(), right.clone()]);
         // Page 1 has merged the keys from "m" on.
-        assert_eq!(divide(vec![(whole.clone(), 12), (right, 11)]), [whole]);
+        assert_eq!(resolve_overlaps(vec![(whole.clone(), 12), (right, 11)]), [whole]);
         // No current page has the keys in between, so those of an older page are used.
         let [second, old, rest] = [("m", "p", 2), ("a", "z", 3), ("p", "z", 3)].map(leaf);
         let middle = leaf(("a", "m", 3));
-        assert_eq!(divide(vec![(second.clone(), 9), (old, 1)]), [middle, second, rest]);
-        assert_eq!(divide(vec![(left, 1), (leaf(("p", "q", 4)), 2)]), [("", "m", 1), ("p", "q", 4)].map(leaf));
+        assert_eq!(resolve_overlaps(vec![(second.clone(), 9), (old, 1)]), [middle, second, rest]);
+        assert_eq!(
+            resolve_overlaps(vec![(left, 1), (leaf(("p", "q", 4)), 2)]),
+            [("", "m", 1), ("p", "q", 4)].map(leaf)
+        );
     }
 
     proptest! {
@@ -285,7 +304,7 @@ mod tests {
                 (Leaf { lo: bound(lo), hi: hi.map(bound).unwrap_or_default(), page }, page * 7 % 5)
             }).collect();
             let has = |leaf: &Leaf, key: &Bytes| leaf.lo <= *key && (leaf.hi.is_empty() || *key < leaf.hi);
-            let divided = divide(pages.clone());
+            let divided = resolve_overlaps(pages.clone());
             for key in (0..22).map(bound) {
                 let known = pages.iter().filter(|(leaf, _)| has(leaf, &key));
                 let expected = known.max_by_key(|(leaf, written)| (*written, leaf.page)).map(|(leaf, _)| leaf.page);

@@ -1,4 +1,4 @@
-//! A full disk at the nth write, for every n, that has space again later. No answered message is lost or duplicated, and
+//! Tests of a disk that is full at the nth write and has space later. No answered message is lost or duplicated, and
 //! suspended work is completed.
 
 use std::{
@@ -35,35 +35,37 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// sled writes up to four times as much, and 16 MiB are preallocated.
 const STEP_BYTES_MAX: u64 = 1 << 20;
 
-/// Tables in memory whose writes fail as on a full disk, after a number of writes and for a number of writes.
+/// Engine in memory whose writes fail as on a full disk, after a number of writes and for a number of writes.
 struct ScarceDisk {
     tables: Memory,
     /// Writes that succeed before the disk is full.
     writes_left: AtomicI64,
     /// Writes that fail before there is space again.
     failures: AtomicI64,
+    /// Free bytes of the disk.
     free: AtomicU64,
     /// Bytes that the tables accept before their file grows.
     slack: AtomicU64,
     /// WAL writes fail too, although space was preallocated.
     wal_fails: bool,
-    /// Bytes put into the tables since their space was checked, and the maximum of that.
+    /// Bytes put into the tables since their space was checked.
     step: AtomicU64,
-    step_most: AtomicU64,
+    /// Maximum of `step`.
+    largest_step: AtomicU64,
 }
 
 impl ScarceDisk {
     fn new(writes_left: i64, failures: i64, wal_fails: bool) -> Arc<Self> {
         let (writes_left, failures) = (AtomicI64::new(writes_left), AtomicI64::new(failures));
         let (free, slack) = (AtomicU64::new(1 << 40), AtomicU64::default());
-        let (step, step_most) = (AtomicU64::default(), AtomicU64::default());
-        Arc::new(Self { tables: Memory::default(), writes_left, failures, free, slack, wal_fails, step, step_most })
+        let (step, largest_step) = (AtomicU64::default(), AtomicU64::default());
+        Arc::new(Self { tables: Memory::default(), writes_left, failures, free, slack, wal_fails, step, largest_step })
     }
 
     /// Asserts that no step wrote more than is preallocated for one step.
     fn check_steps(&self) {
-        let most = self.step_most.load(Ordering::SeqCst);
-        assert!(most <= STEP_BYTES_MAX, "{most} bytes were put into the tables without a check of their space");
+        let bytes = self.largest_step.load(Ordering::SeqCst);
+        assert!(bytes <= STEP_BYTES_MAX, "{bytes} bytes were put into the tables without a check of their space");
     }
 
     fn is_full(&self) -> bool {
@@ -95,7 +97,7 @@ impl Intercept for ScarceDisk {
             self.write()?;
         } else {
             let bytes = (key.len() + value.len()) as u64;
-            self.step_most.fetch_max(self.step.fetch_add(bytes, Ordering::SeqCst) + bytes, Ordering::SeqCst);
+            self.largest_step.fetch_max(self.step.fetch_add(bytes, Ordering::SeqCst) + bytes, Ordering::SeqCst);
         }
         self.tables.put(table, key, value)
     }
@@ -148,8 +150,9 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// Appends messages, and retries rejected appends. Returns the messages that each user must have, in order, each with
-/// whether the outcome of an attempt was unknown. Such a message may be in the log several times.
+/// Appends messages, and retries rejected appends. Returns the expected messages of each user, in order.
+///
+/// Each has a flag: the outcome of an attempt was unknown, so the log may have the message several times.
 async fn append_all(store: &Arc<dyn Store>, rejections: &mut usize) -> Vec<Vec<(u64, bool)>> {
     let mut sent = vec![Vec::new(); 4];
     for n in 0..40 {

@@ -1,35 +1,35 @@
-//! Detects disk blocks that were written to a wrong place of a segment.
+//! Detects misdirected writes: disk blocks that the disk wrote to the wrong offset of a segment.
 //!
-//! Messages in such a block have a valid checksum and segment number. If replayed in that place, a message of an earlier
-//! block would undo later writes.
+//! Messages in such a block have a valid checksum and segment number. If they were replayed at that offset, messages of an
+//! earlier block would undo later writes.
 
 use std::ops::Range;
 
 use super::segment::Message;
 
-/// The unit of a disk: data written to a wrong place is off by a multiple of this.
+/// Size of a disk block in bytes. A misdirected write is off by a multiple of it.
 const BLOCK_BYTES: usize = 512;
 
-/// Finds the copied messages of one segment.
+/// Finds the messages of one segment that a misdirected write copied.
 ///
-/// Only messages after a damaged range are checked, because a copy truncates a message.
+/// Only messages after a damaged range are checked: a misdirected write cuts off the message before it.
 #[derive(Debug, Default)]
-pub struct Copies {
+pub struct MisdirectedWrites {
     /// Ranges of the segment that were found to be copies.
     found: Vec<Range<usize>>,
     /// Offset of the original of the next message, while the messages are copies.
     original: Option<usize>,
 }
 
-impl Copies {
+impl MisdirectedWrites {
     /// Starts after a damaged range, with the message at `at`.
     pub fn begin(&mut self, segment: &[u8], at: usize) {
         let start = at / BLOCK_BYTES * BLOCK_BYTES;
-        let whole = segment.get(start..start + BLOCK_BYTES);
-        self.original = whole.and_then(|block| {
+        let block = segment.get(start..start + BLOCK_BYTES);
+        self.original = block.and_then(|block| {
             let others = segment.chunks_exact(BLOCK_BYTES).zip((0..).step_by(BLOCK_BYTES));
             let mut same = others.filter(|(other, from)| *from != start && *other == block);
-            // Of two equal blocks that both follow a damaged range, one is read.
+            // Of two equal blocks that both follow a damaged range, one counts as the original.
             same.find(|(_, from)| !self.has(from + at - start)).map(|(_, from)| from + at - start)
         });
     }

@@ -1,0 +1,84 @@
+//! Decodes the WAL records into the events of each user.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::{
+    embedded::{
+        tables::schema::{StoredCursor, StoredId},
+        wal::events::{Event, Message, RecordDecoder, RecordError},
+    },
+    message::{CollapseKey, DeviceId, Seq},
+    store::Gap,
+};
+
+/// An event of a WAL record that concerns one user.
+#[derive(Clone, Debug)]
+pub enum WalEvent {
+    /// An appended entry. `expires_s` is in seconds of the Unix epoch; 0 = never.
+    Entry {
+        seq: Seq,
+        expires_s: u32,
+        payload: Bytes,
+        collapse: Option<CollapseKey>,
+    },
+    /// When the user was seen, in milliseconds of the Unix epoch.
+    Seen(u64),
+    Cursor {
+        device: Option<DeviceId>,
+        cursor: StoredCursor,
+    },
+    CursorRemoved {
+        device: Option<DeviceId>,
+    },
+    Gap(Gap),
+}
+
+/// Holds the decoded events of all records.
+#[derive(Debug, Default)]
+pub struct WalEvents {
+    /// Events of each user, in the order of the WAL.
+    pub users: BTreeMap<String, Vec<WalEvent>>,
+    /// Idempotency ids and their results.
+    pub ids: Vec<StoredId>,
+    decoder: RecordDecoder,
+}
+
+impl WalEvents {
+    /// Adds the events of a record, as far as it can be decoded.
+    ///
+    /// Returns the fingerprint of its namespace, if readable, and an error if events cannot be decoded.
+    pub fn add_record(&mut self, value: &Bytes) -> (Option<u32>, Result<(), String>) {
+        let events = match self.decoder.events(value) {
+            Ok(events) => events,
+            Err(error) => return (None, Err(error.to_string())),
+        };
+        let namespace = Some(events.namespace);
+        for event in events {
+            let (user, entry) = match event {
+                Ok(Event::Entry { user, seq, message, .. }) => {
+                    let Message { payload, expires_s, collapse, .. } = message;
+                    (user, WalEvent::Entry { seq, expires_s, payload: value.slice_ref(payload), collapse })
+                }
+                Ok(Event::Seen { user, at_ms }) => (user, WalEvent::Seen(at_ms)),
+                Ok(Event::Cursor { user, device, cursor }) => (user, WalEvent::Cursor { device, cursor }),
+                Ok(Event::CursorRemoved { user, device }) => (user, WalEvent::CursorRemoved { device }),
+                Ok(Event::Gap { user, from, to, reason }) => (user, WalEvent::Gap(Gap { from, to, reason })),
+                Ok(Event::Summary(id)) => {
+                    self.ids.push(id);
+                    continue;
+                }
+                Err(RecordError::Unreadable(error)) => {
+                    return (namespace, Err(format!("a part of it is unreadable: {error}")));
+                }
+                Err(error) => return (namespace, Err(error.to_string())),
+            };
+            match self.users.get_mut(user) {
+                Some(known) => known.push(entry),
+                None => _ = self.users.insert(user.to_owned(), vec![entry]),
+            }
+        }
+        (namespace, Ok(()))
+    }
+}
