@@ -360,7 +360,7 @@ async fn power_cut_keeps_commit_of_several_records_and_its_ids_atomically() {
 async fn power_cut_keeps_replaced_entries_until_the_commit_is_written() {
     use crate::{message::CollapseKey, store::Limits};
     let limits = Limits { messages: 3, free_bytes: 0, ..Limits::default() };
-    let with = |flush_delay| Options { limits, ..tuning(flush_delay) };
+    let with = |flush_delay| Options { limits, ..options(flush_delay) };
     let key = || Some(CollapseKey::new("k").unwrap());
     for writes in 0..40 {
         let tables = Memory::default();
