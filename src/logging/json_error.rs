@@ -165,7 +165,7 @@ mod tests {
             ["nul", "tru", "{\"a\":fals}", "{a:1}", "[1", "\"\\u12", "{", "-", "1e999", "\"\\ud83d\"", "[1,]", "01"]
         {
             let reason = error::<serde_json::Value>(text);
-            for term in ["ident", "EOF", "parsing", "lone", "unit", "hex escape"] {
+            for term in ["ident", "EOF", "parsing", "lone leading", "unit", "hex escape"] {
                 assert!(!reason.contains(term), "{text}: {reason}");
             }
         }

@@ -101,7 +101,7 @@ fn change_locations(path: &Path, change: impl FnOnce(&sled::Tree)) {
         opened = config.open();
     }
     let db = opened.unwrap();
-    change(&db.open_tree("places").unwrap());
+    change(&db.open_tree("log").unwrap());
     db.flush().unwrap();
 }
 

@@ -53,7 +53,7 @@ pub(in crate::embedded) struct RawTables {
 
 /// Names of the trees of each table. The tree of the log holds block locations.
 pub(in crate::embedded) const TABLES: [(&str, Table); 5] = [
-    ("candidate_offsets", Table::Log),
+    ("log", Table::Log),
     ("users", Table::Users),
     ("meta", Table::Meta),
     ("ids", Table::Ids),
