@@ -18,9 +18,9 @@
 //! log, many to a block, and their records are removed. Rows in the table `users` hold the position of each log.
 //!
 //! On disk the WAL and the value log are append-only files; the tables are sled's. A crash leaves a prefix of each of
-//! the three. No batch and no transaction spans them, so the order of writes keeps them consistent: blocks, a
-//! *barrier*, the rows that refer to the blocks, a *checkpoint*, the removal of the records. The contract of an
-//! engine states this order, and a test cuts the power after every write.
+//! the three. No batch and no transaction spans them, so only the order of writes keeps them consistent. The order is:
+//! blocks, a *barrier*, the rows that refer to the blocks, a *checkpoint*, the removal of the records. The contract of
+//! an engine states this order, and a test cuts the power after every write.
 
 pub mod backup;
 mod encoding;

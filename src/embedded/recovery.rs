@@ -209,9 +209,9 @@ fn value_log_bytes(tables: &dyn Tables) -> Result<u64, EngineError> {
     Ok(bytes)
 }
 
-/// Removes blocks of an incomplete flush: no row refers to them, and their entries are still in the WAL.
+/// Removes the blocks of an incomplete flush.
 ///
-/// Otherwise they would overlap the blocks of the next flush.
+/// No row refers to them, and their entries are still in the WAL. Otherwise they would overlap the blocks of the next flush.
 fn remove_unflushed_blocks(tables: &dyn Tables, user: &str, flushed: Seq) -> Result<(), EngineError> {
     let mut unfinished = Vec::new();
     tables.scan(Table::Log, &log_key(user, flushed + 1), &mut |key, _| {

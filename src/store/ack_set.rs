@@ -40,7 +40,7 @@ impl AckSet {
         &self.ranges
     }
 
-    /// Tests that `seq` is acknowledged.
+    /// Returns whether `seq` is acknowledged.
     #[must_use]
     pub fn contains(&self, seq: Seq) -> bool {
         seq <= self.through || self.ranges.iter().any(|&(from, to)| (from..=to).contains(&seq))

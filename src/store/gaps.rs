@@ -63,7 +63,7 @@ pub struct Gap {
 pub struct GapList(Vec<Gap>);
 
 impl GapList {
-    /// Tests that another gap may remove the lowest.
+    /// Returns whether one more gap may remove the lowest.
     pub fn is_full(&self) -> bool {
         self.0.len() >= GAPS_MAX
     }
@@ -77,7 +77,7 @@ impl GapList {
         }
     }
 
-    /// Tests that an entry in the value log must be hidden from every reader: it was evicted or collapsed.
+    /// Returns whether an entry in the value log is hidden: it was evicted or collapsed.
     ///
     /// Cleared entries count as acknowledged, and sessions that hold them can read them. Expired entries are recognized by
     /// their expiry.

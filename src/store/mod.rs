@@ -64,7 +64,7 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Reports whether the entry was stored for `user` in `namespace`.
+    /// Returns whether the entry was stored for `user` in `namespace`.
     pub fn is_owned_by(&self, namespace: u32, user: &UserId) -> bool {
         self.namespace == namespace && self.owner == user.as_str().as_bytes()
     }
@@ -368,7 +368,7 @@ pub trait Store: Send + Sync + 'static {
     /// Resolves when the store has failed ([`StoreError::Failed`]); pending otherwise.
     fn failure(&self) -> BoxFuture<'_, StoreError>;
 
-    /// Tests that the logs are remote.
+    /// Returns whether the logs are remote.
     ///
     /// Then [`Store::attach`] and [`Store::explain_gaps`] wait for the network, and must not run on the event loop.
     /// [`Store::report`] and [`Store::detach`] never wait.
@@ -381,7 +381,7 @@ pub trait Store: Send + Sync + 'static {
         None
     }
 
-    /// Sets the listener that is called when commits may have been missed, so that any log may have new entries.
+    /// Sets the listener of missed commits. When it is called, any log may have new entries.
     fn on_resync(&self, _listener: Arc<dyn Fn() + Send + Sync>) {}
 
     /// Returns the outbox of webhook events, if there is one.

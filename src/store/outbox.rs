@@ -255,7 +255,7 @@ pub trait Outbox: std::fmt::Debug + Send + Sync {
     #[must_use]
     fn start_id(&self) -> String;
 
-    /// Tests that events of this kind are stored.
+    /// Returns whether events of this kind are stored.
     #[must_use]
     fn is_enabled(&self, kind: EventKind) -> bool;
 
@@ -283,7 +283,9 @@ pub trait Outbox: std::fmt::Debug + Send + Sync {
     /// Removes the reported sequence of a user. Call this when no reported message is pending.
     fn remove_reported(&self, user: &UserId);
 
-    /// Reads the oldest events above number `after`: at most `events` and `bytes`, but at least one if there is one.
+    /// Reads the oldest events above number `after`: at most `events` and `bytes`.
+    ///
+    /// Returns at least one event if there is one.
     ///
     /// # Errors
     /// Fails if they are unreadable.

@@ -114,7 +114,9 @@ impl LogCache {
         Ok(result)
     }
 
-    /// Runs `work` on a user's log without adding the log to the cache, for lists of many users.
+    /// Runs `work` on a user's log without adding the log to the cache.
+    ///
+    /// Lists of many users use it.
     pub fn peek<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Result<T, StoreError> {
         let mut shard = self.shard(user);
         match shard.get_mut(user) {

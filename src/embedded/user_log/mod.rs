@@ -417,7 +417,7 @@ impl UserLog {
         }
     }
 
-    /// Returns whether the usage of the value log counts only pending entries, so that its bytes are exact.
+    /// Returns whether the usage of the value log is exact: it counts only pending entries.
     pub fn counts_exactly(&self, acknowledged: &AckSet, now_s: u32) -> bool {
         let acknowledged_beyond = acknowledged.ranges().iter().any(|(from, _)| *from <= self.flushed);
         let counted = acknowledged.through() <= self.counted && !acknowledged_beyond;

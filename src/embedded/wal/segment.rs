@@ -1,7 +1,7 @@
 //! Writes the segments of the write-ahead log: append, sync and removal. [`reader`](super::reader) reads them.
 //!
-//! A segment is a sequence of frames, one for each record: its number, the last record that was synced when it was
-//! written, and its items. Segments are named by the number of their first record. A segment of [`SEGMENT_BYTES`] is
+//! A segment is a sequence of frames, one for each record. A frame has the number of the record, the last record that
+//! was synced at its write, and its items. Segments are named by the number of their first record. A segment of [`SEGMENT_BYTES`] is
 //! synced, and a new one is begun. A segment that is no longer needed is removed.
 //!
 //! After a crash, anything may follow the last synced record. The log ends at the first unreadable record. If a later
@@ -226,7 +226,7 @@ impl WalFiles {
         }
     }
 
-    /// Begins a new segment for a record of `bytes`, unless the last is not full or has space reserved for it.
+    /// Begins a new segment for a record of `bytes`, if the last is full and has no reserved space.
     pub(super) fn begin_segment_if_full(&self, number: u64, bytes: u64) -> io::Result<()> {
         let state = self.state.read();
         let fits = state

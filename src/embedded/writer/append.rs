@@ -250,7 +250,7 @@ impl Committer {
         Ok(cleared)
     }
 
-    /// Adds the reports of these users to the commit, as far as the WAL has space for them.
+    /// Adds the reports of these users to the commit. Postpones those for which the WAL has no space.
     pub(super) fn add_reports(&mut self, commit: &mut Commit, dirty: Vec<UserId>) -> Result<(), EngineError> {
         let mut dirty = dirty.into_iter();
         while let Some(user) = dirty.next() {

@@ -352,7 +352,9 @@ impl Committer {
         }
     }
 
-    /// Closes the store after the last commit: writes suspended reports and events, and marks the store as closed.
+    /// Closes the store after the last commit.
+    ///
+    /// Writes suspended reports and events, and marks the store as closed.
     pub(in crate::embedded) fn close(&mut self) -> Result<(), EngineError> {
         self.write_suspended()?;
         if self.table_space() < TableSpace::Little {

@@ -52,7 +52,9 @@ impl Cost {
         cost
     }
 
-    /// Returns the bytes on the disk of `count` entries of a user, with `bytes` of payload, after the flush.
+    /// Returns the bytes on the disk that `count` entries of a user take after the flush.
+    ///
+    /// `bytes` is their payload.
     pub fn of_entries(user: &UserId, count: u64, bytes: u64) -> u64 {
         bytes + count * (ENTRY_BYTES + 3 * user.as_str().len() as u64)
     }

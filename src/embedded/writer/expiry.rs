@@ -78,7 +78,7 @@ impl Committer {
         u64::midpoint(self.inactive_before_ms(), self.shared.clock.now_ms())
     }
 
-    /// Returns whether entries of a row have expired, or one of several cursors needs a refresh or a removal.
+    /// Returns whether a row has expired entries, or several cursors of which one is old.
     fn is_due(&self, stored: &StoredLog) -> bool {
         let before = self.refresh_before_ms();
         is_expired(stored.expires_s, self.shared.clock.now_s())

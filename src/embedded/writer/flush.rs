@@ -127,7 +127,7 @@ impl Committer {
         Ok(false)
     }
 
-    /// Selects the records of the next flush: those that are old enough, or that exceed the bound of the WAL.
+    /// Selects the records of the next flush: old ones, and those above the bound of the WAL.
     fn select_records(&self) -> Flush {
         let now = Instant::now();
         let bytes_max = self.wal_bytes_max();

@@ -178,7 +178,9 @@ impl Committer {
         is_full.then(|| format!("{pending} bytes are pending, and {most} are allowed (store.maxBytes)"))
     }
 
-    /// Returns why an append does not fit into the WAL or the tables, if it does not: the last rejected one, or any.
+    /// Returns why the last rejected append still does not fit into the WAL or the tables.
+    ///
+    /// Without a rejected append, it checks the smallest one.
     fn why_nothing_fits(&self, tables: TableSpace, free: u64) -> Option<String> {
         if tables < TableSpace::Enough {
             return Some(NO_TABLE_SPACE.into());

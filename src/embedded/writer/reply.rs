@@ -13,7 +13,9 @@ pub(in crate::embedded) enum Reply {
     Clear(ReplySender<u64>, u64),
 }
 
-/// Holds the replies of a durable commit, and sends them when dropped, even by a runtime that shuts down.
+/// Holds the replies of a durable commit, and sends them when dropped.
+///
+/// So a runtime that shuts down sends them too.
 pub(in crate::embedded) struct Replies(pub Vec<Reply>);
 
 impl Drop for Replies {

@@ -101,7 +101,9 @@ impl Committer {
         Ok(due)
     }
 
-    /// Returns whether a scan of a user's blocks may free quota: entries have expired, or the usage may be wrong.
+    /// Returns whether a scan of a user's blocks may free quota.
+    ///
+    /// It may if entries have expired, or if the usage may be wrong.
     pub(super) fn purge_is_due(&self, user: &UserId) -> Result<bool, EngineError> {
         let now_s = self.shared.clock.now_s();
         self.drop_expired(user, now_s)?;

@@ -61,9 +61,9 @@ fn since_boot() -> Duration {
 }
 
 impl Clock {
-    /// Starts at the calendar time, or at `last_ms` if that is later: the latest time the store has written.
+    /// Starts at the calendar time, or at `last_ms` if that is later.
     ///
-    /// `ahead_ms` is added to every reading, for tests.
+    /// `last_ms` is the latest time that the store has written. `ahead_ms` is added to every reading, for tests.
     pub fn new(last_ms: u64, ahead_ms: Arc<AtomicU64>) -> Self {
         Self::start(Source::Machine, || since_epoch(SystemTime::now()), last_ms, ahead_ms)
     }
