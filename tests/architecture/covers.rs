@@ -76,7 +76,7 @@ fn comments(source: &Source) -> Vec<(usize, String)> {
     comments.into_iter().filter(|(_, comment)| is_tag_like(comment)).collect()
 }
 
-/// Tests whether a comment is a tag, or was meant to be one: `covers:` or `cover G1` in any case.
+/// Reports whether a comment is a tag, or was meant to be one: `covers:` or `cover G1` in any case.
 fn is_tag_like(comment: &str) -> bool {
     let text = comment.trim_start_matches(['/', '!']).trim_start().to_lowercase();
     text.strip_prefix("covers").or(text.strip_prefix("cover")).map(str::trim_start).is_some_and(|rest| {
@@ -103,7 +103,7 @@ fn parse<'a>(comment: &str, guarantees: &[&'a str]) -> Result<Vec<&'a str>, Stri
     Ok(tagged)
 }
 
-/// Tests whether the next code in `lines` begins a test. Comments and other attributes are skipped.
+/// Reports whether the next code in `lines` begins a test. Comments and other attributes are skipped.
 fn is_above_test(source: &Source, lines: &[&str]) -> bool {
     for line in lines.iter().map(|line| line.trim()) {
         if line.starts_with("#[test]") || line.starts_with("#[tokio::test") {

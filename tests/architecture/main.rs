@@ -1,4 +1,4 @@
-//! Architecture rules, checked on the source text. Each message names the remedy.
+//! Checks architecture rules on the source text. Each message names the remedy.
 //!
 //! - `rules`: the import table, homes of foreign crates, unreachable files, file size, leftovers
 //! - `circles`: import circles between files

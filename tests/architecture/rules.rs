@@ -141,7 +141,7 @@ pub fn homes(source: &Source) -> Vec<String> {
     violations
 }
 
-/// Tests whether the word at `at` names a crate: it begins a path, or a `use` imports it.
+/// Reports whether the word at `at` names a crate: it begins a path, or a `use` imports it.
 fn is_foreign(code: &str, at: usize, name: &str) -> bool {
     let (before, after) = (code[..at].trim_end(), code[at + name.len()..].trim_start());
     let inner = before.strip_suffix("::").is_some_and(|path| path.ends_with(|each: char| !each.is_whitespace()));
@@ -152,7 +152,7 @@ fn is_foreign(code: &str, at: usize, name: &str) -> bool {
     is_imported || after.starts_with("::")
 }
 
-/// Tests whether `before` ends inside a group of a path, as in `crate::tables::{`.
+/// Reports whether `before` ends inside a group of a path, as in `crate::tables::{`.
 fn is_in_group(before: &str) -> bool {
     let mut depth = 0;
     for (at, each) in before.char_indices().rev() {

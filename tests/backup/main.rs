@@ -205,7 +205,7 @@ fn restore_of_damaged_backup_or_to_existing_directory_fails() {
 // covers: G6
 #[test]
 fn restore_when_killed_leaves_store_that_does_not_open_and_second_run_completes() {
-    let home = Home::with("limits: { requestBytes: 4194304 },");
+    let home = Home::with_settings("limits: { requestBytes: 4194304 },");
     let server = home.start();
     let mut http = Http::connect(server.address).expect("a connection");
     let all_users: Vec<String> = (0..USERS).map(user).collect();

@@ -35,7 +35,7 @@ fn run_concurrently<T: Send + 'static>(guess: impl Fn(usize) -> T + Clone + Send
 /// Requests the list of users with `key`. Returns status and body.
 fn list_users(http: &mut Http, key: &str) -> (u16, String) {
     http.send(&request("GET", "/v1/users", "").replace(KEY, key)).expect("the request is sent");
-    let (status, body) = http.response().expect("an answer");
+    let (status, body) = http.response().expect("a response");
     (status, String::from_utf8(body).expect("text"))
 }
 
@@ -74,9 +74,9 @@ fn api_key_guesses_are_limited_and_other_clients_of_the_address_keep_access() {
     let (status, wrong) = list_users(&mut http, "a-wrong-secret");
     assert!(status == 401 && wrong.contains("not one of this server's"), "{status} {wrong}");
 
-    let (answers, took) = run_concurrently(move |n| list_users(&mut connect(), &format!("a-wrong-secret-{n}")));
-    assert_comparisons_limited(answers.iter().filter(|(status, _)| *status == 401).count(), took);
-    for (status, body) in answers.iter().filter(|(status, _)| *status != 401) {
+    let (responses, took) = run_concurrently(move |n| list_users(&mut connect(), &format!("a-wrong-secret-{n}")));
+    assert_comparisons_limited(responses.iter().filter(|(status, _)| *status == 401).count(), took);
+    for (status, body) in responses.iter().filter(|(status, _)| *status != 401) {
         assert!(*status == 429 && body.contains("too_many_wrong_keys"), "{status} {body}");
     }
     let waiting_since = Instant::now();
@@ -86,8 +86,8 @@ fn api_key_guesses_are_limited_and_other_clients_of_the_address_keep_access() {
         thread::sleep(Duration::from_millis(100));
     }
     // The address has now presented the valid key. As many guesses no longer lock out its clients.
-    let (answers, _) = run_concurrently(move |n| list_users(&mut connect(), &format!("another-wrong-secret-{n}")).0);
-    assert!(answers.iter().all(|status| *status == 401), "{answers:?}");
+    let (responses, _) = run_concurrently(move |n| list_users(&mut connect(), &format!("another-wrong-secret-{n}")).0);
+    assert!(responses.iter().all(|status| *status == 401), "{responses:?}");
     assert_eq!(list_users(&mut connect(), KEY).0, 200, "expected a new connection to be accepted");
     assert_eq!(list_users(&mut working, KEY).0, 200, "expected the connection with the valid key to keep access");
     assert_guesses_logged(&home, began);
@@ -99,21 +99,23 @@ fn repeated_wrong_key_does_not_lock_out_the_address() {
     let home = Home::new();
     let server = home.start();
     let address = server.address;
-    let (answers, _) = run_concurrently(move |_| list_users(&mut Http::connect(address).unwrap(), "a-wrong-secret").0);
-    assert!(answers.iter().all(|status| *status == 401), "{answers:?}");
+    let (responses, _) =
+        run_concurrently(move |_| list_users(&mut Http::connect(address).unwrap(), "a-wrong-secret").0);
+    assert!(responses.iter().all(|status| *status == 401), "{responses:?}");
     assert_eq!(list_users(&mut Http::connect(address).unwrap(), KEY).0, 200);
 }
 
 #[test]
 fn redis_password_guesses_are_limited_and_other_clients_of_the_address_keep_access() {
-    let (home, began) = (Home::with("redisProtocol: { port: 0, password: 'open sesame at once' },"), Instant::now());
+    let (home, began) =
+        (Home::with_settings("redisProtocol: { port: 0, password: 'open sesame at once' },"), Instant::now());
     let server = home.start();
     let address = home.redis_protocol_address();
-    let (answers, took) =
+    let (responses, took) =
         run_concurrently(move |n| RespClient::connect(address).call(&["AUTH", &format!("a-wrong-secret-{n}")]));
-    assert_comparisons_limited(answers.iter().filter(|answer| answer.starts_with("-WRONGPASS")).count(), took);
-    for answer in answers.iter().filter(|answer| !answer.starts_with("-WRONGPASS")) {
-        assert!(answer.starts_with("-ERR too many wrong passwords came from this address"), "{answer}");
+    assert_comparisons_limited(responses.iter().filter(|response| response.starts_with("-WRONGPASS")).count(), took);
+    for response in responses.iter().filter(|response| !response.starts_with("-WRONGPASS")) {
+        assert!(response.starts_with("-ERR too many wrong passwords came from this address"), "{response}");
     }
     let waiting_since = Instant::now();
     let mut working = RespClient::connect(address);
@@ -126,8 +128,8 @@ fn redis_password_guesses_are_limited_and_other_clients_of_the_address_keep_acce
         working = RespClient::connect(address);
     }
     let guess = move |n| RespClient::connect(address).call(&["AUTH", &format!("another-wrong-secret-{n}")]);
-    let (answers, _) = run_concurrently(guess);
-    assert!(answers.iter().all(|answer| answer.starts_with("-WRONGPASS")), "{answers:?}");
+    let (responses, _) = run_concurrently(guess);
+    assert!(responses.iter().all(|response| response.starts_with("-WRONGPASS")), "{responses:?}");
     assert_eq!(
         RespClient::connect(address).call(&["AUTH", "open sesame at once"]),
         "+OK",

@@ -13,7 +13,7 @@ use crate::{
 #[tokio::test]
 async fn malformed_frame_of_unauthenticated_client_is_logged_as_a_short_line() {
     // At level `info` the server would combine the three lines into one.
-    let home = Home::with("log: { level: 'mesa=debug' },");
+    let home = Home::with_settings("log: { level: 'mesa=debug' },");
     let server = home.start();
     let long = "x".repeat(60_000);
     for frame in [json!({ "op": long }), json!({ "op": 0, "t": { long.as_str(): 1 } }), json!(long)] {
@@ -35,7 +35,7 @@ const LINES_MAX: usize = 6;
 
 #[tokio::test]
 async fn repeated_offences_of_unauthenticated_clients_are_logged_at_a_limited_rate() {
-    let home = Home::with("redisProtocol: { port: 0 },");
+    let home = Home::with_settings("redisProtocol: { port: 0 },");
     let server = home.start();
     let lines = ["a client sent an invalid frame", "authentication failed", "a client broke the WebSocket protocol"];
     for n in 0..ROUNDS {

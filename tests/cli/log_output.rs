@@ -51,9 +51,9 @@ async fn send_malformed_frames(server: &Server, clients: usize) {
 fn assert_serves(server: &Server) {
     let mut http = Http::connect(server.address).expect("a connection");
     for path in ["/healthz", "/readyz"] {
-        assert_eq!(http.status(path).expect("an answer"), 200, "{path}");
+        assert_eq!(http.status(path).expect("a response"), 200, "{path}");
     }
-    http.dispatch(&json!(1), &["alice".to_owned()]).expect("an answer");
+    http.dispatch(&json!(1), &["alice".to_owned()]).expect("a response");
 }
 
 /// Waits until the server has counted a dropped log line.
@@ -107,7 +107,7 @@ async fn server_with_log_at_file_size_limit_serves_and_stops_cleanly() {
 #[tokio::test]
 async fn server_with_stalled_log_reader_serves_and_stops_cleanly() {
     // At debug no line is suppressed, and the frames of 433 clients fill a pipe.
-    let home = Home::with("log: { level: 'mesa=debug' },");
+    let home = Home::with_settings("log: { level: 'mesa=debug' },");
     let (reader, writer) = pipe();
     let server = start_with_log(&home, writer);
     send_malformed_frames(&server, 1000).await;

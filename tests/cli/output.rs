@@ -24,8 +24,8 @@ use crate::{
 const CONTROL_TEXT: &str = "a\u{9b}31m\u{202e}\u{200b}\u{7f}\u{e0041}z";
 
 fn call(server: &Server, method: &str, path: &str, body: &str) -> (u16, String) {
-    let (status, answer) = Http::connect(server.address).unwrap().call(method, path, body).expect("an answer");
-    (status, String::from_utf8(answer).expect("text"))
+    let (status, response) = Http::connect(server.address).unwrap().call(method, path, body).expect("a response");
+    (status, String::from_utf8(response).expect("text"))
 }
 
 /// Reports whether `text` has none of the characters of `CONTROL_TEXT`, and no control character but line feeds.
@@ -43,8 +43,8 @@ fn control_characters_of_clients_are_escaped_in_command_output() {
     let body = json!({"message": {"d": {"text": CONTROL_TEXT}, "t": CONTROL_TEXT}, "recipients": ["alice\u{202e}"]});
     // The JSON writer of the test escapes C0 only, so the server receives these characters unescaped.
     assert!(body.to_string().contains(CONTROL_TEXT));
-    let (status, answer) = call(&server, "POST", "/v1/dispatch", &body.to_string());
-    assert_eq!(status, 200, "{answer}");
+    let (status, response) = call(&server, "POST", "/v1/dispatch", &body.to_string());
+    assert_eq!(status, 200, "{response}");
     for args in [
         &["inbox", "alice\u{202e}"][..],
         &["inbox", "alice\u{202e}", "--json"],
@@ -164,7 +164,7 @@ fn error_messages_contain_no_rust_terms() {
         "utf-8 sequence",
         "Failed to",
     ];
-    let home = Home::with("portal: { enabled: true },");
+    let home = Home::with_settings("portal: { enabled: true },");
     let server = home.start();
     let assert_no_rust_terms = |request: &str, (status, error): (u16, String)| {
         assert!(matches!(status, 400 | 422), "{request}: {status} {error}");

@@ -6,7 +6,7 @@ use crate::{output_text, support::server::Home};
 
 #[test]
 fn each_warning_is_logged_once() {
-    let home = Home::with("store: { maxBytes: 1000000 },");
+    let home = Home::with_settings("store: { maxBytes: 1000000 },");
     let server = home.start();
     let warnings = ["every token is accepted", "one offline user can fill the store"];
     let log = home.wait_for_log(|log| warnings.iter().all(|warning| log.contains(warning)));

@@ -39,7 +39,7 @@ async fn inspect_of_one_user_shows_dates() {
     alice.close().await.expect("the connection closes");
     let mut http = Http::connect(server.address).expect("a connection");
     let message = json!({ "message": { "op": 0, "d": {}, "t": "X", "o": { "ttl": 3600 } }, "recipients": ["alice"] });
-    assert_eq!(http.call("POST", "/v1/dispatch", &message.to_string()).expect("an answer").0, 200);
+    assert_eq!(http.call("POST", "/v1/dispatch", &message.to_string()).expect("a response").0, 200);
     server.stop(STOP_TIMEOUT);
 
     let shown = output_text(&run_mesa(&["inspect", utf8(&home.store()), "--user", "alice"]));

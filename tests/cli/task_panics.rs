@@ -25,7 +25,7 @@ use crate::{
 
 /// Returns a home whose servers have tasks that panic while a file exists, and the path of that file.
 fn home_with_panics(settings: &str, tasks: &[&str]) -> (Home, PathBuf) {
-    let mut home = Home::with(settings);
+    let mut home = Home::with_settings(settings);
     let file = home.path("panic");
     home.set_variable("MESA_FAILPOINT_PANIC", &tasks.join(","));
     home.set_variable("MESA_FAILPOINT_PANIC_WHILE", file.to_str().expect("a path that is text"));
@@ -91,7 +91,7 @@ async fn panicking_task_is_named_as_not_ready_and_restarts() {
     assert!(restart_count(&server) >= tasks.len() as u64);
     // Each works again: HTTP and WebSocket, the Redis protocol, webhook delivery and the undelivered monitor.
     let mut http = Http::connect(server.address).expect("a connection");
-    http.dispatch(&json!(1), &["alice".to_owned()]).expect("an answer");
+    http.dispatch(&json!(1), &["alice".to_owned()]).expect("a response");
     let end = Instant::now() + WAIT_TIMEOUT;
     while !receiver.events().iter().any(|event| event["type"] == "undelivered") {
         assert!(Instant::now() < end, "expected an `undelivered` event:\n{}", home.log());
@@ -106,7 +106,7 @@ async fn panicking_task_is_named_as_not_ready_and_restarts() {
 
 #[test]
 fn panicking_jwks_fetch_is_not_ready_and_is_retried() {
-    // Accepts connections and never answers, so that the request lasts until its panic after 100 ms.
+    // Accepts connections and never responds, so that the request lasts until its panic after 100 ms.
     let jwks = TcpListener::bind("127.0.0.1:0").expect("a port");
     let (home, file) = home_with_panics("", &["authentication"]);
     let config = format!(
@@ -142,9 +142,9 @@ async fn dispatch_with_panic(place: &str, users: usize) -> (u16, Value, String) 
     let dispatching = tokio::task::spawn_blocking(move || {
         let users: Vec<String> = (0..users).map(|n| format!("user-{n}")).collect();
         let body = json!({ "message": { "op": 0, "d": 1, "t": "T" }, "recipients": users }).to_string();
-        Http::connect(address).expect("a connection").call("POST", "/v1/dispatch", &body).expect("an answer")
+        Http::connect(address).expect("a connection").call("POST", "/v1/dispatch", &body).expect("a response")
     });
-    let (status, answer) = dispatching.await.expect("an answer");
+    let (status, response) = dispatching.await.expect("a response");
     let ended = loop {
         if let Err(error) = user.event().await {
             break error;
@@ -160,8 +160,8 @@ async fn dispatch_with_panic(place: &str, users: usize) -> (u16, Value, String) 
     home.set_variable("MESA_FAILPOINT_PANIC", "");
     let server = home.start();
     let pending = Http::connect(server.address).expect("a connection").pending_entries("user-0");
-    let answer: Value = serde_json::from_slice(&answer).expect("JSON");
-    (status, json!([answer, pending.len()]), ended)
+    let response: Value = serde_json::from_slice(&response).expect("JSON");
+    (status, json!([response, pending.len()]), ended)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,8 +15,8 @@ use crate::{
 
 /// Posts a dispatch. Returns status and body.
 fn post_dispatch(http: &mut Http, body: &Value) -> (u16, Value) {
-    let (status, answer) = http.call("POST", "/v1/dispatch", &body.to_string()).expect("an answer");
-    (status, serde_json::from_slice(&answer).expect("JSON"))
+    let (status, response) = http.call("POST", "/v1/dispatch", &body.to_string()).expect("a response");
+    (status, serde_json::from_slice(&response).expect("JSON"))
 }
 
 /// Reads the counter of messages that were dropped because sync is off.
@@ -32,8 +32,8 @@ fn dispatch_with_sync_off_reports_that_nothing_was_stored() {
     let server = home.start();
     let mut http = Http::connect(server.address).unwrap();
     let unstored = json!({"recipients": 2, "online": 0, "offline": 2, "stored": 0, "rejected": [], "duplicate": false});
-    let (status, answer) = post_dispatch(&mut http, &json!({"message": {}, "recipients": ["alice", "bob"]}));
-    assert_eq!((status, &answer), (200, &unstored));
+    let (status, response) = post_dispatch(&mut http, &json!({"message": {}, "recipients": ["alice", "bob"]}));
+    assert_eq!((status, &response), (200, &unstored));
     assert_eq!(dropped_count(&server), 2);
 
     let once = json!({"message": {}, "recipients": ["alice", "bob"], "id": "x"});
@@ -47,9 +47,9 @@ fn dispatch_with_sync_off_reports_that_nothing_was_stored() {
 
     for option in [json!({"ttl": 20}), json!({"collapse": "score"})] {
         for recipients in [json!(["alice"]), json!([])] {
-            let (status, answer) =
+            let (status, response) =
                 post_dispatch(&mut http, &json!({"message": {"o": option}, "recipients": recipients}));
-            assert_eq!((status, &answer["error"]["code"]), (422, &json!("sync_off")), "{option}: {answer}");
+            assert_eq!((status, &response["error"]["code"]), (422, &json!("sync_off")), "{option}: {response}");
         }
     }
 
@@ -76,7 +76,7 @@ fn dispatch_with_sync_off_reports_that_nothing_was_stored() {
 
 #[test]
 fn dropped_messages_of_an_original_dispatcher_are_logged_at_a_limited_rate() {
-    let mut home = Home::with("redisProtocol: { port: 0 },");
+    let mut home = Home::with_settings("redisProtocol: { port: 0 },");
     home.set_variable("SYNC_ENABLED", "false");
     let server = home.start();
     let mut redis = RespClient::connect(home.redis_protocol_address());

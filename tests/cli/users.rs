@@ -24,7 +24,7 @@ async fn users_lists_all_known_users_and_with_online_only_connected_ones() {
     let home = Home::new();
     let server = home.start();
     let mut http = Http::connect(server.address).expect("a connection");
-    http.dispatch(&json!("for later"), &["alice".into(), "bob".into()]).expect("an answer");
+    http.dispatch(&json!("for later"), &["alice".into(), "bob".into()]).expect("a response");
     let alice = Socket::connect(server.address, "alice").await.expect("the client is authenticated");
 
     let all = run(&server, &["users"]);

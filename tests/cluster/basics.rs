@@ -12,11 +12,11 @@ async fn dispatch_at_one_server_reaches_online_and_offline_users_at_another() {
     let group = ServerGroup::start(2);
     let mut alice = group.client(1, "alice").await;
     group.wait_until("alice is online", 0, "/v1/users?online=true", |users| users["users"][0]["id"] == "alice").await;
-    let answer = group.dispatch(0, &message(1, &["alice", "bob"])).await;
+    let response = group.dispatch(0, &message(1, &["alice", "bob"])).await;
     assert_eq!(
-        (&answer["online"], &answer["offline"], &answer["stored"]),
+        (&response["online"], &response["offline"], &response["stored"]),
         (&json!(1), &json!(1), &json!(2)),
-        "{answer}"
+        "{response}"
     );
     assert_eq!(next_data(&mut alice).await, 1);
     // A retry with the same id at another server returns the first result too, whether or not an entry was stored.
@@ -59,15 +59,15 @@ async fn unsynced_messages_and_disconnects_reach_clients_of_every_server() {
         tokio::time::timeout(std::time::Duration::from_millis(200), bob.next()).await.is_ok()
     })
     .await;
-    let answer = group.dispatch(0, &unsynced(1000, &["*"], &["carol"])).await;
-    assert!(answer["recipients"].as_u64() >= Some(2), "{answer}");
+    let response = group.dispatch(0, &unsynced(1000, &["*"], &["carol"])).await;
+    assert!(response["recipients"].as_u64() >= Some(2), "{response}");
     assert_eq!(next_data(&mut alice).await, 1000);
     while next_data(&mut bob).await != 1000 {}
-    let answer = group.dispatch(0, &unsynced(1001, &["carol", "dave"], &[])).await;
-    assert_eq!((&answer["online"], &answer["offline"]), (&json!(1), &json!(1)), "{answer}");
+    let response = group.dispatch(0, &unsynced(1001, &["carol", "dave"], &[])).await;
+    assert_eq!((&response["online"], &response["offline"]), (&json!(1), &json!(1)), "{response}");
     assert_eq!(next_data(&mut carol).await, 1001, "the broadcast before it excludes carol");
-    let (_, answer) = group.call(0, "POST", "/v1/users/carol/disconnect", &Value::Null).await;
-    assert_eq!(answer["disconnected"], 1);
+    let (_, response) = group.call(0, "POST", "/v1/users/carol/disconnect", &Value::Null).await;
+    assert_eq!(response["disconnected"], 1);
     assert!(close_reason(&mut carol).await.contains("code: Normal"));
     let disconnect =
         json!({ "message": { "op": 5, "t": "DISCONNECT_CLIENT" }, "recipients": ["*"], "excluding": ["alice"] });
@@ -88,8 +88,8 @@ async fn killed_server_is_removed_from_presence_and_its_users_receive_pending_me
     drop(alice);
     group.dispatch(0, &message(1, &["alice"])).await;
     group.wait_until("the user of the killed server is offline", 0, "/v1/users?online=true", online(1)).await;
-    let answer = group.dispatch(0, &message(2, &["alice"])).await;
-    assert_eq!(answer["offline"], 1, "{answer}");
+    let response = group.dispatch(0, &message(2, &["alice"])).await;
+    assert_eq!(response["offline"], 1, "{response}");
     let mut alice = group.client(0, "alice").await;
     assert_eq!((next_data(&mut alice).await, next_data(&mut alice).await), (json!(1), json!(2)));
 }
@@ -102,8 +102,8 @@ async fn dispatch_while_redis_is_down_returns_unreachable_and_clients_stay_conne
     group.dispatch(0, &message(1, &["alice"])).await;
     assert_eq!(next_data(&mut alice).await, 1);
     group.redis().kill();
-    let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(2, &["alice"])).await;
-    assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
+    let (status, response) = group.call(0, "POST", "/v1/dispatch", &message(2, &["alice"])).await;
+    assert_eq!((status, &response["error"]["code"]), (503, &json!("unreachable")), "{response}");
     let (ready, _) = group.call(0, "GET", "/readyz", &Value::Null).await;
     assert_eq!(ready, 503);
     group.redis().restart();
@@ -138,7 +138,7 @@ async fn acknowledgement_sent_before_a_stopping_server_closes_prevents_redeliver
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn backup_of_logs_in_redis_returns_conflict_and_names_bgsave() {
     let group = ServerGroup::start(1);
-    let (status, answer) = group.call(0, "GET", "/v1/backup", &Value::Null).await;
-    assert_eq!((status, &answer["error"]["code"]), (409, &json!("backup_elsewhere")), "{answer}");
-    assert!(answer["error"]["message"].as_str().is_some_and(|text| text.contains("BGSAVE")), "{answer}");
+    let (status, response) = group.call(0, "GET", "/v1/backup", &Value::Null).await;
+    assert_eq!((status, &response["error"]["code"]), (409, &json!("backup_elsewhere")), "{response}");
+    assert!(response["error"]["message"].as_str().is_some_and(|text| text.contains("BGSAVE")), "{response}");
 }

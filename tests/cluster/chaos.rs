@@ -211,12 +211,12 @@ impl ChaosRun {
 async fn three_servers_under_faults_deliver_every_accepted_message_in_order_to_its_recipients_only() {
     let seconds =
         std::env::var("CLUSTER_SECONDS").ok().map_or(20, |text| text.parse().expect("CLUSTER_SECONDS is a number"));
-    let random = Mutex::new(Random::announced("cluster"));
+    let random = Mutex::new(Random::from_env("cluster"));
     let redis = Redis::start();
     let (mut proxies, mut homes) = (Vec::new(), Vec::new());
     for _ in 0..SERVERS {
         let proxy = Proxy::start(redis.address()).await;
-        homes.push(Home::with(&format!("redis: 'redis://{}',", proxy.address)));
+        homes.push(Home::with_settings(&format!("redis: 'redis://{}',", proxy.address)));
         proxies.push(proxy);
     }
     let servers = Mutex::new(homes.iter().map(|home| Some(home.start())).collect());

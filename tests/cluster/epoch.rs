@@ -156,7 +156,7 @@ async fn server_that_joins_an_emptied_redis_first_delivers_all_later_messages_in
     assert_eq!(receive_through(&mut alice, 10).await, (1..=10).collect::<Vec<_>>());
     assert_eq!(receive_through(&mut phone, 10).await, (1..=10).collect::<Vec<_>>());
     assert_eq!(redis.cli(&["FLUSHALL"]), "OK");
-    let home = Home::with(&setting);
+    let home = Home::with_settings(&setting);
     group.servers.push(home.start());
     group.homes.push(home);
     for n in 11..=30 {
@@ -191,11 +191,11 @@ impl Load {
             }
             n += 1;
             let generation = self.generation.load(Ordering::SeqCst);
-            let (status, answer) = self.group.call(server, "POST", "/v1/dispatch", &message(n, &to)).await;
+            let (status, response) = self.group.call(server, "POST", "/v1/dispatch", &message(n, &to)).await;
             match status {
                 200 => accepted.push((generation, n)),
                 503 => {}
-                _ => panic!("{status}: {answer}"),
+                _ => panic!("{status}: {response}"),
             }
         }
         let last = self.generation.load(Ordering::SeqCst);

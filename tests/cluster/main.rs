@@ -59,7 +59,7 @@ impl ServerGroup {
 
     /// Starts `count` servers with these settings, of which one names a running Redis.
     fn start_on(settings: &str, count: usize) -> Self {
-        let homes: Vec<Home> = (0..count).map(|_| Home::with(settings)).collect();
+        let homes: Vec<Home> = (0..count).map(|_| Home::with_settings(settings)).collect();
         let servers = homes.iter().map(Home::start).collect();
         Self { redis: None, homes, servers }
     }
@@ -86,16 +86,16 @@ impl ServerGroup {
 
     /// Dispatches at a server and returns the result. Panics if the server does not accept it.
     async fn dispatch(&self, server: usize, dispatch: &Value) -> Value {
-        let (status, answer) = self.call(server, "POST", "/v1/dispatch", dispatch).await;
-        assert_eq!(status, 200, "{answer}\n{}", self.homes[server].log());
-        answer
+        let (status, response) = self.call(server, "POST", "/v1/dispatch", dispatch).await;
+        assert_eq!(status, 200, "{response}\n{}", self.homes[server].log());
+        response
     }
 
     /// Waits until a condition holds for the response to `GET path` at a server.
     async fn wait_until(&self, condition: &str, server: usize, path: &str, holds: impl Fn(&Value) -> bool) {
         wait_until(condition, async || {
-            let (_, answer) = self.call(server, "GET", path, &Value::Null).await;
-            holds(&answer)
+            let (_, response) = self.call(server, "GET", path, &Value::Null).await;
+            holds(&response)
         })
         .await;
     }
@@ -133,10 +133,10 @@ async fn dispatch_until_accepted(group: &ServerGroup, server: usize, n: &mut u64
     let mut rejected = 0;
     wait_until("the server accepts a dispatch", async || {
         *n += 1;
-        let (status, answer) = group.call(server, "POST", "/v1/dispatch", &message(*n, to)).await;
+        let (status, response) = group.call(server, "POST", "/v1/dispatch", &message(*n, to)).await;
         if status != 200 {
             rejected += 1;
-            assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
+            assert_eq!((status, &response["error"]["code"]), (503, &json!("unreachable")), "{response}");
         }
         status == 200
     })

@@ -30,14 +30,14 @@ async fn full_redis_rejects_dispatches_keeps_presence_and_accepts_after_acknowle
     let alice = group.client(0, "alice").await;
     group.wait_until("alice is online", 1, "/v1/users?online=true", |users| is_online(users, "alice")).await;
     let mut accepted = 0;
-    let (status, answer) = loop {
-        let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(accepted + 1)).await;
+    let (status, response) = loop {
+        let (status, response) = group.call(0, "POST", "/v1/dispatch", &message(accepted + 1)).await;
         if status != 200 {
-            break (status, answer);
+            break (status, response);
         }
         accepted += 1;
     };
-    assert_eq!((status, &answer["error"]["code"]), (507, &json!("full")), "{answer}");
+    assert_eq!((status, &response["error"]["code"]), (507, &json!("full")), "{response}");
     // The limit goes 500 kB below the memory in use, so that a released buffer does not end the condition.
     let memory = group.redis().cli(&["INFO", "memory"]);
     let used = memory.lines().find_map(|line| line.trim().strip_prefix("used_memory:")?.parse::<u64>().ok());

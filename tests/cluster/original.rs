@@ -137,8 +137,12 @@ async fn dispatch_to_client_of_original_server_is_delivered_there_and_not_stored
     assert_eq!(next_data(&mut alice).await, n);
     let dispatch = json!({ "message": { "d": 99, "o": { "sync": true } }, "recipients": ["alice"], "id": "id-99" });
     for _ in 0..2 {
-        let answer = group.dispatch(0, &dispatch).await;
-        assert_eq!((&answer["online"], &answer["stored"]), (&json!(1), &json!(0)), "the original delivers: {answer}");
+        let response = group.dispatch(0, &dispatch).await;
+        assert_eq!(
+            (&response["online"], &response["stored"]),
+            (&json!(1), &json!(0)),
+            "the original delivers: {response}"
+        );
     }
     assert_eq!(next_data(&mut alice).await, 99);
     for expected in 1..=n {

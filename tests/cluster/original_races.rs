@@ -227,8 +227,8 @@ async fn broadcast_that_cannot_be_resolved_for_the_original_reaches_other_server
     wait_until_seen(&group, "bob").await;
     // With an exclusion the server reads the original's list of connected users, which Redis now forbids.
     group.redis().cli(&["ACL", "SETUSER", "default", "resetkeys", "~mesa:*"]);
-    let (status, answer) = group.call(0, "POST", "/v1/dispatch", &unsynced(1, &["*"], &["carol"])).await;
-    assert_eq!(status, 200, "{answer}");
+    let (status, response) = group.call(0, "POST", "/v1/dispatch", &unsynced(1, &["*"], &["carol"])).await;
+    assert_eq!(status, 200, "{response}");
     assert_eq!(next_data(&mut bob).await, 1);
     group.redis().cli(&["ACL", "SETUSER", "default", "allkeys"]);
 }
@@ -246,8 +246,8 @@ async fn retry_with_same_id_after_failed_publish_publishes_to_the_original_once(
     let dispatch = json!({
         "message": { "op": 0, "d": "once", "t": "N" }, "recipients": ["bob", "original-user"], "id": "id-1",
     });
-    let (status, answer) = group.call(0, "POST", "/v1/dispatch", &dispatch).await;
-    assert_eq!(status, 503, "{answer}");
+    let (status, response) = group.call(0, "POST", "/v1/dispatch", &dispatch).await;
+    assert_eq!(status, 503, "{response}");
     group.redis().cli(&["ACL", "SETUSER", "default", "allchannels"]);
     let is_published = |timeout: Duration| {
         let deadline = std::time::Instant::now() + timeout;
@@ -262,8 +262,8 @@ async fn retry_with_same_id_after_failed_publish_publishes_to_the_original_once(
     group.dispatch(0, &dispatch).await;
     assert!(is_published(WAIT_TIMEOUT), "the retry is published, because only the original has original-user");
     assert_eq!(next_data(&mut bob).await, "once");
-    let answer = group.dispatch(0, &dispatch).await;
-    assert_eq!(answer["duplicate"], true, "{answer}");
+    let response = group.dispatch(0, &dispatch).await;
+    assert_eq!(response["duplicate"], true, "{response}");
     group.dispatch(0, &message(2, &["bob"])).await;
     assert_eq!(next_data(&mut bob).await, 2, "bob receives the first message once");
     assert!(!is_published(Duration::from_millis(200)), "a retry of an accepted dispatch is not published");
@@ -329,7 +329,7 @@ async fn original_message_while_redis_rejects_writes_is_stored_once_when_it_acce
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn original_list_larger_than_the_quota_is_imported_in_order_as_entries_are_acknowledged() {
     let redis_server = Redis::start();
-    let mut home = Home::with(&format!("redis: '{}', {SETTINGS}", redis_server.url()));
+    let mut home = Home::with_settings(&format!("redis: '{}', {SETTINGS}", redis_server.url()));
     home.set_variable("MESA_SYNC_MAX_BYTES", "65536");
     let servers = vec![home.start()];
     let group = ServerGroup { redis: Some(redis_server), homes: vec![home], servers };

@@ -152,7 +152,7 @@ fn assert_each_once(portal: &str, messages: &[PortalMessage], users: &[&str], co
     assert_eq!(receipts.len() as u64, count * users.len() as u64, "{portal}: {receipts:?}");
 }
 
-/// Whether there is a message of each of these users.
+/// Reports whether there is a message of each of these users.
 fn has_each_user(messages: &[PortalMessage], users: &[&str]) -> bool {
     users.iter().all(|user| messages.iter().any(|(sender, _)| sender == user))
 }
@@ -337,7 +337,7 @@ async fn local_portal_receives_events_after_an_original_portal_died_and_while_re
     drop(original);
     wait_until_original_portals(&group, 0).await;
     wait_until_pool_size(&group, 2).await;
-    // Once the dead portal is passed over, the stream receives every message of a row.
+    // Once the server skips the dead portal, the stream receives every message of a row.
     let mut n = 100;
     wait_until("the stream receives six messages in a row", async || {
         n += 6;

@@ -74,7 +74,7 @@ impl Proxy {
         *self.dropped_text.lock().expect("an unpoisoned lock") = Some(text);
     }
 
-    /// Whether the reply of [`Proxy::drop_reply`] has been dropped.
+    /// Reports whether the reply of [`Proxy::drop_reply`] has been dropped.
     pub fn has_dropped(&self) -> bool {
         self.dropped_text.lock().expect("an unpoisoned lock").is_none()
     }

@@ -32,8 +32,8 @@ async fn killed_primary_of_redis_cluster_loses_no_accepted_message_and_no_connec
     let mut n = 0;
     for _ in 0..10 {
         n += 1;
-        let answer = group.dispatch(n as usize % 2, &message(n, &to)).await;
-        assert_eq!(answer["online"], 12, "{answer}");
+        let response = group.dispatch(n as usize % 2, &message(n, &to)).await;
+        assert_eq!(response["online"], 12, "{response}");
     }
     for client in &mut clients {
         assert_eq!(receive_through(client, n).await, (1..=n).collect::<Vec<_>>());
@@ -133,8 +133,8 @@ fn move_slots(redis: &RedisCluster) -> (usize, Duration) {
 }
 
 /// Whether a dispatch was rejected because a slot moved, or Redis replied, too slowly.
-fn is_timeout(status: u16, answer: &Value) -> bool {
-    let text = answer["error"]["message"].as_str().unwrap_or_default();
+fn is_timeout(status: u16, response: &Value) -> bool {
+    let text = response["error"]["message"].as_str().unwrap_or_default();
     status == 503 && ["timed out", "TRYAGAIN", "MOVED", "ASK"].iter().any(|reason| text.contains(reason))
 }
 
@@ -156,13 +156,13 @@ async fn slots_moved_during_dispatches_lose_and_repeat_no_message() {
         let server = n as usize % 2;
         let mut dispatch = message(n, &["alice", "bob"]);
         dispatch["id"] = json!(n.to_string());
-        let (mut status, mut answer) = group.call(server, "POST", "/v1/dispatch", &dispatch).await;
+        let (mut status, mut response) = group.call(server, "POST", "/v1/dispatch", &dispatch).await;
         // A retry with the same id stores no second entry.
-        while is_timeout(status, &answer) {
+        while is_timeout(status, &response) {
             timeouts += 1;
-            (status, answer) = group.call(server, "POST", "/v1/dispatch", &dispatch).await;
+            (status, response) = group.call(server, "POST", "/v1/dispatch", &dispatch).await;
         }
-        assert_eq!(status, 200, "a dispatch is accepted while slots move: {answer}");
+        assert_eq!(status, 200, "a dispatch is accepted while slots move: {response}");
         accepted.push(n);
     }
     let ((moved, longest), _redis) = (moving.await.expect("the slots move"), held);
@@ -250,9 +250,12 @@ async fn dispatch_to_60_users_of_redis_cluster_that_is_down_waits_once() {
         }
         let start = Instant::now();
         for n in 0..4 {
-            let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(n, &to)).await;
-            assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
-            assert!(answer["error"]["message"].as_str().is_some_and(|text| text.contains("CLUSTERDOWN")), "{answer}");
+            let (status, response) = group.call(0, "POST", "/v1/dispatch", &message(n, &to)).await;
+            assert_eq!((status, &response["error"]["code"]), (503, &json!("unreachable")), "{response}");
+            assert!(
+                response["error"]["message"].as_str().is_some_and(|text| text.contains("CLUSTERDOWN")),
+                "{response}"
+            );
         }
         // One wait takes 3 s. A wait per recipient would take 3 minutes, and a wait per dispatch 12 s.
         assert!(start.elapsed() < Duration::from_secs(12), "round {round}: {:?}", start.elapsed());

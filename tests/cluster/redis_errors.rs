@@ -62,9 +62,9 @@ impl Check {
     async fn assert_rejected(&mut self, code: &str) {
         let (lines_before, group) = (self.failure_lines(), &self.group);
         let rejected = async || {
-            let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(0, &["alice"])).await;
-            assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{code}: {answer}");
-            answer["error"]["message"].as_str().unwrap_or_default().to_owned()
+            let (status, response) = group.call(0, "POST", "/v1/dispatch", &message(0, &["alice"])).await;
+            assert_eq!((status, &response["error"]["code"]), (503, &json!("unreachable")), "{code}: {response}");
+            response["error"]["message"].as_str().unwrap_or_default().to_owned()
         };
         // A killed connection is reported as lost first.
         wait_until("the response names the error code", async || rejected().await.contains(code)).await;
@@ -218,10 +218,10 @@ async fn connection_closed_by_redis_after_noauth_is_reported_as_noauth() {
             group.redis().cli(&["-a", "second", "CLIENT", "KILL", "TYPE", kind]);
         }
         for dispatch in 0..20 {
-            let (status, answer) = group.call(0, "POST", "/v1/dispatch", &to_all).await;
-            let text = answer["error"]["message"].as_str().unwrap_or_default();
+            let (status, response) = group.call(0, "POST", "/v1/dispatch", &to_all).await;
+            let text = response["error"]["message"].as_str().unwrap_or_default();
             let is_named = text.contains("NOAUTH") && text.contains("redis://:PASSWORD@HOST");
-            assert!(status == 503 && is_named, "round {round}, dispatch {dispatch}: {status} {answer}");
+            assert!(status == 503 && is_named, "round {round}, dispatch {dispatch}: {status} {response}");
             let mut http = group.http(0);
             let ready = tokio::task::spawn_blocking(move || http.call("GET", "/readyz", "").expect("a response"));
             let (status, text) = ready.await.expect("the request does not panic");

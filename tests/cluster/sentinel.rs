@@ -40,8 +40,8 @@ async fn sentinel_failover_rejects_dispatches_and_keeps_clients_and_replicated_m
     let copied = n;
     block_in_place(|| block_until_copied(&redis, 0));
     redis.nodes[0].kill();
-    let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(1000, &["dave"])).await;
-    assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
+    let (status, response) = group.call(0, "POST", "/v1/dispatch", &message(1000, &["dave"])).await;
+    assert_eq!((status, &response["error"]["code"]), (503, &json!("unreachable")), "{response}");
     let mut accepted: Vec<u64> = (1..=copied).collect();
     for server in 0..2 {
         let rejected = dispatch_until_accepted(&group, server, &mut n, &["alice", "bob", "carol"]).await;
@@ -96,8 +96,8 @@ async fn sentinel_failover_rejects_dispatches_and_keeps_clients_and_replicated_m
     redis.sentinels.iter().for_each(RedisNode::kill);
     redis.nodes[1].cli(&["REPLICAOF", "NO", "ONE"]);
     redis.nodes[0].cli(&["REPLICAOF", "127.0.0.1", &port]);
-    let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(1001, &["alice"])).await;
-    assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
+    let (status, response) = group.call(0, "POST", "/v1/dispatch", &message(1001, &["alice"])).await;
+    assert_eq!((status, &response["error"]["code"]), (503, &json!("unreachable")), "{response}");
 }
 
 /// Connects a device of alice that resumes after a sequence.
@@ -190,9 +190,9 @@ async fn primary_without_replicas_rejects_dispatches_and_clients_stay_connected(
     group.dispatch(0, &message(1, &["alice"])).await;
     assert_eq!(next_data(&mut alice).await, 1);
     assert_eq!(group.redis().cli(&["CONFIG", "SET", "min-replicas-to-write", "1"]), "OK");
-    let (status, answer) = group.call(0, "POST", "/v1/dispatch", &message(2, &["alice"])).await;
-    assert_eq!((status, &answer["error"]["code"]), (503, &json!("unreachable")), "{answer}");
-    assert!(answer["error"]["message"].as_str().is_some_and(|text| text.contains("NOREPLICAS")), "{answer}");
+    let (status, response) = group.call(0, "POST", "/v1/dispatch", &message(2, &["alice"])).await;
+    assert_eq!((status, &response["error"]["code"]), (503, &json!("unreachable")), "{response}");
+    assert!(response["error"]["message"].as_str().is_some_and(|text| text.contains("NOREPLICAS")), "{response}");
     assert_eq!(group.redis().cli(&["CONFIG", "SET", "min-replicas-to-write", "0"]), "OK");
     let mut n = 2;
     dispatch_until_accepted(&group, 0, &mut n, &["alice"]).await;

@@ -29,7 +29,7 @@ const TASKS: [&str; 15] = [
 async fn panicking_cluster_task_is_named_in_readyz_and_restarted() {
     let redis = Redis::start();
     let settings = format!("redis: '{}', portal: {{ enabled: true }},", redis.url());
-    let mut homes: Vec<Home> = (0..2).map(|_| Home::with(&settings)).collect();
+    let mut homes: Vec<Home> = (0..2).map(|_| Home::with_settings(&settings)).collect();
     let file = homes[0].path("panic");
     homes[0].set_variable("MESA_FAILPOINT_PANIC", &TASKS.join(","));
     homes[0].set_variable("MESA_FAILPOINT_PANIC_WHILE", file.to_str().expect("a UTF-8 path"));

@@ -44,7 +44,7 @@ async fn redis_over_tls_is_accepted_only_with_a_trusted_certificate() {
         "--tls-auth-clients",
         "no",
     ]);
-    let mut trusting = Home::with(&format!("redis: {{ host: '127.0.0.1', port: {port}, tls: {{}} }},"));
+    let mut trusting = Home::with_settings(&format!("redis: {{ host: '127.0.0.1', port: {port}, tls: {{}} }},"));
     trusting.set_variable("SSL_CERT_FILE", &authority);
     let server = trusting.start();
     let mut alice = Socket::connect(server.address, "alice").await.expect("a connected client");
@@ -56,7 +56,7 @@ async fn redis_over_tls_is_accepted_only_with_a_trusted_certificate() {
     assert_eq!(request.await.expect("the request does not panic").0, 200, "{}", trusting.log());
     assert_eq!(next_data(&mut alice).await, json!(1));
 
-    let distrusting = Home::with(&format!("redis: 'rediss://localhost:{port}',"));
+    let distrusting = Home::with_settings(&format!("redis: 'rediss://localhost:{port}',"));
     let started = tokio::task::spawn_blocking(move || distrusting.ready(distrusting.spawn(&[])).err());
     let error = started.await.expect("the start does not panic");
     assert!(error.as_ref().is_some_and(|text| text.contains("certificate")), "{error:?}");

@@ -1,4 +1,4 @@
-//! Server attached to an application's router.
+//! Tests a server attached to an application's router.
 
 use std::net::SocketAddr;
 
@@ -11,7 +11,7 @@ use mesa::{
 };
 use tokio::{net::TcpListener, sync::oneshot};
 
-use crate::server::{KEY, closed, id, message, next, records, within};
+use crate::server::{KEY, message, next, records, user_id, wait_for_close, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn attached_server_serves_clients_and_api_next_to_other_routes() {
@@ -51,16 +51,16 @@ async fn attached_server_serves_clients_and_api_next_to_other_routes() {
         assert_eq!(records.next().await, (with_addresses, "/socket?v=1".to_owned()));
         let dispatcher = Dispatcher::new(&format!("http://{address}"), KEY).unwrap();
         let large = "x".repeat(60_000);
-        let result = dispatcher.dispatch(&message(&large), &Recipients::from(id("alice")), &[]).await.unwrap();
+        let result = dispatcher.dispatch(&message(&large), &Recipients::from(user_id("alice")), &[]).await.unwrap();
         assert_eq!(result.online, 1);
         assert_eq!(next(&mut alice).await, large);
         assert_eq!(reqwest::get(format!("http://{address}/socket")).await.unwrap().status(), 426);
 
         stop.send(()).unwrap();
-        assert_eq!(closed(&mut alice).await.0, 1001);
+        assert_eq!(wait_for_close(&mut alice).await.0, 1001);
         within("stop of the server", running).await.unwrap().unwrap();
         assert!(Connection::connect(&url).await.is_err(), "no connection after the stop");
-        assert!(handle.send(&message(1), &id("alice"), &[]).await.is_err());
+        assert!(handle.send(&message(1), &user_id("alice"), &[]).await.is_err());
         serving.abort();
     }
 }

@@ -1,4 +1,4 @@
-//! Clients that reconnect automatically.
+//! Tests clients that reconnect automatically.
 
 use std::{
     net::SocketAddr,
@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     flaky_proxy::FlakyProxy,
-    server::{TestServer, builder, id, message, records, within},
+    server::{TestServer, builder, message, records, user_id, within},
     support::{http::Http, server::Home},
 };
 
@@ -61,7 +61,7 @@ async fn client_yields_its_events_as_a_stream() {
     })
     .await;
     let proxy = FlakyProxy::start(server.address).await;
-    server.handle.send(&message(1), &id("alice"), &[]).await.unwrap();
+    server.handle.send(&message(1), &user_id("alice"), &[]).await.unwrap();
     // The client has no interval of its own, so it uses the one that the server announces.
     let mut client = Client::connect(&proxy.url()).await.unwrap();
     let user = client.authenticate(token("alice"), Options::default()).await.unwrap();
@@ -76,7 +76,7 @@ async fn client_yields_its_events_as_a_stream() {
         assert_eq!(summary(&within(expected, client.next()).await.unwrap()), expected);
     }
     // A client that is disconnected through the API does not reconnect.
-    assert_eq!(server.handle.disconnect(id("alice"), &[]).await.unwrap().online, 1);
+    assert_eq!(server.handle.disconnect(user_id("alice"), &[]).await.unwrap().online, 1);
     loop {
         match summary(&within("disconnection", client.next()).await.unwrap()).as_str() {
             // Redelivered if the connection broke before its acknowledgement was sent.
@@ -157,7 +157,7 @@ async fn credentials_are_requested_per_connection_and_a_rejection_is_final() {
     let server = TestServer::start(|builder| {
         builder.authenticate(|data| async move {
             match data["token"].as_u64() {
-                Some(n @ 0..2) => Ok(mesa::auth::Identity::new(id(&format!("user-{n}")))),
+                Some(n @ 0..2) => Ok(mesa::auth::Identity::new(user_id(&format!("user-{n}")))),
                 _ => Err(mesa::auth::AuthError::Rejected("not accepted".into())),
             }
         })
@@ -198,7 +198,7 @@ async fn message_is_acknowledged_when_the_program_requests_the_next() {
     for device in [None, Some("phone-1")] {
         let server = TestServer::start(|builder| builder).await;
         for n in 1..=5 {
-            server.handle.send(&message(n), &id("alice"), &[]).await.unwrap();
+            server.handle.send(&message(n), &user_id("alice"), &[]).await.unwrap();
         }
         let options = || device.map_or_else(Options::default, |device| resuming(0, device));
         let mut client = connect(&server.url()).await;
@@ -214,7 +214,7 @@ async fn message_is_acknowledged_when_the_program_requests_the_next() {
             }
         };
         within("disconnection", disconnected).await;
-        let pending = server.handle.user(&id("alice")).await.unwrap().pending;
+        let pending = server.handle.user(&user_id("alice")).await.unwrap().pending;
         let acknowledged = 5 - pending;
         assert!(
             device.is_none() || acknowledged == 2,
@@ -225,7 +225,7 @@ async fn message_is_acknowledged_when_the_program_requests_the_next() {
         for n in acknowledged + 1..=5 {
             assert_eq!(next(&mut client).await.0, json!(n));
         }
-        let all_acknowledged = async { while server.handle.user(&id("alice")).await.unwrap().pending > 0 {} };
+        let all_acknowledged = async { while server.handle.user(&user_id("alice")).await.unwrap().pending > 0 {} };
         if device.is_none() {
             // A client that does not resume acknowledges when the server requests it.
             tokio::select! {
@@ -336,13 +336,13 @@ async fn client_of_a_replaced_store_receives_its_messages_from_sequence_1() {
     let mut client = connect(&proxy.url()).await;
     client.authenticate(token("alice"), resuming(0, "phone-1")).await.unwrap();
     for n in 1..=5 {
-        before.handle.send(&message(n), &id("alice"), &[]).await.unwrap();
+        before.handle.send(&message(n), &user_id("alice"), &[]).await.unwrap();
         assert_eq!(next(&mut client).await, (json!(n), Some(n)));
     }
     before.stop().await;
     let after = TestServer::start(|builder| builder).await;
     for n in 1..=3 {
-        after.handle.send(&message(100 + n), &id("alice"), &[]).await.unwrap();
+        after.handle.send(&message(100 + n), &user_id("alice"), &[]).await.unwrap();
     }
     proxy.set_target(after.address);
     for n in 1..=3 {

@@ -1,4 +1,4 @@
-//! Dispatcher that retries failed requests, idempotently.
+//! Tests a dispatcher that retries failed requests, idempotently.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     flaky_proxy::FlakyProxy,
-    server::{KEY, TestServer, id, message, within},
+    server::{KEY, TestServer, message, user_id, within},
     support::{
         http_receiver::{Receiver, Response},
         in_process::pending_numbers,
@@ -28,7 +28,7 @@ fn fast_retry() -> Retry {
 }
 
 fn to(user: &str) -> Recipients {
-    id(user).into()
+    user_id(user).into()
 }
 
 /// Connections break and the server is killed while dispatches are in progress.
@@ -162,7 +162,7 @@ async fn dispatch_to_a_full_store_succeeds_after_space_is_freed() {
     let dispatching = retrying.dispatch(&large, &to_bob, &[]);
     let clearing = async {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        handle.clear(&id("alice")).await.unwrap();
+        handle.clear(&user_id("alice")).await.unwrap();
     };
     let (result, ()) = tokio::join!(dispatching, clearing);
     assert_eq!(result.unwrap().offline, 1);
@@ -173,7 +173,7 @@ async fn dispatch_to_a_full_store_succeeds_after_space_is_freed() {
 async fn stored_counts_the_logs_that_have_the_message() {
     let server = TestServer::start(|builder| builder).await;
     let dispatcher = Dispatcher::new(&format!("http://{}", server.address), KEY).unwrap();
-    let to_both: Recipients = vec![id("alice"), id("bob")].into();
+    let to_both: Recipients = vec![user_id("alice"), user_id("bob")].into();
     assert_eq!(server.handle.send(&message(1), to_both.clone(), &[]).await.unwrap().stored, 2);
     assert_eq!(server.handle.send(&message(1).unsynced(), to_both.clone(), &[]).await.unwrap().stored, 0);
     assert_eq!(dispatcher.dispatch(&message(2), &to_both, &[]).await.unwrap().stored, 2);

@@ -1,4 +1,4 @@
-//! Handlers of an embedded server: the events that they receive, and their control of clients.
+//! Tests handlers of an embedded server: the events that they receive, and their control of clients.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{Notify, mpsc::UnboundedSender};
 
 use crate::{
-    server::{TestServer, builder, closed, id, message, next, records, within},
+    server::{TestServer, builder, message, next, records, user_id, wait_for_close, within},
     support::{socket::Socket, wait::WAIT_TIMEOUT},
 };
 
@@ -111,7 +111,7 @@ async fn closures_receive_only_their_event() {
     server.stop().await;
     let expected = ["anonymous connects", "bob is authenticated", "bob sends HELLO", "bob disconnects with 1001"];
     assert_eq!(records.rest(), expected);
-    assert_eq!(closed(&mut client).await.0, 1001);
+    assert_eq!(wait_for_close(&mut client).await.0, 1001);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,7 +173,7 @@ async fn handler_can_reply_to_update_and_disconnect_its_client() {
     phone.send("BROADCAST", &()).await.unwrap();
     assert_eq!(next(&mut bob).await, "news");
     phone.send("CODE", &()).await.unwrap();
-    assert_eq!(closed(&mut phone).await, (4321, String::new()));
+    assert_eq!(wait_for_close(&mut phone).await, (4321, String::new()));
     laptop.send("REPLY", &()).await.unwrap();
     assert_eq!(next(&mut laptop).await, "this connection");
     server.stop().await;
@@ -182,30 +182,30 @@ async fn handler_can_reply_to_update_and_disconnect_its_client() {
 #[tokio::test(flavor = "multi_thread")]
 async fn handle_message_to_an_offline_user_is_stored() {
     let server = TestServer::start(|builder| builder).await;
-    let sent = server.handle.send(&message(1), &id("alice"), &[]).await.unwrap();
+    let sent = server.handle.send(&message(1), &user_id("alice"), &[]).await.unwrap();
     assert_eq!((sent.recipients, sent.online, sent.offline), (1, 0, 1));
     let once = || mesa::message::DispatchId::new("once").unwrap();
-    assert!(!server.handle.send_once(once(), &message(2), &id("alice"), &[]).await.unwrap().duplicate);
-    assert!(server.handle.send_once(once(), &message(2), &id("alice"), &[]).await.unwrap().duplicate);
+    assert!(!server.handle.send_once(once(), &message(2), &user_id("alice"), &[]).await.unwrap().duplicate);
+    assert!(server.handle.send_once(once(), &message(2), &user_id("alice"), &[]).await.unwrap().duplicate);
     let handle = server.handle.clone();
     let home = server.stop().await;
     assert!(
-        matches!(handle.send(&message(3), &id("alice"), &[]).await, Err(SendError::Stopped)),
+        matches!(handle.send(&message(3), &user_id("alice"), &[]).await, Err(SendError::Stopped)),
         "a handle does not keep the server running"
     );
 
     let server = TestServer::start_in(home, |builder| builder).await;
-    assert_eq!(server.handle.user(&id("alice")).await.unwrap().pending, 2);
+    assert_eq!(server.handle.user(&user_id("alice")).await.unwrap().pending, 2);
     let mut alice = server.connect("alice").await;
     assert_eq!((next(&mut alice).await, next(&mut alice).await), (json!(1), json!(2)));
-    assert_eq!(server.handle.online(None, 10).await, [id("alice")]);
-    assert_eq!(server.handle.disconnect(id("alice"), &[]).await.unwrap().online, 1);
-    assert_eq!(closed(&mut alice).await.0, 1000);
+    assert_eq!(server.handle.online(None, 10).await, [user_id("alice")]);
+    assert_eq!(server.handle.disconnect(user_id("alice"), &[]).await.unwrap().online, 1);
+    assert_eq!(wait_for_close(&mut alice).await.0, 1000);
     let mut expiring = message(());
     expiring.o.ttl = std::num::NonZeroU32::new(1);
     let contradictory = server.handle.send(&expiring, Recipients::Everyone, &[]).await;
     assert!(matches!(contradictory, Err(SendError::Contradictory(_))), "{contradictory:?}");
-    let too_many = vec![id("a"); 10_001];
+    let too_many = vec![user_id("a"); 10_001];
     let rejected = server.handle.send(&message(()), too_many, &[]).await;
     assert!(matches!(rejected, Err(SendError::Recipients { given: 10_001, max: 10_000 })), "{rejected:?}");
     server.stop().await;
@@ -246,7 +246,7 @@ async fn client_with_a_slow_handler_waits_and_loses_nothing() {
             let (released, record) = (released.clone(), record.clone());
             count.fetch_add(1, Ordering::SeqCst);
             async move {
-                if client.user() == Some(id("alice")) {
+                if client.user() == Some(user_id("alice")) {
                     released.notified().await;
                 }
                 _ = record.send((name(&client), message.read::<usize>().unwrap()));
@@ -279,7 +279,7 @@ async fn custom_authenticator_decides_on_credentials() {
             match data.get("ticket").and_then(Value::as_u64) {
                 Some(0) => panic!("on purpose"),
                 Some(1) => Err(AuthError::Rejected("spent".into())),
-                Some(n) => Ok(Identity::new(id(&format!("guest-{n}")))),
+                Some(n) => Ok(Identity::new(user_id(&format!("guest-{n}")))),
                 None => Err(AuthError::Rejected("no ticket".into())),
             }
         })
@@ -314,7 +314,7 @@ async fn before_exit_runs_while_clients_are_connected() {
     let mut client = Connection::connect(&url).await.unwrap();
     stop.send(()).unwrap();
     assert_eq!(next(&mut client).await, "goodbye");
-    assert_eq!(closed(&mut client).await.0, 1001);
+    assert_eq!(wait_for_close(&mut client).await.0, 1001);
     within("stop of the server", running).await.unwrap().unwrap();
 
     // Neither a panic nor a pending future prevents the server from stopping.

@@ -1,4 +1,4 @@
-//! Tests of the crate as a library: embedded server, client, dispatcher and portal.
+//! Tests the crate as a library: embedded server, client, dispatcher and portal.
 
 mod flaky_proxy;
 mod server;

@@ -1,4 +1,4 @@
-//! Middleware: calls of its methods, their order, and isolation of its failures.
+//! Tests middleware: calls of its methods, their order, and isolation of its failures.
 
 use std::{
     error::Error,
@@ -14,7 +14,7 @@ use mesa::{
 };
 use tokio::sync::mpsc::UnboundedSender;
 
-use crate::server::{KEY, TestServer, closed, id, message, next, records, within};
+use crate::server::{KEY, TestServer, message, next, records, user_id, wait_for_close, within};
 
 /// Records each call as a line, then returns the result of `then`.
 struct RecordingMiddleware {
@@ -103,8 +103,8 @@ async fn methods_are_called_when_the_original_calls_its_handlers() {
         )
     })
     .await;
-    server.handle.send(&message(1), &id("alice"), &[]).await.unwrap();
-    server.handle.send(&message(2), vec![id("alice"), id("bob")], &[]).await.unwrap();
+    server.handle.send(&message(1), &user_id("alice"), &[]).await.unwrap();
+    server.handle.send(&message(2), vec![user_id("alice"), user_id("bob")], &[]).await.unwrap();
     assert_eq!(records.next().await, r#"mw undeliverable {"op":0,"d":1,"t":"TEST"} ["alice"]"#);
     assert_eq!(records.next().await, r#"mw undeliverable {"op":0,"d":2,"t":"TEST"} ["alice", "bob"]"#);
 
@@ -113,18 +113,18 @@ async fn methods_are_called_when_the_original_calls_its_handlers() {
         assert_eq!(records.next().await, expected);
     }
     assert_eq!((next(&mut alice).await, next(&mut alice).await), (1.into(), 2.into()));
-    server.handle.send(&message(3), vec![id("alice"), id("bob")], &[]).await.unwrap();
+    server.handle.send(&message(3), vec![user_id("alice"), user_id("bob")], &[]).await.unwrap();
     assert_eq!(records.next().await, r#"mw sent {"op":0,"d":3,"t":"TEST"} Users(["alice"])"#);
     assert_eq!(records.next().await, r#"mw undeliverable {"op":0,"d":3,"t":"TEST"} ["bob"]"#);
     server.handle.send(&message(4), Recipients::Everyone, &[]).await.unwrap();
     assert_eq!(records.next().await, r#"mw sent {"op":0,"d":4,"t":"TEST"} Everyone(1)"#);
     let mut unsynced = message(5);
     unsynced.o.sync = false;
-    server.handle.send(&unsynced, vec![id("alice"), id("bob")], &[]).await.unwrap();
+    server.handle.send(&unsynced, vec![user_id("alice"), user_id("bob")], &[]).await.unwrap();
     assert_eq!(records.next().await, r#"mw sent {"op":0,"d":5,"t":"TEST"} Users(["alice"])"#);
     let once = || mesa::message::DispatchId::new("once").unwrap();
-    server.handle.send_once(once(), &message(6), &id("alice"), &[]).await.unwrap();
-    assert!(server.handle.send_once(once(), &message(6), &id("alice"), &[]).await.unwrap().duplicate);
+    server.handle.send_once(once(), &message(6), &user_id("alice"), &[]).await.unwrap();
+    assert!(server.handle.send_once(once(), &message(6), &user_id("alice"), &[]).await.unwrap().duplicate);
     assert_eq!(
         records.next().await,
         r#"mw sent {"op":0,"d":6,"t":"TEST"} Users(["alice"])"#,
@@ -146,7 +146,7 @@ async fn methods_are_called_when_the_original_calls_its_handlers() {
     let mut hostile = Connection::connect(&server.url()).await.unwrap();
     assert_eq!(records.next().await, "mw connection anonymous");
     hostile.send_frame(7, None, &()).await.unwrap();
-    assert_eq!(closed(&mut hostile).await.0, 1008);
+    assert_eq!(wait_for_close(&mut hostile).await.0, 1008);
     assert_eq!(records.next().await, "mw error anonymous opcode 7 is not for clients");
     assert_eq!(records.next().await, "mw disconnection anonymous 1008 \"this opcode is not for clients\"");
     alice.close().await;
@@ -178,7 +178,7 @@ async fn rejected_message_skips_later_middleware_and_handlers() {
     for expected in expected {
         assert_eq!(records.next().await, expected);
     }
-    assert_eq!(closed(&mut client).await.0, 1008);
+    assert_eq!(wait_for_close(&mut client).await.0, 1008);
     server.stop().await;
     assert_eq!(received.rest(), ["PASSED"]);
 }
@@ -198,7 +198,7 @@ async fn failure_of_a_middleware_affects_only_its_call() {
     })
     .await;
     let mut client = server.connect("alice").await;
-    server.handle.send(&message("hello"), &id("alice"), &[]).await.unwrap();
+    server.handle.send(&message("hello"), &user_id("alice"), &[]).await.unwrap();
     assert_eq!(next(&mut client).await, "hello");
     client.send("NOTE", &()).await.unwrap();
     client.close().await;
@@ -250,7 +250,7 @@ async fn messages_above_the_rate_limit_are_rejected() {
     bob.send("N", &0).await.unwrap();
     assert_eq!(received.next().await, (Some("bob".into()), 0), "messages of other users pass");
     // The messages are rejected; the connections stay open.
-    server.handle.send(&message("still connected"), &id("alice"), &[]).await.unwrap();
+    server.handle.send(&message("still connected"), &user_id("alice"), &[]).await.unwrap();
     assert_eq!((next(&mut phone).await, next(&mut laptop).await), ("still connected".into(), "still connected".into()));
     let metrics = reqwest::get(format!("http://{}/metrics", server.address)).await.unwrap().text().await.unwrap();
     assert!(metrics.contains("messages_refused_total 34"), "{metrics}");
@@ -262,7 +262,7 @@ async fn messages_above_the_rate_limit_are_rejected() {
     for n in 0..2 {
         flood.send("N", &n).await.unwrap();
     }
-    assert_eq!(closed(&mut flood).await.0, 1008);
+    assert_eq!(wait_for_close(&mut flood).await.0, 1008);
     server.stop().await;
 }
 
@@ -289,7 +289,7 @@ async fn access_log_has_connections_but_no_message_content() {
     let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
     let _logging = tracing::subscriber::set_default(subscriber);
     let server = TestServer::start(|builder| builder.middleware(AccessLog::new())).await;
-    server.handle.send(&message("private"), &id("alice"), &[]).await.unwrap();
+    server.handle.send(&message("private"), &user_id("alice"), &[]).await.unwrap();
     let mut client = server.connect("alice").await;
     next(&mut client).await;
     for _ in 0..3 {

@@ -1,4 +1,4 @@
-//! Panics in the task that calls handlers. Needs the seeded panics of the feature `failpoints`.
+//! Tests panics in the task that calls handlers. Needs the seeded panics of the feature `failpoints`.
 
 use std::{
     process::Command,

@@ -1,4 +1,4 @@
-//! Portal library: events that a portal receives, and resumption after a lost connection.
+//! Tests the portal library: events that a portal receives, and resumption after a lost connection.
 
 use mesa::{
     dispatcher::DispatchError,

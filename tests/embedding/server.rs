@@ -87,7 +87,7 @@ pub async fn next(client: &mut Connection) -> Value {
 }
 
 /// Waits until the server closes the connection; returns the close code and reason.
-pub async fn closed(client: &mut Connection) -> (u16, String) {
+pub async fn wait_for_close(client: &mut Connection) -> (u16, String) {
     loop {
         if let ConnectionEvent::Closed { code, reason } = within("close frame", client.next()).await.expect("a frame") {
             return (code, reason);
@@ -115,7 +115,7 @@ impl<T: Debug> Records<T> {
     }
 }
 
-pub fn id(user: &str) -> UserId {
+pub fn user_id(user: &str) -> UserId {
     UserId::new(user).expect("a user id")
 }
 

@@ -31,7 +31,7 @@ fn contents(tree: &Tree, ino: Ino) -> Vec<u8> {
 
 #[test]
 fn power_cut_after_sync_loses_nothing() {
-    let mut random = Random::announced("disk");
+    let mut random = Random::from_env("disk");
     for round in 0..ROUNDS {
         let (mut tree, ino) = with_file();
         let mut synced = Vec::new();

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, process::ExitCode, time::Duration};
 
 use crate::{
     runner::{Fault, Runner, Scenario, Until, any_power_cut},
-    support::seeded_rng::{Random, announced_seed},
+    support::seeded_rng::{Random, seed_from_env},
     workload::Params,
 };
 
@@ -186,7 +186,7 @@ pub fn short(filters: &[&str]) -> ExitCode {
 }
 
 fn run(scenario: &Scenario, until: Until) -> Result<(), String> {
-    match Runner::new(scenario, announced_seed(scenario.name)) {
+    match Runner::new(scenario, seed_from_env(scenario.name)) {
         Ok(runner) => runner.run(until),
         Err(error) if std::env::var_os("CI").is_some() => Err(format!("{}: no simulated disk: {error}", scenario.name)),
         Err(error) => {

@@ -1,4 +1,4 @@
-//! More connections than the process may open files: the store keeps its reserve, and requests are still served.
+//! Tests more connections than the process may open files: the store keeps its reserve, and requests are served.
 
 use std::{
     fs,
@@ -31,7 +31,7 @@ fn start(home: &Home, limit: usize) -> Option<Server> {
 }
 
 fn connect_silently(address: SocketAddr) -> Vec<TcpStream> {
-    (0..SILENT_CONNECTIONS).map(|_| TcpStream::connect(address).expect("room in the listen queue")).collect()
+    (0..SILENT_CONNECTIONS).map(|_| TcpStream::connect(address).expect("a slot in the listen queue")).collect()
 }
 
 fn dispatch(http: &mut Http, user: &str) -> u16 {
@@ -44,7 +44,7 @@ fn open_files(server: &Server) -> usize {
 
 #[test]
 fn silent_connections_above_the_file_limit_leave_files_for_the_store() {
-    let home = Home::with(&format!("{LONG_TIMEOUTS} redisProtocol: {{ port: 0, connections: 1000 }},"));
+    let home = Home::with_settings(&format!("{LONG_TIMEOUTS} redisProtocol: {{ port: 0, connections: 1000 }},"));
     let Some(server) = start(&home, OPEN_FILES_MAX) else { return };
     // Opened before the silent connections, without a request so far.
     let mut before = Http::connect(server.address).expect("a connection");
@@ -71,8 +71,8 @@ fn silent_connections_above_the_file_limit_leave_files_for_the_store() {
 }
 
 #[test]
-fn closed_idle_and_rejected_connections_free_their_places() {
-    let home = Home::with(LONG_TIMEOUTS);
+fn closed_and_rejected_connections_free_their_slots() {
+    let home = Home::with_settings(LONG_TIMEOUTS);
     let Some(server) = start(&home, OPEN_FILES_MAX) else { return };
     let healthz = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
     let old_version =
@@ -90,8 +90,8 @@ fn closed_idle_and_rejected_connections_free_their_places() {
 }
 
 #[test]
-fn websockets_at_the_limit_leave_places_for_requests() {
-    let home = Home::with("limits: { connections: 2 },");
+fn websockets_at_the_limit_leave_slots_for_requests() {
+    let home = Home::with_settings("limits: { connections: 2 },");
     let server = home.start();
     let upgrade = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
@@ -117,7 +117,7 @@ const LOG_LINES_MAX: usize = 6;
 #[test]
 fn server_without_file_descriptors_logs_it_once_per_interval() {
     // Far fewer files than a server reserves for its store: accept(2) fails before the server's own limit applies.
-    let home = Home::with(LONG_TIMEOUTS);
+    let home = Home::with_settings(LONG_TIMEOUTS);
     let Some(server) = start(&home, 40) else { return };
     let silent = connect_silently(server.address);
     let failure = "accepting connections failed";

@@ -1,4 +1,4 @@
-//! A response that is sent before its request was read must reach a client that sends the whole request first.
+//! Tests that a response sent before its request was read reaches a client that sends the whole request first.
 
 use std::io::{Read as _, Write as _};
 
@@ -86,7 +86,7 @@ fn error_for_a_head_that_is_too_large_reaches_the_client() {
 
 #[test]
 fn every_error_has_a_code_and_message_in_json() {
-    let home = Home::with("origins: ['http://good.example'],");
+    let home = Home::with_settings("origins: ['http://good.example'],");
     let server = home.start();
     let host = "Host: x\r\n";
     let upgrade = |target: &str, more: &str| {
@@ -194,7 +194,7 @@ fn server_stops_in_time_while_a_rejected_body_arrives() {
 
 #[test]
 fn redis_error_reaches_a_client_that_sends_its_whole_command_first() {
-    let home = Home::with("redisProtocol: { port: 0 },");
+    let home = Home::with_settings("redisProtocol: { port: 0 },");
     let server = home.start();
     let mut stream = connect(home.redis_protocol_address());
     stream.write_all(format!("*2\r\n$4\r\nECHO\r\n${BODY_BYTES}\r\n").as_bytes()).expect("a successful write");

@@ -1,4 +1,4 @@
-//! HTTP at the level of bytes on sockets, against the built binary.
+//! Tests HTTP as bytes on sockets, against the built binary.
 //!
 //! - `connection_limits`: more connections than the process may open files
 //! - `timeouts`: silent, idle and slow connections

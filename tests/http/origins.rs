@@ -1,4 +1,6 @@
-//! `--dev` and `authentication.insecure` accept any token, so such servers accept only pages of this machine.
+//! Tests that servers with `--dev` or `authentication.insecure` accept only pages of this machine.
+//!
+//! These servers accept any token.
 
 use std::{fs, net::SocketAddr};
 
@@ -75,7 +77,7 @@ fn assert_only_local_pages(server: &Server) {
 
 #[test]
 fn configured_origins_apply_with_and_without_dev() {
-    let home = Home::with("origins: ['http://good.example'],");
+    let home = Home::with_settings("origins: ['http://good.example'],");
     for dev in [true, false] {
         let server = if dev { start(&home) } else { home.start() };
         assert_eq!(upgrade(server.address, "mesa.example", "Origin: http://good.example\r\n"), 101);

@@ -1,4 +1,4 @@
-//! Query parameters and content codings: unknown ones are rejected, never ignored.
+//! Tests that unknown query parameters and content codings are rejected, never ignored.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Ambiguous and malformed heads get 400. Methods that a path does not support get 405 with `Allow`.
+//! Tests ambiguous and malformed heads (400), and methods that a path does not support (405 with `Allow`).
 
 use crate::{
     exchange, status,

@@ -1,4 +1,4 @@
-//! Timeouts of connections that are silent, idle, or do not read.
+//! Tests timeouts of connections that are silent, idle, or do not read.
 
 use std::{
     io::{self, Write as _},
@@ -17,7 +17,7 @@ use crate::{
 
 #[test]
 fn idle_connection_is_closed_at_idle_timeout_and_not_at_header_timeout() {
-    let home = Home::with("limits: { headerTimeout: 1000, idleTimeout: 4000 },");
+    let home = Home::with_settings("limits: { headerTimeout: 1000, idleTimeout: 4000 },");
     let server = home.start();
     // The second connection has sent one request, the third has waited for the store.
     let dispatch = request("POST", "/v1/dispatch", r#"{"message":{"d":1},"recipients":["alice"]}"#);
@@ -41,7 +41,7 @@ fn idle_connection_is_closed_at_idle_timeout_and_not_at_header_timeout() {
 #[test]
 fn head_that_does_not_arrive_is_closed_at_header_timeout() {
     // A connection that closed at the idle timeout of 1 h would exceed `WAIT_TIMEOUT`.
-    let home = Home::with("limits: { headerTimeout: 1500, idleTimeout: 3600000 },");
+    let home = Home::with_settings("limits: { headerTimeout: 1500, idleTimeout: 3600000 },");
     let server = home.start();
     let silent = connect(server.address);
     let mut begun = connect(server.address);
@@ -70,7 +70,7 @@ fn send_until_closed(mut stream: TcpStream, piece: &[u8]) {
 }
 
 fn home_with_write_timeout() -> Home {
-    Home::with("limits: { writeTimeout: 1000, idleTimeout: 3600000 }, redisProtocol: { port: 0 },")
+    Home::with_settings("limits: { writeTimeout: 1000, idleTimeout: 3600000 }, redisProtocol: { port: 0 },")
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! NDJSON dispatch streams over sockets: long, malformed, slow and interrupted ones.
+//! Tests NDJSON dispatch streams over sockets: long, malformed, slow and interrupted streams.
 #![allow(missing_docs)]
 
 mod raw_http;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mesa::client::{Connection, ConnectionEvent};
 use serde_json::{Value, json};
-use sse_client::Events;
+use sse_client::EventStream;
 use support::{in_process::TestServer, wait::WAIT_TIMEOUT};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -36,7 +36,7 @@ fn number(data: &Value) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn stream_reports_connection_messages_authentication_and_disconnection_of_client() {
     let server = TestServer::start(|_| {}).await;
-    let mut events = Events::open_stream(&server, "", None).await;
+    let mut events = EventStream::open_stream(&server, "", None).await;
     assert!(events.head.contains("content-type: text/event-stream\n"), "{}", events.head);
     assert!(events.last.ends_with("-0"), "{}", events.last);
     let mut client = server.connect().await;
@@ -61,9 +61,9 @@ async fn stream_reports_connection_messages_authentication_and_disconnection_of_
 async fn portals_share_events_in_turn_and_portal_of_all_events_receives_each() {
     let server = TestServer::start(|_| {}).await;
     let mut alice = server.client("alice").await;
-    let mut all = Events::open_stream(&server, "?all=true", None).await;
-    let mut one = Events::open_stream(&server, "", None).await;
-    let mut two = Events::open_stream(&server, "?all=false", None).await;
+    let mut all = EventStream::open_stream(&server, "?all=true", None).await;
+    let mut one = EventStream::open_stream(&server, "", None).await;
+    let mut two = EventStream::open_stream(&server, "?all=false", None).await;
     send_numbers(&mut alice, 0..10).await;
     let mut shares = [Vec::new(), Vec::new()];
     for (share, events) in shares.iter_mut().zip([&mut one, &mut two]) {
@@ -92,14 +92,14 @@ async fn portals_share_events_in_turn_and_portal_of_all_events_receives_each() {
 async fn resumed_stream_continues_after_last_event_id_and_closes_the_old_connection() {
     let server = TestServer::start(|_| {}).await;
     let mut alice = server.client("alice").await;
-    let mut events = Events::open_stream(&server, "", None).await;
+    let mut events = EventStream::open_stream(&server, "", None).await;
     send_numbers(&mut alice, 0..5).await;
     for n in 0..5 {
         assert_eq!(number(&events.data().await), n);
     }
     let second = events.last.replace("-5", "-2");
     // The old connection is still open. The resumed stream replaces it.
-    let mut resumed = Events::open_stream(&server, "", Some(&second)).await;
+    let mut resumed = EventStream::open_stream(&server, "", Some(&second)).await;
     assert_eq!(resumed.last, second);
     assert_eq!(events.next().await, None);
     for n in 2..5 {
@@ -108,7 +108,7 @@ async fn resumed_stream_continues_after_last_event_id_and_closes_the_old_connect
     let last = resumed.last.clone();
     drop(resumed);
     send_numbers(&mut alice, 5..7).await;
-    let mut resumed = Events::open_stream(&server, "", Some(&last)).await;
+    let mut resumed = EventStream::open_stream(&server, "", Some(&last)).await;
     for n in 5..7 {
         let event = resumed.next().await.unwrap();
         assert_eq!((number(&event.data), event.name), (n, None));
@@ -120,14 +120,14 @@ async fn resumed_stream_continues_after_last_event_id_and_closes_the_old_connect
 async fn stream_with_unknown_event_id_begins_with_missed_and_malformed_id_is_400() {
     let server = TestServer::start(|_| {}).await;
     let mut alice = server.client("alice").await;
-    let mut events = Events::open_stream(&server, "", Some("0123456789abcdef-3")).await;
+    let mut events = EventStream::open_stream(&server, "", Some("0123456789abcdef-3")).await;
     let missed = events.next().await.unwrap();
     assert_eq!((missed.name.as_deref(), missed.data), (Some("missed"), json!({"type": "missed", "count": null})));
     send_numbers(&mut alice, 0..1).await;
     assert_eq!(number(&events.data().await), 0);
-    let malformed = Events::open(&server, "", Some("nonsense")).await;
+    let malformed = EventStream::open(&server, "", Some("nonsense")).await;
     assert_eq!(malformed.status, 400);
-    assert_eq!(Events::open(&server, "?al=true", None).await.status, 400, "an unknown parameter is rejected");
+    assert_eq!(EventStream::open(&server, "?al=true", None).await.status, 400, "an unknown parameter is rejected");
 }
 
 // covers: G4
@@ -140,8 +140,8 @@ async fn portal_that_does_not_read_is_removed_and_its_events_are_reassigned() {
     })
     .await;
     let mut alice = server.client("alice").await;
-    let unread = Events::open_stream_with_small_buffer(&server).await;
-    let mut quick = Events::open_stream(&server, "", None).await;
+    let unread = EventStream::open_stream_with_small_buffer(&server).await;
+    let mut quick = EventStream::open_stream(&server, "", None).await;
     let (progress, mut received) = watch::channel(0);
     let sending = tokio::spawn(async move {
         let filler = "x".repeat(10_000);
@@ -153,7 +153,7 @@ async fn portal_that_does_not_read_is_removed_and_its_events_are_reassigned() {
         }
         alice
     });
-    // The unread stream is removed after 1 s. Its queued events are reassigned to the quick one. Events that were already
+    // The unread stream is removed after 1 s. Its queued events are reassigned to the quick one. EventStream that were already
     // written to its socket are not.
     let mut seen = [false; MESSAGES];
     let mut count = 0;
@@ -178,7 +178,7 @@ async fn portal_that_does_not_read_is_removed_and_its_events_are_reassigned() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stream_without_key_is_401_and_with_portals_disabled_is_409() {
     let server = TestServer::start(|config| config.portal.enabled = false).await;
-    assert_eq!(Events::open(&server, "", None).await.status, 409);
+    assert_eq!(EventStream::open(&server, "", None).await.status, 409);
     let mut socket = tokio::net::TcpStream::connect(server.address).await.unwrap();
     socket.write_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
     let mut response = String::new();
@@ -189,7 +189,7 @@ async fn stream_without_key_is_401_and_with_portals_disabled_is_409() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stopping_server_ends_its_streams() {
     let mut server = TestServer::start(|_| {}).await;
-    let mut events = Events::open_stream(&server, "", None).await;
+    let mut events = EventStream::open_stream(&server, "", None).await;
     server.stop().await;
     assert_eq!(events.next().await, None);
 }
@@ -199,8 +199,8 @@ async fn stopping_server_ends_its_streams() {
 async fn stopping_server_sends_all_messages_and_disconnections_before_streams_end() {
     let mut server = TestServer::start(|_| {}).await;
     let mut clients = [server.client("alice").await, server.client("bob").await];
-    let mut one = Events::open_stream(&server, "", None).await;
-    let mut all = Events::open_stream(&server, "?all=true", None).await;
+    let mut one = EventStream::open_stream(&server, "", None).await;
+    let mut all = EventStream::open_stream(&server, "?all=true", None).await;
     for client in &mut clients {
         send_numbers(client, 0..3).await;
     }
@@ -243,7 +243,7 @@ async fn client_accepted_after_the_last_one_left_a_stopping_server_is_closed_wit
         let mut server = TestServer::start(|_| {}).await;
         let mut late = TcpStream::connect(server.address).await.unwrap();
         late.write_all(half.as_bytes()).await.unwrap();
-        let mut events = Events::open_stream(&server, "", None).await;
+        let mut events = EventStream::open_stream(&server, "", None).await;
         let stopping = tokio::spawn(async move { server.stop().await });
         assert_eq!(events.next().await, None, "the stream ends when no client is connected");
         let mut received = Vec::new();

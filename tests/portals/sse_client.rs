@@ -21,7 +21,7 @@ pub struct Event {
 }
 
 /// A response to `GET /v1/events`.
-pub struct Events {
+pub struct EventStream {
     socket: BufReader<TcpStream>,
     pub status: u16,
     /// The header lines, in lower case.
@@ -31,14 +31,14 @@ pub struct Events {
     pub last: String,
 }
 
-impl Events {
+impl EventStream {
     /// Sends a request with a query string and a `Last-Event-ID`, and reads the head of the response.
     pub async fn open(server: &TestServer, query: &str, last: Option<&str>) -> Self {
         let socket = TcpStream::connect(server.address).await.unwrap();
         Self::open_on(socket, query, last).await
     }
 
-    /// As [`Events::open_stream`], with a receive buffer of 4 KiB, so that few unread bytes fit into the socket.
+    /// As [`EventStream::open_stream`], with a receive buffer of 4 KiB, so that few unread bytes fit into the socket.
     pub async fn open_stream_with_small_buffer(server: &TestServer) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();

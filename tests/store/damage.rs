@@ -1,7 +1,5 @@
 //! Tests that damage to one user's data is reported and affects no other user.
 
-use std::time::Duration;
-
 use futures_util::FutureExt as _;
 use mesa::{
     embedded::tables::memory::Memory,
@@ -10,7 +8,8 @@ use mesa::{
 };
 
 use crate::support::{
-    ALL, FLUSH_AT_ONCE, Location, OpenOptions, acknowledge, append, message, read, user, wait_until, wait_until_flushed,
+    ALL, FLUSH_AT_ONCE, HOUR, Location, OpenOptions, acknowledge, advance_clock, append, message, read, user,
+    wait_until, wait_until_flushed,
 };
 
 /// Checks that entries of another user are appended, flushed, read and trimmed.
@@ -36,7 +35,7 @@ async fn damaged_block_affects_only_its_user() {
         let options = OpenOptions { limits, ..OpenOptions::default() };
         let store = Location::Memory(tables.clone()).open_with(FLUSH_AT_ONCE, &options);
         for n in 1..=4 {
-            let ttl = (n == 4).then_some(Duration::from_secs(3600));
+            let ttl = (n == 4).then_some(HOUR);
             store.append(Append { ttl, ..Append::new(message(n), vec![user("a")]) }).await.unwrap();
             wait_until_flushed(&*store, "a").await;
         }
@@ -44,8 +43,8 @@ async fn damaged_block_affects_only_its_user() {
         let error = store.read(&user("a"), 0, ALL).unwrap_err();
         assert!(names_user_a(&error), "{error}");
         assert_other_user_is_served(&*store, &tables, 1).await;
-        // Expiry of a later entry and eviction for new ones pass over the damaged block.
-        options.ahead_ms.fetch_add(2 * 3_600_000, std::sync::atomic::Ordering::Relaxed);
+        // Expiry of a later entry, and eviction for new ones, skip the damaged block.
+        advance_clock(&options, 2);
         wait_until("the last entry expires", || store.state(&user("a")).unwrap().pending <= 3).await;
         for n in 5..=12 {
             let seqs = store.append(Append::new(message(n), vec![user("a")])).await.unwrap().seqs;

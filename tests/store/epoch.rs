@@ -13,12 +13,12 @@ use crate::{
     support::{ALL, acknowledge, append, read, user, wait_until},
 };
 
-/// Copies the epoch and the log of a user (`keep`), or restores that copy (`back`), in one atomic step.
+/// Copies the epoch and the log of a user (`copy`), or restores that copy (`restore`), in one atomic step.
 fn copy(namespace: &RedisNamespace, id: &str, action: &str) {
     let script = redis::Script::new(
         "for _, key in ipairs(KEYS) do
-          local from, to = key, key .. ' kept'
-          if ARGV[1] == 'back' then from, to = to, from end
+          local from, to = key, key .. ' copy'
+          if ARGV[1] == 'restore' then from, to = to, from end
           if redis.call('EXISTS', from) == 0 then redis.call('DEL', to) else redis.call('COPY', from, to, 'REPLACE') end
         end",
     );
@@ -31,7 +31,7 @@ fn copy(namespace: &RedisNamespace, id: &str, action: &str) {
 
 /// Opens two servers; a session at the first has acknowledged one message.
 async fn two_servers(namespace: &RedisNamespace) -> [Arc<dyn Store>; 2] {
-    let servers = [namespace.server(), namespace.server()];
+    let servers = [namespace.open_default(), namespace.open_default()];
     servers[0].attach(&user("a"), None).unwrap();
     append(&*servers[1], 1, &["a"]).await.unwrap();
     assert_eq!(read_after(&*servers[0], 0), (vec![1], 1));
@@ -45,13 +45,13 @@ async fn two_servers(namespace: &RedisNamespace) -> [Arc<dyn Store>; 2] {
 async fn append_in_an_older_epoch_reaches_sessions_of_a_newer_one() {
     let namespace = RedisNamespace::on(Redis::start());
     let [one, other] = two_servers(&namespace).await;
-    copy(&namespace, "a", "keep");
+    copy(&namespace, "a", "copy");
     namespace.change_epoch();
     append(&*one, 2, &["a"]).await.unwrap();
     let (numbers, seen) = read_after(&*one, 1);
     assert_eq!(numbers, [2]);
     // The data reverts to the copy. The second server has seen no other state.
-    copy(&namespace, "a", "back");
+    copy(&namespace, "a", "restore");
     append(&*other, 3, &["a"]).await.unwrap();
     append(&*other, 4, &["a"]).await.unwrap();
     wait_until("the entries of the other server are read", || read_after(&*one, seen).0 == [3, 4]).await;
@@ -65,14 +65,14 @@ async fn append_in_an_older_epoch_reaches_sessions_of_a_newer_one() {
 async fn append_to_data_reverted_within_its_epoch_reaches_sessions_that_have_read_more() {
     let namespace = RedisNamespace::on(Redis::start());
     let [one, other] = two_servers(&namespace).await;
-    copy(&namespace, "a", "keep");
+    copy(&namespace, "a", "copy");
     for n in 2..=6 {
         append(&*one, n, &["a"]).await.unwrap();
     }
     let (numbers, seen) = read_after(&*one, 1);
     assert_eq!((numbers, seen), ((2..=6).collect(), 6));
     acknowledge(&*one, "a", 1, 4);
-    copy(&namespace, "a", "back");
+    copy(&namespace, "a", "restore");
     append(&*other, 7, &["a"]).await.unwrap();
     append(&*other, 8, &["a"]).await.unwrap();
     wait_until("the entries of the other server are read", || read_after(&*one, seen).0 == [7, 8]).await;
@@ -103,11 +103,11 @@ async fn pending_entries_with_new_sequences_keep_order_and_acknowledgements() {
         state.devices.first().is_some_and(|device| device.pending == 100)
     })
     .await;
-    copy(&namespace, "a", "keep");
+    copy(&namespace, "a", "copy");
     namespace.change_epoch();
     append(&*one, 1000, &["a"]).await.unwrap();
     let seen = read_after(&*one, 700).1;
-    copy(&namespace, "a", "back");
+    copy(&namespace, "a", "restore");
     append(&*other, 701, &["a"]).await.unwrap();
     let expected: Vec<u64> = (2..=701).collect();
     wait_until("all pending entries are read", || read_after(&*one, seen).0 == expected).await;
@@ -134,11 +134,11 @@ async fn only_the_newest_of_many_pending_entries_get_new_sequences() {
     for _ in 0..20 {
         other.append_all((0..10).map(|_| Append::new(large(), vec![user("a")])).collect()).await.unwrap();
     }
-    copy(&namespace, "a", "keep");
+    copy(&namespace, "a", "copy");
     namespace.change_epoch();
     let seen = append(&*one, 1000, &["a"]).await.unwrap()[0];
     assert_eq!(one.read(&user("a"), seen, ALL).unwrap().entries.len(), 0);
-    copy(&namespace, "a", "back");
+    copy(&namespace, "a", "restore");
     other.append(Append::new(large(), vec![user("a")])).await.unwrap();
     let moved = || one.read(&user("a"), seen, ALL).unwrap().entries.len();
     wait_until("the newest entries get new sequences", || moved() > 0).await;

@@ -10,7 +10,7 @@ use crate::{
 #[tokio::test]
 async fn log_lost_in_a_failover_reuses_no_sequence() {
     let namespace = RedisNamespace::on(Redis::start());
-    let store = namespace.server();
+    let store = namespace.open_default();
     for n in 1..=5 {
         append(&*store, n, &["a"]).await.unwrap();
     }
@@ -28,7 +28,7 @@ async fn log_lost_in_a_failover_reuses_no_sequence() {
 #[tokio::test]
 async fn log_lost_in_a_failover_that_a_server_has_not_detected_reuses_no_sequence() {
     let namespace = RedisNamespace::on(Redis::start());
-    let [one, other] = [namespace.server(), namespace.server()];
+    let [one, other] = [namespace.open_default(), namespace.open_default()];
     for n in 1..=5 {
         append(&*one, n, &["a"]).await.unwrap();
     }
@@ -46,10 +46,10 @@ async fn log_lost_in_a_failover_that_a_server_has_not_detected_reuses_no_sequenc
 #[tokio::test]
 async fn log_reverted_by_a_second_failover_reuses_no_sequence() {
     let namespace = RedisNamespace::on(Redis::start());
-    let store = namespace.server();
+    let store = namespace.open_default();
     append(&*store, 1, &["a"]).await.unwrap();
     let (state, log) = (namespace.key("state", "a"), namespace.key("log", "a"));
-    let copies = [&state, &log].map(|key| format!("{key} kept"));
+    let copies = [&state, &log].map(|key| format!("{key} copy"));
     run_command(&namespace, &["COPY", &state, &copies[0]]).await;
     run_command(&namespace, &["COPY", &log, &copies[1]]).await;
     namespace.change_epoch();

@@ -1,13 +1,13 @@
 //! Tests counting, expiry and eviction in long logs, where the store does not visit every entry, against a plain list.
 
-use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use mesa::{
     message::{Payload, Seq},
     store::{Append, GapReason, Limits, Overflow, ReadLimit, SessionReport, Store},
 };
 
-use crate::support::{ALL, FLUSH_AT_ONCE, HOUR, Location, OpenOptions, device, user};
+use crate::support::{ALL, FLUSH_AT_ONCE, HOUR, Location, advance_clock, device, open_options, user};
 
 /// Enough for several blocks of any kind that a store groups entries in.
 const MESSAGES: u64 = 3_000;
@@ -47,7 +47,7 @@ fn pages(store: &dyn Store, id: &str, after: Seq) -> Vec<Seq> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pending_entries_of_a_long_log_are_counted_exactly_for_each_device_before_and_after_expiry() {
     for location in Location::all() {
-        let options = OpenOptions { limits: Limits { free_bytes: 0, ..Limits::default() }, ..OpenOptions::default() };
+        let options = open_options(Limits::default());
         let store = location.open_with(FLUSH_AT_ONCE, &options);
         let acknowledged: [(&str, &[(Seq, Seq)]); 3] =
             [("phone", &[(1, 1700)]), ("laptop", &[(1, 600), (900, 2100), (2500, 2501)]), ("watch", &[(1, 613)])];
@@ -82,7 +82,7 @@ async fn pending_entries_of_a_long_log_are_counted_exactly_for_each_device_befor
             }
         }
         check(&stored, &acknowledged);
-        options.ahead_ms.fetch_add((HOUR * 2).as_millis() as u64, Ordering::Relaxed);
+        advance_clock(&options, 2);
         stored.retain(|seq, _| !seq.is_multiple_of(3));
         // An embedded store counts expired entries until expiry visits the log, which tests in `limits` wait for.
         if !store.is_remote() {
@@ -99,8 +99,8 @@ async fn pending_entries_of_a_long_log_are_counted_exactly_for_each_device_befor
 async fn large_message_evicts_exactly_as_many_small_ones_as_it_needs() {
     for location in Location::all() {
         let all: u64 = (1..=MESSAGES).map(|n| sized(n).as_bytes().len() as u64).sum();
-        let limits = Limits { free_bytes: 0, bytes: all, overflow: Overflow::DropOldest, ..Limits::default() };
-        let store = location.open_with(FLUSH_AT_ONCE, &OpenOptions { limits, ..OpenOptions::default() });
+        let limits = Limits { bytes: all, overflow: Overflow::DropOldest, ..Limits::default() };
+        let store = location.open_with(FLUSH_AT_ONCE, &open_options(limits));
         let stored = fill(&*store, "a", |_| None).await;
         let large = Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(50_000))), Some("N")).unwrap();
         let (mut freed, mut dropped) = (0, 0);
@@ -121,8 +121,8 @@ async fn large_message_evicts_exactly_as_many_small_ones_as_it_needs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_with_the_longest_ttl_do_not_retain_expired_ones() {
     for location in Location::all() {
-        let limits = Limits { free_bytes: 0, messages: 1_600, ..Limits::default() };
-        let options = OpenOptions { limits, ..OpenOptions::default() };
+        let limits = Limits { messages: 1_600, ..Limits::default() };
+        let options = open_options(limits);
         let store = location.open_with(FLUSH_AT_ONCE, &options);
         // The longest TTL of a message, 2^32 - 1 s. Its end does not fit into 32 bits.
         let ttl = |n: u64| if n <= 1_500 { Duration::from_secs(u32::MAX.into()) } else { HOUR };
@@ -132,7 +132,7 @@ async fn messages_with_the_longest_ttl_do_not_retain_expired_ones() {
             store.append(Append::new(sized(1), vec![user("a")])).await.unwrap().seqs[0].is_err(),
             "expected a rejection above the quota"
         );
-        options.ahead_ms.fetch_add((HOUR * 2).as_millis() as u64, Ordering::Relaxed);
+        advance_clock(&options, 2);
         let result = store.append(Append::new(sized(1), vec![user("a")])).await.unwrap();
         assert_eq!(result.seqs, [Ok(1_601)]);
         assert_eq!(pages(&*store, "a", 0), (1..=1_500).chain([1_601]).collect::<Vec<_>>());

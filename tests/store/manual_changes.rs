@@ -48,7 +48,7 @@ impl Change {
         }
         for kind in restored {
             let key = namespace.key(kind, "a");
-            assert_eq!(run_command(namespace, &["COPY", &format!("{key} kept"), &key, "REPLACE"]).await, "1");
+            assert_eq!(run_command(namespace, &["COPY", &format!("{key} copy"), &key, "REPLACE"]).await, "1");
         }
     }
 }
@@ -68,7 +68,7 @@ async fn append_all(store: &dyn Store, numbers: std::ops::RangeInclusive<u64>) -
 ///
 /// A copy of both keys is stored after the fifth.
 async fn ten_messages(namespace: &RedisNamespace) -> [Arc<dyn Store>; 2] {
-    let servers = [namespace.server(), namespace.server()];
+    let servers = [namespace.open_default(), namespace.open_default()];
     let [one, other] = &servers;
     one.attach(&user("a"), None).unwrap();
     append_all(&**other, 1..=5).await;
@@ -77,7 +77,7 @@ async fn ten_messages(namespace: &RedisNamespace) -> [Arc<dyn Store>; 2] {
     wait_until("the entries are acknowledged", || other.state(&user("a")).unwrap().pending == 3).await;
     for kind in ["state", "log"] {
         let key = namespace.key(kind, "a");
-        assert_eq!(run_command(namespace, &["COPY", &key, &format!("{key} kept")]).await, "1");
+        assert_eq!(run_command(namespace, &["COPY", &key, &format!("{key} copy")]).await, "1");
     }
     append_all(&**other, 6..=10).await;
     assert_eq!(read(&**one, "a", 5).len(), 5);
@@ -190,7 +190,7 @@ async fn stream_deleted_manually_leaves_no_quota_in_use() {
 #[tokio::test]
 async fn state_deleted_manually_keeps_pending_entries() {
     for namespace in namespaces() {
-        let store = namespace.server();
+        let store = namespace.open_default();
         append_all(&*store, 1..=5).await;
         acknowledge(&*store, "a", 1, 2);
         wait_until("the entries are acknowledged", || store.state(&user("a")).unwrap().pending == 3).await;
@@ -208,7 +208,7 @@ async fn state_deleted_manually_keeps_pending_entries() {
 #[tokio::test]
 async fn state_deleted_manually_with_an_empty_stream_reuses_no_sequence() {
     for namespace in namespaces() {
-        let store = namespace.server();
+        let store = namespace.open_default();
         append_all(&*store, 1..=3).await;
         let log = namespace.key("log", "a");
         assert_eq!(run_command(&namespace, &["XDEL", &log, "1-0", "2-0", "3-0"]).await, "3");
@@ -244,7 +244,7 @@ async fn stream_trimmed_manually_is_counted_again() {
 #[tokio::test]
 async fn log_deleted_repeatedly_reuses_no_sequence() {
     let namespace = RedisNamespace::on(Redis::start());
-    let servers = [namespace.server(), namespace.server()];
+    let servers = [namespace.open_default(), namespace.open_default()];
     let mut last = 0;
     for round in 0..6 {
         let appends = (0..2_000).map(|n| Append::new(message(n), vec![user("a")])).collect();

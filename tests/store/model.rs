@@ -147,13 +147,13 @@ impl Model {
         }
         while !fits(self) && overflow == Overflow::DropOldest {
             let Some((oldest, _)) = self.entries.range(self.trimmed + 1..).next() else { break };
-            self.lose(*oldest.min(&(self.through() + 1)), *oldest, GapReason::Quota);
+            self.add_gap(*oldest.min(&(self.through() + 1)), *oldest, GapReason::Quota);
             self.trim();
         }
         fits(self)
     }
 
-    fn lose(&mut self, from: u64, to: u64, reason: GapReason) {
+    fn add_gap(&mut self, from: u64, to: u64, reason: GapReason) {
         let front = from <= self.through() + 1;
         for seq in from..=to {
             if !self.is_acknowledged(seq) {
@@ -203,7 +203,7 @@ struct StoredResult {
     rejected: usize,
 }
 
-fn name(device: u8) -> DeviceId {
+fn device_id(device: u8) -> DeviceId {
     DeviceId::new(&format!("device {device}")).unwrap()
 }
 
@@ -260,7 +260,7 @@ impl Run {
             model.head += 1;
             assert_eq!(*seq, Ok(model.head), "append {n} to {}", USERS[*at]);
             if let Some(replaced) = replaced {
-                model.lose(replaced, replaced, GapReason::Collapsed);
+                model.add_gap(replaced, replaced, GapReason::Collapsed);
                 model.trim();
             }
             let expires = ttl.map(|steps| self.now + steps * STEP_S + STEP_S / 2);
@@ -321,7 +321,7 @@ async fn run(location: &Location, ops: Vec<Op>, overflow: Overflow) {
         match op {
             Op::Append { .. } => run.append(&*store, n as u64, op, overflow).await,
             Op::Attach { user: at, device } => {
-                let attached = store.attach(&user(USERS[at]), device.map(name).as_ref());
+                let attached = store.attach(&user(USERS[at]), device.map(device_id).as_ref());
                 assert_eq!(attached.is_ok(), run.models[at].attach(device, at_ms), "{attached:?}");
                 if let Ok(attached) = attached {
                     let model = &run.models[at];
@@ -339,7 +339,7 @@ async fn run(location: &Location, ops: Vec<Op>, overflow: Overflow) {
                 }
             }
             Op::Detach { user: at, device } => {
-                store.detach(&user(USERS[at]), device.map(name).as_ref());
+                store.detach(&user(USERS[at]), device.map(device_id).as_ref());
                 if let Some(cursor) = run.models[at].cursors.get_mut(&device) {
                     (cursor.attached, cursor.seen) = (cursor.attached.saturating_sub(1), at_ms);
                     cursor.used = true;
@@ -348,7 +348,7 @@ async fn run(location: &Location, ops: Vec<Op>, overflow: Overflow) {
             Op::Acknowledge { user: at, device, from, length } => {
                 let model = &mut run.models[at];
                 let report = SessionReport {
-                    device: device.map(name),
+                    device: device.map(device_id),
                     acknowledged: Some((from, from + length)),
                     hold: model.hold,
                     seen: None,
@@ -385,7 +385,7 @@ async fn run(location: &Location, ops: Vec<Op>, overflow: Overflow) {
             Op::Restart { flush } => {
                 store.close().await.unwrap();
                 drop(store);
-                // The clock of the store goes on from the time it had.
+                // The store continues its stored clock, so the advance is reset.
                 options.ahead_ms.store(0, Ordering::Relaxed);
                 has_flushed |= flush;
                 store = location.open_with(if flush { FLUSH_AT_ONCE } else { FLUSH_NEVER }, &options);

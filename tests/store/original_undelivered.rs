@@ -62,7 +62,7 @@ async fn list_above_the_quota_is_imported_in_order_as_entries_are_acknowledged()
 #[tokio::test]
 async fn invalid_message_is_set_aside_and_later_ones_are_imported() {
     let namespace = RedisNamespace::on(Redis::start());
-    let store = namespace.server();
+    let store = namespace.open_default();
     let list = format!("undelivered_messages_{}", namespace.name());
     let with_invalid = r#"[{"op":0,"d":1,"t":"N"},{"t":5},{"op":0,"d":2,"t":"N"}]"#;
     run_command(&namespace, &["HSET", &list, "a", with_invalid, "b", "{no list"]).await;
@@ -156,7 +156,7 @@ async fn invalid_messages_of_any_size_are_set_aside_whole_and_in_order() {
 #[tokio::test]
 async fn truncated_list_is_imported_up_to_the_last_whole_message_and_the_rest_is_set_aside() {
     let namespace = RedisNamespace::on(Redis::start());
-    let store = namespace.server();
+    let store = namespace.open_default();
     let list = format!("undelivered_messages_{}", namespace.name());
     let broken = r#"[{"op":0,"d":1,"t":"N"}, {"op":0,"d":2,"t":"N"},{"op":0,"d":3"#;
     run_command(&namespace, &["HSET", &list, "a", broken, "b", "[]"]).await;
@@ -171,7 +171,7 @@ async fn truncated_list_is_imported_up_to_the_last_whole_message_and_the_rest_is
 #[tokio::test]
 async fn list_taken_by_an_older_server_is_resumed_under_the_same_ids() {
     let namespace = RedisNamespace::on(Redis::start());
-    let store = namespace.server();
+    let store = namespace.open_default();
     let list = format!("undelivered_messages_{}", namespace.name());
     let taken = |from: &str, numbers| format!("{from}\n{}", undelivered_list(numbers));
     run_command(&namespace, &["HSET", &list, "\0mesa:taken:a", &taken("c0ffee", 1..=4), "a", &undelivered_list([5])])

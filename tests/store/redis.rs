@@ -90,7 +90,7 @@ impl RedisNamespace {
     }
 
     /// Opens the store with default limits, like one more server.
-    pub fn server(&self) -> Arc<dyn Store> {
+    pub fn open_default(&self) -> Arc<dyn Store> {
         self.open(Limits::default(), Arc::default())
     }
 
@@ -146,7 +146,7 @@ fn record_commits(store: &dyn Store) -> Arc<Mutex<Vec<String>>> {
 #[tokio::test]
 async fn commit_at_one_server_is_announced_at_every_server() {
     let namespace = RedisNamespace::default();
-    let (one, other) = (namespace.server(), namespace.server());
+    let (one, other) = (namespace.open_default(), namespace.open_default());
     let announced = [record_commits(&*one), record_commits(&*other)];
     // A server receives no announcement until it has subscribed, and then it resyncs. So append until one arrives.
     let probes = AtomicU64::new(0);
@@ -171,7 +171,7 @@ async fn commit_at_one_server_is_announced_at_every_server() {
 #[tokio::test]
 async fn dropped_appends_do_not_mix_up_replies() {
     let namespace = RedisNamespace::default();
-    let store = namespace.server();
+    let store = namespace.open_default();
     let users: Vec<String> = (0..20).map(|n| format!("user-{n}")).collect();
     for round in 0..50_u64 {
         let mut pending = Vec::new();
@@ -206,7 +206,7 @@ async fn dropped_appends_do_not_mix_up_replies() {
 async fn append_without_redis_is_rejected_and_accepted_after_its_return() {
     let redis = Redis::start();
     let namespace = RedisNamespace::on(redis.clone());
-    let store = namespace.server();
+    let store = namespace.open_default();
     append(&*store, 1, &["a"]).await.unwrap();
     redis.kill();
     let rejected = append(&*store, 2, &["a"]).await;
@@ -226,7 +226,7 @@ async fn append_without_redis_is_rejected_and_accepted_after_its_return() {
 #[tokio::test]
 async fn append_with_repeated_id_at_several_servers_is_stored_once() {
     let namespace = RedisNamespace::default();
-    let servers = [namespace.server(), namespace.server()];
+    let servers = [namespace.open_default(), namespace.open_default()];
     let with_id = || Append {
         idempotency: Some(Idempotency {
             id: DispatchId::new("order 7").unwrap(),
@@ -247,7 +247,7 @@ async fn append_with_repeated_id_at_several_servers_is_stored_once() {
 #[tokio::test]
 async fn entries_held_by_a_session_survive_acknowledgements_at_another_server() {
     let namespace = RedisNamespace::default();
-    let (one, other) = (namespace.server(), namespace.server());
+    let (one, other) = (namespace.open_default(), namespace.open_default());
     for n in 1..=5 {
         append(&*one, n, &["a"]).await.unwrap();
     }
@@ -308,7 +308,7 @@ pub async fn run_command(namespace: &RedisNamespace, words: &[&str]) -> String {
 #[tokio::test]
 async fn failed_writes_of_the_indexes_in_a_cluster_are_repeated_with_the_next_append() {
     let namespace = RedisNamespace::in_cluster();
-    let store = namespace.server();
+    let store = namespace.open_default();
     let indexes = ["users", "expiry"].map(|index| format!("mesa:{index}_{}", namespace.name));
     let hour = Duration::from_secs(3600);
     let with_ttl = |n| Append { ttl: Some(hour), ..Append::new(message(n), vec![user("a")]) };
@@ -334,7 +334,7 @@ async fn failed_writes_of_the_indexes_in_a_cluster_are_repeated_with_the_next_ap
 #[tokio::test]
 async fn unreadable_state_of_one_user_rejects_only_that_user() {
     let namespace = RedisNamespace::on(Redis::start());
-    let store = namespace.server();
+    let store = namespace.open_default();
     run_command(&namespace, &["SET", &format!("mesa:state:{{bad}}_{}", namespace.name), "junk"]).await;
     let appends = (0..20).map(|n| {
         let id = if n == 7 { "bad".to_owned() } else { format!("user-{n}") };
@@ -352,7 +352,7 @@ async fn unreadable_state_of_one_user_rejects_only_that_user() {
 #[tokio::test]
 async fn damaged_log_of_one_user_rejects_only_that_user() {
     let namespace = RedisNamespace::on(Redis::start());
-    let store = namespace.server();
+    let store = namespace.open_default();
     let log = |name: &str| format!("mesa:log:{{{name}}}_{}", namespace.name);
     for (name, damage) in [("type", vec!["SET", "x"]), ("form", vec!["XADD", "5-0", "field", "value"])] {
         append(&*store, 1, &[name]).await.unwrap();
@@ -387,7 +387,7 @@ async fn damaged_log_of_one_user_rejects_only_that_user() {
 #[tokio::test]
 async fn append_with_per_recipient_id_at_several_servers_is_stored_once_per_user() {
     let namespace = RedisNamespace::default();
-    let servers = [namespace.server(), namespace.server()];
+    let servers = [namespace.open_default(), namespace.open_default()];
     let append = |ids: &[&str]| Append {
         per_recipient_id: Some(DispatchId::new("mark-1-7").unwrap()),
         ..Append::new(message(1), ids.iter().map(|id| user(id)).collect())
@@ -413,7 +413,7 @@ const COUNT_REPORTS: &str = "local n = 0 for _ in pairs(S.reports) do n = n + 1 
 #[tokio::test]
 async fn server_taken_for_dead_reports_its_sessions_again() {
     let namespace = RedisNamespace::on(Redis::start());
-    let store = namespace.server();
+    let store = namespace.open_default();
     store.attach(&user("a"), None).unwrap();
     assert_eq!(eval_on_state(&namespace, "a", COUNT_REPORTS), 1);
     // Does what another server does if this one is not in its list of live servers.
@@ -466,7 +466,7 @@ async fn session_report_that_is_not_repeated_after_a_failover_holds_nothing() {
 #[tokio::test]
 async fn acknowledgements_of_an_unreadable_log_do_not_block_others() {
     let namespace = RedisNamespace::on(Redis::start());
-    let store = namespace.server();
+    let store = namespace.open_default();
     for id in ["bad", "good"] {
         append(&*store, 1, &[id]).await.unwrap();
     }

@@ -193,7 +193,7 @@ pub fn advance_clock(options: &OpenOptions, hours: u32) {
     options.ahead_ms.fetch_add((HOUR * hours).as_millis() as u64, Ordering::Relaxed);
 }
 
-/// Closes a store and opens it again. Its clock goes on from the time it had.
+/// Closes a store and opens it again. The store continues its stored clock, so the advance is reset.
 pub async fn reopen(
     store: Arc<dyn Store>,
     location: &Location,

@@ -75,12 +75,12 @@ impl RedisNode {
         redis_cli(self.port, Some(PASSWORD), arguments)
     }
 
-    /// Whether the node has this role: `master` or `slave`.
+    /// Reports whether the node has this role: `master` or `slave`.
     pub fn has_role(&self, role: &str) -> bool {
         self.cli(&["INFO", "replication"]).contains(&format!("role:{role}"))
     }
 
-    /// Whether this node of a Redis Cluster sees all slots served, and all three replicas.
+    /// Reports whether this node of a Redis Cluster sees all slots served, and all three replicas.
     fn sees_whole_cluster(&self) -> bool {
         let replicated =
             self.has_role("master") || self.cli(&["INFO", "replication"]).contains("master_link_status:up");

@@ -14,8 +14,8 @@ impl Random {
     /// Creates a generator from `MESA_SEED` or the clock, and prints the seed.
     ///
     /// The seed bypasses the output capture of the test harness.
-    pub fn announced(test: &str) -> Self {
-        Self(announced_seed(test))
+    pub fn from_env(test: &str) -> Self {
+        Self(seed_from_env(test))
     }
 
     /// Creates a generator from a seed that was printed before.
@@ -50,7 +50,7 @@ impl Random {
 /// Returns the seed from `MESA_SEED` or the clock, and prints it.
 ///
 /// It bypasses the output capture of the test harness.
-pub fn announced_seed(test: &str) -> u64 {
+pub fn seed_from_env(test: &str) -> u64 {
     let seed = match std::env::var("MESA_SEED") {
         Ok(seed) => seed.parse().expect("MESA_SEED is a number"),
         Err(_) => {

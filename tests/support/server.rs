@@ -32,11 +32,11 @@ pub struct Home {
 impl Home {
     /// Creates a directory with a configuration.
     pub fn new() -> Self {
-        Self::with("")
+        Self::with_settings("")
     }
 
     /// Creates a directory with further settings: JSON5 `key: value` pairs, each followed by a comma.
-    pub fn with(settings: &str) -> Self {
+    pub fn with_settings(settings: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("mesa-test-").tempdir().expect("a temporary directory");
         let config = format!(
             "{{ host: '127.0.0.1', port: 0, sync: {{ enabled: true }}, authentication: {{ insecure: true }}, \

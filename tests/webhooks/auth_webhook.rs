@@ -1,4 +1,4 @@
-//! Authentication of clients by a backend's webhook.
+//! Tests authentication of clients by a backend's webhook.
 
 use super::*;
 use crate::support::http_receiver::Response;

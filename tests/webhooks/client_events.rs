@@ -1,4 +1,4 @@
-//! Client events: complete, in order and signed, also with failing receivers.
+//! Tests that client events are complete, in order and signed, also with failing receivers.
 
 use super::*;
 use crate::support::http_receiver::{Receiver, Response};
@@ -101,7 +101,7 @@ async fn failed_requests_are_retried_in_order_and_accepted_ones_are_not_repeated
     home.wait_for_log(|log| log.contains("accepts no events"));
 }
 
-/// Tests whether the response came after the server's timeout, so that the events were sent again.
+/// Reports whether the response came after the server's timeout, so that the events were sent again.
 fn was_late(receiver: &Receiver, request: &Request) -> bool {
     let first = event_number(&request.events()[0]);
     receiver.requests().iter().any(|other| other.at > request.at && event_number(&other.events()[0]) == first)

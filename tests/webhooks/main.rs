@@ -1,4 +1,4 @@
-//! Webhooks of the built binary, with correct and failing receivers.
+//! Tests webhooks of the built binary, with correct and failing receivers.
 //!
 //! - `auth_webhook`: authentication by a backend
 //! - `client_events`: events of clients, and errors of the receiver
@@ -33,7 +33,7 @@ const SECRET: &str = "a secret of the tests of webhooks";
 /// `settings` are further settings of the webhook: JSON5 `key: value` pairs, each followed by a comma.
 fn start_receiver(settings: &str) -> (Receiver, Home) {
     let receiver = Receiver::start();
-    let home = Home::with(&format!(
+    let home = Home::with_settings(&format!(
         "portal: {{ webhook: {{ url: '{}', secret: '{SECRET}', allowPrivate: true, retryMin: 20, retryMax: 100, timeout: 400, \
          {settings} }} }},",
         receiver.url()

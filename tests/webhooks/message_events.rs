@@ -1,4 +1,4 @@
-//! Events of stored messages: delivered, undelivered, expired, dropped.
+//! Tests events of stored messages: delivered, undelivered, expired, dropped.
 
 use super::*;
 

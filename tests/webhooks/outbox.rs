@@ -1,4 +1,4 @@
-//! The outbox: stored events survive kills, and events above its bounds are counted.
+//! Tests the outbox: stored events survive kills, and events above its bounds are counted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use super::{
 async fn events_in_the_outbox_over_kills_are_sent_with_the_same_id() {
     const ROUNDS: u64 = 6;
     const MESSAGES: u64 = 120;
-    let mut random = Random::announced("events_in_the_outbox_over_kills_are_sent_with_the_same_id");
+    let mut random = Random::from_env("events_in_the_outbox_over_kills_are_sent_with_the_same_id");
     let (mut receiver, home) = start_receiver("maxEvents: 7, events: ['message'],");
     for round in 0..ROUNDS {
         // The receiver is down or fails, in turn, so that the events are in the outbox when the server is killed.

@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use super::{
     Kind, Violation,
     indexed_history::IndexedHistory,
-    responses::name,
+    message_name,
     sequences::{SequenceMap, SequenceMaps},
 };
 use crate::history::Key;
@@ -64,7 +64,7 @@ pub fn check(history: &IndexedHistory, sequences: &SequenceMaps<'_>, violations:
                 if let Some(ack) = of_message.or(of_sequence) {
                     let description = format!(
                         "{user} received {} again, although the server had received its acknowledgement",
-                        name(*key)
+                        message_name(*key)
                     );
                     let lines = vec![ack.shown, ack.proven, connection.connecting, *line];
                     violations.push(Violation { kind: Kind::Repeated, description, lines });

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Kind, Violation, indexed_history::IndexedHistory, responses::name};
+use super::{Kind, Violation, indexed_history::IndexedHistory, message_name};
 use crate::history::Key;
 
 pub fn check(history: &IndexedHistory, violations: &mut Vec<Violation>) {
@@ -17,18 +17,23 @@ pub fn check(history: &IndexedHistory, violations: &mut Vec<Violation>) {
                 violations.push(Violation { kind: Kind::Foreign, description, lines: vec![connecting, line] });
             };
             match history.dispatches.get(&key) {
-                None => foreign(format!("{} received {}, which was never sent", connection.user, name(key))),
+                None => foreign(format!("{} received {}, which was never sent", connection.user, message_name(key))),
                 Some(dispatch) if !dispatch.to.contains(&connection.user) => {
-                    foreign(format!("{} received {}, which was for {:?}", connection.user, name(key), dispatch.to));
+                    foreign(format!(
+                        "{} received {}, which was for {:?}",
+                        connection.user,
+                        message_name(key),
+                        dispatch.to
+                    ));
                 }
                 Some(dispatch) if dispatch.padding != *padding => {
-                    foreign(format!("{} received {} with other contents", connection.user, name(key)));
+                    foreign(format!("{} received {} with other contents", connection.user, message_name(key)));
                 }
                 Some(dispatch) if dispatch.rejected() || dispatch.rejected_for(&connection.user) => {
-                    foreign(format!("{} received {}, which was rejected", connection.user, name(key)));
+                    foreign(format!("{} received {}, which was rejected", connection.user, message_name(key)));
                 }
                 Some(dispatch) if dispatch.started() > line => {
-                    foreign(format!("{} received {} before it was sent", connection.user, name(key)));
+                    foreign(format!("{} received {} before it was sent", connection.user, message_name(key)));
                 }
                 Some(_) => {}
             }
@@ -42,7 +47,8 @@ pub fn check(history: &IndexedHistory, violations: &mut Vec<Violation>) {
         let Some(accepted) = dispatch.accepted() else { continue };
         for user in dispatch.to.iter().filter(|user| !dispatch.rejected_for(user)) {
             if !received.get(user.as_str()).is_some_and(|received| received.contains_key(key)) {
-                let description = format!("{} was accepted for {user}, and {user} did not receive it", name(*key));
+                let description =
+                    format!("{} was accepted for {user}, and {user} did not receive it", message_name(*key));
                 violations.push(Violation { kind: Kind::Lost, description, lines: vec![dispatch.started(), accepted] });
             }
             if !history.drained.contains_key(user) {

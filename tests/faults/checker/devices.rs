@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use super::{
     Kind, Violation,
     indexed_history::{Connection, IndexedHistory},
-    responses::name,
+    message_name,
     sequences::{SequenceMap, SequenceMaps},
 };
 use crate::history::Key;
@@ -69,7 +69,7 @@ fn check_delivery(history: &IndexedHistory, cursor: &Cursor<'_>, violations: &mu
         let Some(accepted) = dispatch.accepted().filter(|_| dispatch.started() > *stored) else { continue };
         let is_recipient = dispatch.to.iter().any(|to| to == user) && !dispatch.rejected_for(user);
         if is_recipient && !received.contains(key) {
-            let description = format!("{} was accepted for {label}, and did not arrive there", name(*key));
+            let description = format!("{} was accepted for {label}, and did not arrive there", message_name(*key));
             let lines = vec![*stored, dispatch.started(), accepted];
             violations.push(Violation { kind: Kind::Lost, description, lines });
         }
@@ -102,7 +102,8 @@ fn check_gap(
         let is_new = history.dispatches.get(key).is_some_and(|dispatch| dispatch.started() > cursor.stored);
         if is_new && received.get(key).is_none_or(|line| *line > gap.line) {
             let label = &cursor.label;
-            let description = format!("a gap says that {label} received {} (sequence {s}), and it did not", name(*key));
+            let description =
+                format!("a gap reports that {label} received {} (sequence {s}), and it did not", message_name(*key));
             violations.push(Violation { kind: Kind::Gap, description, lines: vec![cursor.stored, gap.line] });
             return;
         }

@@ -21,8 +21,8 @@ pub struct Attempt {
     pub number: u64,
     pub server: u64,
     pub started: usize,
-    /// Line, status and body of the answer.
-    pub answer: Option<(usize, u16, Value)>,
+    /// Line, status and body of the response.
+    pub response: Option<(usize, u16, Value)>,
 }
 
 impl Dispatch {
@@ -31,21 +31,21 @@ impl Dispatch {
         self.attempts.iter().map(|attempt| attempt.started).min().unwrap_or(0)
     }
 
-    /// Returns the line of the first answer with status 200.
+    /// Returns the line of the first response with status 200.
     pub fn accepted(&self) -> Option<usize> {
         self.acceptances().map(|(line, _)| line).min()
     }
 
-    /// Returns line and body of each answer with status 200.
+    /// Returns line and body of each response with status 200.
     pub fn acceptances(&self) -> impl Iterator<Item = (usize, &Value)> {
-        let answers = self.attempts.iter().filter_map(|attempt| attempt.answer.as_ref());
-        answers.filter(|(_, status, _)| *status == 200).map(|(line, _, body)| (*line, body))
+        let responses = self.attempts.iter().filter_map(|attempt| attempt.response.as_ref());
+        responses.filter(|(_, status, _)| *status == 200).map(|(line, _, body)| (*line, body))
     }
 
     /// Reports whether every attempt was rejected. The server answers 4xx and 507 before it writes anything.
     pub fn rejected(&self) -> bool {
         let rejected = |attempt: &Attempt| {
-            attempt.answer.as_ref().is_some_and(|(_, status, _)| (400..500).contains(status) || *status == 507)
+            attempt.response.as_ref().is_some_and(|(_, status, _)| (400..500).contains(status) || *status == 507)
         };
         !self.attempts.is_empty() && self.attempts.iter().all(rejected)
     }
@@ -173,13 +173,13 @@ impl IndexedHistory {
             Event::Dispatching { server, b, n, attempt, to, x, .. } => {
                 let dispatch = self.dispatches.entry((*b, *n)).or_default();
                 (dispatch.to, dispatch.padding) = (to.clone(), *x);
-                dispatch.attempts.push(Attempt { number: *attempt, server: *server, started: line, answer: None });
+                dispatch.attempts.push(Attempt { number: *attempt, server: *server, started: line, response: None });
             }
             Event::Answered { b, n, attempt, status, body } => {
                 let dispatch = self.dispatches.entry((*b, *n)).or_default();
-                match dispatch.attempts.iter_mut().find(|one| one.number == *attempt && one.answer.is_none()) {
-                    Some(attempt) => attempt.answer = Some((line, *status, body.clone())),
-                    None => Self::report_incomplete(violations, line, "an answer to a dispatch that never started"),
+                match dispatch.attempts.iter_mut().find(|one| one.number == *attempt && one.response.is_none()) {
+                    Some(attempt) => attempt.response = Some((line, *status, body.clone())),
+                    None => Self::report_incomplete(violations, line, "a response to a dispatch that never started"),
                 }
             }
             Event::Unanswered { .. } => self.unanswered += 1,
@@ -215,7 +215,7 @@ impl IndexedHistory {
                 self.update(*c, line, violations, |connection| connection.received.push((line, (*b, *n), *x, *s)));
             }
             // A server has at most one unanswered heartbeat per connection. So the next one proves that it has received the
-            // answer to the last.
+            // acknowledgement of the last.
             Event::HeartbeatReceived { c } => self.update(*c, line, violations, |connection| {
                 connection.prove_received(line);
                 connection.at_heartbeat = connection.received.len();
@@ -289,7 +289,7 @@ impl IndexedHistory {
         let mut last: HashMap<u64, usize> = HashMap::new();
         for dispatch in self.dispatches.values() {
             for attempt in &dispatch.attempts {
-                let Some((_, 200, body)) = &attempt.answer else { continue };
+                let Some((_, 200, body)) = &attempt.response else { continue };
                 let rejected = body["rejected"].as_array().map_or(0, Vec::len);
                 if body["duplicate"] != true && rejected < dispatch.to.len() {
                     let started = last.entry(attempt.server).or_default();

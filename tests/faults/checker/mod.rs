@@ -1,7 +1,7 @@
 //! Compares a history with the guarantees. The checker knows only the history.
 //!
 //! - `indexed_history`: events indexed by dispatch, connection and server
-//! - `responses`: answers to backends
+//! - `responses`: responses to backends
 //! - `delivery`: every recipient receives a message, and no other user
 //! - `order`: order of messages, and repeats on one connection
 //! - `acknowledgements`: acknowledged messages are not sent again
@@ -22,7 +22,7 @@ use std::{fmt, path::Path, process::ExitCode};
 
 use serde::{Deserialize, Serialize};
 
-use crate::history::{self, Event};
+use crate::history::{self, Event, Key};
 use indexed_history::IndexedHistory;
 
 /// Violations that are printed one by one. Of the others only the count is printed.
@@ -45,7 +45,7 @@ pub enum Kind {
     Gap,
     /// A sequence went back, was reused, or was skipped.
     Sequence,
-    /// The answers to one dispatch differ, or an answer is malformed.
+    /// The responses to one dispatch differ, or a response is malformed.
     Response,
     /// The server exited by itself, or did not start.
     Server,
@@ -70,6 +70,11 @@ impl fmt::Display for Violation {
     }
 }
 
+/// Returns the name of a message in violations.
+fn message_name((b, n): Key) -> String {
+    format!("message {n} of backend {b}")
+}
+
 /// Counts of what a history contains.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Counts {
@@ -78,9 +83,9 @@ pub struct Counts {
     pub accepted: u64,
     /// Dispatches that the server rejected for all recipients.
     pub rejected: u64,
-    /// Attempts without an answer.
+    /// Attempts without a response.
     pub unanswered: u64,
-    /// Answers with `duplicate: true`.
+    /// Responses with `duplicate: true`.
     pub duplicates: u64,
     /// Entries of accepted dispatches: one for each recipient that was not rejected.
     pub entries: u64,

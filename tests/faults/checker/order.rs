@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use super::{
     Kind, Violation,
     indexed_history::{Connection, IndexedHistory},
-    responses::name,
+    message_name,
 };
 use crate::history::Key;
 
@@ -37,7 +37,11 @@ pub fn check(history: &IndexedHistory, violations: &mut Vec<Violation>) -> u64 {
             if let (Some(accepted), Some((started, received, other))) = (dispatch.accepted(), latest)
                 && accepted < started
             {
-                let description = format!("{user} received {} after {}, which was sent later", name(key), name(other));
+                let description = format!(
+                    "{user} received {} after {}, which was sent later",
+                    message_name(key),
+                    message_name(other)
+                );
                 let lines = vec![accepted, started, received, line];
                 violations.push(Violation { kind: Kind::Reordered, description, lines });
             }
@@ -66,7 +70,7 @@ fn check_connection(
     for (line, key, ..) in &connection.received {
         let rank = firsts.get(key).map_or(0, |(rank, _)| *rank);
         if !received.insert(*key) {
-            let description = format!("{user} received {} twice on one connection", name(*key));
+            let description = format!("{user} received {} twice on one connection", message_name(*key));
             let lines = vec![connection.connecting, *line];
             violations.push(Violation { kind: Kind::Repeated, description, lines });
             continue;
@@ -74,8 +78,11 @@ fn check_connection(
         if let Some((last_rank, at, other)) = last
             && rank < last_rank
         {
-            let description =
-                format!("{user} received {} after {}, and earlier in the reverse order", name(*key), name(other));
+            let description = format!(
+                "{user} received {} after {}, and earlier in the reverse order",
+                message_name(*key),
+                message_name(other)
+            );
             let lines = vec![connection.connecting, at, *line];
             violations.push(Violation { kind: Kind::Reordered, description, lines });
         }
@@ -88,7 +95,7 @@ fn check_positions(user: &str, connection: &Connection, violations: &mut Vec<Vio
     let (mut last, mut live) = (0, false);
     for (line, key, _, s) in connection.received.iter().filter(|_| connection.after.is_none()) {
         if s.is_some_and(|s| live || s != last + 1) {
-            let description = format!("{user} received {} with position {s:?} after {last}", name(*key));
+            let description = format!("{user} received {} with position {s:?} after {last}", message_name(*key));
             violations.push(Violation { kind: Kind::Position, description, lines: vec![connection.connecting, *line] });
             return;
         }

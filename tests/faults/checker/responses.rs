@@ -1,10 +1,11 @@
-//! Checks the answers to backends: well-formed, equal for one idempotency id, and no server error without a cause.
+//! Checks the responses to backends: well-formed, equal for one idempotency id, and no server error without a cause.
 
 use serde_json::Value;
 
 use super::{
     Kind, Violation,
     indexed_history::{Dispatch, IndexedHistory},
+    message_name,
 };
 use crate::history::Key;
 
@@ -12,10 +13,11 @@ pub fn check(history: &IndexedHistory, violations: &mut Vec<Violation>) {
     for (key, dispatch) in &history.dispatches {
         check_duplicates(*key, dispatch, violations);
         let mut first: Option<(usize, Value)> = None;
-        let answers = dispatch.attempts.iter().filter_map(|attempt| Some((attempt.started, attempt.answer.as_ref()?)));
-        for (started, (line, status, body)) in answers {
-            if let Some(error) = answer_error(*status, body, dispatch.to.len()) {
-                let description = format!("{}: {error}", name(*key));
+        let responses =
+            dispatch.attempts.iter().filter_map(|attempt| Some((attempt.started, attempt.response.as_ref()?)));
+        for (started, (line, status, body)) in responses {
+            if let Some(error) = response_error(*status, body, dispatch.to.len()) {
+                let description = format!("{}: {error}", message_name(*key));
                 violations.push(Violation { kind: Kind::Response, description, lines: vec![started, *line] });
             }
             if *status != 200 {
@@ -27,7 +29,7 @@ pub fn check(history: &IndexedHistory, violations: &mut Vec<Violation>) {
             }
             match &first {
                 Some((at, first)) if *first != result => {
-                    let description = format!("{} has two different results", name(*key));
+                    let description = format!("{} has two different results", message_name(*key));
                     violations.push(Violation { kind: Kind::Response, description, lines: vec![*at, *line] });
                 }
                 Some(_) => {}
@@ -37,31 +39,31 @@ pub fn check(history: &IndexedHistory, violations: &mut Vec<Violation>) {
     }
 }
 
-/// Checks `duplicate`: one answer under an id is the first, and every attempt after an answer is a duplicate.
+/// Checks `duplicate`: one response under an id is the first, and every attempt after a response is a duplicate.
 fn check_duplicates(key: Key, dispatch: &Dispatch, violations: &mut Vec<Violation>) {
     let mut report = |description: &str, lines: Vec<usize>| {
-        let description = format!("{}: {description}", name(key));
+        let description = format!("{}: {description}", message_name(key));
         violations.push(Violation { kind: Kind::Response, description, lines });
     };
-    let answers: Vec<(usize, usize, bool)> = dispatch
+    let responses: Vec<(usize, usize, bool)> = dispatch
         .attempts
         .iter()
-        .filter_map(|attempt| match &attempt.answer {
+        .filter_map(|attempt| match &attempt.response {
             Some((line, 200, body)) => Some((attempt.started, *line, body["duplicate"] == true)),
             _ => None,
         })
         .collect();
-    let firsts: Vec<usize> = answers.iter().filter(|(.., duplicate)| !duplicate).map(|(_, line, _)| *line).collect();
+    let firsts: Vec<usize> = responses.iter().filter(|(.., duplicate)| !duplicate).map(|(_, line, _)| *line).collect();
     if firsts.len() > 1 {
         report("it was accepted more than once", firsts.clone());
     }
-    if let [(started, line, true)] = answers[..]
+    if let [(started, line, true)] = responses[..]
         && dispatch.attempts.iter().all(|attempt| attempt.started >= started)
     {
         report("the first attempt was answered as a duplicate", vec![started, line]);
     }
-    for (started, line, duplicate) in &answers {
-        if let Some((_, earlier, _)) = answers.iter().find(|(_, earlier, _)| earlier < started)
+    for (started, line, duplicate) in &responses {
+        if let Some((_, earlier, _)) = responses.iter().find(|(_, earlier, _)| earlier < started)
             && !duplicate
         {
             report("it was answered, and a later attempt was not a duplicate", vec![*earlier, *started, *line]);
@@ -69,8 +71,8 @@ fn check_duplicates(key: Key, dispatch: &Dispatch, violations: &mut Vec<Violatio
     }
 }
 
-/// Returns what is wrong with an answer.
-fn answer_error(status: u16, body: &Value, recipients: usize) -> Option<String> {
+/// Returns what is wrong with a response.
+fn response_error(status: u16, body: &Value, recipients: usize) -> Option<String> {
     match status {
         200 => {
             let recipients = recipients as u64;
@@ -85,9 +87,4 @@ fn answer_error(status: u16, body: &Value, recipients: usize) -> Option<String> 
         400..500 => None,
         other => Some(format!("it was answered with status {other}")),
     }
-}
-
-/// Returns the name of a message in violations.
-pub fn name((b, n): Key) -> String {
-    format!("message {n} of backend {b}")
 }

@@ -5,7 +5,7 @@
 use super::{
     Kind, Violation,
     indexed_history::{Connection, IndexedHistory, Resumed},
-    responses::name,
+    message_name,
 };
 use crate::history::Key;
 
@@ -55,12 +55,12 @@ fn check_connection(connection: &Connection, after: u64, reasons: &[&str], viola
                 position = resumed.missed.as_ref().map_or(position, |(_, to, _)| *to);
                 None
             }
-            Frame::Message(key, None) => Some((Kind::Position, format!("{} without a sequence", name(key)))),
+            Frame::Message(key, None) => Some((Kind::Position, format!("{} without a sequence", message_name(key)))),
             Frame::Message(key, Some(s)) if s <= position => {
-                Some((Kind::Position, format!("{} as sequence {s}", name(key))))
+                Some((Kind::Position, format!("{} as sequence {s}", message_name(key))))
             }
             Frame::Message(key, Some(s)) if s != position + 1 || first.is_none_or(|first| s < first) => {
-                Some((Kind::Gap, format!("{} as sequence {s}, where `first` was {first:?}", name(key))))
+                Some((Kind::Gap, format!("{} as sequence {s}, where `first` was {first:?}", message_name(key))))
             }
             Frame::Message(_, Some(s)) => {
                 position = s;

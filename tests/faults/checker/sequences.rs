@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::{Kind, Violation, indexed_history::IndexedHistory, responses::name};
+use super::{Kind, Violation, indexed_history::IndexedHistory, message_name};
 use crate::history::Key;
 
 /// Known sequences of one user's log, each with the line that first showed it.
@@ -23,11 +23,11 @@ impl SequenceMap {
         };
         let (before, at) = *self.by_sequence.entry(s).or_insert((key, line));
         if before != key {
-            report(format!("{user}: sequence {s} was {} and is {}", name(before), name(key)), at);
+            report(format!("{user}: sequence {s} was {} and is {}", message_name(before), message_name(key)), at);
         }
         let (before, at) = *self.by_message.entry(key).or_insert((s, line));
         if before != s {
-            report(format!("{user}: {} has sequences {before} and {s}", name(key)), at);
+            report(format!("{user}: {} has sequences {before} and {s}", message_name(key)), at);
         }
     }
 }
@@ -58,7 +58,8 @@ pub fn check<'a>(history: &'a IndexedHistory, violations: &mut Vec<Violation>) -
                 last = s;
                 map.add(user, read.line, s, key, violations);
                 if !history.dispatches.get(&key).is_some_and(|dispatch| dispatch.to.contains(user)) {
-                    let description = format!("{user}: {} is in the log of a user it was not sent to", name(key));
+                    let description =
+                        format!("{user}: {} is in the log of a user it was not sent to", message_name(key));
                     foreign.push(Violation { kind: Kind::Foreign, description, lines: vec![read.line] });
                 }
             }
@@ -94,7 +95,8 @@ fn check_order(
         for (line, key, ..) in &connection.received {
             let Some((s, read)) = sequences.get(key) else { continue };
             if *s < last.0 {
-                let description = format!("{user} received {} (sequence {s}) after sequence {}", name(*key), last.0);
+                let description =
+                    format!("{user} received {} (sequence {s}) after sequence {}", message_name(*key), last.0);
                 violations.push(Violation { kind: Kind::Reordered, description, lines: vec![*read, last.1, *line] });
             }
             last = (*s, *line);

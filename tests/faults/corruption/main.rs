@@ -65,7 +65,7 @@ fn run_cases<'a>(
 fn damaged_store_is_intact_or_reported() {
     let cases = std::env::var("MESA_CORRUPTIONS");
     let cases: u64 = cases.map_or(CASES, |number| number.parse().expect("MESA_CORRUPTIONS is a number"));
-    let mut random = Random::announced("corruption");
+    let mut random = Random::from_env("corruption");
     let began = Instant::now();
     let mut fixtures = Fixture::create_all();
     for fixture in &fixtures {

@@ -4,10 +4,10 @@ use super::{Losses, PowerCut};
 use crate::support::seeded_rng::Random;
 
 /// Size that a disk writes atomically, in bytes.
-const SECTOR: usize = 512;
+const SECTOR_BYTES: usize = 512;
 
 /// Size that an operating system writes back at once, in bytes.
-const PAGE: usize = 4096;
+const PAGE_BYTES: usize = 4096;
 
 /// Limit of unsynced changes. Above it the older half is written back, as an operating system does.
 const UNSYNCED_MAX: usize = 2048;
@@ -83,9 +83,9 @@ impl File {
                     bytes
                 }
                 Change::Write { at, bytes } if nth == whole && !bytes.is_empty() => {
-                    let sectors = pieces(at, &bytes, SECTOR).count() as u64;
+                    let sectors = pieces(at, &bytes, SECTOR_BYTES).count() as u64;
                     let some = random.within(0..=sectors - 1) as usize;
-                    let torn = pieces(at, &bytes, SECTOR).take(some).map(|(_, piece)| piece.len()).sum();
+                    let torn = pieces(at, &bytes, SECTOR_BYTES).take(some).map(|(_, piece)| piece.len()).sum();
                     write(&mut self.synced, at, &bytes[..torn]);
                     torn
                 }
@@ -97,7 +97,7 @@ impl File {
 
     /// Keeps an arbitrary selection of sectors, or of pages.
     fn keep_any(&mut self, unsynced: Vec<Change>, random: &mut Random, losses: &mut Losses) {
-        let size = if random.one_in(2) { SECTOR } else { PAGE };
+        let size = if random.one_in(2) { SECTOR_BYTES } else { PAGE_BYTES };
         // Of eight pieces 1, 4 or 7 are kept on average.
         let eighths = [1, 4, 7][random.within(0..=2) as usize];
         for change in unsynced {

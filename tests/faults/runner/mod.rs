@@ -77,7 +77,7 @@ impl<'a> Runner<'a> {
     /// # Errors
     /// If the scenario needs the simulated disk, and FUSE is not available.
     pub fn new(scenario: &'a Scenario, seed: u64) -> Result<Self, String> {
-        let mut home = Home::with(scenario.settings);
+        let mut home = Home::with_settings(scenario.settings);
         let disk = if scenario.simulated_disk { Some(Disk::new().map_err(|error| error.to_string())?) } else { None };
         if let Some(disk) = &disk {
             home.move_store(disk.path("store"));

@@ -47,7 +47,7 @@ enum Jump {
 #[test]
 fn clock_jumps_lose_no_message_and_keep_order() {
     let Some(library) = env::find_file(LIBRARIES, "libfaketime", "a clock that jumps") else { return };
-    let home = Home::with("heartbeat: { enabled: true, interval: 200, maxAttempts: 20 },");
+    let home = Home::with_settings("heartbeat: { enabled: true, interval: 200, maxAttempts: 20 },");
     let runtime = current_thread_runtime();
 
     let mut tracker = Tracker::default();

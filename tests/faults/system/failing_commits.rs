@@ -41,7 +41,7 @@ fn dispatch_after_failed_write_or_sync_is_not_answered() {
     if !env::strace_available("writes and syncs that fail under a running server") {
         return;
     }
-    let mut random = Random::announced("failing_commits");
+    let mut random = Random::from_env("failing_commits");
     let (home, fixture) = (Home::new(), FixtureStore::new());
     let faults = faults();
     let chosen = env::sample(&faults, FAULTS, &mut random);

@@ -41,7 +41,7 @@ fn start_with_failing_system_call_serves_or_exits_with_reason() {
     if !env::strace_available("system calls that fail while a store is opened") {
         return;
     }
-    let mut random = Random::announced("failing_start");
+    let mut random = Random::from_env("failing_start");
     let (home, fixture) = (Home::new(), FixtureStore::new());
     let prepare = || fixture.copy_to(&home);
     let check = |tracker: &Tracker| fixture.check_after_fault(&home, tracker);
@@ -54,7 +54,7 @@ fn first_start_with_failing_system_call_serves_or_exits_with_reason() {
     if !env::strace_available("system calls that fail while a store is created") {
         return;
     }
-    let mut random = Random::announced("failing_first_start");
+    let mut random = Random::from_env("failing_first_start");
     let home = Home::new();
     let prepare = || fixture_store::remove_store(&home);
     let check = |tracker: &Tracker| {

@@ -21,7 +21,7 @@ fn start_after_start_killed_at_any_system_call_has_every_entry() {
     if !env::strace_available("SIGKILL at each system call of a start") {
         return;
     }
-    let mut random = Random::announced("kill_at_start");
+    let mut random = Random::from_env("kill_at_start");
     let (home, fixture) = (Home::new(), FixtureStore::new());
     let prepare = || fixture.copy_to(&home);
     let check = || fixture.check_after_start(&home);
@@ -34,7 +34,7 @@ fn start_after_first_start_killed_at_any_system_call_accepts_dispatches() {
     if !env::strace_available("SIGKILL at each system call of a first start") {
         return;
     }
-    let mut random = Random::announced("kill_at_first_start");
+    let mut random = Random::from_env("kill_at_first_start");
     let home = Home::new();
     let prepare = || fixture_store::remove_store(&home);
     let check = || {

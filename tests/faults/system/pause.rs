@@ -24,8 +24,8 @@ use crate::{
 // covers: G2
 #[test]
 fn server_resumed_after_sigstop_keeps_connections_and_messages() {
-    let mut random = Random::announced("pause");
-    let home = Home::with("heartbeat: { enabled: true, interval: 1000, maxAttempts: 3 },");
+    let mut random = Random::from_env("pause");
+    let home = Home::with_settings("heartbeat: { enabled: true, interval: 1000, maxAttempts: 3 },");
     let (pauses, pause_ms) = if env::long_form() { (6, 20_000) } else { (2, 3_000) };
 
     let server = home.start();

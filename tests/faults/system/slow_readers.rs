@@ -1,4 +1,4 @@
-//! Clients with 100,000 pending messages that authenticate and never read.
+//! Tests clients with 100,000 pending messages that authenticate and never read.
 //!
 //! Each must cost bounded memory, be disconnected in time and lose nothing. Other clients must not wait for them.
 
@@ -49,7 +49,7 @@ const LATENCY_MAX: Duration = Duration::from_secs(2);
 // covers: G2
 #[test]
 fn clients_that_never_read_are_disconnected_and_lose_nothing() {
-    let home = Home::with(&format!(
+    let home = Home::with_settings(&format!(
         "store: {{ cacheBytes: 1048576 }}, limits: {{ writeTimeout: {} }},",
         WRITE_TIMEOUT.as_millis()
     ));

@@ -13,7 +13,7 @@ use crate::{
 
 /// Creates a home with further settings, whose store is on a small disk. `None`: the test may not mount, and this is printed.
 pub fn create_home(bytes: u64, settings: &str) -> Option<(Home, SmallDisk)> {
-    let mut home = Home::with(settings);
+    let mut home = Home::with_settings(settings);
     let disk = SmallDisk::mount(&home, bytes)?;
     home.move_store(disk.0.join("store"));
     Some((home, disk))

@@ -36,7 +36,7 @@ const BACKLOG: u64 = 4_000;
 // covers: G1
 #[test]
 fn sigterm_during_dispatches_keeps_answered_ones_and_closes_connections() {
-    let mut random = Random::announced("terminate_dispatches");
+    let mut random = Random::from_env("terminate_dispatches");
     let rounds = env::repetitions(10, 200);
     let (mut answered, mut slowest) = (0, Duration::ZERO);
     for _ in 0..rounds {
@@ -82,7 +82,7 @@ fn terminate_during_dispatches(home: &Home, pause: u64, gap: Option<u64>) -> (Tr
 // covers: G2
 #[test]
 fn sigterm_during_redelivery_loses_no_message() {
-    let mut random = Random::announced("terminate_redelivery");
+    let mut random = Random::from_env("terminate_redelivery");
     let rounds = env::repetitions(10, 200);
     let image = tempfile::Builder::new().prefix("mesa-test-").tempdir().expect("a temporary directory");
     create_backlog(image.path(), "alice", BACKLOG);
@@ -146,7 +146,7 @@ fn sigterm_during_start_exits_with_code_0() {
     if !env::strace_available("SIGTERM during a slow start") {
         return;
     }
-    let mut random = Random::announced("terminate_start");
+    let mut random = Random::from_env("terminate_start");
     let rounds = env::repetitions(10, 200);
     let fixture = FixtureStore::new();
     let home = Home::new();

@@ -25,7 +25,7 @@ const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[test]
 fn two_servers_started_on_one_store_one_serves_and_other_exits() {
-    let mut random = Random::announced("two_processes");
+    let mut random = Random::from_env("two_processes");
     let (home, mut tracker) = (Home::new(), Tracker::default());
     let races = env::repetitions(20, 100);
     let (mut slowest, mut later_won) = (Duration::ZERO, 0);

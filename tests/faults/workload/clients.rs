@@ -41,10 +41,10 @@ pub fn all(params: &Params) -> Vec<(String, Behaviour)> {
     users.flat_map(|(at, user)| behaviours(at).into_iter().map(move |behaviour| (user.clone(), behaviour))).collect()
 }
 
-/// End of a visit.
-enum End {
+/// End of a session.
+enum SessionEnd {
     /// The client ended it.
-    Left,
+    Closed,
     /// The connection broke.
     Broken,
 }
@@ -56,16 +56,16 @@ pub async fn run(context: &Context, user: &str, behaviour: Behaviour, mut random
     while let Some(server) = context.current.wait(failed).await {
         let messages_left = if behaviour == Behaviour::Stay { u64::MAX } else { random.within(0..=60) };
         let c = context.connections.fetch_add(1, Ordering::Relaxed);
-        let mut visit = Visit { context, c, behaviour, messages_left };
-        failed = match visit.run(server, user, &mut random, &mut unread).await {
-            End::Left => None,
-            End::Broken => Some(server.number),
+        let mut session = Session { context, c, behaviour, messages_left };
+        failed = match session.run(server, user, &mut random, &mut unread).await {
+            SessionEnd::Closed => None,
+            SessionEnd::Broken => Some(server.number),
         };
     }
 }
 
-/// One connection of a client.
-struct Visit<'a> {
+/// One session of a client.
+struct Session<'a> {
     context: &'a Context,
     c: u64,
     behaviour: Behaviour,
@@ -73,15 +73,21 @@ struct Visit<'a> {
     messages_left: u64,
 }
 
-impl Visit<'_> {
-    async fn run(&mut self, server: RunningServer, user: &str, random: &mut Random, unread: &mut Vec<Socket>) -> End {
+impl Session<'_> {
+    async fn run(
+        &mut self,
+        server: RunningServer,
+        user: &str,
+        random: &mut Random,
+        unread: &mut Vec<Socket>,
+    ) -> SessionEnd {
         let mut socket = match connect(self.context, self.c, server.number, server.address, user).await {
             Ok(socket) => socket,
             Err(error) => return self.broken(error),
         };
         loop {
             if self.messages_left == 0 {
-                return self.leave(socket, random, unread).await;
+                return self.end(socket, random, unread).await;
             }
             let event = tokio::select! {
                 event = socket.event() => event,
@@ -98,24 +104,24 @@ impl Visit<'_> {
         }
     }
 
-    async fn leave(&self, socket: Socket, random: &mut Random, unread: &mut Vec<Socket>) -> End {
+    async fn end(&self, socket: Socket, random: &mut Random, unread: &mut Vec<Socket>) -> SessionEnd {
         if self.behaviour == Behaviour::Close {
             return self.close(socket).await;
         }
         abandon(self.context, self.c, socket, random, unread);
-        End::Left
+        SessionEnd::Closed
     }
 
-    async fn close(&self, socket: Socket) -> End {
+    async fn close(&self, socket: Socket) -> SessionEnd {
         match close(self.context, self.c, socket).await {
-            Ok(()) => End::Left,
+            Ok(()) => SessionEnd::Closed,
             Err(error) => self.broken(error),
         }
     }
 
-    fn broken(&self, how: String) -> End {
+    fn broken(&self, how: String) -> SessionEnd {
         self.context.history.record(&Event::Broken { c: self.c, how });
-        End::Broken
+        SessionEnd::Broken
     }
 }
 

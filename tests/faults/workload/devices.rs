@@ -50,7 +50,7 @@ pub async fn run(context: &Context, user: &str, device: &str, mut random: Random
             _ => Some(processed),
         };
         let c = context.connections.fetch_add(1, Ordering::Relaxed);
-        let mut visit = Visit {
+        let mut session = Session {
             context,
             c,
             after,
@@ -60,7 +60,7 @@ pub async fn run(context: &Context, user: &str, device: &str, mut random: Random
             unanswered: VecDeque::new(),
         };
         let result = match clients::connect_as(context, c, server, user, (after, Some(device))).await {
-            Ok(socket) => visit.run(socket, &mut random, &mut unread).await,
+            Ok(socket) => session.run(socket, &mut random, &mut unread).await,
             Err(error) => Err(error),
         };
         failed = None;
@@ -69,13 +69,13 @@ pub async fn run(context: &Context, user: &str, device: &str, mut random: Random
             failed = Some(server.number);
         }
         if after.is_some() {
-            processed = visit.processed;
+            processed = session.processed;
         }
     }
 }
 
-/// One connection of a device.
-struct Visit<'a> {
+/// One session of a device.
+struct Session<'a> {
     context: &'a Context,
     c: u64,
     after: Option<u64>,
@@ -89,7 +89,7 @@ struct Visit<'a> {
     unanswered: VecDeque<u64>,
 }
 
-impl Visit<'_> {
+impl Session<'_> {
     async fn run(&mut self, mut socket: Socket, random: &mut Random, unread: &mut Vec<Socket>) -> Result<(), String> {
         let acknowledge_after = random.within(1..=60);
         loop {
@@ -169,7 +169,7 @@ impl Visit<'_> {
 /// Resumes a device after 0, receives everything up to `head`, and acknowledges it.
 ///
 /// # Errors
-/// If the connection breaks, or nothing comes for [`DRAIN_TIMEOUT`].
+/// If the connection breaks, or nothing arrives for [`DRAIN_TIMEOUT`].
 pub async fn drain(
     context: &Context,
     server: RunningServer,
@@ -179,7 +179,7 @@ pub async fn drain(
 ) -> Result<(), String> {
     let c = context.connections.fetch_add(1, Ordering::Relaxed);
     let mut socket = clients::connect_as(context, c, server, user, (Some(0), Some(device))).await?;
-    let mut visit = Visit {
+    let mut session = Session {
         context,
         c,
         after: Some(0),
@@ -189,16 +189,16 @@ pub async fn drain(
         unanswered: VecDeque::new(),
     };
     loop {
-        if visit.processed >= head && visit.acknowledged < visit.processed {
-            visit.acknowledged = visit.processed;
-            visit.acknowledge_through(&mut socket, visit.processed, true).await?;
+        if session.processed >= head && session.acknowledged < session.processed {
+            session.acknowledged = session.processed;
+            session.acknowledge_through(&mut socket, session.processed, true).await?;
         }
-        if visit.processed >= head && visit.unanswered.is_empty() {
+        if session.processed >= head && session.unanswered.is_empty() {
             return clients::close(context, c, socket).await;
         }
         let event = timeout(DRAIN_TIMEOUT, socket.event()).await.map_err(|_| {
-            format!("{user} on {device} is at sequence {} of {head}, and nothing more comes", visit.processed)
+            format!("{user} on {device} is at sequence {} of {head}, and nothing more arrives", session.processed)
         })?;
-        visit.handle(&mut socket, event?).await?;
+        session.handle(&mut socket, event?).await?;
     }
 }

@@ -39,15 +39,15 @@ const CHECK_COUNTERS: &str = include_str!("check_counters.lua");
 
 /// Changes the logs of all users, and the failover epoch.
 ///
-/// ARGV: 1 the change to each log: `keep` makes a copy, `back` restores it, `forget` deletes the log; 2 whether the epoch changes (1).
+/// ARGV: 1 the change to each log: `copy` makes a copy, `restore` restores it, `delete` deletes the log; 2 whether the epoch changes (1).
 /// KEYS: 1 the epoch; for each user the state, the stream, and their copies.
 const FAIL_OVER: &str = "
 for first = 2, #KEYS, 4 do
   for n = first, first + 1 do
     local from, to = KEYS[n], KEYS[n + 2]
-    if ARGV[1] == 'back' then from, to = to, from end
-    if ARGV[1] == 'forget' then redis.call('DEL', from) end
-    if ARGV[1] == 'back' or ARGV[1] == 'keep' then
+    if ARGV[1] == 'restore' then from, to = to, from end
+    if ARGV[1] == 'delete' then redis.call('DEL', from) end
+    if ARGV[1] == 'restore' or ARGV[1] == 'copy' then
       redis.call('DEL', to)
       redis.call('COPY', from, to)
     end
@@ -392,7 +392,7 @@ impl<'a> History<'a> {
     async fn restart(&mut self) {
         let index = self.pick(SERVERS);
         self.servers[index].store.close().await.unwrap();
-        // The clock of the store goes on from the time it had.
+        // The store continues its stored clock, so the advance is reset.
         self.servers[index] = open(self.namespace, self.params.limits);
         self.attached.retain(|(server, ..)| *server != index);
         self.holds[index] = [None; USERS.len()];
@@ -408,9 +408,9 @@ impl<'a> History<'a> {
         self.failed_over = true;
         self.coverage.failovers += 1;
         let action = match self.pick(4) {
-            0 => "forget",
+            0 => "delete",
             1 => "",
-            _ if self.has_copy => "back",
+            _ if self.has_copy => "restore",
             _ => "",
         };
         self.change_all_logs(action, "1");
@@ -445,7 +445,7 @@ impl<'a> History<'a> {
     /// Copies all logs, for a later failover.
     fn copy_logs(&mut self) {
         if !self.namespace.is_cluster() {
-            self.change_all_logs("keep", "0");
+            self.change_all_logs("copy", "0");
             self.has_copy = true;
         }
     }
@@ -453,7 +453,7 @@ impl<'a> History<'a> {
     fn change_all_logs(&mut self, action: &str, epoch_changes: &str) {
         let mut keys = vec![self.namespace.epoch_key()];
         for id in USERS {
-            keys.extend(["state", "log", "kept state", "kept log"].map(|name| self.namespace.key(name, id)));
+            keys.extend(["state", "log", "state copy", "log copy"].map(|name| self.namespace.key(name, id)));
         }
         self.eval::<()>(FAIL_OVER, &keys, &[action, epoch_changes]);
     }

@@ -12,7 +12,7 @@ mod reference_model;
 use std::time::Instant;
 
 use self::history::History;
-use crate::{redis::RedisNamespace, redis_server::Redis, redis_topologies::RedisCluster, seeded_rng::announced_seed};
+use crate::{redis::RedisNamespace, redis_server::Redis, redis_topologies::RedisCluster, seeded_rng::seed_from_env};
 
 /// Histories on a single Redis without `MESA_HISTORIES`.
 const HISTORIES: u64 = 9;
@@ -44,7 +44,7 @@ pub struct Coverage {
 async fn run(name: &str, namespace: fn() -> RedisNamespace, histories: u64) {
     let variable = std::env::var("MESA_HISTORIES");
     let histories = variable.map_or(histories, |number| number.parse().expect("MESA_HISTORIES is a number"));
-    let (seed, mut all) = (announced_seed(name), Coverage::default());
+    let (seed, mut all) = (seed_from_env(name), Coverage::default());
     let began = Instant::now();
     for n in 0..histories {
         History::new(&namespace(), seed.wrapping_add(n), &mut all).run().await;
