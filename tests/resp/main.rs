@@ -101,7 +101,7 @@ async fn pipelined_commands_are_answered_in_order_and_see_earlier_writes() {
             let list = redis.reply().await.unwrap();
             assert_eq!(
                 list.matches("\"op\"").count(),
-                n.min(999) as usize + 1,
+                usize::try_from(n).expect("a count").min(999) + 1,
                 "{n}: HGET returns the first 1000 messages"
             );
             assert!(redis.reply().await.unwrap().starts_with("-ERR unknown command"));

@@ -29,7 +29,7 @@ const DETACHED_MAX: usize = 64;
 /// dropped. Their device then counts as attached for the lifetime of this server.
 const DIRTY_USERS_MAX: usize = 100_000;
 
-/// DeviceName of a log in its epoch (see `membership`). Another name means that reports may have been lost.
+/// Name of a log in its epoch (see `membership`). Another name means that reports may have been lost.
 pub(super) type LogName = Box<str>;
 
 /// A log as sessions of this server know it.
@@ -58,7 +58,7 @@ struct UserSessions {
     attached: HashMap<DeviceName, u32>,
     /// Acknowledgements of the attached devices' cursors.
     acknowledged: HashMap<DeviceName, AckSet>,
-    /// DeviceName of the log that sessions know.
+    /// Name of the log that sessions know.
     log_name: LogName,
     /// Highest sequence that they have seen.
     top: Seq,

@@ -71,7 +71,7 @@ pub(super) struct Heartbeat {
     answered_since_sent: bool,
     /// Earliest time of the next request for an acknowledgement.
     next_ack_request: Instant,
-    next_heartbeat: Instant,
+    next_due: Instant,
     /// Whether an op 1 was ever answered. Then pongs cannot become trusted.
     has_answered: bool,
     pings: Pings,
@@ -104,7 +104,7 @@ impl Heartbeat {
             attempts: 0,
             answered_since_sent: false,
             next_ack_request: now,
-            next_heartbeat: now + interval,
+            next_due: now + interval,
             has_answered: false,
             pings: Pings { nonce, count: 0, answered: 0, last_position: None, pong_received: false, trusted: false },
         }
@@ -115,10 +115,10 @@ impl Heartbeat {
         let mut probes = DueProbes::default();
         if !self.awaits_answer() {
             let ack_request = unacknowledged.is_some() && now >= self.next_ack_request;
-            if ack_request || (self.enabled && now >= self.next_heartbeat) {
+            if ack_request || (self.enabled && now >= self.next_due) {
                 (self.attempts, self.waiting_since) = (0, now);
                 self.next_ack_request = now + ACK_REQUEST_INTERVAL;
-                self.next_heartbeat = now + self.interval;
+                self.next_due = now + self.interval;
                 if self.pings.trusted {
                     probes.ping = Some(self.pings.next(unacknowledged));
                 } else {
@@ -176,7 +176,7 @@ impl Heartbeat {
             (self.attempts, self.waiting_since) = (0, now);
             (self.answered_since_sent, self.pings.pong_received) = (false, false);
         }
-        self.next_heartbeat = now + self.interval;
+        self.next_due = now + self.interval;
         self.unanswered.push_back(Proof::Authenticated);
     }
 
@@ -221,7 +221,7 @@ impl Heartbeat {
             return (self.enabled || !self.has_answered).then(|| self.waiting_since + self.interval);
         }
         let ack_request = unacknowledged.map(|_| self.next_ack_request);
-        let heartbeat = self.enabled.then_some(self.next_heartbeat);
+        let heartbeat = self.enabled.then_some(self.next_due);
         match (ack_request, heartbeat) {
             (Some(ack_request), Some(heartbeat)) => Some(ack_request.min(heartbeat)),
             (ack_request, heartbeat) => ack_request.or(heartbeat),

@@ -163,7 +163,7 @@ fn garbage_reads_as_empty() {
     }
 }
 
-/// MisdirectedWrites sled's files as a kill during opening leaves them: sled has cleared the segments that it no longer needs.
+/// Prepares sled's files as a kill during opening leaves them: sled has cleared the segments that it no longer needs.
 #[test]
 fn segment_cleared_by_sled_while_opening_is_not_missing() {
     let (home, mut emptied) = (tempfile::tempdir().unwrap(), 0);
