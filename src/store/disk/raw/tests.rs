@@ -317,7 +317,8 @@ fn log_with_misplaced_block_reads_as_if_that_block_were_zero() {
             }
         }
     }
-    assert!(copies > 100, "{copies} copies");
+    // Six for each segment but the last. When sled uses segments again differs, so there are 15 to 20 of them.
+    assert!(copies >= 60, "{copies} copies");
 }
 
 /// A small store has all of its tables in one segment.
