@@ -11,8 +11,11 @@
 //! - [`runner`]: runs servers, injects faults
 //! - [`fuse_disk`]: a file system that loses unsynced changes
 //! - [`scenarios`]: kinds of runs
+//! - [`first_start`]: power cuts during the first start of a server
 
 mod checker;
+#[cfg(target_os = "linux")]
+mod first_start;
 #[allow(dead_code, reason = "the simulated disk is not used without FUSE")]
 mod fuse_disk;
 mod history;
@@ -31,6 +34,7 @@ faults kills [N]         N kills at random moments, under load and during start
 faults interval [N]      the same with `store.durability: { interval: 100 }`
 faults power [N]         N power cuts, on a simulated disk that loses unsynced changes
 faults soak [MINUTES]    a random fault of any kind every 5 s
+faults first-start       a power cut after each change of a first start, in three ways
 faults failpoints [NAME] seeded bugs that must be found (needs `--features failpoints`)
 faults flush [N]         N kills, then N power cuts, on servers that flush early (needs the same)
 faults check FILE        check a history
@@ -48,12 +52,13 @@ fn main() -> ExitCode {
         }
         // Test runners pass `--list` to list the tests.
         [.., "--list"] | ["--list", ..] => {
-            scenarios::NAMES.iter().for_each(|name| println!("{name}: test"));
+            scenarios::NAMES.iter().chain([&scenarios::FIRST_START]).for_each(|name| println!("{name}: test"));
             ExitCode::SUCCESS
         }
         ["failpoints", ref names @ ..] => scenarios::failpoints(names),
         ["flush"] => scenarios::flush(None),
         ["flush", faults] => scenarios::flush(Some(faults)),
+        [scenarios::FIRST_START] => scenarios::first_start(),
         [name, ref rest @ ..] if scenarios::NAMES.contains(&name) => scenarios::long(name, rest.first().copied()),
         // `cargo test FILTER` passes its filter to every test program.
         _ => scenarios::short(&args),

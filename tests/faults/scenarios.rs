@@ -11,6 +11,9 @@ use crate::{
 /// Names of the scenarios.
 pub const NAMES: &[&str] = &["kills", "interval", "power", "soak"];
 
+/// Name of the power cuts during a first start, which have no load and no history.
+pub const FIRST_START: &str = "first-start";
+
 /// Failpoints, each with the scenario that must find it.
 const FAILPOINTS: &[(&str, &str)] = &[
     ("NoSync", "power"),
@@ -175,14 +178,34 @@ pub fn long(name: &str, length: Option<&str>) -> ExitCode {
 /// Runs the short forms of all scenarios whose name contains one of the filters.
 pub fn short(filters: &[&str]) -> ExitCode {
     let filters: Vec<&str> = filters.iter().copied().filter(|filter| !filter.starts_with('-')).collect();
-    let chosen = NAMES.iter().filter(|name| filters.is_empty() || filters.iter().any(|filter| name.contains(filter)));
-    let results: Vec<Result<(), String>> = chosen
+    let is_chosen = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
+    let chosen = NAMES.iter().filter(|name| is_chosen(name));
+    let mut results: Vec<Result<(), String>> = chosen
         .map(|name| {
             let (scenario, until, _) = scenario(name);
             run(&scenario, until)
         })
         .collect();
+    if is_chosen(FIRST_START) {
+        results.push(run_first_start(false));
+    }
     conclude(&results)
+}
+
+/// Runs the long form of the power cuts during a first start.
+pub fn first_start() -> ExitCode {
+    conclude(&[run_first_start(true)])
+}
+
+#[cfg(target_os = "linux")]
+fn run_first_start(long: bool) -> Result<(), String> {
+    crate::first_start::run(long)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn run_first_start(_: bool) -> Result<(), String> {
+    eprintln!("{FIRST_START}: the simulated disk exists only on Linux: power cuts were NOT tested");
+    Ok(())
 }
 
 fn run(scenario: &Scenario, until: Until) -> Result<(), String> {

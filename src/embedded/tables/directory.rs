@@ -207,9 +207,9 @@ pub(in crate::embedded) fn try_lock(mut lock: &File) -> io::Result<Option<String
         Err(TryLockError::Error(error)) => Err(error),
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            // The content is used only in the error message.
+            // The content is used only in the error message. Zero bytes are from a power cut.
             _ = lock.rewind().and_then(|()| lock.read_to_string(&mut holder));
-            Ok(Some(holder.trim().to_owned()))
+            Ok(Some(holder.trim_matches(|char: char| char.is_whitespace() || char == '\0').to_owned()))
         }
     }
 }

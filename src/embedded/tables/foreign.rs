@@ -78,13 +78,15 @@ fn is_store(path: &Path) -> bool {
 }
 
 /// Returns whether a lock file was written by mesa: it is empty, or holds a process id.
+///
+/// A power cut can leave zero bytes in place of the process id, because lock files are not synced.
 fn is_mesa_lock(file: &Path) -> bool {
     if !fs::metadata(file).is_ok_and(|lock| lock.is_file() && lock.len() <= LOCK_BYTES_MAX) {
         return false;
     }
     // An unreadable lock file fails later, when it is opened, with the reason.
     let Ok(text) = fs::read(file) else { return true };
-    text.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_whitespace())
+    text.iter().all(|byte| byte.is_ascii_digit() || byte.is_ascii_whitespace() || *byte == 0)
 }
 
 /// Returns whether a directory exists and is empty.
@@ -123,7 +125,7 @@ mod tests {
             assert_eq!(fs::read_to_string(directory.path().join(name)).unwrap(), text);
             assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
         }
-        for text in ["", "12345", "123  "] {
+        for text in ["", "12345", "123  ", "\0\0\0\0\0", "12\0\0\0"] {
             let directory = tempfile::tempdir().unwrap();
             fs::write(directory.path().join(LOCK), text).unwrap();
             drop(open(DiskOptions::new(directory.path())).expect("a store is created next to the lock of a server"));

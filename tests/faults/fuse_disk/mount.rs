@@ -32,7 +32,37 @@ pub struct MountedDisk {
     // Dropped before the directory, which can only be removed when nothing is mounted on it.
     _session: BackgroundSession,
     directory: tempfile::TempDir,
-    tree: Arc<Mutex<Tree>>,
+    disk: Arc<Mutex<Disk>>,
+}
+
+/// The tree, and a copy of it after a given number of changes.
+struct Disk {
+    tree: Tree,
+    changes: u64,
+    copy_at: Option<u64>,
+    copy: Option<Tree>,
+}
+
+impl Disk {
+    fn new(copy_at: Option<u64>) -> Self {
+        Self { tree: Tree::new(), changes: 0, copy_at, copy: None }
+    }
+
+    /// Replaces the tree.
+    fn set_tree(&mut self, mut tree: Tree) {
+        tree.skip_inos_of(&self.tree);
+        self.tree = tree;
+    }
+
+    /// Changes the tree. Copies it if this was the change after which a copy was requested.
+    fn change<T>(&mut self, change: impl FnOnce(&mut Tree) -> Result<T, TreeError>) -> Result<T, TreeError> {
+        let result = change(&mut self.tree)?;
+        self.changes += 1;
+        if self.copy_at == Some(self.changes) {
+            self.copy = Some(self.tree.clone());
+        }
+        Ok(result)
+    }
 }
 
 impl MountedDisk {
@@ -42,11 +72,11 @@ impl MountedDisk {
     /// If FUSE is not available or not permitted.
     pub fn new() -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("mesa-disk-").tempdir()?;
-        let tree = Arc::new(Mutex::new(Tree::new()));
+        let disk = Arc::new(Mutex::new(Disk::new(None)));
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("mesa-faults".into()), MountOption::NoAtime];
-        let session = fuser::spawn_mount(Adapter(tree.clone()), directory.path(), &config)?;
-        Ok(Self { _session: session, directory, tree })
+        let session = fuser::spawn_mount(Adapter(disk.clone()), directory.path(), &config)?;
+        Ok(Self { _session: session, directory, disk })
     }
 
     /// Returns the path of a file on it.
@@ -56,12 +86,35 @@ impl MountedDisk {
 
     /// Simulates a power cut. No living process may have files open on the disk.
     pub fn cut_power(&self, cut: PowerCut, random: &mut Random) -> Losses {
-        lock(&self.tree).cut_power(cut, random)
+        lock(&self.disk).tree.cut_power(cut, random)
+    }
+
+    /// Empties the disk, and copies it after `changes` further changes, for [`cut_power_at_copy`](Self::cut_power_at_copy).
+    pub fn empty_and_copy_after(&self, changes: u64) {
+        let mut disk = lock(&self.disk);
+        let used = std::mem::replace(&mut *disk, Disk::new(Some(changes)));
+        disk.tree.skip_inos_of(&used.tree);
+    }
+
+    /// Returns the number of changes since the disk was emptied: writes, changes of names and lengths, and syncs.
+    pub fn changes(&self) -> u64 {
+        lock(&self.disk).changes
+    }
+
+    /// Simulates a power cut at the time of the copy, or now if there were too few changes for a copy.
+    ///
+    /// No living process may have files open on the disk.
+    pub fn cut_power_at_copy(&self, cut: PowerCut, random: &mut Random) -> Losses {
+        let mut disk = lock(&self.disk);
+        if let Some(copy) = disk.copy.take() {
+            disk.set_tree(copy);
+        }
+        disk.tree.cut_power(cut, random)
     }
 
     /// Returns the bytes of all files on it.
     pub fn bytes(&self) -> usize {
-        lock(&self.tree).bytes()
+        lock(&self.disk).tree.bytes()
     }
 
     /// Returns its mount point.
@@ -70,11 +123,11 @@ impl MountedDisk {
     }
 }
 
-fn lock(tree: &Mutex<Tree>) -> MutexGuard<'_, Tree> {
-    tree.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(disk: &Mutex<Disk>) -> MutexGuard<'_, Disk> {
+    disk.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct Adapter(Arc<Mutex<Tree>>);
+struct Adapter(Arc<Mutex<Disk>>);
 
 impl From<TreeError> for Errno {
     fn from(error: TreeError) -> Self {
@@ -112,16 +165,15 @@ fn attributes(tree: &Tree, ino: Ino) -> Result<FileAttr, TreeError> {
 }
 
 impl Adapter {
-    fn reply_entry(&self, reply: ReplyEntry, find: impl FnOnce(&mut Tree) -> Result<Ino, TreeError>) {
-        let mut tree = lock(&self.0);
-        match find(&mut tree).and_then(|ino| attributes(&tree, ino)) {
+    fn reply_entry(&self, reply: ReplyEntry, entry: Result<FileAttr, TreeError>) {
+        match entry {
             Ok(attributes) => reply.entry(&CACHE_TTL, &attributes, Generation(0)),
             Err(error) => reply.error(error.into()),
         }
     }
 
-    fn reply_empty(&self, reply: ReplyEmpty, operation: impl FnOnce(&mut Tree) -> Result<(), TreeError>) {
-        match operation(&mut lock(&self.0)) {
+    fn change(&self, reply: ReplyEmpty, change: impl FnOnce(&mut Tree) -> Result<(), TreeError>) {
+        match lock(&self.0).change(change) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(error.into()),
         }
@@ -130,11 +182,12 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.reply_entry(reply, |tree| tree.look_up(parent.0, name));
+        let tree = &lock(&self.0).tree;
+        self.reply_entry(reply, tree.look_up(parent.0, name).and_then(|ino| attributes(tree, ino)));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        match attributes(&lock(&self.0), ino.0) {
+        match attributes(&lock(&self.0).tree, ino.0) {
             Ok(attributes) => reply.attr(&CACHE_TTL, &attributes),
             Err(error) => reply.error(error.into()),
         }
@@ -158,27 +211,29 @@ impl Filesystem for Adapter {
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let mut tree = lock(&self.0);
+        let mut disk = lock(&self.0);
         let result = match size {
-            Some(size) => tree.file_mut(ino.0).map(|file| file.set_len(size as usize)),
+            Some(size) => disk.change(|tree| tree.file_mut(ino.0).map(|file| file.set_len(size as usize))),
             None => Ok(()),
         };
-        match result.and_then(|()| attributes(&tree, ino.0)) {
+        match result.and_then(|()| attributes(&disk.tree, ino.0)) {
             Ok(attributes) => reply.attr(&CACHE_TTL, &attributes),
             Err(error) => reply.error(error.into()),
         }
     }
 
     fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
-        self.reply_entry(reply, |tree| tree.create(parent.0, name, true));
+        let mut disk = lock(&self.0);
+        let created = disk.change(|tree| tree.create(parent.0, name, true));
+        self.reply_entry(reply, created.and_then(|ino| attributes(&disk.tree, ino)));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.reply_empty(reply, |tree| tree.remove(parent.0, name, false));
+        self.change(reply, |tree| tree.remove(parent.0, name, false));
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        self.reply_empty(reply, |tree| tree.remove(parent.0, name, true));
+        self.change(reply, |tree| tree.remove(parent.0, name, true));
     }
 
     fn rename(
@@ -194,7 +249,7 @@ impl Filesystem for Adapter {
         if !flags.is_empty() {
             return reply.error(Errno::EINVAL);
         }
-        self.reply_empty(reply, |tree| tree.rename((parent.0, name), (newparent.0, newname)));
+        self.change(reply, |tree| tree.rename((parent.0, name), (newparent.0, newname)));
     }
 
     fn create(
@@ -207,8 +262,9 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let mut tree = lock(&self.0);
-        match tree.create(parent.0, name, false).and_then(|ino| attributes(&tree, ino)) {
+        let mut disk = lock(&self.0);
+        let created = disk.change(|tree| tree.create(parent.0, name, false));
+        match created.and_then(|ino| attributes(&disk.tree, ino)) {
             Ok(attributes) => {
                 let direct = FopenFlags::FOPEN_DIRECT_IO;
                 reply.created(&CACHE_TTL, &attributes, Generation(0), FileHandle(0), direct);
@@ -232,7 +288,7 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match lock(&self.0).file(ino.0) {
+        match lock(&self.0).tree.file(ino.0) {
             Ok(file) => reply.data(file.read(offset as usize, size as usize)),
             Err(error) => reply.error(error.into()),
         }
@@ -250,11 +306,8 @@ impl Filesystem for Adapter {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        match lock(&self.0).file_mut(ino.0) {
-            Ok(file) => {
-                file.write(offset as usize, data);
-                reply.written(data.len() as u32);
-            }
+        match lock(&self.0).change(|tree| tree.file_mut(ino.0).map(|file| file.write(offset as usize, data))) {
+            Ok(()) => reply.written(data.len() as u32),
             Err(error) => reply.error(error.into()),
         }
     }
@@ -264,15 +317,15 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.reply_empty(reply, |tree| tree.file_mut(ino.0).map(super::file::File::sync));
+        self.change(reply, |tree| tree.file_mut(ino.0).map(super::file::File::sync));
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.reply_empty(reply, |tree| tree.sync_directory(ino.0));
+        self.change(reply, |tree| tree.sync_directory(ino.0));
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let tree = lock(&self.0);
+        let tree = &lock(&self.0).tree;
         let names = match tree.list(ino.0) {
             Ok(names) => names,
             Err(error) => return reply.error(error.into()),

@@ -220,6 +220,11 @@ impl Tree {
         self.nodes.retain(|ino, _| reached.contains(ino));
     }
 
+    /// Avoids inode numbers of another tree, because the kernel may still know them.
+    pub fn skip_inos_of(&mut self, other: &Self) {
+        self.next = self.next.max(other.next);
+    }
+
     /// Returns the bytes of all files, with files whose name was removed since the last power cut.
     pub fn bytes(&self) -> usize {
         let files = self.nodes.values().map(|node| match node {

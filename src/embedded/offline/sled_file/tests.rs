@@ -301,7 +301,13 @@ const BLOCK: usize = 4 << 10;
 #[test]
 fn log_with_misdirected_write_reads_as_if_that_block_were_zero() {
     let (home, mut copies) = (tempfile::tempdir().unwrap(), 0);
-    fill(home.path(), 5);
+    // When sled reuses segments differs, so one fill creates more segments or fewer. Each but the last has six copies.
+    for seed in 5..15 {
+        fill(home.path(), seed);
+        if fs::metadata(home.path().join("db")).unwrap().len() >= 18 * SEGMENT as u64 {
+            break;
+        }
+    }
     remove_snapshots(home.path());
     let bytes = fs::read(home.path().join("db")).unwrap();
     for (n, segment) in (0..bytes.len() - SEGMENT).step_by(SEGMENT).enumerate() {
@@ -321,8 +327,7 @@ fn log_with_misdirected_write_reads_as_if_that_block_were_zero() {
             }
         }
     }
-    // Six for each segment but the last. When sled reuses segments differs, so there are 15 to 20 of them.
-    assert!(copies >= 60, "{copies} copies");
+    assert!(copies > 100, "{copies} copies");
 }
 
 /// A small store has all of its tables in one segment.
