@@ -149,7 +149,7 @@ pub fn read(store: &dyn Store, id: &str, after: Seq) -> Vec<(Seq, u64)> {
     }
 }
 
-/// Waits until `done`, or fails after ten seconds.
+/// Waits until `done`, or fails after 120 s.
 pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
     let waited = tokio::time::timeout(Duration::from_secs(120), async {
         while !done() {

@@ -35,7 +35,7 @@ struct Frame {
 pub struct Client(WebSocketStream<TcpStream>);
 
 impl Client {
-    /// Connects as `user`, within twenty seconds.
+    /// Connects as `user`, within 120 s.
     ///
     /// # Errors
     /// When the server does not take it.

@@ -297,7 +297,13 @@ const BLOCK: usize = 4 << 10;
 #[test]
 fn log_with_misplaced_block_reads_as_if_that_block_were_zero() {
     let (place, mut copies) = (tempfile::tempdir().unwrap(), 0);
-    fill(place.path(), 5);
+    // Sled decides when it uses a segment again, so one filling makes more segments or fewer. Each but the last has six copies.
+    for seed in 5..15 {
+        fill(place.path(), seed);
+        if fs::metadata(place.path().join("db")).unwrap().len() >= 18 * SEGMENT as u64 {
+            break;
+        }
+    }
     remove_snapshots(place.path());
     let bytes = fs::read(place.path().join("db")).unwrap();
     for (n, segment) in (0..bytes.len() - SEGMENT).step_by(SEGMENT).enumerate() {
@@ -317,8 +323,7 @@ fn log_with_misplaced_block_reads_as_if_that_block_were_zero() {
             }
         }
     }
-    // Six for each segment but the last. When sled uses segments again differs, so there are 15 to 20 of them.
-    assert!(copies >= 60, "{copies} copies");
+    assert!(copies > 100, "{copies} copies");
 }
 
 /// A small store has all of its tables in one segment.
