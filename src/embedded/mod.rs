@@ -6,7 +6,7 @@
 //! - [`tables`]: ordered tables, on disk ([`tables::sled`]) or in memory ([`tables::memory`])
 //! - `read`: reads from memory, or from files · `recovery`: opens a store
 //! - `store_state`: state that the commit thread and its callers share
-//! - `encoding`, `unreadable`: bincode, and its errors · `file_io`: reads at an offset, and files with numbers as names
+//! - `encoding`, `unreadable`: bincode, and its errors · `framing`: checksummed frames · `file_io`: reads at an offset, and files with numbers as names
 //! - `outbox`: webhook events · [`backup`]: backup and restore
 //! - [`offline`]: closed or damaged stores
 //!
@@ -26,6 +26,7 @@ pub mod backup;
 mod encoding;
 mod engine;
 mod file_io;
+mod framing;
 pub mod offline;
 mod options;
 mod outbox;

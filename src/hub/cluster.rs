@@ -223,7 +223,7 @@ impl Hub {
     ) -> Option<Vec<bool>> {
         self.cluster.as_ref()?;
         let Recipients::Users(users) = recipients else { return None };
-        let users = super::dispatch::deduplicate(users.clone(), excluding);
+        let users = super::dispatch::distinct_recipients(users.clone(), excluding);
         Some(self.online_flags(&users).await)
     }
 
@@ -247,7 +247,7 @@ impl Hub {
                 (closed, closed)
             }
             Recipients::Users(users) => {
-                let users = super::dispatch::deduplicate(users.clone(), excluding);
+                let users = super::dispatch::distinct_recipients(users.clone(), excluding);
                 let online =
                     users.iter().filter(|user| self.registry.close_user(user, CloseReason::Requested) > 0).count();
                 (users.len(), online)

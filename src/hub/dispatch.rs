@@ -158,7 +158,7 @@ impl Hub {
             return Err(dispatch);
         }
         let Recipients::Users(users) = dispatch.recipients else { return Err(dispatch) };
-        let recipients = deduplicate(users, &dispatch.excluding);
+        let recipients = distinct_recipients(users, &dispatch.excluding);
         let (mut rejected, mut idempotency) = (dispatch.rejected, None);
         if let Some(id) = dispatch.id {
             let online = recipients.iter().map(|user| self.registry.session_count(user) > 0).collect();
@@ -263,7 +263,7 @@ impl Hub {
         let is_lost_offline = sync && self.settings.sync.is_none();
         let users = match recipients {
             Recipients::Everyone => None,
-            Recipients::Users(users) => Some(deduplicate(users, &excluding)),
+            Recipients::Users(users) => Some(distinct_recipients(users, &excluding)),
         };
         if let Some(id) = id {
             let online = match &users {
@@ -439,7 +439,7 @@ fn stored_outcome(summary: DispatchSummary, duplicate: bool) -> Outcome {
 }
 
 /// Removes duplicates and excluded users; the order is unchanged.
-pub(super) fn deduplicate(mut users: Vec<UserId>, excluding: &[UserId]) -> Vec<UserId> {
+pub(super) fn distinct_recipients(mut users: Vec<UserId>, excluding: &[UserId]) -> Vec<UserId> {
     if users.len() == 1 {
         // The common case, without allocating a set.
         users.retain(|user| !excluding.contains(user));
@@ -457,8 +457,8 @@ mod tests {
     #[test]
     fn recipients_with_repeats_and_exclusions_are_unique_and_in_order() {
         let ids = |text: &str| text.split_whitespace().map(|id| UserId::new(id).unwrap()).collect::<Vec<_>>();
-        assert_eq!(deduplicate(ids("b a b c a"), &ids("c")), ids("b a"));
-        assert_eq!(deduplicate(ids("a"), &ids("a b")), ids(""));
-        assert_eq!(deduplicate(ids("a"), &[]), ids("a"));
+        assert_eq!(distinct_recipients(ids("b a b c a"), &ids("c")), ids("b a"));
+        assert_eq!(distinct_recipients(ids("a"), &ids("a b")), ids(""));
+        assert_eq!(distinct_recipients(ids("a"), &[]), ids("a"));
     }
 }

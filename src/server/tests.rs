@@ -178,7 +178,7 @@ async fn entry_of_another_owner_or_namespace_closes_the_connection_and_is_not_se
         handle.send(&Message::new("TEST", &1).unwrap(), vec![alice(), bob], &[]).await.unwrap();
         assert_closed_without_a_message(&mut alices).await;
         assert_eq!(metrics.foreign_entries.get(), 1, "expected the live entry to be counted");
-        assert!(matches!(next(&mut bobs).await, ConnectionEvent::Message { .. }), "expected Bob to receive his entry");
+        assert!(matches!(next(&mut bobs).await, ConnectionEvent::Message { .. }), "expected Bob to receive the entry");
 
         // The same for the backlog, of a client that resumes and of one that does not.
         for (after, count) in [(Some(0), 2), (None, 3)] {

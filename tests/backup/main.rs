@@ -272,7 +272,7 @@ fn backup_of_damaged_store_ends_as_broken_transfer() {
     let message = |n: usize| format!("message {n:03} ");
     let value_log = || {
         let files =
-            fs::read_dir(home.store().join("inbox")).expect("a directory").map(|file| file.expect("a file").path());
+            fs::read_dir(home.store().join("value-log")).expect("a directory").map(|file| file.expect("a file").path());
         files.map(|file| (fs::read(&file).expect("its bytes"), file)).collect::<Vec<_>>()
     };
     let find = |n: usize| {

@@ -12,7 +12,6 @@ use crate::{
     },
 };
 
-
 /// Power cuts in the short form. The long form cuts the power after each change, in each way.
 const SHORT: usize = 40;
 

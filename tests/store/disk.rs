@@ -424,7 +424,7 @@ async fn truncated_synced_commit_is_rejected_and_reported_by_inspect() {
     append(&*store, 2, &users).await.unwrap();
     let copied = tempfile::tempdir().unwrap();
     copy(location.path(), copied.path());
-    let segment = fs::read_dir(copied.path().join("journal")).unwrap().map(|file| file.unwrap().path()).max().unwrap();
+    let segment = fs::read_dir(copied.path().join("wal")).unwrap().map(|file| file.unwrap().path()).max().unwrap();
     let whole = fs::metadata(&segment).unwrap().len();
     for cut in [1, 100_000, 300_000] {
         fs::File::options().write(true).open(&segment).unwrap().set_len(whole - cut).unwrap();

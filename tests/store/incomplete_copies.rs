@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Parts that a copy of a store needs.
-const NEEDED: [&str; 4] = ["log", "mark", "journal", "inbox"];
+const NEEDED: [&str; 4] = ["log", "mark", "wal", "value-log"];
 /// Parts that a copy may lack.
 const OPTIONAL: [&str; 2] = ["lock", "ballast"];
 
@@ -74,7 +74,7 @@ async fn copy_without_some_parts_is_rejected_with_the_name_of_one() {
                 continue;
             }
             let error = sequences.expect_err(&format!("{missing:?} are missing")).to_string();
-            // Without `log` and `mark`, nothing shows that `journal` and `inbox` belong to a store.
+            // Without `log` and `mark`, nothing shows that `wal` and `value-log` belong to a store.
             let is_foreign = error.contains("it is not empty and no store is in it");
             let named = missing.iter().any(|part| error.contains(&format!("`{part}` is missing")))
                 || missing.contains(&"log") && error.contains("`log/db` is missing");
@@ -90,7 +90,7 @@ async fn copy_without_some_parts_is_rejected_with_the_name_of_one() {
 #[tokio::test]
 async fn copy_without_one_file_opens_with_every_entry_or_is_rejected() {
     for location in stores().await {
-        let files = ["log", "journal", "inbox", "."].map(|directory| {
+        let files = ["log", "wal", "value-log", "."].map(|directory| {
             let files = fs::read_dir(location.path().join(directory)).unwrap().map(|file| file.unwrap().path());
             files.filter(|path| path.is_file()).collect::<Vec<_>>()
         });
@@ -114,7 +114,7 @@ async fn store_without_its_sync_watermark_opens_after_an_empty_file_is_created()
     let [location, _] = stores().await;
     fs::remove_file(location.path().join("mark")).unwrap();
     let error = open_and_read(location.path()).expect_err("the file `mark` is missing").to_string();
-    assert!(error.contains("make an empty one in its place"), "{error}");
+    assert!(error.contains("create an empty one in its place"), "{error}");
     fs::write(location.path().join("mark"), "").unwrap();
     assert_eq!(open_and_read(location.path()).unwrap(), (1..=MESSAGES).collect::<Vec<_>>());
 }
@@ -152,10 +152,10 @@ async fn damaged_value_log_file_is_reported_with_its_name_and_cause() {
     for (damage_file, expected) in DAMAGES {
         let copied = tempfile::tempdir().unwrap();
         copy(location.path(), copied.path());
-        let files = fs::read_dir(copied.path().join("inbox")).unwrap().map(|file| file.unwrap().path());
+        let files = fs::read_dir(copied.path().join("value-log")).unwrap().map(|file| file.unwrap().path());
         let file = files.max_by_key(|file| fs::metadata(file).unwrap().len()).unwrap();
         damage_file(&file);
-        let name = format!("`inbox/{}`", file.file_name().unwrap().to_str().unwrap());
+        let name = format!("`value-log/{}`", file.file_name().unwrap().to_str().unwrap());
         let store = open(DiskOptions { tuning: FLUSH_NEVER, ..DiskOptions::new(copied.path()) }).unwrap();
         let mut errors: Vec<_> =
             ["a", "b"].map(|id| store.read(&user(id), 0, ALL).err()).into_iter().flatten().collect();

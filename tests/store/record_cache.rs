@@ -64,7 +64,7 @@ async fn records_beyond_the_cache_are_read_from_files_and_damage_is_reported() {
         assert_eq!(read(&*store, owner, 7, ReadLimit { entries: 10, bytes: usize::MAX }).unwrap(), 10);
     }
     // Flips a bit in the middle of the fifth message for `b`.
-    let files: Vec<_> = fs::read_dir(home.path().join("journal")).unwrap().map(|file| file.unwrap().path()).collect();
+    let files: Vec<_> = fs::read_dir(home.path().join("wal")).unwrap().map(|file| file.unwrap().path()).collect();
     let target = text("b", 5);
     for file in files {
         let mut bytes = fs::read(&file).unwrap();

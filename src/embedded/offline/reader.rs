@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::sled_file::{DamagedRange, LostKeys, Pairs, RawTables};
 use crate::embedded::{
     file_io,
+    framing::{self, HEADER_BYTES, Kind},
     tables::{
         contract::Table,
         files::{SLED_DIR, VALUE_LOG, WAL},
@@ -20,7 +21,6 @@ use crate::embedded::{
     },
     value_log::{
         file::{block_offset, split_body},
-        framing::{self, HEADER_BYTES, Kind},
         location::{BlockLocation, invalid_location},
     },
     wal::layout::record_at,

@@ -332,7 +332,7 @@ impl Committer {
                 Durability::Always => self.shared.engine.checkpoint()?,
                 Durability::Interval(_) | Durability::Never => {
                     self.shared.engine.flush()?;
-                    (self.outbox_unsynced, self.unsynced) = (true, self.unsynced + 1);
+                    (self.outbox_not_durable, self.not_durable) = (true, self.not_durable + 1);
                 }
             }
         }

@@ -9,9 +9,9 @@ pub(in crate::embedded) const SLED_CONF: &str = "conf";
 /// File of the sync watermark.
 pub(in crate::embedded) const WATERMARK: &str = "mark";
 /// Directory of the write-ahead log.
-pub(in crate::embedded) const WAL: &str = "journal";
+pub(in crate::embedded) const WAL: &str = "wal";
 /// Directory of the value log.
-pub(in crate::embedded) const VALUE_LOG: &str = "inbox";
+pub(in crate::embedded) const VALUE_LOG: &str = "value-log";
 /// Lock file, which holds the process id of the server.
 pub(in crate::embedded) const LOCK: &str = "lock";
 /// Size limit of a mesa lock file, in bytes. A process id has at most ten digits.

@@ -4,9 +4,9 @@
 //! counts as missing only if data was written that follows it:
 //!
 //! - `log/db` is durable before anything is written into the other parts.
-//! - `mark`, `journal` and `inbox` are durable before the table `meta` has the format.
+//! - `mark`, `wal` and `value-log` are durable before the table `meta` has the format.
 //!
-//! Files within `journal` and `inbox` are not checked here: the WAL is checked against the sync watermark, and an
+//! Files within `wal` and `value-log` are not checked here: the WAL is checked against the sync watermark, and an
 //! unreadable block affects one user.
 
 use std::{fmt, fs, io, path::Path};

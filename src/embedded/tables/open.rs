@@ -230,7 +230,7 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
     let locations = locations.map_err(|error| cannot_open(sled_reason(&error)))?;
     let locations = locations.iter().filter_map(|location| BlockLocation::decode(location));
     let value_log = ValueLog::open(&path.join(VALUE_LOG), locations);
-    let value_log = value_log.map_err(|error| cannot_open(io_reason("its directory `inbox`", &error)))?;
+    let value_log = value_log.map_err(|error| cannot_open(io_reason("its directory `value-log`", &error)))?;
     let watermark_file =
         WatermarkFile::open(path).map_err(|error| cannot_open(io_reason("its file `mark`", &error)))?;
     let tail = Tail::find(&sled_dir).map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
@@ -256,7 +256,7 @@ fn wal_error(path: &Path, damage: OpenError) -> StoreError {
     match damage {
         OpenError::Damage(damage) => damaged(path, damage),
         OpenError::Io(error) => {
-            let reason = io_reason("its directory `journal`", &error);
+            let reason = io_reason("its directory `wal`", &error);
             StoreError::Open { path: path.to_owned(), reason }
         }
     }

@@ -1,7 +1,7 @@
 //! Counts lossy restarts, and computes the sequences that a log skips because of them.
 //!
 //! With a durability other than `always`, a crash may lose the last answered entries, and clients may have seen their
-//! sequences. At most [`SEQUENCE_RESERVE`] messages are unsynced at any time. So a log that skips that many sequences
+//! sequences. At most [`SEQUENCE_RESERVE`] messages are not durable at any time. So a log that skips that many sequences
 //! reuses none.
 //!
 //! A log skips once, even after several lossy restarts in a row. The first entry of a log after a lossy restart is
@@ -11,7 +11,7 @@
 
 use crate::message::Seq;
 
-/// Number of sequences that a log skips after a lossy restart. The store syncs before more messages than this are unsynced.
+/// Number of sequences that a log skips after a lossy restart. The store syncs before more messages than this are not durable.
 pub const SEQUENCE_RESERVE: u64 = 65_536;
 
 /// Counts the lossy restarts of a store.

@@ -8,10 +8,13 @@ use std::io;
 
 use super::{
     file::{ValueLog, split_body},
-    framing::{self, HEADER_BYTES, Kind},
     location::BlockLocation,
 };
-use crate::embedded::{file_io::read_at, tables::contract::CompactionMode};
+use crate::embedded::{
+    file_io::read_at,
+    framing::{self, HEADER_BYTES, Kind},
+    tables::contract::CompactionMode,
+};
 
 /// Bytes of a file per step, which takes about 1 ms.
 const STEP_BYTES: usize = 256 << 10;

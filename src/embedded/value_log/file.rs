@@ -22,13 +22,10 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-use super::{
-    framing::{self, Kind},
-    location::BlockLocation,
-    spare_descriptors::SpareDescriptors,
-};
+use super::{location::BlockLocation, spare_descriptors::SpareDescriptors};
 use crate::embedded::{
     file_io::{self, create_directory, read_at},
+    framing::{self, Kind},
     tables::contract::{Cause, CompactionMode},
     unreadable::Unreadable,
 };
@@ -80,7 +77,7 @@ struct ValueLogState {
     current: Option<(u64, Arc<File>)>,
     /// Number of the next file.
     next: u64,
-    /// The current file has unsynced blocks.
+    /// The current file has blocks that are not durable.
     dirty: bool,
 }
 

@@ -1,7 +1,6 @@
 //! Value log: append-only files with entry bodies.
 //!
 //! - `block`: encoding of blocks
-//! - `framing`: checksummed frames
 //! - `file`: appends, reads and removes · `location`: where a block is
 //! - `reader`: reads a user's entries
 //! - `compaction`: reclaims files
@@ -10,7 +9,6 @@
 pub(super) mod block;
 pub(super) mod compaction;
 pub(super) mod file;
-pub(super) mod framing;
 pub(super) mod location;
 pub(super) mod reader;
 mod spare_descriptors;

@@ -1,10 +1,13 @@
 //! Defines the layout of the write-ahead log: records, segments, and their damage.
+//!
+//! The format has three layers: `framing` frames a record, this file defines its header and its place in a segment, and
+//! `record` and `events` encode its content.
 
 use std::{collections::VecDeque, fs::File, io, path::Path, sync::Arc};
 
 use crate::embedded::{
     file_io,
-    value_log::framing::{self, HEADER_BYTES, Kind},
+    framing::{self, HEADER_BYTES, Kind},
 };
 
 /// Represents a record in a segment.

@@ -1,7 +1,7 @@
 //! Implements the write-ahead log (WAL).
 //!
 //! - `contract`: the trait
-//! - `record`: encoding of records · `events`: their content · `layout`: positions of records in segments
+//! - format: `embedded::framing` (frames), `layout` (header of a record, segments), `record` (its encoding), `events` (its content)
 //! - `segment`, `prepared`: its segments, and the next one prepared ahead
 //! - `scan`: finds the records when a store opens
 //! - `reader`, `cache`: reads from files, and from memory

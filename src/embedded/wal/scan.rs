@@ -11,7 +11,7 @@ use super::layout::{
 };
 use crate::embedded::{
     file_io::{self, read_at},
-    value_log::framing::{self, Kind},
+    framing::{self, Kind},
 };
 
 /// Holds the result of a scan: contiguous records.

@@ -25,8 +25,8 @@ use super::{
 };
 use crate::embedded::{
     file_io::{self, create_directory},
+    framing::{self, HEADER_BYTES, Kind},
     tables::{contract::Cause, space::allocate},
-    value_log::framing::{self, HEADER_BYTES, Kind},
 };
 
 /// Length at which a segment is full, in bytes. It grows further only if no other segment can be begun.
@@ -89,7 +89,7 @@ impl WalFiles {
         Ok(Self { directory: directory.to_owned(), directory_handle, state: RwLock::new(state), prepared })
     }
 
-    /// Writes the next record to the kernel, unsynced.
+    /// Writes the next record to the kernel, without a sync.
     ///
     /// # Errors
     /// If the disk is full, the record is not part of the log, and the caller may retry.

@@ -66,10 +66,10 @@ impl Committer {
             records: recovered.records,
             flush: None,
             next_record: recovered.next_record,
-            unsynced: 0,
-            wal_unsynced: false,
-            blocks_unsynced: Cell::new(false),
-            outbox_unsynced: false,
+            not_durable: 0,
+            wal_not_durable: false,
+            blocks_not_durable: Cell::new(false),
+            outbox_not_durable: false,
             has_garbage: false,
             suspended: Suspended::default(),
             last_sync: now,
@@ -135,7 +135,7 @@ impl Committer {
         let retry = self.retry_delay();
         match self.durability {
             _ if self.has_garbage || retry.is_none() && self.flush_is_due() => Duration::ZERO,
-            Durability::Interval(interval) if self.unsynced > 0 => {
+            Durability::Interval(interval) if self.not_durable > 0 => {
                 interval.saturating_sub(self.last_sync.elapsed()).min(retry.unwrap_or(IDLE_INTERVAL))
             }
             _ => retry.unwrap_or(IDLE_INTERVAL),
@@ -259,13 +259,13 @@ impl Committer {
                 return Err(error);
             }
         }
-        self.wal_unsynced = true;
-        self.unsynced += commit.entries.len().max(commit.replies.len()) as u64;
+        self.wal_not_durable = true;
+        self.not_durable += commit.entries.len().max(commit.replies.len()) as u64;
         match self.durability {
             Durability::Always if commit.has_replies => self.sync(),
             Durability::Always => Ok(()),
-            // No more messages may be unsynced, because a log skips only this many sequences.
-            _ if self.unsynced >= SEQUENCE_RESERVE => self.sync(),
+            // No more messages may be without durability, because a log skips only this many sequences.
+            _ if self.not_durable >= SEQUENCE_RESERVE => self.sync(),
             // The first entry of a log after a lossy restart must be durable: see `lossy_restarts`.
             _ if commit.first_entries => self.sync(),
             _ => self.sync_if_due(false),
@@ -276,26 +276,28 @@ impl Committer {
     fn sync_if_due(&mut self, idle: bool) -> Result<(), EngineError> {
         match self.durability {
             // Reports are synced with the next message, or after this interval.
-            Durability::Always if idle && self.last_sync.elapsed() >= IDLE_INTERVAL => self.sync_if_unsynced(),
-            Durability::Interval(interval) if self.unsynced > 0 && self.last_sync.elapsed() >= interval => self.sync(),
+            Durability::Always if idle && self.last_sync.elapsed() >= IDLE_INTERVAL => self.sync_if_not_durable(),
+            Durability::Interval(interval) if self.not_durable > 0 && self.last_sync.elapsed() >= interval => {
+                self.sync()
+            }
             _ => Ok(()),
         }
     }
 
-    /// Syncs the WAL if it has unsynced records. Call this before a write that relies on them.
-    pub(super) fn sync_if_unsynced(&mut self) -> Result<(), EngineError> {
-        if self.wal_unsynced { self.sync() } else { Ok(()) }
+    /// Syncs the WAL if it has records that are not durable. Call this before a write that relies on them.
+    pub(super) fn sync_if_not_durable(&mut self) -> Result<(), EngineError> {
+        if self.wal_not_durable { self.sync() } else { Ok(()) }
     }
 
     /// Syncs all WAL records, and the outbox events that were written with them.
     fn sync(&mut self) -> Result<(), EngineError> {
-        if std::mem::take(&mut self.outbox_unsynced) {
+        if std::mem::take(&mut self.outbox_not_durable) {
             self.shared.engine.checkpoint()?;
         } else {
             self.shared.engine.sync()?;
         }
-        self.wal_unsynced = false;
-        self.unsynced = 0;
+        self.wal_not_durable = false;
+        self.not_durable = 0;
         self.last_sync = Instant::now();
         Ok(())
     }
@@ -359,7 +361,7 @@ impl Committer {
         self.write_suspended()?;
         if self.table_space() < TableSpace::Little {
             tracing::warn!("the disk is full: the store is left as after a crash, and recovers at the next start");
-            return self.sync_if_unsynced();
+            return self.sync_if_not_durable();
         }
         self.write_outbox()?;
         self.discard_waiting_events()?;

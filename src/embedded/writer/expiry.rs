@@ -107,7 +107,7 @@ impl Committer {
             }
         })?;
         // A power cut must not keep the removal of blocks and lose the records that caused it.
-        self.sync_if_unsynced()?;
+        self.sync_if_not_durable()?;
         if self.purge_if_due(user)? {
             // Without the new row, the next step would find the same user.
             self.put_row(user)?;

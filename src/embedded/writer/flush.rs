@@ -80,7 +80,7 @@ impl Committer {
                 if flush.read == flush.records {
                     flush.users_left = flush.users.drain().collect();
                     // With a durability other than `always`, a power cut could otherwise keep a block and lose its record.
-                    self.sync_if_unsynced()?;
+                    self.sync_if_not_durable()?;
                 }
             } else if let Some(user) = flush.users_left.pop() {
                 if let Some(mut entries) = flush.pending.remove(&user)
@@ -94,12 +94,12 @@ impl Committer {
             } else if !flush.barrier_done {
                 // Rows refer to the blocks, and include the changes in the WAL.
                 self.shared.engine.barrier()?;
-                self.blocks_unsynced.set(false);
+                self.blocks_not_durable.set(false);
                 flush.barrier_done = true;
             } else if let Some(user) = flush.rows_left.pop() {
                 if self.durability != Durability::Always {
                     // The row has the current state, which may be later than the barrier.
-                    self.sync_if_unsynced()?;
+                    self.sync_if_not_durable()?;
                 }
                 self.flush_row(&user)?;
             } else if flush.removed < flush.records {
@@ -204,8 +204,8 @@ impl Committer {
 
     /// Writes a user's row.
     pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
-        if self.blocks_unsynced.replace(false) {
-            // The row may refer to one of the unsynced blocks.
+        if self.blocks_not_durable.replace(false) {
+            // The row may refer to one of the blocks that are not durable.
             self.shared.engine.barrier()?;
         }
         let lossy_restarts = self.shared.logs.lossy_restarts().count;
@@ -307,7 +307,7 @@ impl Committer {
         for part in split_entries(entries, |entry| entry.payload.len()) {
             let entries = part.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
             let value = Block::V1 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
-            self.blocks_unsynced.set(true);
+            self.blocks_not_durable.set(true);
             self.shared.engine.put(Table::Log, &log_key(user.as_str(), part[0].seq), &value)?;
             *done = part[part.len() - 1].seq;
             // From now on, readers read these entries from the value log.

@@ -1,4 +1,4 @@
-//! Implements the bounded queue of the commit thread.
+//! Implements the bounded queue of the commit thread. A full queue is backpressure: callers wait.
 
 use std::{
     collections::VecDeque,

@@ -41,13 +41,13 @@ pub(in crate::embedded) struct Committer {
     pub(in crate::embedded) flush: Option<Flush>,
     pub(in crate::embedded) next_record: u64,
     /// Number of answered appends that are not synced. Always 0 with `Durability::Always`.
-    pub(in crate::embedded) unsynced: u64,
-    /// The WAL has unsynced records.
-    pub(super) wal_unsynced: bool,
+    pub(in crate::embedded) not_durable: u64,
+    /// The WAL has records that are not durable.
+    pub(super) wal_not_durable: bool,
     /// Blocks were written after the last barrier.
-    pub(super) blocks_unsynced: Cell<bool>,
+    pub(super) blocks_not_durable: Cell<bool>,
     /// The outbox has events that are not synced, which the durability permits.
-    pub(in crate::embedded) outbox_unsynced: bool,
+    pub(in crate::embedded) outbox_not_durable: bool,
     /// The engine has more space to reclaim at once.
     pub(in crate::embedded) has_garbage: bool,
     /// Work that is suspended for lack of disk space or descriptors.

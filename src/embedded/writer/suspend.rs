@@ -282,7 +282,7 @@ impl Committer {
             self.suspended.trim.append(&mut users);
             return Ok(());
         }
-        self.sync_if_unsynced()?;
+        self.sync_if_not_durable()?;
         for user in users {
             if let Err(error) = self.trim(&user) {
                 self.with_log(&user, |log| log.trimming = true)?;
@@ -301,7 +301,7 @@ impl Committer {
             return Ok(());
         }
         // For the same reason as in `trim_all`.
-        self.sync_if_unsynced()?;
+        self.sync_if_not_durable()?;
         for user in users {
             if let Err(error) = self.purge(&user) {
                 self.suspend(error)?;

@@ -97,7 +97,7 @@ impl Fixture {
         }
         let db = fs::read(store.join("log/db")).expect("sled's log");
         let db_written = db.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
-        let data_files = ["journal", "inbox"].into_iter().flat_map(|directory| {
+        let data_files = ["wal", "value-log"].into_iter().flat_map(|directory| {
             let files = fs::read_dir(store.join(directory)).expect("a directory");
             files.map(move |file| format!("{directory}/{}", file.expect("a file").file_name().to_string_lossy()))
         });
@@ -221,7 +221,7 @@ async fn copy_when_idle(from: &Path, to: &Path) {
 /// Lists the files of a store, relative to its directory.
 fn files(store: &Path) -> Vec<PathBuf> {
     let mut files = vec![PathBuf::from("mark"), PathBuf::from("lock")];
-    for directory in ["log", "journal", "inbox"] {
+    for directory in ["log", "wal", "value-log"] {
         for file in fs::read_dir(store.join(directory)).expect("a directory") {
             let file = file.expect("a file");
             if file.path().is_file() {
@@ -234,7 +234,7 @@ fn files(store: &Path) -> Vec<PathBuf> {
 
 /// Copies a store. The sync watermark (`mark`) is copied first, so that it does not cover later writes.
 pub fn copy(from: &Path, to: &Path) {
-    for directory in ["log", "journal", "inbox"] {
+    for directory in ["log", "wal", "value-log"] {
         fs::create_dir_all(to.join(directory)).expect("a directory");
     }
     for file in files(from) {

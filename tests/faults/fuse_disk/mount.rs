@@ -164,14 +164,14 @@ fn attributes(tree: &Tree, ino: Ino) -> Result<FileAttr, TreeError> {
     })
 }
 
-impl Adapter {
-    fn reply_entry(&self, reply: ReplyEntry, entry: Result<FileAttr, TreeError>) {
-        match entry {
-            Ok(attributes) => reply.entry(&CACHE_TTL, &attributes, Generation(0)),
-            Err(error) => reply.error(error.into()),
-        }
+fn reply_entry(reply: ReplyEntry, entry: Result<FileAttr, TreeError>) {
+    match entry {
+        Ok(attributes) => reply.entry(&CACHE_TTL, &attributes, Generation(0)),
+        Err(error) => reply.error(error.into()),
     }
+}
 
+impl Adapter {
     fn change(&self, reply: ReplyEmpty, change: impl FnOnce(&mut Tree) -> Result<(), TreeError>) {
         match lock(&self.0).change(change) {
             Ok(()) => reply.ok(),
@@ -183,7 +183,7 @@ impl Adapter {
 impl Filesystem for Adapter {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let tree = &lock(&self.0).tree;
-        self.reply_entry(reply, tree.look_up(parent.0, name).and_then(|ino| attributes(tree, ino)));
+        reply_entry(reply, tree.look_up(parent.0, name).and_then(|ino| attributes(tree, ino)));
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
@@ -225,7 +225,7 @@ impl Filesystem for Adapter {
     fn mkdir(&self, _: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
         let mut disk = lock(&self.0);
         let created = disk.change(|tree| tree.create(parent.0, name, true));
-        self.reply_entry(reply, created.and_then(|ino| attributes(&disk.tree, ino)));
+        reply_entry(reply, created.and_then(|ino| attributes(&disk.tree, ino)));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

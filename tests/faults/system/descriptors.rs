@@ -135,7 +135,7 @@ fn dispatch_without_descriptor_for_wal_is_rejected_and_store_stays_open() {
     }
     for error in ["EMFILE", "ENFILE", "ENOMEM"] {
         let (home, mut tracker) = (Home::new(), Tracker::default());
-        let server = start_failing(&home, "journal", error);
+        let server = start_failing(&home, "wal", error);
         let mut http = Http::connect(server.address).expect("a connection");
         let mut rejected = 0;
         for _ in 0..2 * FAILING_OPENS {
@@ -168,7 +168,7 @@ fn flush_without_descriptor_for_value_log_is_retried() {
     }
     let (mut home, mut tracker) = (Home::new(), Tracker::default());
     home.set_variable("MESA_FAILPOINT", "EarlyFlush");
-    let server = start_failing(&home, "inbox", "EMFILE");
+    let server = start_failing(&home, "value-log", "EMFILE");
     let mut http = Http::connect(server.address).expect("a connection");
     for user in ["alice", "bob"] {
         assert_eq!(tracker.dispatch_padded(&mut http, user, 20_000).expect("a response"), 200);
@@ -225,7 +225,7 @@ fn set_limit(pid: i32, files: u64) -> u64 {
 }
 
 fn wait_until_flushed(home: &Home, bytes: u64) {
-    let value_log = home.store().join("inbox");
+    let value_log = home.store().join("value-log");
     block_until(&format!("the value log has {bytes} bytes"), || bytes_in(&value_log) >= bytes);
 }
 

@@ -200,7 +200,7 @@ fn fan_out_that_would_not_fit_after_flush_is_rejected() {
     let server = home.start();
     let mut http = connect(&server);
     assert_eq!(fan_out(&mut http, 50_000, "third", 1000), 507);
-    wait_until_flushed(&disk.0.join("store/inbox"), 1000 * 50_000);
+    wait_until_flushed(&disk.0.join("store/value-log"), 1000 * 50_000);
     assert_eq!(fan_out(&mut http, 50_000, "fourth", 1000), 507);
     assert_eq!(try_dispatch(&mut http).0, 200);
     for n in [0, 500, 999] {
@@ -217,7 +217,7 @@ fn fan_outs_above_max_bytes_are_rejected() {
     let statuses: Vec<_> = (0..6).map(|n| fan_out(&mut http, 50_000, &format!("round-{n}"), 60)).collect();
     // Three fan-outs of 60 entries of 50 kB fit.
     assert_eq!(statuses, [200, 200, 200, 507, 507, 507]);
-    let value_log = disk.0.join("store/inbox");
+    let value_log = disk.0.join("store/value-log");
     wait_until_flushed(&value_log, 9_000_000);
     assert!(bytes_in(&value_log) < 10_000_000, "{}", bytes_in(&value_log));
     assert_eq!(fan_out(&mut http, 50_000, "one-more", 60), 507);
@@ -255,7 +255,7 @@ fn full_disk_has_space_after_a_quarter_of_messages_was_deleted() {
     while fan_out(&mut http, BYTES, &format!("round-{accepted}"), USERS) == 200 {
         accepted += 1;
     }
-    let value_log = disk.0.join("store/inbox");
+    let value_log = disk.0.join("store/value-log");
     wait_until_flushed(&value_log, (accepted * USERS * BYTES) as u64);
     let before = bytes_in(&value_log);
     (0..accepted).for_each(|round| clear(&mut http, &format!("round-{round}-0")));
@@ -282,7 +282,7 @@ fn outbox_of_unreachable_webhook_leaves_min_free() {
     let mut http = connect(&server);
     // 55 MiB of messages. Their events are more than twice that, and do not fit.
     assert_eq!(fan_out(&mut http, 50_000, "offline", 1100), 200);
-    wait_until_flushed(&disk.0.join("store/inbox"), 1100 * 50_000);
+    wait_until_flushed(&disk.0.join("store/value-log"), 1100 * 50_000);
     let events = "mesa_webhook_outbox_events";
     block_until("the outbox has events", || http.metric(events) > 0);
     let end = Instant::now() + 2 * FULL_DELAY;

@@ -72,9 +72,9 @@ fn dispatch_after_failed_write_or_sync_is_not_answered() {
 /// Calls are counted per thread. The commit thread writes both `mark` and the WAL in each commit, `mark` first. So `mark` is
 /// a case of its own.
 const CALLS: &[(&str, &str, bool)] = &[
-    ("journal", "pwrite64", true),
-    ("journal", "fdatasync", true),
-    ("journal", "pwrite64,fdatasync", true),
+    ("wal", "pwrite64", true),
+    ("wal", "fdatasync", true),
+    ("wal", "pwrite64,fdatasync", true),
     ("mark", "pwrite64", true),
     ("log/db", "pwrite64", false),
     ("log/db", "sync_file_range", false),
@@ -107,7 +107,7 @@ fn flush_with_failing_write_or_sync_stops_server_and_keeps_entries() {
     for (call, when) in [("pwrite64", 1), ("pwrite64", 3), ("fdatasync", 1)] {
         fixture.copy_to(&home);
         // A started server appends blocks to a new file of the value log, not to the last one.
-        let last = files(&home, "inbox").into_iter().next_back().expect("a file of the value log");
+        let last = files(&home, "value-log").into_iter().next_back().expect("a file of the value log");
         let number = last.file_name().and_then(|name| u64::from_str_radix(name.to_str()?, 16).ok()).expect("a number");
         let next = BTreeSet::from([last.with_file_name(format!("{:016x}", number + 1))]);
         let fault = Fault { call: call.into(), effect: "error=EIO", when, permanent: false };
@@ -127,7 +127,7 @@ fn flush_with_failing_write_or_sync_stops_server_and_keeps_entries() {
 ///
 /// A failed sync is final, whatever its error.
 fn is_full_disk(file: &str, fault: &Fault) -> bool {
-    fault.effect == "error=ENOSPC" && fault.call.starts_with("pwrite64") && ["journal", "mark"].contains(&file)
+    fault.effect == "error=ENOSPC" && fault.call.starts_with("pwrite64") && ["wal", "mark"].contains(&file)
 }
 
 struct Outcome {

@@ -212,7 +212,7 @@ impl Inspection {
         let gaps = self.reader.take_lost_keys();
         for LostKeys { table, from, to } in gaps {
             let (place, range) = match table {
-                Table::Log => ("inbox", range_label(&from, &to, &user_label)),
+                Table::Log => ("value-log", range_label(&from, &to, &user_label)),
                 Table::Users => ("users", range_label(&from, &to, &user_label)),
                 Table::Meta => ("meta", range_label(&from, &to, &user_label)),
                 Table::Ids => ("ids", range_label(&from, &to, &record_label)),
@@ -275,7 +275,7 @@ impl Inspection {
         for (number, value) in &records {
             if *number != next {
                 is_complete = false;
-                self.report("journal", record_range(next, number - 1), "missing");
+                self.report("wal", record_range(next, number - 1), "missing");
             }
             first = first.or(Some(*number));
             (next, count) = (number + 1, count + 1);
@@ -284,12 +284,12 @@ impl Inspection {
         }
         if synced >= next {
             is_complete = false;
-            self.report("journal", record_range(next, synced), "missing, although synced");
+            self.report("wal", record_range(next, synced), "missing, although synced");
         }
         if !is_complete {
             for part in self.reader.unreadable().to_vec() {
                 let key = format!("{}, bytes {} to {}", part.file, part.from, part.to);
-                self.report("journal", key, "nothing in this range can be read");
+                self.report("wal", key, "nothing in this range can be read");
             }
         }
         self.facts.records = first.map(|first| (first, next - 1, count));
@@ -299,10 +299,10 @@ impl Inspection {
         let key = format!("record {number}");
         let (namespace, decoded) = self.wal_events.add_record(value);
         if let Err(what) = decoded {
-            self.report("journal", key.clone(), what);
+            self.report("wal", key.clone(), what);
         }
         if self.facts.namespace.is_some() && namespace.is_some_and(|namespace| namespace != self.namespace()) {
-            self.report("journal", key, "it belongs to another namespace");
+            self.report("wal", key, "it belongs to another namespace");
         }
     }
 
@@ -351,7 +351,7 @@ impl Inspection {
         if over > 0 {
             let what =
                 format!("{over} entries without a location were not read, because the others fill 512 MiB of memory");
-            self.report("inbox", String::new(), what);
+            self.report("value-log", String::new(), what);
         }
         Ok(())
     }

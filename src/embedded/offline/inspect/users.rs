@@ -57,7 +57,7 @@ pub struct UserWalk<'a> {
 pub fn invalid_keys(reader: &OfflineReader) -> std::io::Result<Vec<Damage>> {
     let mut invalid = Vec::new();
     let tables =
-        [(Table::Users, "users", "it is not a user id"), (Table::Log, "inbox", "it is not the key of a block")];
+        [(Table::Users, "users", "it is not a user id"), (Table::Log, "value-log", "it is not the key of a block")];
     for (table, place, what) in tables {
         let user = if table == Table::Log { block_owner } else { user_of };
         for key in reader.keys(table) {
@@ -140,7 +140,7 @@ impl UserWalk<'_> {
         for (seq, expires_s, payload) in self.orphan_entries.get(user).into_iter().flatten() {
             if !assembly.add_orphan_entry(*seq, *expires_s, payload.clone()) {
                 let what = "two different entries have this sequence; the first is used";
-                self.damage_found.push(damage(user, "journal", format!("entry {seq}"), what));
+                self.damage_found.push(damage(user, "wal", format!("entry {seq}"), what));
             }
         }
         assembly.skip_lossy_restarts(self.lossy_restarts);
@@ -213,7 +213,7 @@ impl UserWalk<'_> {
                 return None;
             }
             Err(error) => {
-                self.damage_found.push(damage(user, "inbox", part(), error));
+                self.damage_found.push(damage(user, "value-log", part(), error));
                 return None;
             }
         };
@@ -221,7 +221,7 @@ impl UserWalk<'_> {
             entry.owner == user.as_bytes() && entry.namespace == self.namespace
         };
         if !entries.iter().all(is_own) {
-            self.damage_found.push(damage(user, "inbox", part(), "it belongs to another user"));
+            self.damage_found.push(damage(user, "value-log", part(), "it belongs to another user"));
             return None;
         }
         let parts =
