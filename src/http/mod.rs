@@ -57,7 +57,8 @@ impl Http {
     #[must_use]
     pub fn new(api: Api) -> Self {
         let api = Arc::new(api);
-        Self { router: router(api.clone()), api, stopping: Arc::default() }
+        let stopping = Arc::default();
+        Self { router: router(api.clone(), &stopping), api, stopping }
     }
 
     /// Ends streams of dispatches, once the results of all lines that were read are sent.
@@ -78,26 +79,20 @@ impl Http {
         if let Err(error) = head::check(&request, self.api.local_only) {
             return self.reject(ApiError::from(error));
         }
-        // Dispatches bypass the router, which was about a tenth of the cost of a dispatch.
-        if request.method() == Method::POST && request.uri().path() == dispatch::PATH {
-            let response = match auth::check_api_key(&self.api, caller, request.headers()).await {
-                Ok(()) => match parameters::check(request.uri().query(), &[]) {
-                    Ok(()) => dispatch::dispatch(&self.api, &self.stopping, request).await,
-                    Err(error) => Err(error),
-                },
-                Err(error) => Err(error),
-            };
-            let response = response.unwrap_or_else(IntoResponse::into_response);
-            auth::count_response(&self.api, response.status());
-            return response;
-        }
         if let Err(error) = head::check_query(request.uri().query()) {
             return self.reject(error);
         }
         request.extensions_mut().insert(caller.clone());
-        match tokio::time::timeout(REQUEST_TIMEOUT, self.router.clone().oneshot(request.map(Body::new))).await {
+        // A stream of dispatches has no time limit, and the body of a single dispatch has its own.
+        let is_dispatch = request.method() == Method::POST && request.uri().path() == dispatch::PATH;
+        let response = self.router.clone().oneshot(request.map(Body::new));
+        if is_dispatch {
+            let Ok(response) = response.await;
+            return response;
+        }
+        match tokio::time::timeout(REQUEST_TIMEOUT, response).await {
             Ok(Ok(response)) => response,
-            Err(_) => ApiError::TooSlow.into_response(),
+            Err(_) => self.reject(ApiError::TooSlow),
         }
     }
 
@@ -108,11 +103,15 @@ impl Http {
     }
 }
 
-fn router(api: Arc<Api>) -> Router {
+fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
+    let (dispatch_api, stopping) = (api.clone(), stopping.clone());
+    let dispatch = move |request: Request<Body>| {
+        let (api, stopping) = (dispatch_api.clone(), stopping.clone());
+        async move { dispatch::dispatch(&api, &stopping, request).await }
+    };
     let events = |api, query, headers| std::future::ready(sse::events(api, query, headers));
     let guarded = Router::new()
-        // `respond` handles its POST. This route returns 405 and `Allow` for all other methods.
-        .route(dispatch::PATH, post(|| async { ApiError::MethodNotAllowed }))
+        .route(dispatch::PATH, post(dispatch))
         .route("/v1/backup", get(backup::backup))
         .route("/v1/events", get(events))
         .route("/v1/users", get(users::list))

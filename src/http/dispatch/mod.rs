@@ -15,8 +15,7 @@ mod tests;
 use std::{error::Error, io, sync::Arc};
 
 use axum::{
-    BoxError,
-    body::{Bytes, HttpBody},
+    body::Body,
     http::{HeaderMap, Request, StatusCode, header},
     response::Response,
 };
@@ -30,15 +29,11 @@ use request::DispatchRequest;
 /// Path of the endpoint.
 pub(super) const PATH: &str = "/v1/dispatch";
 
-pub(super) async fn dispatch<B>(
+pub(super) async fn dispatch(
     api: &Arc<Api>,
     stopping: &watch::Sender<bool>,
-    request: Request<B>,
-) -> Result<Response, ApiError>
-where
-    B: HttpBody<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
     check_encoding(request.headers())?;
     match body_form(request.headers())? {
         Form::Json => dispatch_one(api, request.into_body()).await,
@@ -46,11 +41,7 @@ where
     }
 }
 
-async fn dispatch_one<B>(api: &Api, body: B) -> Result<Response, ApiError>
-where
-    B: HttpBody<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
+async fn dispatch_one(api: &Api, body: Body) -> Result<Response, ApiError> {
     let bytes_max = api.limits.request_bytes;
     // The timeout sets no timer for a body that has arrived already.
     let body = tokio::time::timeout(super::BODY_TIMEOUT, Limited::new(body, bytes_max).collect()).await;

@@ -9,7 +9,6 @@
 
 use std::{
     future::{pending, poll_fn},
-    pin::Pin,
     sync::Arc,
     task::Poll,
     time::Duration,
@@ -17,7 +16,7 @@ use std::{
 
 use axum::{
     BoxError,
-    body::{Body, Bytes, HttpBody},
+    body::{Body, Bytes},
     http::{HeaderValue, Request, header},
     response::Response,
 };
@@ -49,15 +48,11 @@ const LINE_TIMEOUT: Duration = Duration::from_secs(30);
 const LINGER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Responds to a stream at once, with a body that continues while lines arrive.
-pub(super) async fn open<B>(
+pub(super) async fn open(
     api: Arc<Api>,
     stopping: watch::Receiver<bool>,
-    request: Request<B>,
-) -> Result<Response, ApiError>
-where
-    B: HttpBody<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
     let expects_continue = request.headers().contains_key(header::EXPECT);
     let mut stream = NdjsonStream::new(api, stopping, request.into_body());
     if expects_continue {
@@ -78,9 +73,9 @@ where
 }
 
 /// Holds the state of one stream.
-struct NdjsonStream<B> {
+struct NdjsonStream {
     api: Arc<Api>,
-    body: Pin<Box<B>>,
+    body: Body,
     lines: LineSplitter,
     /// Batch that is being collected.
     next: Batch,
@@ -110,14 +105,10 @@ enum StreamEnd {
     ByServer,
 }
 
-impl<B> NdjsonStream<B>
-where
-    B: HttpBody<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    fn new(api: Arc<Api>, stopping: watch::Receiver<bool>, body: B) -> Self {
+impl NdjsonStream {
+    fn new(api: Arc<Api>, stopping: watch::Receiver<bool>, body: Body) -> Self {
         Self {
-            body: Box::pin(body),
+            body,
             lines: LineSplitter::new(api.limits.request_bytes),
             next: Batch::default(),
             deferred: None,
@@ -235,11 +226,7 @@ impl InFlight {
 }
 
 /// Reads the next data of a body; `None` at its end or on an error.
-async fn chunk<B>(body: &mut Pin<Box<B>>) -> Option<Bytes>
-where
-    B: HttpBody<Data = Bytes>,
-    B::Error: Into<BoxError>,
-{
+async fn chunk(body: &mut Body) -> Option<Bytes> {
     loop {
         match body.frame().await? {
             // Trailers are ignored.
@@ -249,7 +236,7 @@ where
                 }
             }
             Err(error) => {
-                tracing::debug!(error = %error.into(), "a stream of dispatches could not be read to its end");
+                tracing::debug!(%error, "a stream of dispatches could not be read to its end");
                 return None;
             }
         }

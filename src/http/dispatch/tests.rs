@@ -49,8 +49,9 @@ struct TestStream {
 async fn open(http: &Http) -> TestStream {
     let (lines, mut body) = mpsc::channel(1);
     let pieces = stream::poll_fn(move |cx| body.poll_recv(cx));
-    let frames =
-        futures_util::StreamExt::map(pieces, |piece: &str| Ok::<_, Infallible>(Frame::data(Bytes::from(piece))));
+    let frames = futures_util::StreamExt::map(pieces, |piece: &str| {
+        Ok::<_, Infallible>(Frame::data(axum::body::Bytes::from(piece)))
+    });
     let request = Request::post(PATH)
         .header(header::AUTHORIZATION, format!("Bearer {KEY}"))
         .header(header::HOST, "localhost")
