@@ -161,8 +161,13 @@ impl<'a> Runner<'a> {
             // The creation of a store must survive faults too.
             (0..CREATION_KILLS).for_each(|_| self.kill_during_start());
         }
-        let actors = workload::start(&self.context, &self.next, &mut self.random);
         let mut result = Ok(());
+        // Nothing is pending between two rounds. The next server must still continue every sequence.
+        if self.server.is_some() && self.rounds.is_multiple_of(2) {
+            let fault = (self.scenario.choose_fault)(&mut self.random);
+            result = self.inject(fault);
+        }
+        let actors = workload::start(&self.context, &self.next, &mut self.random);
         while result.is_ok() && self.stats.faults() < faults {
             result = self.run_until_fault();
         }
