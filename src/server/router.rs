@@ -75,10 +75,12 @@ pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
         let response = serve_websocket(&context, &permits, &stopping, request);
         async move { Ok::<_, Infallible>(response) }
     }));
-    let api = any_service(service_fn(move |request: Request| {
+    let api = any_service(service_fn(move |mut request: Request| {
         let http = http.clone();
         // Each request counts as a connection, because its connection is unknown here.
         let caller = Caller::new(request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip()));
+        // The path that this router matched would become a part of the path that the router of the API matches.
+        request.extensions_mut().clear();
         async move { Ok::<_, Infallible>(http.respond(&caller, request).await) }
     }));
     let routes = ["/v1/{*rest}", "/healthz", "/readyz", "/metrics"];

@@ -55,6 +55,10 @@ async fn attached_server_serves_clients_and_api_next_to_other_routes() {
         assert_eq!(result.online, 1);
         assert_eq!(next(&mut alice).await, large);
         assert_eq!(reqwest::get(format!("http://{address}/socket")).await.unwrap().status(), 426);
+        for path in ["/v1/users?limit=1", "/v1/users/alice", "/v1/users/alice/messages?limit=1"] {
+            let request = reqwest::Client::new().get(format!("http://{address}{path}")).bearer_auth(KEY);
+            assert_eq!(request.send().await.unwrap().status(), 200, "{path}");
+        }
 
         stop.send(()).unwrap();
         assert_eq!(wait_for_close(&mut alice).await.0, 1001);
