@@ -79,12 +79,13 @@ impl Http {
         if let Err(error) = head::check(&request, self.api.local_only) {
             return self.reject(ApiError::from(error));
         }
-        if let Err(error) = head::check_query(request.uri().query()) {
+        // A stream of dispatches has no time limit, and the body of a single dispatch has its own. The parameters of a
+        // dispatch are checked after its API key.
+        let is_dispatch = request.method() == Method::POST && request.uri().path() == dispatch::PATH;
+        if !is_dispatch && let Err(error) = head::check_query(request.uri().query()) {
             return self.reject(error);
         }
         request.extensions_mut().insert(caller.clone());
-        // A stream of dispatches has no time limit, and the body of a single dispatch has its own.
-        let is_dispatch = request.method() == Method::POST && request.uri().path() == dispatch::PATH;
         let response = self.router.clone().oneshot(request.map(Body::new));
         if is_dispatch {
             let Ok(response) = response.await;
@@ -92,7 +93,7 @@ impl Http {
         }
         match tokio::time::timeout(REQUEST_TIMEOUT, response).await {
             Ok(Ok(response)) => response,
-            Err(_) => self.reject(ApiError::TooSlow),
+            Err(_) => ApiError::TooSlow.into_response(),
         }
     }
 

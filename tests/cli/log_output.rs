@@ -6,7 +6,6 @@ use std::{
     fs::{self, File},
     io::{PipeWriter, Read as _},
     process::{Command, Stdio},
-    time::{Duration, Instant},
 };
 
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -21,6 +20,7 @@ use crate::{
         http::Http,
         server::{Home, Process, Server},
         socket::connect_websocket,
+        wait::block_until,
     },
 };
 
@@ -33,12 +33,10 @@ fn start_with_log(home: &Home, log: impl Into<Stdio>) -> Server {
 
 /// Waits until a pipe is full: the bytes in it vary, because a line that does not fit into a page begins the next one.
 fn wait_until_full(pipe: &PipeWriter) {
-    let end = Instant::now() + WAIT_TIMEOUT;
     let no_time = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-    while rustix::event::poll(&mut [PollFd::new(pipe, PollFlags::OUT)], Some(&no_time)).expect("a pipe") > 0 {
-        assert!(Instant::now() < end, "expected a full pipe within {WAIT_TIMEOUT:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    block_until("a full pipe", || {
+        rustix::event::poll(&mut [PollFd::new(pipe, PollFlags::OUT)], Some(&no_time)).expect("a pipe") == 0
+    });
 }
 
 fn pipe() -> (std::io::PipeReader, PipeWriter) {
@@ -67,11 +65,7 @@ fn assert_serves(server: &Server) {
 /// Waits until the server has counted a dropped log line.
 fn wait_for_dropped_line(server: &Server) {
     let mut http = Http::connect(server.address).expect("a connection");
-    let end = Instant::now() + WAIT_TIMEOUT;
-    while http.metric("mesa_log_lines_dropped_total") == 0 {
-        assert!(Instant::now() < end, "expected a dropped log line within {WAIT_TIMEOUT:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    block_until("a dropped log line", || http.metric("mesa_log_lines_dropped_total") > 0);
 }
 
 #[tokio::test]
@@ -114,7 +108,7 @@ async fn server_with_log_at_file_size_limit_serves_and_stops_cleanly() {
 
 #[tokio::test]
 async fn server_with_stalled_log_reader_serves_and_stops_cleanly() {
-    // At debug no line is suppressed, and the frames of 433 clients fill a pipe.
+    // At debug no line is suppressed, and a thousand malformed frames fill a pipe.
     let home = Home::with_settings("log: { level: 'mesa=debug' },");
     let (reader, writer) = pipe();
     let server = start_with_log(&home, writer.try_clone().expect("a copy of the pipe"));

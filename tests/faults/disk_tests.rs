@@ -197,3 +197,41 @@ fn mounted_disk_supports_locks_and_loses_unsynced_changes() {
     fs::remove_dir(disk.path("a")).unwrap();
     assert_eq!(disk.bytes(), 6);
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn power_cut_at_a_copy_removes_later_changes_and_reuses_no_inode() {
+    use std::{fs, os::unix::fs::MetadataExt as _};
+
+    use crate::fuse_disk::MountedDisk;
+
+    let Ok(disk) = MountedDisk::new() else {
+        assert!(std::env::var_os("CI").is_none(), "FUSE is not available");
+        eprintln!("FUSE is not available: the copy of a mounted disk was NOT tested");
+        return;
+    };
+    let mut random = Random::from_seed(1);
+    fs::write(disk.path("earlier"), b"x").unwrap();
+    let earlier = fs::metadata(disk.path("earlier")).unwrap().ino();
+    // The changes are: a file, its contents, its sync, the sync of its name, and further contents.
+    disk.empty_and_copy_after(4);
+    assert_eq!(fs::read_dir(disk.root()).unwrap().count(), 0);
+    let file = fs::File::create(disk.path("file")).unwrap();
+    for contents in [b"first", b"other"] {
+        std::os::unix::fs::FileExt::write_all_at(&file, contents, 0).unwrap();
+        if contents == b"first" {
+            file.sync_data().unwrap();
+            fs::File::open(disk.root()).unwrap().sync_all().unwrap();
+            assert_eq!(disk.changes(), 4);
+        } else {
+            file.sync_data().unwrap();
+        }
+    }
+    drop(file);
+    assert_eq!(disk.cut_power_at_copy(PowerCut::LoseAll, &mut random), Some(Losses::default()));
+    assert_eq!(fs::read(disk.path("file")).unwrap(), b"first");
+    assert_eq!(disk.cut_power_at_copy(PowerCut::LoseAll, &mut random), None);
+    fs::write(disk.path("later"), b"x").unwrap();
+    let inos = ["file", "later"].map(|name| fs::metadata(disk.path(name)).unwrap().ino());
+    assert!(earlier < inos[0] && inos[0] < inos[1], "expected new inode numbers, got {earlier} and {inos:?}");
+}

@@ -30,11 +30,11 @@ use std::{path::Path, process::ExitCode};
 
 const HELP: &str = "\
 faults                   all short forms
-faults kills [N]         N kills at random moments, under load and during start
+faults kills [N]         N kills at random moments: under load, during start, and while nothing is pending
 faults interval [N]      the same with `store.durability: { interval: 100 }`
 faults power [N]         N power cuts, on a simulated disk that loses unsynced changes
 faults soak [MINUTES]    a random fault of any kind every 5 s
-faults first-start       a power cut after each change of a first start, in three ways
+faults first-start       a power cut after each change of a first start
 faults failpoints [NAME] seeded bugs that must be found (needs `--features failpoints`)
 faults flush [N]         N kills, then N power cuts, on servers that flush early (needs the same)
 faults check FILE        check a history
@@ -59,6 +59,10 @@ fn main() -> ExitCode {
         ["flush"] => scenarios::flush(None),
         ["flush", faults] => scenarios::flush(Some(faults)),
         [scenarios::FIRST_START] => scenarios::first_start(),
+        [scenarios::FIRST_START, ..] => {
+            eprintln!("{} has no length; use: faults {0}", scenarios::FIRST_START);
+            ExitCode::from(2)
+        }
         [name, ref rest @ ..] if scenarios::NAMES.contains(&name) => scenarios::long(name, rest.first().copied()),
         // `cargo test FILTER` passes its filter to every test program.
         _ => scenarios::short(&args),

@@ -207,7 +207,7 @@ pub(in crate::embedded) fn try_lock(mut lock: &File) -> io::Result<Option<String
         Err(TryLockError::Error(error)) => Err(error),
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            // The content is used only in the error message. Zero bytes are from a power cut.
+            // The content is used only in the error message. The holder may not have replaced zero bytes that a power cut left.
             _ = lock.rewind().and_then(|()| lock.read_to_string(&mut holder));
             Ok(Some(holder.trim_matches(|char: char| char.is_whitespace() || char == '\0').to_owned()))
         }

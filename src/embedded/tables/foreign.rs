@@ -77,9 +77,9 @@ fn is_store(path: &Path) -> bool {
         || [WAL, VALUE_LOG].iter().all(|name| path.join(name).is_dir())
 }
 
-/// Returns whether a lock file was written by mesa: it is empty, or holds a process id.
+/// Returns whether a lock file may be one of mesa: it has only digits, white space and zero bytes.
 ///
-/// A power cut can leave zero bytes in place of the process id, because lock files are not synced.
+/// A lock file holds a process id. It is not synced, so a power cut can leave zero bytes in its place.
 fn is_mesa_lock(file: &Path) -> bool {
     if !fs::metadata(file).is_ok_and(|lock| lock.is_file() && lock.len() <= LOCK_BYTES_MAX) {
         return false;

@@ -264,7 +264,7 @@ impl Committer {
         match self.durability {
             Durability::Always if commit.has_replies => self.sync(),
             Durability::Always => Ok(()),
-            // No more messages may be without durability, because a log skips only this many sequences.
+            // A log skips only this many sequences after a lossy restart, so no more answered messages may be not durable.
             _ if self.not_durable >= SEQUENCE_RESERVE => self.sync(),
             // The first entry of a log after a lossy restart must be durable: see `lossy_restarts`.
             _ if commit.first_entries => self.sync(),

@@ -44,10 +44,6 @@ struct Disk {
 }
 
 impl Disk {
-    fn new(copy_at: Option<u64>) -> Self {
-        Self { tree: Tree::new(), changes: 0, copy_at, copy: None }
-    }
-
     /// Replaces the tree.
     fn set_tree(&mut self, mut tree: Tree) {
         tree.skip_inos_of(&self.tree);
@@ -72,7 +68,7 @@ impl MountedDisk {
     /// If FUSE is not available or not permitted.
     pub fn new() -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("mesa-disk-").tempdir()?;
-        let disk = Arc::new(Mutex::new(Disk::new(None)));
+        let disk = Arc::new(Mutex::new(Disk { tree: Tree::new(), changes: 0, copy_at: None, copy: None }));
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("mesa-faults".into()), MountOption::NoAtime];
         let session = fuser::spawn_mount(Adapter(disk.clone()), directory.path(), &config)?;
@@ -92,24 +88,23 @@ impl MountedDisk {
     /// Empties the disk, and copies it after `changes` further changes, for [`cut_power_at_copy`](Self::cut_power_at_copy).
     pub fn empty_and_copy_after(&self, changes: u64) {
         let mut disk = lock(&self.disk);
-        let used = std::mem::replace(&mut *disk, Disk::new(Some(changes)));
-        disk.tree.skip_inos_of(&used.tree);
+        disk.set_tree(Tree::new());
+        (disk.changes, disk.copy_at, disk.copy) = (0, Some(changes), None);
     }
 
-    /// Returns the number of changes since the disk was emptied: writes, changes of names and lengths, and syncs.
+    /// Returns the number of changes since the disk was created or emptied: writes, changes of names and lengths, and syncs.
     pub fn changes(&self) -> u64 {
         lock(&self.disk).changes
     }
 
-    /// Simulates a power cut at the time of the copy, or now if there were too few changes for a copy.
+    /// Simulates a power cut at the time of the copy. `None` if there were too few changes for a copy.
     ///
     /// No living process may have files open on the disk.
-    pub fn cut_power_at_copy(&self, cut: PowerCut, random: &mut Random) -> Losses {
+    pub fn cut_power_at_copy(&self, cut: PowerCut, random: &mut Random) -> Option<Losses> {
         let mut disk = lock(&self.disk);
-        if let Some(copy) = disk.copy.take() {
-            disk.set_tree(copy);
-        }
-        disk.tree.cut_power(cut, random)
+        let copy = disk.copy.take()?;
+        disk.set_tree(copy);
+        Some(disk.tree.cut_power(cut, random))
     }
 
     /// Returns the bytes of all files on it.

@@ -86,6 +86,22 @@ impl Runner<'_> {
         Ok(())
     }
 
+    /// Kills the server between two rounds, or cuts the power. The next server must continue every sequence.
+    pub(super) fn kill_idle_server(&mut self) -> Result<(), String> {
+        let Some(server) = &self.server else { return Ok(()) };
+        // Acknowledgements are durable with the next dispatch. Without it, messages of the last round would be pending again.
+        let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
+        let status = http.try_dispatch(&serde_json::json!({ "last": true }), &["user-without-client".to_owned()]);
+        match status.map_err(|error| error.to_string())? {
+            200 if self.scenario.simulated_disk => {
+                let cut = any_power_cut(&mut self.random);
+                self.inject(Fault::PowerCut(cut))
+            }
+            200 => self.inject(Fault::Kill),
+            status => Err(format!("expected status 200 for a dispatch, got {status}")),
+        }
+    }
+
     fn kill(&mut self, kind: &str) {
         let Some(server) = self.server.take() else { return };
         self.record(&Event::Fault { server: self.server_number, kind: kind.into() });

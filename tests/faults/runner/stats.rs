@@ -101,7 +101,7 @@ impl Stats {
         let ready = [50, 99, 100].map(|percent| self.ready_percentile(percent).map_or(0.0, milliseconds));
         _ = write!(
             std::io::stderr(),
-            "{name}: seed {seed}, {:.1} s\n  faults: {} kills under load, {} during start, {} SIGTERM, {} pauses, {} \
+            "{name}: seed {seed}, {:.1} s\n  faults: {} kills of running servers, {} during start, {} SIGTERM, {} pauses, {} \
              disconnects\n  backends: {accepted} of {dispatches} dispatches accepted ({entries} entries), {unanswered} \
              attempts unanswered, {rejected} rejected, {duplicates} duplicates\n  clients: {received} messages received over \
              {connections} connections, {repeats} of them again; {heartbeat_acks} acknowledged heartbeats; {resumed} \

@@ -254,7 +254,7 @@ impl Inspection {
         let mut records: Vec<(u64, Bytes)> =
             self.reader.records().map(|(number, value)| (number, value.clone())).collect();
         let flushed = self.facts.flushed;
-        // Unsynced records after a missing one were left by a crash. The server discards them.
+        // Records above the sync watermark that follow a missing one were left by a crash. The server discards them.
         let mut next = flushed + 1;
         records.retain(|(number, _)| {
             let is_contiguous = *number == next || next <= synced;
