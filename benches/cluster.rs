@@ -1,8 +1,9 @@
 //! Measures a dispatch to one server for a client of another server, over one Redis.
 //!
-//! Reports the time until the client has the message, and the throughput with 50 dispatches in flight. The same work is done
-//! on one embedded server, and on a server of the original Mesa (`@cryb/mesa`) with its Dispatcher on the same Redis. They
-//! take turns within one run. Needs `redis-server`; the original needs Node and `npm ci` in `tests/node_clients`.
+//! Reports the time until the client has the message, and the throughput with 50 dispatches in flight. The same work is
+//! done on one embedded server, and on a server of the original Mesa (`@cryb/mesa`) with its Dispatcher on the same
+//! Redis. They take turns within one run. Needs `redis-server`; the original needs Node and `npm ci` in
+//! `tests/node_clients`.
 #![allow(missing_docs)]
 
 #[path = "../tests/support/redis.rs"]

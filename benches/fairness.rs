@@ -1,7 +1,7 @@
 //! Measures how much replays delay live messages.
 //!
-//! 20 clients read a backlog of 100,000 messages each as fast as possible, repeatedly. Meanwhile 100 other users receive live
-//! messages.
+//! 20 clients read a backlog of 100,000 messages each as fast as possible, repeatedly. Meanwhile 100 other users
+//! receive live messages.
 #![allow(missing_docs)]
 
 mod support;

@@ -1,6 +1,7 @@
 //! Failpoints: seeded bugs that the fault tests (`tests/faults`) must find.
 //!
-//! They exist only with the cargo feature `failpoints`, which no release has. Without the feature, calls compile to nothing.
+//! They exist only with the cargo feature `failpoints`, which no release has. Without the feature, calls compile to
+//! nothing.
 
 macro_rules! failpoints {
     ($($(#[doc = $help:literal])+ $name:ident,)+) => {

@@ -2,11 +2,11 @@
 //!
 //! A backend dispatches a message to user ids. With `sync.enabled`, online users receive it at once, and offline users
 //! receive it in order when they reconnect, also after a power cut. The server is one binary with an embedded store.
-//! WebSocket and HTTP share one port. The Redis protocol, for Dispatchers and Portals of the original Mesa (`@cryb/mesa`), has
-//! a port of its own, which is off by default. Clients of the original connect unchanged.
+//! WebSocket and HTTP share one port. The Redis protocol, for Dispatchers and Portals of the original Mesa
+//! (`@cryb/mesa`), has a port of its own, which is off by default. Clients of the original connect unchanged.
 //!
-//! The crate is a program (`mesa serve`, see the README) and a library: a server that runs inside your program, clients, and
-//! backends.
+//! The crate is a program (`mesa serve`, see the README) and a library: a server that runs inside your program,
+//! clients, and backends.
 //!
 //! ```no_run
 //! # #[tokio::main] async fn main() -> Result<(), mesa::server::ServerError> {
@@ -24,9 +24,9 @@
 //! The [`guide`] has a chapter for each task, with examples that run as tests. [`guide::migration`] has a table of the
 //! original's names.
 //!
-//! The public interface has types of other crates: `TcpListener` of tokio, `Value`, `Map` and `RawValue` of `serde_json`,
-//! `Request` of http, and `axum::Router`, which [`server::Builder::attach`] returns. [`client::Client`] and [`portal::Portal`]
-//! implement the trait `Stream` of the futures crates. All futures need a tokio runtime.
+//! The public interface has types of other crates: `TcpListener` of tokio, `Value`, `Map` and `RawValue` of
+//! `serde_json`, `Request` of http, and `axum::Router`, which [`server::Builder::attach`] returns. [`client::Client`]
+//! and [`portal::Portal`] implement the trait `Stream` of the futures crates. All futures need a tokio runtime.
 //!
 //! # Modules
 //!
@@ -67,9 +67,10 @@
 //!
 //! # Design
 //!
-//! *The log is the queue.* Every synced message is appended to its recipients' logs, and delivered from there. A session is
-//! a cursor on its user's log. An offline user has no session, a slow client's cursor moves late, and a half-open
-//! connection's cursor does not move. Online users have no second path, and no client has a queue that could grow.
+//! *The log is the queue.* Every synced message is appended to its recipients' logs, and delivered from there. A
+//! session is a cursor on its user's log. An offline user has no session, a slow client's cursor moves late, and a
+//! half-open connection's cursor does not move. Online users have no second path, and no client has a queue that could
+//! grow.
 //!
 //! # Invariants
 //!
@@ -88,9 +89,9 @@
 //!
 //! # What a crash may lose
 //!
-//! With [`Durability::Always`](config::Durability::Always) no answered dispatch is lost. Acknowledgements and webhook events
-//! are written with the next commit, at most about 20 ms later. If the process dies before, the acknowledged messages are
-//! delivered again, and those events are lost.
+//! With [`Durability::Always`](config::Durability::Always) no answered dispatch is lost. Acknowledgements and webhook
+//! events are written with the next commit, at most about 20 ms later. If the process dies before, the acknowledged
+//! messages are delivered again, and those events are lost.
 
 pub mod auth;
 pub mod client;

@@ -1,7 +1,7 @@
 //! A chat room, built on the server of this crate. Offline members receive messages later. The token is the name.
 //!
-//! Start it with `cargo run --example chat -- 127.0.0.1:4000 data/chat`. Then open `page/index.html`, or run
-//! `cargo run -- connect --as alice` and `--as bob` in two terminals. `{"t":"CHAT","d":{"text":"hello"}}` sends a message.
+//! Start it with `cargo run --example chat -- 127.0.0.1:4000 data/chat`. Then open `page/index.html`, or run `cargo run
+//! -- connect --as alice` and `--as bob` in two terminals. `{"t":"CHAT","d":{"text":"hello"}}` sends a message.
 
 use std::{collections::BTreeSet, env, error::Error, sync::Mutex};
 

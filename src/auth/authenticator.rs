@@ -47,16 +47,17 @@ pub enum AuthError {
 
 /// Authenticates clients.
 pub trait Authenticator: Send + Sync + 'static {
-    /// Authenticates a client. `data` is the `d` of its authentication frame: a JSON object that the application passed.
+    /// Authenticates a client. `data` is the `d` of its authentication frame: a JSON object that the application
+    /// passed.
     ///
     /// The server drops the future when the connection closes, or after `authentication.timeout`.
     fn authenticate<'a>(&'a self, data: &'a Map<String, Value>) -> BoxFuture<'a, Result<Identity, AuthError>>;
 
     /// Authenticates data in which a string has a lone surrogate.
     ///
-    /// Called in place of [`authenticate`](Self::authenticate). `data` has U+FFFD in place of the surrogate, so two different
-    /// strings may become equal. `text` is the data as JSON, as the client sent it. The server itself rejects a token with a
-    /// lone surrogate.
+    /// Called in place of [`authenticate`](Self::authenticate). `data` has U+FFFD in place of the surrogate, so two
+    /// different strings may become equal. `text` is the data as JSON, as the client sent it. The server itself rejects
+    /// a token with a lone surrogate.
     fn authenticate_text<'a>(
         &'a self,
         data: &'a Map<String, Value>,

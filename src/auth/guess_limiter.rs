@@ -1,12 +1,13 @@
 //! Limits brute-force guesses of API keys and passwords, with a leaky bucket per network address.
 //!
-//! The reply to a wrong secret is delayed: by 100 ms for the first one, and doubled for each further one up to 2 s. Each
-//! wrong secret, except a repeat of the latest four, adds one to the bucket of its address. While the bucket is full, secrets of the address are not
-//! compared. A connection that has presented a valid secret is exempt. Replies to valid secrets are never delayed.
+//! The reply to a wrong secret is delayed: by 100 ms for the first one, and doubled for each further one up to 2 s.
+//! Each wrong secret, except a repeat of the latest four, adds one to the bucket of its address. While the bucket is
+//! full, secrets of the address are not compared. A connection that has presented a valid secret is exempt. Replies to
+//! valid secrets are never delayed.
 //!
-//! A full bucket locks out all clients of the address, for example those behind one proxy. Valid secrets cannot be exempt:
-//! a comparison reveals whether a secret is valid, so the limit would have no effect. Only the size of the bucket can be
-//! chosen:
+//! A full bucket locks out all clients of the address, for example those behind one proxy. Valid secrets cannot be
+//! exempt: a comparison reveals whether a secret is valid, so the limit would have no effect. Only the size of the
+//! bucket can be chosen:
 //!
 //! - An address without a valid secret has no client to lock out. It gets 20 guesses, then 1 per second.
 //! - An address with a valid secret within the last hour gets 100 guesses, then 20 per second. Only a flood locks its
@@ -54,8 +55,8 @@ const DELAY_MAX: Duration = Duration::from_secs(2);
 /// Maximum number of addresses in the table. If none can be removed from a full table, an arbitrary one is replaced.
 const ADDRESSES_MAX: usize = 10_000;
 
-/// Latest wrong secrets of an address, whose repeats are not counted. A backend that repeats one wrong key is not guessing,
-/// and must not lock out other clients of its address.
+/// Latest wrong secrets of an address, whose repeats are not counted. A backend that repeats one wrong key is not
+/// guessing, and must not lock out other clients of its address.
 const LATEST_MAX: usize = 4;
 
 /// Minimum interval of log lines about wrong secrets.

@@ -22,9 +22,9 @@ const RESPONSE_BYTES_MAX: usize = 64 << 10;
 
 /// Posts the client's authentication data to a backend.
 ///
-/// The body is the `d` of the authentication frame as JSON, signed if a secret is configured. A 2xx response has the body
-/// `{"id":"alice","user":{…},"expires":1700000000}`, of which only `id` is required. A 401 or 403 rejects the client. After
-/// any other response, or none, authentication is unavailable.
+/// The body is the `d` of the authentication frame as JSON, signed if a secret is configured. A 2xx response has the
+/// body `{"id":"alice","user":{…},"expires":1700000000}`, of which only `id` is required. A 401 or 403 rejects the
+/// client. After any other response, or none, authentication is unavailable.
 pub struct Webhook {
     http: HttpClient,
     secret: Option<String>,

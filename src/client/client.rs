@@ -80,8 +80,8 @@ impl ClientBuilder {
 
 /// A client that reconnects after its connection broke, or the server closed it with a code that permits a reconnect.
 ///
-/// The delay is [`ClientBuilder::reconnect_interval`], or else the server's `reconnect.interval`. Without either the client does
-/// not reconnect, like the original. The delay doubles after each failed attempt, up to
+/// The delay is [`ClientBuilder::reconnect_interval`], or else the server's `reconnect.interval`. Without either the
+/// client does not reconnect, like the original. The delay doubles after each failed attempt, up to
 /// [`ClientBuilder::reconnect_delay_max`]. The client waits a random time between half of the delay and all of it (jitter), so
 /// that a thousand clients do not reconnect at once.
 ///
@@ -103,14 +103,15 @@ impl ClientBuilder {
 ///
 /// It is a [`Stream`] of [`Event`]s (the trait of the `futures` crates), which ends after the last event.
 ///
-/// **Acknowledgement.** [`Client::next`] acknowledges the event of the previous call. So process a message completely before
-/// the next call: a program that dies before gets the message again. Up to 64 events are read ahead and not acknowledged. A
-/// program that does not call `next` for longer than the heartbeat's timeout is disconnected, unless it resumes.
+/// **Acknowledgement.** [`Client::next`] acknowledges the event of the previous call. So process a message completely
+/// before the next call: a program that dies before gets the message again. Up to 64 events are read ahead and not
+/// acknowledged. A program that does not call `next` for longer than the heartbeat's timeout is disconnected, unless it
+/// resumes.
 ///
-/// **Resuming** ([`Options::after`]). The client counts the sequences, and sends the last one that it has returned whenever it
-/// reconnects. It acknowledges processed messages by op 3, at most every 50 ms. So no message is lost or repeated over broken
-/// connections and a killed server. A program that ends must store the position itself: [`Delivery::position`] of the last
-/// processed message is `after` of the next start.
+/// **Resuming** ([`Options::after`]). The client counts the sequences, and sends the last one that it has returned
+/// whenever it reconnects. It acknowledges processed messages by op 3, at most every 50 ms. So no message is lost or
+/// repeated over broken connections and a killed server. A program that ends must store the position itself:
+/// [`Delivery::position`] of the last processed message is `after` of the next start.
 ///
 /// **Sending.** Messages sent while the client is offline are queued in memory: 1,024 messages or 4 MiB, then
 /// [`ClientError::Full`]. They are sent after the client has reconnected and authenticated. They are not acknowledged: a
@@ -143,8 +144,8 @@ impl Client {
 
     /// Authenticates, now and after each reconnect, and returns the user object.
     ///
-    /// `credentials` is what the server's authenticator expects, most often [`token`](super::token). If the connection breaks
-    /// meanwhile, the call continues on the next one.
+    /// `credentials` is what the server's authenticator expects, most often [`token`](super::token). If the connection
+    /// breaks meanwhile, the call continues on the next one.
     ///
     /// # Errors
     /// Returns [`ClientError::Closed`] if the server rejects the credentials.
@@ -197,8 +198,9 @@ impl Client {
 
     /// Ends the client: sends queued messages, acknowledges processed ones, and closes the connection.
     ///
-    /// Takes 1 s at most; messages not sent by then are lost. An offline client neither sends nor acknowledges: its queued
-    /// messages are lost. If it resumes, [`Options::after`] of the next start acknowledges the processed messages.
+    /// Takes 1 s at most; messages not sent by then are lost. An offline client neither sends nor acknowledges: its
+    /// queued messages are lost. If it resumes, [`Options::after`] of the next start acknowledges the processed
+    /// messages.
     pub async fn disconnect(mut self) {
         self.mark_done();
         let (done, closed) = oneshot::channel();

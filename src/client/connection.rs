@@ -1,13 +1,13 @@
 //! Defines [`Connection`], one connection to a server without reconnecting.
 //!
-//! **Acknowledgement.** The answer (opcode 11) to a heartbeat of the server (opcode 1) acknowledges all messages before the
-//! heartbeat, and the server removes them. [`Connection::next`] answers only when it is called *again* after the last of those
-//! messages. So process a message completely before the next call: a program that dies before gets the message again. The
-//! server disconnects a client that stops calling `next`.
+//! **Acknowledgement.** The answer (opcode 11) to a heartbeat of the server (opcode 1) acknowledges all messages before
+//! the heartbeat, and the server removes them. [`Connection::next`] answers only when it is called *again* after the
+//! last of those messages. So process a message completely before the next call: a program that dies before gets the
+//! message again. The server disconnects a client that stops calling `next`.
 //!
-//! **Resuming.** A program that stores its own position can resume ([`Options::after`]). Every message then has its sequence in
-//! the user's log, [`ConnectionEvent::Resumed`] reports the state of the log, and [`Connection::acknowledge`] acknowledges
-//! messages.
+//! **Resuming.** A program that stores its own position can resume ([`Options::after`]). Every message then has its
+//! sequence in the user's log, [`ConnectionEvent::Resumed`] reports the state of the log, and
+//! [`Connection::acknowledge`] acknowledges messages.
 
 use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Duration};
 
@@ -98,8 +98,8 @@ impl Connection {
 
     /// Authenticates, and returns the user object (empty if the server does not send it).
     ///
-    /// `data` is what the server's authenticator expects, most often [`token`](super::token). Without `should_sync` all pending
-    /// messages of the user count as acknowledged.
+    /// `data` is what the server's authenticator expects, most often [`token`](super::token). Without `should_sync` all
+    /// pending messages of the user count as acknowledged.
     ///
     /// # Errors
     /// Returns [`ClientError::Closed`] if the server closes the connection, which rejects the client, and
@@ -232,7 +232,8 @@ impl Connection {
         self.flush().await
     }
 
-    /// Appends a text to the socket's buffer, and does not wait until it is sent. Cancel-safe: all of the text or nothing.
+    /// Appends a text to the socket's buffer, and does not wait until it is sent. Cancel-safe: all of the text or
+    /// nothing.
     pub(super) async fn write(&mut self, text: String) -> Result<(), ClientError> {
         if self.closed.is_some() {
             return Ok(());

@@ -1,6 +1,7 @@
 //! Drives a reconnecting client in a background task.
 //!
-//! The task connects, authenticates, forwards events, sends messages, and acknowledges events that the program has processed.
+//! The task connects, authenticates, forwards events, sends messages, and acknowledges events that the program has
+//! processed.
 
 use std::{
     collections::VecDeque,

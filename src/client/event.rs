@@ -16,11 +16,12 @@ pub enum ConnectionEvent {
         data: Box<RawValue>,
         /// Type that distinguishes messages of the application.
         kind: Option<String>,
-        /// For a synced message: its position among those redelivered on this connection, from 1. For a client that resumes
-        /// (`after`): its sequence in the user's log.
+        /// For a synced message: its position among those redelivered on this connection, from 1. For a client that
+        /// resumes (`after`): its sequence in the user's log.
         position: Option<u64>,
     },
-    /// The state of the log, for a client that resumes. Precedes the messages that it describes, and is repeated for each gap.
+    /// The state of the log, for a client that resumes. Precedes the messages that it describes, and is repeated for
+    /// each gap.
     Resumed {
         /// First sequence in the log.
         first: Seq,
@@ -31,7 +32,8 @@ pub enum ConnectionEvent {
     },
     /// The connection has ended. Every further call returns this event again.
     Closed {
-        /// Close code of the server, or [`close_code::LOST`](super::close_code::LOST) without one. See [`close_code`](super::close_code).
+        /// Close code of the server, or [`close_code::LOST`](super::close_code::LOST) without one. See
+        /// [`close_code`](super::close_code).
         code: u16,
         /// Reason that the server sent, or the cause of a lost connection.
         reason: String,
@@ -56,8 +58,8 @@ pub enum Event {
     },
     /// A message.
     Message(Delivery),
-    /// The state of the log, for a client that resumes. Precedes the messages that it describes: once after each reconnect, and
-    /// again for each gap.
+    /// The state of the log, for a client that resumes. Precedes the messages that it describes: once after each
+    /// reconnect, and again for each gap.
     Resumed {
         /// First sequence in the log.
         first: Seq,
@@ -128,8 +130,8 @@ pub struct Options {
     pub should_sync: bool,
     /// Resumes after this sequence: the last one that the program has processed, 0 for none.
     ///
-    /// Store it together with the effect of the message, and pass it at the next start. Then no message is lost or repeated. A
-    /// running [`Client`](super::Client) updates it itself.
+    /// Store it together with the effect of the message, and pass it at the next start. Then no message is lost or
+    /// repeated. A running [`Client`](super::Client) updates it itself.
     pub after: Option<Seq>,
     /// Device of the client, which has its own cursor in the log.
     pub device: Option<DeviceId>,

@@ -4,8 +4,8 @@
 //! - [`portals`]: the part of it for portals
 //! - `redis`: the implementation over one Redis (feature `redis`)
 //!
-//! No durable data is sent this way: log entries are read from the log. A broadcast may be lost with the connection. Only
-//! unsynced messages and disconnect requests are broadcasts.
+//! No durable data is sent this way: log entries are read from the log. A broadcast may be lost with the connection.
+//! Only unsynced messages and disconnect requests are broadcasts.
 
 pub mod portals;
 
@@ -47,15 +47,15 @@ pub struct OriginalMessage {
     pub payload: Payload,
     /// Its recipients.
     pub users: Vec<UserId>,
-    /// Id of the message, the same on all our servers. It makes each recipient get the message once. `None`: unknown, so each
-    /// server that stores the message delivers it.
+    /// Id of the message, the same on all our servers. It makes each recipient get the message once. `None`: unknown,
+    /// so each server that stores the message delivers it.
     pub id: Option<DispatchId>,
     /// Received more than 1 s ago, and not stored by its recipients' servers. Dropped where logs are disabled.
     pub late: bool,
 }
 
-/// Stores messages from servers of the original, in order. Resolves when they are stored: after minutes, if the store is
-/// unreachable.
+/// Stores messages from servers of the original, in order. Resolves when they are stored: after minutes, if the store
+/// is unreachable.
 pub type OriginalMessageSink = Arc<dyn Fn(Vec<OriginalMessage>) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// Tells whether a user is connected to servers of the original.
@@ -83,13 +83,14 @@ pub trait Cluster: Send + Sync + 'static {
     /// Counts all connections at other servers. 0 while Redis cannot be queried.
     fn remote_connection_count(&self) -> BoxFuture<'_, usize>;
 
-    /// Looks up whether each user is connected to servers of the original. Messages for these users must be published there
-    /// too. Empty if no server of the original is running.
+    /// Looks up whether each user is connected to servers of the original. Messages for these users must be published
+    /// there too. Empty if no server of the original is running.
     ///
     /// Fails with the reason while Redis cannot be queried.
     fn original_presence<'a>(&'a self, users: &'a [UserId]) -> BoxFuture<'a, Result<Vec<OriginalPresence>, Arc<str>>>;
 
-    /// Publishes a message to servers of the original. With an id, only if no dispatch with that id was answered before.
+    /// Publishes a message to servers of the original. With an id, only if no dispatch with that id was answered
+    /// before.
     ///
     /// Fails with the reason why it was not published.
     fn publish_to_original<'a>(
@@ -99,8 +100,8 @@ pub trait Cluster: Send + Sync + 'static {
         id: Option<&'a DispatchId>,
     ) -> BoxFuture<'a, Result<(), Arc<str>>>;
 
-    /// Lists users who are online at any server of ours, above `after`, in order of their ids. `None` while Redis cannot be
-    /// queried.
+    /// Lists users who are online at any server of ours, above `after`, in order of their ids. `None` while Redis
+    /// cannot be queried.
     fn online_page<'a>(&'a self, after: Option<&'a UserId>, limit: usize) -> BoxFuture<'a, Option<Vec<UserId>>>;
 
     /// Lists all online users, also those of the original's servers, unordered. `None` while Redis cannot be queried.

@@ -1,7 +1,7 @@
 //! Defines the contract between the portals of the servers of a cluster.
 //!
-//! Each event goes to the portal whose turn it is, and to every portal that receives all events, on any server. Events may be
-//! lost with the connection.
+//! Each event goes to the portal whose turn it is, and to every portal that receives all events, on any server. Events
+//! may be lost with the connection.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -92,8 +92,8 @@ pub trait RemotePortals: Send + Sync {
 
     /// Publishes an event for `to` and for every portal that receives all events.
     ///
-    /// `is_redispatch`: portals that receive all events have received it before. If the event cannot be published, it is lost,
-    /// and that is logged.
+    /// `is_redispatch`: portals that receive all events have received it before. If the event cannot be published, it
+    /// is lost, and that is logged.
     fn publish(&self, event: &Arc<ClientEvent>, to: PortalTarget<'_>, is_redispatch: bool);
 }
 
@@ -110,8 +110,8 @@ pub enum PortalTarget<'a> {
 
 /// The portals of this server, as other servers see them. Called on threads of the Redis runtime, so it must not block.
 pub trait LocalPortals: Send + Sync {
-    /// Sets the remote portals that take turns, and whether a remote portal receives all events. None while the subscription is
-    /// lost.
+    /// Sets the remote portals that take turns, and whether a remote portal receives all events. None while the
+    /// subscription is lost.
     fn set_remote(&self, in_turn: &[Arc<str>], wants_all: bool);
 
     /// Delivers an event of another server. `portal` names the local portal whose turn it is, if any.

@@ -48,9 +48,9 @@ const GRAPHICS_EXACT: &[&str] = &["MESA_LOG", "MESA_LOG_FILE", "MESA_LOG_PREFIX"
 
 /// Reads settings from the environment.
 ///
-/// An empty variable counts as not set, as scripts and compose files commonly write it. An unknown variable with the prefix
-/// `MESA_` is only a warning, because other programs use the prefix too. `not_utf8` names variables whose value is not UTF-8. A
-/// setting among them is an error.
+/// An empty variable counts as not set, as scripts and compose files commonly write it. An unknown variable with the
+/// prefix `MESA_` is only a warning, because other programs use the prefix too. `not_utf8` names variables whose value
+/// is not UTF-8. A setting among them is an error.
 pub(super) fn read(
     environment: &[(String, String)],
     not_utf8: &[String],

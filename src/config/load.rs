@@ -18,10 +18,11 @@ use super::{
 pub struct Sources {
     /// A JSON5 file of at most 1 MiB.
     pub file: Option<PathBuf>,
-    /// Environment variables, as name and value. Unknown variables are ignored, with a warning if they begin with `MESA_`.
+    /// Environment variables, as name and value. Unknown variables are ignored, with a warning if they begin with
+    /// `MESA_`.
     pub env: Vec<(String, String)>,
-    /// Names of environment variables whose value is not valid UTF-8. A setting among them is an error, an unknown variable a
-    /// warning as in `env`.
+    /// Names of environment variables whose value is not valid UTF-8. A setting among them is an error, an unknown
+    /// variable a warning as in `env`.
     pub env_not_utf8: Vec<String>,
     /// Options of the command line: dotted key, value, and option as typed (`--port`). A text is parsed as from the
     /// environment if the key has another type.
@@ -30,9 +31,9 @@ pub struct Sources {
     pub embedded: bool,
     /// `--dev`: development settings.
     ///
-    /// The server listens on 127.0.0.1. Sync, reconnects and portals are on. Tokens are user ids, unless JWTs or a webhook are
-    /// configured. An API key is generated, unless one is configured. Only web pages of this machine may connect, unless
-    /// `origins` is configured.
+    /// The server listens on 127.0.0.1. Sync, reconnects and portals are on. Tokens are user ids, unless JWTs or a
+    /// webhook are configured. An API key is generated, unless one is configured. Only web pages of this machine may
+    /// connect, unless `origins` is configured.
     pub dev: bool,
 }
 

@@ -52,8 +52,8 @@ pub struct Config {
     pub path: String,
     /// Namespace, which separates applications. A store belongs to one namespace.
     pub namespace: Option<String>,
-    /// `redis`: the Redis that several servers share; needs a build with `--features redis`. `None` (default): the embedded
-    /// store.
+    /// `redis`: the Redis that several servers share; needs a build with `--features redis`. `None` (default): the
+    /// embedded store.
     pub redis: Option<Redis>,
     /// `client.*`
     pub client: Client,
@@ -85,7 +85,8 @@ pub struct Config {
     pub redis_protocol: RedisProtocol,
     /// `log.*`
     pub log: Log,
-    /// Set by `--dev`, not by a key: only web pages of this machine may connect, unless `origins` is set. Default false.
+    /// Set by `--dev`, not by a key: only web pages of this machine may connect, unless `origins` is set. Default
+    /// false.
     pub dev: bool,
 }
 
@@ -267,8 +268,8 @@ pub enum Durability {
     /// After the sync. Neither a crash nor a power cut loses it.
     #[default]
     Always,
-    /// Before the sync, which follows within this time. A power cut may lose the dispatches of that time, a killed process
-    /// none.
+    /// Before the sync, which follows within this time. A power cut may lose the dispatches of that time, a killed
+    /// process none.
     Interval(Duration),
     /// Before the sync, which is left to the operating system.
     Never,
@@ -320,8 +321,8 @@ impl std::fmt::Debug for RedisProtocol {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// WebSocket connections; one more gets 503. 16 further connections are for HTTP. A lower limit of open files applies
-    /// instead. Default 100 000.
+    /// WebSocket connections; one more gets 503. 16 further connections are for HTTP. A lower limit of open files
+    /// applies instead. Default 100 000.
     pub connections: usize,
     /// Connections of one address; one more closes at once. 0 (default): no limit.
     pub connections_per_address: usize,
@@ -345,10 +346,11 @@ pub struct Limits {
     pub unsynced_messages: usize,
     /// Bytes of those messages; beyond that the oldest are dropped and counted. Default 512 KiB.
     pub unsynced_bytes: usize,
-    /// Bytes written to a connection and not yet received by the client. Until it receives some, the server reads nothing
-    /// more from its log. Default 64 KiB.
+    /// Bytes written to a connection and not yet received by the client. Until it receives some, the server reads
+    /// nothing more from its log. Default 64 KiB.
     pub unsent_bytes: usize,
-    /// A connection (WebSocket or HTTP) that receives nothing for this long closes; its entries stay pending. Default 30 s.
+    /// A connection (WebSocket or HTTP) that receives nothing for this long closes; its entries stay pending. Default
+    /// 30 s.
     pub write_timeout: Duration,
 }
 

@@ -11,8 +11,9 @@ const MASK: &str = "********";
 impl Config {
     /// Returns every documented key with its effective value, in the structure of the file.
     ///
-    /// Secrets are `********`: `api.keys`, `authentication.jwt.secret`, `redisProtocol.password`, `redis`, the secrets of
-    /// webhooks, and the queries of their URLs. With the secrets put back, the result loads to the same configuration.
+    /// Secrets are `********`: `api.keys`, `authentication.jwt.secret`, `redisProtocol.password`, `redis`, the secrets
+    /// of webhooks, and the queries of their URLs. With the secrets put back, the result loads to the same
+    /// configuration.
     #[must_use]
     pub fn effective(&self) -> Value {
         json!({

@@ -186,8 +186,8 @@ pub(super) const KEYS: &[Key] = &[
     key("redisProtocol.host", &["MESA_REDIS_PROTOCOL_HOST"], Kind::Text),
     Key { secret: true, ..key("redisProtocol.password", &["MESA_REDIS_PROTOCOL_PASSWORD"], Kind::Text) },
     key("redisProtocol.connections", &["MESA_REDIS_PROTOCOL_CONNECTIONS"], integer(1, 1_000_000)),
-    // A Dispatcher of the original reads a user's array of pending messages, and writes it back with one more message. A lower
-    // limit would disconnect it.
+    // A Dispatcher of the original reads a user's array of pending messages, and writes it back with one more message.
+    // A lower limit would disconnect it.
     key("redisProtocol.commandBytes", &["MESA_REDIS_PROTOCOL_COMMAND_BYTES"], integer(512 << 10, 1 << 30)),
     // A limit below the size of one event would disconnect every subscriber.
     key("redisProtocol.backlogBytes", &["MESA_REDIS_PROTOCOL_BACKLOG_BYTES"], integer(128 << 10, 1 << 30)),
@@ -226,8 +226,8 @@ pub(super) fn unknown_key(name: &str) -> String {
     }
 }
 
-/// Longest name that is compared with known ones, in bytes. A comparison costs the product of the lengths. No key is nearly
-/// this long.
+/// Longest name that is compared with known ones, in bytes. A comparison costs the product of the lengths. No key is
+/// nearly this long.
 const MISSPELT_BYTES_MAX: usize = 100;
 
 /// Returns the known key or group nearest to a misspelt name.
@@ -248,8 +248,8 @@ fn nearest(name: &str) -> Option<&'static str> {
 fn distance(name: &str, candidate: &str) -> Option<usize> {
     let (group, leaf) = name.rsplit_once('.').unwrap_or(("", name));
     let (candidate_group, candidate_leaf) = candidate.rsplit_once('.').unwrap_or(("", candidate));
-    // Within a group only the last words are compared, because the common group would make any two keys similar. The right
-    // word in a wrong group counts as two edits.
+    // Within a group only the last words are compared, because the common group would make any two keys similar. The
+    // right word in a wrong group counts as two edits.
     let (edits, length) = if group == candidate_group {
         (strsim::osa_distance(leaf, candidate_leaf), leaf.len().max(candidate_leaf.len()))
     } else if leaf == candidate_leaf && leaf != "enabled" {

@@ -12,14 +12,15 @@
 //! # }
 //! ```
 //!
-//! A dispatch that returned `Ok` is stored as durably as the server is configured, except for the rejected recipients in the
-//! result. After an error the server may have accepted the dispatch. A retry may then deliver it twice, unless it has an id
-//! ([`Dispatch::id`]). Time to live and collapse key are options of the message ([`Options`](crate::message::Options)).
+//! A dispatch that returned `Ok` is stored as durably as the server is configured, except for the rejected recipients
+//! in the result. After an error the server may have accepted the dispatch. A retry may then deliver it twice, unless
+//! it has an id ([`Dispatch::id`]). Time to live and collapse key are options of the message
+//! ([`Options`](crate::message::Options)).
 //!
 //! [`Dispatcher::retrying`] retries temporary failures, and generates ids.
 //!
-//! Many dispatches are fastest over a stream ([`Dispatcher::dispatch_all`], [`Dispatcher::stream`]): they share group commits,
-//! and do not wait for each other.
+//! Many dispatches are fastest over a stream ([`Dispatcher::dispatch_all`], [`Dispatcher::stream`]): they share group
+//! commits, and do not wait for each other.
 
 mod backup;
 mod error;
@@ -152,8 +153,8 @@ enum Names<'a> {
 }
 
 impl Dispatcher {
-    /// Creates a dispatcher for the server at `url` (`http://HOST[:PORT]`, also `https://`, with or without `/v1`), with a key
-    /// of its `api.keys`. Does not connect.
+    /// Creates a dispatcher for the server at `url` (`http://HOST[:PORT]`, also `https://`, with or without `/v1`),
+    /// with a key of its `api.keys`. Does not connect.
     ///
     /// # Errors
     /// Fails if `url` is not such an address, or the key cannot be in a header.
@@ -318,8 +319,8 @@ impl Dispatcher {
     }
 
     fn user_url(&self, id: &UserId, what: Option<&str>) -> Result<Url, DispatchError> {
-        // In a path these are relative segments, even if escaped. A call to clear the messages of a user named `..` must not
-        // reach another endpoint.
+        // In a path these are relative segments, even if escaped. A call to clear the messages of a user named `..`
+        // must not reach another endpoint.
         if matches!(id.as_str(), "." | "..") {
             return Err(DispatchError::Unaddressable(id.to_string()));
         }

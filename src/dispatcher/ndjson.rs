@@ -24,9 +24,9 @@ const LINES_EXPECTED_MAX: usize = 1 << 16;
 impl Dispatcher {
     /// Sends dispatches in order, and returns their results in the same order.
     ///
-    /// With retries ([`Dispatcher::retrying`]), all dispatches are in memory. When a stream breaks, the dispatcher resends those
-    /// without a result over the next stream. A stream that returned results resets the delay between attempts, but not the
-    /// time limit.
+    /// With retries ([`Dispatcher::retrying`]), all dispatches are in memory. When a stream breaks, the dispatcher
+    /// resends those without a result over the next stream. A stream that returned results resets the delay between
+    /// attempts, but not the time limit.
     ///
     /// # Errors
     /// Fails if the server cannot be reached, ends the stream early, or sends nothing for 30 s. The server may have accepted
@@ -107,7 +107,8 @@ impl Dispatcher {
 
     /// Opens a stream, and returns the writer of dispatches and the reader of results.
     ///
-    /// Use both concurrently, from two tasks or with `select!`: while results are not read, the server reads no more lines.
+    /// Use both concurrently, from two tasks or with `select!`: while results are not read, the server reads no more
+    /// lines.
     ///
     /// # Errors
     /// Fails if the server cannot be reached, or rejects the request.

@@ -9,11 +9,12 @@ use crate::{message::DispatchId, util::backoff::Backoff};
 
 /// Configures how a [`Dispatcher`](super::Dispatcher) retries temporary failures.
 ///
-/// These are: no connection, no response, a broken connection, and status 503 (stopping or busy), 507 (full) or 429 (too many
-/// requests).
+/// These are: no connection, no response, a broken connection, and status 503 (stopping or busy), 507 (full) or 429
+/// (too many requests).
 ///
-/// A dispatch without an id gets a random one. Within the server's `api.idWindow` (10 min by default), a retry of an accepted
-/// dispatch returns its first result with `duplicate` set, also after a crash. So `timeout` must be shorter than that window.
+/// A dispatch without an id gets a random one. Within the server's `api.idWindow` (10 min by default), a retry of an
+/// accepted dispatch returns its first result with `duplicate` set, also after a crash. So `timeout` must be shorter
+/// than that window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Retry {

@@ -6,7 +6,8 @@
 //! - [`tables`]: ordered tables, on disk ([`tables::sled`]) or in memory ([`tables::memory`])
 //! - `read`: reads from memory, or from files · `recovery`: opens a store
 //! - `store_state`: state that the commit thread and its callers share
-//! - `encoding`, `unreadable`: bincode, and its errors · `framing`: checksummed frames · `file_io`: reads at an offset, and files with numbers as names
+//! - `encoding`, `unreadable`: bincode, and its errors · `framing`: checksummed frames
+//! - `file_io`: reads at an offset, and files with numbers as names
 //! - `outbox`: webhook events · [`backup`]: backup and restore
 //! - [`offline`]: closed or damaged stores
 //!
@@ -233,7 +234,8 @@ impl Store for EmbeddedStore {
         Box::pin(async move {
             let (done, reply) = oneshot::channel();
             self.shared.queue.close(done)?;
-            // Taken before the wait: if a disk hangs and the caller drops this future, `drop` must not wait for the thread.
+            // Taken before the wait: if a disk hangs and the caller drops this future, `drop` must not wait for the
+            // thread.
             let thread = self.thread.lock().take();
             self.receive_reply(reply).await?;
             if let Some(thread) = thread {

@@ -54,7 +54,8 @@ impl Default for Options {
 /// Sets intervals and bounds of background work. Tests shorten them.
 #[derive(Clone, Copy, Debug)]
 pub struct Tuning {
-    /// Age at which a WAL record is flushed. Most entries of online users are acknowledged before, and are never flushed.
+    /// Age at which a WAL record is flushed. Most entries of online users are acknowledged before, and are never
+    /// flushed.
     pub flush_delay: Duration,
     /// Bytes above which the WAL is flushed from its oldest record. Bounds the time to open the store.
     pub wal_bytes_max: usize,

@@ -14,8 +14,8 @@ use crate::{
     store::{Entry, Gap, KnownUser, ReadLimit, ReadResult, StoreError, gaps::GapList},
 };
 
-/// Limit of attempts of a read whose entries are flushed meanwhile. Each attempt finds at least one more record flushed, so
-/// more than a few mean damage.
+/// Limit of attempts of a read whose entries are flushed meanwhile. Each attempt finds at least one more record
+/// flushed, so more than a few mean damage.
 const ATTEMPTS_MAX: usize = 100;
 
 /// Limit of payload that one request reads to count pending bytes, in bytes. Above it, the count is an estimate.

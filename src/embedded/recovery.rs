@@ -104,8 +104,8 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     }
     let last = replay.records.back().map_or(0, |last| last.number).max(flushed);
     let clock = Clock::new(replay.last_ms, options.ahead_ms.clone());
-    // Records keep their age over a restart. Otherwise a server that restarts often would never flush, and would replay a
-    // longer WAL at each start.
+    // Records keep their age over a restart. Otherwise a server that restarts often would never flush, and would replay
+    // a longer WAL at each start.
     for (record, written_ms) in replay.records.iter_mut().zip(&replay.written_ms) {
         let age = Duration::from_millis(clock.now_ms().saturating_sub(*written_ms));
         record.committed = replay.now.checked_sub(age).unwrap_or(replay.now);
@@ -211,7 +211,8 @@ fn value_log_bytes(tables: &dyn Tables) -> Result<u64, EngineError> {
 
 /// Removes the blocks of an incomplete flush.
 ///
-/// No row refers to them, and their entries are still in the WAL. Otherwise they would overlap the blocks of the next flush.
+/// No row refers to them, and their entries are still in the WAL. Otherwise they would overlap the blocks of the next
+/// flush.
 fn remove_unflushed_blocks(tables: &dyn Tables, user: &str, flushed: Seq) -> Result<(), EngineError> {
     let mut unfinished = Vec::new();
     tables.scan(Table::Log, &log_key(user, flushed + 1), &mut |key, _| {
@@ -371,8 +372,8 @@ impl Replay {
 }
 
 impl UserLog {
-    /// Replays an entry. The row may include it already, because a row is written before the records that it replaces are
-    /// removed.
+    /// Replays an entry. The row may include it already, because a row is written before the records that it replaces
+    /// are removed.
     fn replay(&mut self, slot: WalSlot, key: Option<CollapseKey>) {
         if has_skipped(self.head, slot.seq) {
             self.skip_to(slot.seq - 1);

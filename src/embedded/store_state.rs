@@ -49,8 +49,8 @@ pub(super) struct StoreState {
 impl StoreState {
     /// Marks a log with changed acknowledgements or presence, and queues it for the commit thread.
     ///
-    /// Call this while the log is locked. Another caller that finds the mark relies on the log being queued. Otherwise a later
-    /// dispatch could be committed without the change of that caller.
+    /// Call this while the log is locked. Another caller that finds the mark relies on the log being queued. Otherwise
+    /// a later dispatch could be committed without the change of that caller.
     pub fn mark_dirty(&self, user: &UserId, log: &mut UserLog) {
         if !std::mem::replace(&mut log.dirty, true) {
             self.queue.push_dirty(user.clone());

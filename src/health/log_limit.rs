@@ -47,8 +47,8 @@ impl LogLimit {
 
 /// Logs an event that a peer caused, with at most one INFO line per 10 s.
 ///
-/// The line has the number of suppressed lines, which are logged at DEBUG. The first argument is a [`LogLimit`] for this line
-/// only. The others are those of `tracing::info!`.
+/// The line has the number of suppressed lines, which are logged at DEBUG. The first argument is a [`LogLimit`] for
+/// this line only. The others are those of `tracing::info!`.
 macro_rules! info_seldom {
     ($limit:expr, $($line:tt)+) => {
         match $limit.due("") {

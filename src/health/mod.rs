@@ -1,8 +1,8 @@
 //! Health of the server: named parts, each ready or not ready with a reason.
 //!
 //! The owner of a part reports its state here. `GET /readyz` answers 503 and names every part that is not ready. One
-//! `Health` belongs to one server: the store creates it ([`Store::health`](crate::store::Store::health)), because the store
-//! is opened first. [`LogLimit`] limits the rate of repeated log lines.
+//! `Health` belongs to one server: the store creates it ([`Store::health`](crate::store::Store::health)), because the
+//! store is opened first. [`LogLimit`] limits the rate of repeated log lines.
 
 mod log_limit;
 mod supervisor;

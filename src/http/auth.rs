@@ -51,7 +51,7 @@ pub(super) fn count_response(api: &Api, status: StatusCode) {
 }
 
 /// Checks the API key of a request. A wrong key is answered after a delay.
-pub(super) async fn check_api_key(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<(), ApiError> {
+async fn check_api_key(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<(), ApiError> {
     if api.keys.is_empty() {
         return Err(ApiError::NoKeysConfigured);
     }

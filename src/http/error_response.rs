@@ -1,4 +1,5 @@
-//! Builds error responses for requests that never reach the API: WebSocket upgrades, and requests that hyper cannot parse.
+//! Builds error responses for requests that never reach the API: WebSocket upgrades, and requests that hyper cannot
+//! parse.
 //!
 //! Their body has the form of all other error responses.
 

@@ -32,7 +32,7 @@ pub(super) async fn reject_unknown(request: Request, next: Next) -> Response {
 }
 
 /// Checks the parameter names of a query.
-pub(super) fn check(query: Option<&str>, known: &[&str]) -> Result<(), ApiError> {
+fn check(query: Option<&str>, known: &[&str]) -> Result<(), ApiError> {
     let Some(query) = query else { return Ok(()) };
     head::check_query(Some(query))?;
     let mut seen = Vec::new();

@@ -1,8 +1,8 @@
 //! Streams client events to a backend as server-sent events (`GET /v1/events`).
 //!
-//! An event is `id: STREAM-NUMBER` and `data: {"type":…,"connection":…,"user":…,"message":…}`. A stream begins with an id
-//! alone, so that a backend can also resume a stream that broke before the first event. `event: missed` reports missing
-//! events, and a stream that could not be resumed. It has an id too, so that it is repeated after a resume.
+//! An event is `id: STREAM-NUMBER` and `data: {"type":…,"connection":…,"user":…,"message":…}`. A stream begins with an
+//! id alone, so that a backend can also resume a stream that broke before the first event. `event: missed` reports
+//! missing events, and a stream that could not be resumed. It has an id too, so that it is repeated after a resume.
 
 use std::{convert::Infallible, time::Duration};
 

@@ -1,9 +1,9 @@
 //! Sends the server's HTTP requests: to webhooks, and for published keys (JWKS).
 //!
 //! A third party may control the configured host, and could direct requests to internal services (server-side request
-//! forgery, SSRF). So the client follows no redirect, uses no proxy, and bounds time and response size. It rejects private
-//! addresses unless they are allowed. It checks the resolved address to which it connects, so a name whose address changes
-//! (DNS rebinding) cannot bypass the check.
+//! forgery, SSRF). So the client follows no redirect, uses no proxy, and bounds time and response size. It rejects
+//! private addresses unless they are allowed. It checks the resolved address to which it connects, so a name whose
+//! address changes (DNS rebinding) cannot bypass the check.
 //!
 //! - [`private_ip`]: classifies private addresses
 //! - [`signing`]: signs requests
@@ -40,8 +40,8 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// Maximum number of concurrent DNS lookups of one client.
 ///
-/// A lookup cannot be cancelled, and occupies a thread until the system ends it. Without the limit each timed-out request
-/// would occupy another thread.
+/// A lookup cannot be cancelled, and occupies a thread until the system ends it. Without the limit each timed-out
+/// request would occupy another thread.
 const LOOKUPS_MAX: usize = 4;
 
 /// Time after which the client closes an idle connection: shorter than the keep-alive timeout of most servers.
@@ -153,7 +153,8 @@ pub enum HttpError {
 }
 
 impl HttpClient {
-    /// Creates a client of `url`, and does not connect. `timeout` covers a request from DNS lookup to the end of the response.
+    /// Creates a client of `url`, and does not connect. `timeout` covers a request from DNS lookup to the end of the
+    /// response.
     ///
     /// # Errors
     /// Fails if the URL is rejected (see [`check_url`]), or the system's certificates cannot be loaded.

@@ -19,8 +19,8 @@ use crate::{
 
 /// Time for storing a message of the original's servers. After that it is sent unsynced.
 ///
-/// A store remembers for 10 min which entries it has (`Append::per_recipient_id`). An attempt after that could store them
-/// twice.
+/// A store remembers for 10 min which entries it has (`Append::per_recipient_id`). An attempt after that could store
+/// them twice.
 const STORE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Limits the warning about rejected entries, for each reason: a user at the quota causes one per message.
@@ -163,8 +163,8 @@ impl Hub {
 
     /// Publishes messages to servers of the original for their users.
     ///
-    /// This happens before the commit, so that an accepted dispatch has been published. If the commit fails, a retry of the
-    /// dispatch may publish the message again.
+    /// This happens before the commit, so that an accepted dispatch has been published. If the commit fails, a retry of
+    /// the dispatch may publish the message again.
     ///
     /// # Errors
     /// When a message cannot be published.

@@ -123,8 +123,8 @@ impl Hub {
 
     /// Sends messages in order, and returns their outcomes in the same order.
     ///
-    /// It resolves once every synced entry is durable. Consecutive synced messages share a commit. An unsynced message is
-    /// sent once all messages before it are durable.
+    /// It resolves once every synced entry is durable. Consecutive synced messages share a commit. An unsynced message
+    /// is sent once all messages before it are durable.
     ///
     /// # Errors
     /// When the store fails a commit. Messages of earlier commits were sent.
@@ -147,8 +147,8 @@ impl Hub {
 
     /// Prepares a synced dispatch for the store; returns an unsynced one to the caller.
     ///
-    /// This, [`Hub::commit`] and [`Hub::outcomes`] are the steps of [`Hub::dispatch_all`], for callers that do other work
-    /// between them.
+    /// This, [`Hub::commit`] and [`Hub::outcomes`] are the steps of [`Hub::dispatch_all`], for callers that do other
+    /// work between them.
     ///
     /// # Errors
     /// With the dispatch, if it is unsynced.

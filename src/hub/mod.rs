@@ -61,9 +61,10 @@ use registry::{Registry, SessionEntry};
 
 /// Concurrent reads from the disk, over all sessions. Further sessions queue in order, each for one batch.
 ///
-/// A session at the head of its log reads from memory and never queues here. A thousand users who reconnect at once must
-/// not take every thread from live delivery. Measured on two cores during twenty replays, with 4, 2 and 1 reads: a live
-/// message took 1.4, 0.5 and 0.5 ms longer. The replays got 456, 427 and 295 MB/s (`cargo bench --bench fairness`).
+/// A session at the head of its log reads from memory and never queues here. A thousand users who reconnect at once
+/// must not take every thread from live delivery. Measured on two cores during twenty replays, with 4, 2 and 1 reads: a
+/// live message took 1.4, 0.5 and 0.5 ms longer. The replays got 456, 427 and 295 MB/s (`cargo bench --bench
+/// fairness`).
 const COLD_READS_MAX: usize = 2;
 
 /// The same limit for a remote store, whose reads wait for a network and occupy neither disk nor thread.

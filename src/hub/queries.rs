@@ -131,7 +131,8 @@ impl Hub {
         Ok(users.into_iter().map(|(user, state)| (user, state.map_or(0, |state| state.pending))).collect())
     }
 
-    /// Returns a user's oldest pending messages within a limit. Reads the disk only for messages that are not in memory.
+    /// Returns a user's oldest pending messages within a limit. Reads the disk only for messages that are not in
+    /// memory.
     ///
     /// # Errors
     /// When the store cannot be read.

@@ -1,7 +1,7 @@
 //! Excerpts of text from peers, for log lines and errors. Every log field that quotes a peer is an excerpt.
 //!
-//! The text of a peer may be long, and may contain any character. Without truncation one frame could be a log line of 65 kB.
-//! Without escapes it could forge lines and control a terminal.
+//! The text of a peer may be long, and may contain any character. Without truncation one frame could be a log line of
+//! 65 kB. Without escapes it could forge lines and control a terminal.
 
 use std::fmt::{self, Display, Write};
 

@@ -254,8 +254,8 @@ const ENVELOPE_BYTES: usize = 32;
 
 /// JSON text of a message as a client receives it: `{"op":0,"d":…,"t":…}`.
 ///
-/// It is encoded once at dispatch, stored, and shared by all recipients. Cheap to clone. It is always one object, without `s`:
-/// the position differs between deliveries.
+/// It is encoded once at dispatch, stored, and shared by all recipients. Cheap to clone. It is always one object,
+/// without `s`: the position differs between deliveries.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Payload(Bytes);
 

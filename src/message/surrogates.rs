@@ -81,7 +81,8 @@ pub fn lone_surrogate_error(what: &str) -> String {
     format!("{what} has a lone surrogate (half of a character), so it is not valid text")
 }
 
-/// Returns the entries of a JSON object: names with lone surrogates replaced, values unchanged. `None` if it is no object.
+/// Returns the entries of a JSON object: names with lone surrogates replaced, values unchanged. `None` if it is no
+/// object.
 pub fn entries(text: &str) -> Option<BTreeMap<String, &str>> {
     let replaced = replace_lone_surrogates(text);
     let entries: BTreeMap<String, &RawValue> = serde_json::from_str(&replaced).ok()?;

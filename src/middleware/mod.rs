@@ -1,7 +1,7 @@
 //! Defines middleware: hooks that a server calls for each event, in the order in which they were added.
 //!
-//! The trait has a method for each handler of the original Mesa (`@cryb/mesa`), named in Rust's style. The crate has two
-//! implementations: [`AccessLog`] and [`RateLimit`].
+//! The trait has a method for each handler of the original Mesa (`@cryb/mesa`), named in Rust's style. The crate has
+//! two implementations: [`AccessLog`] and [`RateLimit`].
 //!
 //! ```
 //! use mesa::{
@@ -84,8 +84,8 @@ pub enum Decision {
 
 /// Observes and filters events of a server. By default each method has no effect.
 ///
-/// Methods are called in the order in which middleware was added. The task of the event waits for them, so a method must
-/// not block: spawn a task for work that waits.
+/// Methods are called in the order in which middleware was added. The task of the event waits for them, so a method
+/// must not block: spawn a task for work that waits.
 ///
 /// A panic or an error ends only that call. It is logged and passed to [`on_error`](Middleware::on_error) of all
 /// middleware. A panic in `on_error` is only logged. Then the next middleware is called.
@@ -140,7 +140,8 @@ pub trait Middleware: Send + Sync + 'static {
 
     /// Called when a client attaches with a backlog: `onRedeliverUndeliverableMessages` of the original.
     ///
-    /// `backlog`: sequences in the user's log. Entries that have expired, or were acknowledged out of order, are not sent.
+    /// `backlog`: sequences in the user's log. Entries that have expired, or were acknowledged out of order, are not
+    /// sent.
     ///
     /// # Errors
     /// Any error of the middleware; see [`MiddlewareResult`].
@@ -166,8 +167,8 @@ pub trait Middleware: Send + Sync + 'static {
 
     /// Called when a client has sent a message: `onMessageReceived` of the original.
     ///
-    /// Decides whether handlers, portals and webhooks receive the message. The first decision other than `Pass` counts. A
-    /// failed call counts as `Pass`.
+    /// Decides whether handlers, portals and webhooks receive the message. The first decision other than `Pass` counts.
+    /// A failed call counts as `Pass`.
     ///
     /// # Errors
     /// Any error of the middleware; see [`MiddlewareResult`].

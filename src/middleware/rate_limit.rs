@@ -17,7 +17,8 @@ const CLEANUP_MIN: usize = 1024;
 /// connection ([`RateLimit::disconnecting`]). Heartbeats, acknowledgements and authentications do not count, and
 /// `limits.framesPerSecond` applies in addition.
 ///
-/// Memory: at most two buckets for each sender within the time that fills a bucket, or 1024. A restart fills all buckets.
+/// Memory: at most two buckets for each sender within the time that fills a bucket, or 1024. A restart fills all
+/// buckets.
 #[derive(Debug)]
 pub struct RateLimit {
     per_second: f64,

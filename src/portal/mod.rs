@@ -41,8 +41,8 @@ pub use self::event::{Event, Message};
 use crate::dispatcher::{DispatchError, Dispatcher};
 use reader::Reader;
 
-/// Events that are queued for the program. When the queue is full, the portal reads nothing more, and further events wait in
-/// the server's bounded queue.
+/// Events that are queued for the program. When the queue is full, the portal reads nothing more, and further events
+/// wait in the server's bounded queue.
 const EVENTS_MAX: usize = 256;
 
 /// Default maximum delay between two attempts to connect.
@@ -68,8 +68,8 @@ impl PortalBuilder {
 
     /// Resumes after an event of an earlier portal ([`Portal::last_event_id`]).
     ///
-    /// For 1 min after that portal disconnected, the server retains its unread events and up to 1,024 read ones. After that, the
-    /// first event is an [`Event::Missed`] without a count.
+    /// For 1 min after that portal disconnected, the server retains its unread events and up to 1,024 read ones. After
+    /// that, the first event is an [`Event::Missed`] without a count.
     pub fn after(mut self, event_id: &str) -> Self {
         self.after = Some(event_id.to_owned());
         self
@@ -106,19 +106,21 @@ impl fmt::Debug for PortalBuilder {
 
 /// A portal that reconnects, and resumes after the last event that it has read.
 ///
-/// No event is lost or repeated when a connection breaks. When the server restarts, events are lost, and an [`Event::Missed`]
-/// reports it.
+/// No event is lost or repeated when a connection breaks. When the server restarts, events are lost, and an
+/// [`Event::Missed`] reports it.
 ///
-/// It is a [`Stream`] of events (the trait of the `futures` crates). An error is its last item: the server rejects this portal,
-/// and a retry would not help. Up to 256 events are read ahead. They are lost with the process, unless the next process resumes
-/// after [`Portal::last_event_id`] within 1 min. Dropping a portal closes the connection; its unread events go to other portals.
+/// It is a [`Stream`] of events (the trait of the `futures` crates). An error is its last item: the server rejects this
+/// portal, and a retry would not help. Up to 256 events are read ahead. They are lost with the process, unless the next
+/// process resumes after [`Portal::last_event_id`] within 1 min. Dropping a portal closes the connection; its unread
+/// events go to other portals.
 pub struct Portal {
     events: mpsc::Receiver<PortalItem>,
     last: Option<String>,
 }
 
 impl Portal {
-    /// Configures a portal of the server at `url` (`http://HOST[:PORT]`, also `https://`), with a key of its `api.keys`.
+    /// Configures a portal of the server at `url` (`http://HOST[:PORT]`, also `https://`), with a key of its
+    /// `api.keys`.
     pub fn builder(url: &str, api_key: &str) -> PortalBuilder {
         let (url, key) = (url.to_owned(), api_key.to_owned());
         PortalBuilder { url, key, all: false, after: None, reconnect_delay_max: RECONNECT_DELAY_MAX }

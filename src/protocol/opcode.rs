@@ -1,7 +1,7 @@
 //! Defines the opcodes of frames. The protocol reserves 1 to 22.
 //!
-//! Clients of the original pass unknown opcodes to the application. So the server sends opcodes that the original does not
-//! have only to clients that request them.
+//! Clients of the original pass unknown opcodes to the application. So the server sends opcodes that the original does
+//! not have only to clients that request them.
 
 /// Both directions: an application's message.
 pub const DISPATCH: u64 = 0;

@@ -64,7 +64,8 @@ async fn publish_broadcasts(link: Weak<ServerLink>, presence: Arc<Presence>, que
         let Some(link) = link.upgrade() else { return };
         let channel = link.keys().broadcast_channel();
         let has_original = presence.original_is_present();
-        // Resolves the recipients of all broadcasts first. Otherwise broadcasts without exclusions would overtake others.
+        // Resolves the recipients of all broadcasts first. Otherwise broadcasts without exclusions would overtake
+        // others.
         let resolved = async |broadcast: Broadcast| {
             let (Broadcast::Message { recipients, excluding, .. } | Broadcast::Disconnect { recipients, excluding }) =
                 &broadcast;

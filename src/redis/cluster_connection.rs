@@ -1,7 +1,7 @@
 //! A Redis Cluster: its nodes, and routing of commands to them.
 //!
-//! The client library's own retries are off. After a socket error a command may have been done, and an append that is done
-//! twice delivers a message twice. A command is resent only after an error that proves that no node has done it.
+//! The client library's own retries are off. After a socket error a command may have been done, and an append that is
+//! done twice delivers a message twice. A command is resent only after an error that proves that no node has done it.
 
 use std::time::{Duration, Instant};
 
@@ -23,8 +23,8 @@ pub(super) const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Time limit for connecting.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Time for which one command is resent while slots move. Then it fails. For slots without a node all requests share one
-/// deadline (`outage`).
+/// Time for which one command is resent while slots move. Then it fails. For slots without a node all requests share
+/// one deadline (`outage`).
 const SLOT_MOVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Delay between two attempts of a command.

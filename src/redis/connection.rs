@@ -79,8 +79,8 @@ struct State {
     connection: Option<(u64, Connection)>,
     /// Counts the connections that were made.
     connections_made: u64,
-    /// The last connection has replied, and no attempt to reconnect has failed since. Then the next attempt is made without a
-    /// delay, and reports the current cause.
+    /// The last connection has replied, and no attempt to reconnect has failed since. Then the next attempt is made
+    /// without a delay, and reports the current cause.
     has_answered: bool,
     failed: Option<(Instant, RedisError)>,
     unavailable_since: Option<Instant>,
@@ -182,7 +182,8 @@ impl RedisClient {
         Some((why, since.elapsed()))
     }
 
-    /// Opens a connection for subscriptions. It does not reconnect, so that the caller knows that messages may be missing.
+    /// Opens a connection for subscriptions. It does not reconnect, so that the caller knows that messages may be
+    /// missing.
     pub(super) async fn pubsub(&self) -> Result<redis::aio::PubSub, RedisError> {
         let connecting = async {
             match &*self.target {
@@ -245,8 +246,8 @@ impl RedisClient {
         };
         let (number, connection) = self.connection().await?;
         let value = match self.send(number, connection.clone(), &command("EVALSHA", script.hash.as_str())).await {
-            // A Redis that restarted or took over has no scripts, and did nothing. EVAL sends the source to the node of the
-            // keys, which then has it.
+            // A Redis that restarted or took over has no scripts, and did nothing. EVAL sends the source to the node of
+            // the keys, which then has it.
             Err(RedisError::Refused(why)) if &*why == NO_SCRIPT => {
                 self.send(number, connection, &command("EVAL", script.code)).await?
             }
@@ -257,8 +258,8 @@ impl RedisClient {
 
     /// Sends a command on one key that runs even if `maxmemory` is reached.
     ///
-    /// Only for small writes that must not stop, so that acknowledgements can free memory. Scripts for such writes begin with
-    /// the same `PERSIST`.
+    /// Only for small writes that must not stop, so that acknowledgements can free memory. Scripts for such writes
+    /// begin with the same `PERSIST`.
     ///
     /// # Errors
     /// As [`RedisClient::query`].
@@ -303,9 +304,9 @@ impl RedisClient {
             let refuses_all = classified.refuses_all && !self.is_redis_cluster();
             self.state.lock().refusals.refused(request_name(command), why.clone(), refuses_all, began, Instant::now());
         }
-        // The connection to a Redis Cluster reconnects to lost nodes by itself, and knows the current nodes better than a new
-        // connection would. It never drops a node that does not answer, so a timeout reconnects. A single Redis may accept no
-        // writes for long, so only a Sentinel, which may name another primary, is a reason to reconnect.
+        // The connection to a Redis Cluster reconnects to lost nodes by itself, and knows the current nodes better than
+        // a new connection would. It never drops a node that does not answer, so a timeout reconnects. A single Redis
+        // may accept no writes for long, so only a Sentinel, which may name another primary, is a reason to reconnect.
         let reconnects = match (&*self.target, classified.retry) {
             (Target::Cluster(..), _) => error.is_timeout(),
             (Target::Single(..), retry) => retry == Retry::Reconnect,
@@ -320,14 +321,16 @@ impl RedisClient {
         Err(classified.error)
     }
 
-    /// Returns the reason for which Redis closed a connection. Only a new connection shows it, for example a changed password.
+    /// Returns the reason for which Redis closed a connection. Only a new connection shows it, for example a changed
+    /// password.
     async fn why_closed(&self) -> Option<RedisError> {
         self.connection().await.err().filter(|why| matches!(why, RedisError::Refused(_)))
     }
 
     /// Records a reply. It ends a refusal of the same request, a refusal of all requests, and an outage.
     ///
-    /// A refusal of one request ends only with that request: a Redis without its replicas refuses writes and answers reads.
+    /// A refusal of one request ends only with that request: a Redis without its replicas refuses writes and answers
+    /// reads.
     fn answered(&self, number: u64, command: &Cmd, sent: Instant) {
         let mut state = self.state.lock();
         let accepts = state.refusals.answered(|| request_name(command), sent);
@@ -426,8 +429,8 @@ impl RedisClient {
     }
 }
 
-/// Returns the connection if requests can use it. A Redis that requires a password reports that to the first request only, and
-/// may close the connection without an error code.
+/// Returns the connection if requests can use it. A Redis that requires a password reports that to the first request
+/// only, and may close the connection without an error code.
 async fn check_usable(mut connection: MultiplexedConnection) -> Result<Connection, redis::RedisError> {
     match connection.req_packed_command(&redis::cmd("PING")).await.and_then(Value::extract_error) {
         Err(error) if classify(&error).ends_connection() => Err(error),

@@ -1,7 +1,7 @@
 //! Copies pending messages between the original's `undelivered_messages` and a store of ours, in either direction.
 //!
-//! Both commands can be repeated, and resume where they stopped. The position of each user is stored in a field of the same
-//! hash, which the original ignores. The source is not changed.
+//! Both commands can be repeated, and resume where they stopped. The position of each user is stored in a field of the
+//! same hash, which the original ignores. The source is not changed.
 
 use std::{
     fs, io,
@@ -75,8 +75,8 @@ pub enum MoveError {
 
 /// Appends messages to a user's list, and moves the position.
 ///
-/// ARGV: 1 the user, 2 the field of the user's position, 3 its expected and 4 its new value, 5 messages separated by commas.
-/// Returns 0 if another process has changed the position meanwhile, or the list is malformed.
+/// ARGV: 1 the user, 2 the field of the user's position, 3 its expected and 4 its new value, 5 messages separated by
+/// commas. Returns 0 if another process has changed the position meanwhile, or the list is malformed.
 static APPEND_TO_LIST: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "if (redis.call('HGET', KEYS[1], ARGV[2]) or '') ~= ARGV[3] then return 0 end
@@ -89,8 +89,8 @@ static APPEND_TO_LIST: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Lists names of fields without their values, which together may exceed the memory. ARGV: 1 scan cursor. Returns the next
-/// cursor, and names.
+/// Lists names of fields without their values, which together may exceed the memory. ARGV: 1 scan cursor. Returns the
+/// next cursor, and names.
 static FIELD_NAMES: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local page, names = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 100), {}
@@ -242,8 +242,8 @@ async fn import_list(
         let read = StoredMessage::parse(message.get());
         match read.and_then(|message| message.payload().map_err(|error| error.to_string())) {
             Ok(payload) => {
-                // An earlier run may have died before it stored its position. So the id is made of the index in the list and a
-                // checksum of all messages up to it.
+                // An earlier run may have died before it stored its position. So the id is made of the index in the
+                // list and a checksum of all messages up to it.
                 let id = DispatchId::new(&format!("import-{at}-{:08x}", beginning.clone().finalize()));
                 let id = id.expect("a few letters and digits");
                 let idempotency = Some(Idempotency { id, online: vec![false], rejected: Vec::new() });

@@ -1,7 +1,7 @@
 //! Key schema on Redis.
 //!
-//! Every key has the suffix of the namespace, like the original's keys. Keys of one user share a hash tag, so that they are in
-//! one slot of a Redis Cluster. Keys that one script uses for all servers share the tag `{cluster}`.
+//! Every key has the suffix of the namespace, like the original's keys. Keys of one user share a hash tag, so that they
+//! are in one slot of a Redis Cluster. Keys that one script uses for all servers share the tag `{cluster}`.
 
 use crate::compat::keyspace::{self, Name};
 
@@ -96,7 +96,8 @@ impl Keys {
         self.of("mesa:{cluster}:online")
     }
 
-    /// Users that our servers have added to the original's `connected_clients`: 0, or when the user went offline, in ms.
+    /// Users that our servers have added to the original's `connected_clients`: 0, or when the user went offline, in
+    /// ms.
     #[must_use]
     pub fn original_users_added(&self) -> String {
         self.of("mesa:{cluster}:original-users-added")
@@ -133,15 +134,16 @@ impl Keys {
         self.of("mesa:event-subscribers")
     }
 
-    /// Position in a list that was taken from the original's pending messages, and the list. In a Redis Cluster both are in
-    /// the slot of [`Keys::original`]`(Name::Undelivered)`.
+    /// Position in a list that was taken from the original's pending messages, and the list. In a Redis Cluster both
+    /// are in the slot of [`Keys::original`]`(Name::Undelivered)`.
     #[must_use]
     pub fn taken_list(&self, user: &str) -> (String, String) {
         let hash = self.original(Name::Undelivered);
         (format!("mesa:{{{hash}}}:taken-position:{user}"), format!("mesa:{{{hash}}}:taken:{user}"))
     }
 
-    /// Pending messages of the original that cannot be sent to clients, one per line. In the slot of [`Keys::taken_list`].
+    /// Pending messages of the original that cannot be sent to clients, one per line. In the slot of
+    /// [`Keys::taken_list`].
     #[must_use]
     pub fn unsendable(&self, user: &str) -> String {
         format!("mesa:{{{}}}:unsendable:{user}", self.original(Name::Undelivered))

@@ -78,15 +78,16 @@ pub struct Membership {
     pub servers: Arc<str>,
     /// When they were listed, in milliseconds of the Redis clock.
     pub as_of_ms: u64,
-    /// Identifies the dataset of this Redis: the server that wrote first, and when. A Redis that was emptied gets another.
+    /// Identifies the dataset of this Redis: the server that wrote first, and when. A Redis that was emptied gets
+    /// another.
     pub dataset: Arc<str>,
     /// The failover epoch.
     pub epoch: u64,
-    /// Base sequence of the epoch: logs that this Redis does not have begin behind it. 0, or above every sequence assigned
-    /// before the epoch.
+    /// Base sequence of the epoch: logs that this Redis does not have begin behind it. 0, or above every sequence
+    /// assigned before the epoch.
     pub base_seq: u64,
-    /// In a Redis Cluster, replication ids of the shards that it had when the dataset began. Any other shard may have lost
-    /// data.
+    /// In a Redis Cluster, replication ids of the shards that it had when the dataset began. Any other shard may have
+    /// lost data.
     pub shards: Arc<str>,
     /// Append steps in this epoch that this server knows of.
     pub appends: u64,
@@ -107,7 +108,8 @@ pub enum Notification {
     /// The original now lists these users of this server as online. Its servers may have stored messages for them just
     /// before.
     OriginalPresent(Vec<UserId>),
-    /// Another server has removed this server's state, or Redis may have lost it. Holds and devices must be reported again.
+    /// Another server has removed this server's state, or Redis may have lost it. Holds and devices must be reported
+    /// again.
     StateLost,
     /// Another failover epoch was adopted: every session reads its log again.
     EpochAdopted,

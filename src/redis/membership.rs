@@ -1,11 +1,12 @@
 //! Leases of servers, and the failover epoch.
 //!
-//! Each server renews its lease every 2 s; a lease is valid for 10 s. Each renewal checks whether Redis may have lost data.
+//! Each server renews its lease every 2 s; a lease is valid for 10 s. Each renewal checks whether Redis may have lost
+//! data.
 //!
 //! # The failover epoch
 //!
-//! A Redis may lose acknowledged writes: it was emptied, came back with less data, or took over from another. The epoch is
-//! stored in Redis, and changes whenever that may have happened. The invariant:
+//! A Redis may lose acknowledged writes: it was emptied, came back with less data, or took over from another. The epoch
+//! is stored in Redis, and changes whenever that may have happened. The invariant:
 //!
 //! - Every step on a log compares the epoch that its server has adopted with the stored one, in the script that reads and
 //!   writes (`lua/check_epoch.lua`). The step does nothing if it finds no epoch, another epoch, another replication id, or
@@ -25,9 +26,9 @@
 //!
 //! # The name of a log
 //!
-//! In each epoch a log has a name: the epoch, and when the log began or entered it (`lua/check_epoch.lua`). The log stores
-//! its name and its earlier ones, and every session knows the name. So no session reads or acknowledges in another log than
-//! the one it knows:
+//! In each epoch a log has a name: the epoch, and when the log began or entered it (`lua/check_epoch.lua`). The log
+//! stores its name and its earlier ones, and every session knows the name. So no session reads or acknowledges in
+//! another log than the one it knows:
 //!
 //! - If sessions know a log that no longer exists, pending entries are renumbered, unless the log began above all that they
 //!   have seen (`reconcile` in `lua/epoch.lua`). The same happens where an older copy was restored. Its head is below what a
@@ -55,8 +56,8 @@ pub(super) const LEASE_TTL: Duration = Duration::from_secs(10);
 /// Interval of lease renewals.
 const RENEW_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Published on the append channel when an epoch begins, so that other servers adopt it before their next renewal. No user id
-/// has this form.
+/// Published on the append channel when an epoch begins, so that other servers adopt it before their next renewal. No
+/// user id has this form.
 pub(super) const EPOCH_BEGINS: &str = "\0\u{2}";
 
 impl Membership {
@@ -76,17 +77,17 @@ pub(super) struct Joined {
 ///
 /// KEYS: 1 servers, 2 the epoch, 3 this server's table once it has a name.
 ///
-/// ARGV: 1 this server's name, or the part that follows the time in a new name; 2 lease in ms; 3 append channel; of the known
-/// epoch: 4 dataset ('' = none), 5 renewals; 6 '1' if this Redis loses nothing in a restart; 7 ms for which an ended lease
-/// still counts; 8 shards, used if the dataset begins; of the known epoch: 9 its number ('' = none), 10 base sequence, 11
-/// append steps, 12 past epochs; 13 highest known sequence; 14 known servers; 15 suffix of the server's name in the message
-/// that announces a new epoch.
+/// ARGV: 1 this server's name, or the part that follows the time in a new name; 2 lease in ms; 3 append channel; of the
+/// known epoch: 4 dataset ('' = none), 5 renewals; 6 '1' if this Redis loses nothing in a restart; 7 ms for which an
+/// ended lease still counts; 8 shards, used if the dataset begins; of the known epoch: 9 its number ('' = none), 10
+/// base sequence, 11 append steps, 12 past epochs; 13 highest known sequence; 14 known servers; 15 suffix of the
+/// server's name in the message that announces a new epoch.
 ///
 /// Returns the time, the name, 1 if it is new or its lease had ended, the live servers, and the epoch.
 ///
-/// The base sequence of a new epoch is at least 2 000 000 above all known base sequences and sequences, and above those that
-/// logs without a state were given (`lost_gaps_end`, see `lua/epoch.lua`). 32 past epochs are stored. A server that has
-/// adopted none of them begins a new epoch.
+/// The base sequence of a new epoch is at least 2 000 000 above all known base sequences and sequences, and above those
+/// that logs without a state were given (`lost_gaps_end`, see `lua/epoch.lua`). 32 past epochs are stored. A server
+/// that has adopted none of them begins a new epoch.
 ///
 /// A restarted Redis counts as having lost nothing if it syncs every write and was not a replica before.
 static RENEW: LazyLock<Script> = LazyLock::new(|| {
@@ -148,8 +149,8 @@ static RENEW: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Renews the lease of `server`, and adopts the stored epoch or begins one. Returns its name, the membership, and whether the
-/// lease was still valid.
+/// Renews the lease of `server`, and adopts the stored epoch or begins one. Returns its name, the membership, and
+/// whether the lease was still valid.
 pub(super) async fn renew(
     client: &RedisClient,
     keys: &Keys,

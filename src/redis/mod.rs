@@ -11,8 +11,8 @@
 //! - [`store`]: user logs, with the scripts in `lua/` · [`import_export`]: `mesa import` and `mesa export`
 //! - [`RedisBackplane`]: implements [`Cluster`](crate::cluster::Cluster) with these
 //!
-//! The link has its own runtime with one thread. So a request is completed even if its caller stops waiting, and a caller may
-//! block on any thread.
+//! The link has its own runtime with one thread. So a request is completed even if its caller stops waiting, and a
+//! caller may block on any thread.
 
 mod backplane;
 mod broadcast;
@@ -136,7 +136,8 @@ impl ServerLink {
         });
         link.spawn("cluster_lease", (), |link, ()| Box::pin(membership::keep_renewing(link)));
         link.spawn("cluster_subscriber", (), |link, ()| Box::pin(notifications::listen(link)));
-        // The server must be subscribed before its first client connects. Otherwise it could miss broadcasts for that client.
+        // The server must be subscribed before its first client connects. Otherwise it could miss broadcasts for that
+        // client.
         let mut subscribed = link.subscribed.subscribe();
         let left = until.saturating_duration_since(Instant::now());
         let subscribed_in_time = link.wait(async move {
@@ -149,7 +150,8 @@ impl ServerLink {
 
     /// Spawns a task that runs until this server deregisters.
     ///
-    /// `part` names it in `/readyz`. The task returns when its owner is dropped. After a panic it restarts with the same `state`.
+    /// `part` names it in `/readyz`. The task returns when its owner is dropped. After a panic it restarts with the
+    /// same `state`.
     pub fn spawn<S: Send + 'static>(
         self: &Arc<Self>,
         part: &'static str,

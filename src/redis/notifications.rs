@@ -1,7 +1,7 @@
 //! Handles messages of the subscription: users with new entries, and broadcasts.
 //!
-//! No durable data depends on it. After the subscription was lost, listeners get [`Notification::Resync`] and read the logs
-//! again.
+//! No durable data depends on it. After the subscription was lost, listeners get [`Notification::Resync`] and read the
+//! logs again.
 
 use std::{
     sync::Weak,
@@ -30,7 +30,8 @@ pub(super) async fn listen(link: Weak<ServerLink>) {
     let (own_name, append_channel) = (link_now.server_name.clone(), link_now.keys.append_channel());
     drop(link_now);
     let next_resync = Mutex::new(Instant::now() + RESYNC_INTERVAL);
-    // The original's channel is subscribed as a pattern without wildcards. So its NUMSUB counts only servers of the original.
+    // The original's channel is subscribed as a pattern without wildcards. So its NUMSUB counts only servers of the
+    // original.
     subscriber::subscribe(link, &channels, &original, Loopback::Own, |link, event| {
         let is_own = match event {
             SubscriptionEvent::Started => {
@@ -75,8 +76,8 @@ fn users_with_entries(payload: &[u8], own_name: &str) -> Option<Vec<UserId>> {
     (parts.next()? != own_name).then(|| parts.filter_map(|user| UserId::new(user).ok()).collect())
 }
 
-/// Tells whether this is the name of an unknown server. Then the lease is renewed at once, which lists the live servers: steps
-/// on logs must wait for its reports.
+/// Tells whether this is the name of an unknown server. Then the lease is renewed at once, which lists the live
+/// servers: steps on logs must wait for its reports.
 fn is_unknown_server(link: &ServerLink, payload: &[u8]) -> bool {
     !payload.contains(&0) && !link.membership().servers.split(',').any(|server| server.as_bytes() == payload)
 }

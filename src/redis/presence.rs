@@ -1,12 +1,13 @@
 //! Presence: which users are connected to which server.
 //!
-//! Each server has a table of its users in Redis. A user in any table is online. When a server dies and its lease has ended,
-//! another server removes its table (`reaper`).
+//! Each server has a table of its users in Redis. A user in any table is online. When a server dies and its lease has
+//! ended, another server removes its table (`reaper`).
 //!
-//! The original's keys for the same (`connected_clients`, `connected_clients_count`) are written in the same step, so they
-//! always agree. An entry in `connected_clients` may be the original's or ours. Our entry may outlive the connection, until
-//! its server has removed it, or another server after its death. So the users that we added are recorded, with the time when
-//! they went offline. A user in `connected_clients` without such a record is connected to the original only.
+//! The original's keys for the same (`connected_clients`, `connected_clients_count`) are written in the same step, so
+//! they always agree. An entry in `connected_clients` may be the original's or ours. Our entry may outlive the
+//! connection, until its server has removed it, or another server after its death. So the users that we added are
+//! recorded, with the time when they went offline. A user in `connected_clients` without such a record is connected to
+//! the original only.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -42,7 +43,8 @@ const WRITE_DELAY: Duration = Duration::from_millis(5);
 /// Grace period during which a disconnected user still counts as connected: other servers may have messages in flight.
 const GRACE_PERIOD_TTL: Duration = Duration::from_secs(15);
 
-/// Users in the grace period. One more ends it for the earliest. Servers check for missing copies after 1 s in any case.
+/// Users in the grace period. One more ends it for the earliest. Servers check for missing copies after 1 s in any
+/// case.
 const GRACE_USERS_MAX: usize = 50_000;
 
 /// Users read in one step.
@@ -56,17 +58,17 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Writes the numbers of connections of some users of this server.
 ///
-/// KEYS: 1 online users, 2 servers, 3 this server's table, 4 dead servers, then tables of other servers; ARGV: 1 this server,
-/// 2 prefix and 3 suffix of a table's name, 4 `connected_clients` ('' without the original), 5 users that we added there,
-/// then each user and its number of connections. Returns the users that are new in `connected_clients`.
+/// KEYS: 1 online users, 2 servers, 3 this server's table, 4 dead servers, then tables of other servers; ARGV: 1 this
+/// server, 2 prefix and 3 suffix of a table's name, 4 `connected_clients` ('' without the original), 5 users that we
+/// added there, then each user and its number of connections. Returns the users that are new in `connected_clients`.
 ///
 /// `PERSIST` changes nothing; see [`RedisClient::query_when_full`](super::connection::RedisClient::query_when_full).
 ///
-/// The other tables are keys of the script, here and below, because a slot may be moving in a Redis Cluster. Otherwise a
-/// moved table would read as empty.
+/// The other tables are keys of the script, here and below, because a slot may be moving in a Redis Cluster. Otherwise
+/// a moved table would read as empty.
 ///
-/// A server that others took for dead, and that does not know it yet, adds itself to the dead servers. So its state is removed
-/// unless it renews its lease.
+/// A server that others took for dead, and that does not know it yet, adds itself to the dead servers. So its state is
+/// removed unless it renews its lease.
 static SET_CONNECTIONS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -237,7 +239,8 @@ impl Presence {
         link.client().run_script(&SET_COUNT, &keys, &[link.server_name(), &connections, &original]).await
     }
 
-    /// Checks for servers of the original, and removes the state of dead servers. Rewrites this server's state if it was removed.
+    /// Checks for servers of the original, and removes the state of dead servers. Rewrites this server's state if it
+    /// was removed.
     async fn poll(&self, link: &ServerLink) -> Result<(), RedisError> {
         if !link.in_grace_period() {
             reaper::reap_dead_servers(link).await?;
@@ -380,8 +383,8 @@ pub(super) async fn online_page(
 
 /// Lists all users who are online at a server of ours.
 ///
-/// Reads pages, so that Redis serves other clients in between. A user who connects or disconnects meanwhile may be listed or
-/// not.
+/// Reads pages, so that Redis serves other clients in between. A user who connects or disconnects meanwhile may be
+/// listed or not.
 pub(super) async fn online_users(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
     let mut all: Vec<UserId> = Vec::new();
     loop {

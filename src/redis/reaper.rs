@@ -1,8 +1,9 @@
 //! Removes the state of servers that left or died.
 //!
-//! A server whose lease has ended moves from the servers to the dead servers, in one step. One server claims a dead server for
-//! 5 s at a time, and deletes its table in batches of 200 users; if it dies, another resumes. A server that was taken for dead
-//! and renews its lease finds that the lease had ended, and writes its state again. The removal then stops.
+//! A server whose lease has ended moves from the servers to the dead servers, in one step. One server claims a dead
+//! server for 5 s at a time, and deletes its table in batches of 200 users; if it dies, another resumes. A server that
+//! was taken for dead and renews its lease finds that the lease had ended, and writes its state again. The removal then
+//! stops.
 //!
 //! `PERSIST` changes nothing; see [`RedisClient::query_when_full`](super::connection::RedisClient::query_when_full).
 
@@ -19,10 +20,11 @@ const CLAIM_TTL_MS: u64 = 5000;
 
 /// Moves servers whose lease has ended to the dead servers, and claims one of these.
 ///
-/// KEYS: 1 servers, 2 dead servers; ARGV: 1 this server, 2 length of the claim in ms. Returns the claimed server, if any.
+/// KEYS: 1 servers, 2 dead servers; ARGV: 1 this server, 2 length of the claim in ms. Returns the claimed server, if
+/// any.
 ///
-/// An entry without a name is never removed, so that the key always exists: scripts wait for a missing key while its slot
-/// moves.
+/// An entry without a name is never removed, so that the key always exists: scripts wait for a missing key while its
+/// slot moves.
 static CLAIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -54,9 +56,10 @@ static DEREGISTER: LazyLock<Script> = LazyLock::new(|| {
 
 /// Removes a batch of a dead server's users, and at last its number of connections.
 ///
-/// KEYS: 1 servers, 2 dead servers, 3 online users, 4 the dead server's table, 5 connection counts, then tables of other
-/// servers; ARGV: 1 the dead server, 2 as above, 3 prefix and 4 suffix of a table's name, 5 scan cursor in the table, 6 batch
-/// size, 7 `connected_clients` ('' without the original), 8 users that we added there, 9 `connected_clients_count`.
+/// KEYS: 1 servers, 2 dead servers, 3 online users, 4 the dead server's table, 5 connection counts, then tables of
+/// other servers; ARGV: 1 the dead server, 2 as above, 3 prefix and 4 suffix of a table's name, 5 scan cursor in the
+/// table, 6 batch size, 7 `connected_clients` ('' without the original), 8 users that we added there, 9
+/// `connected_clients_count`.
 ///
 /// Returns the next scan cursor. Returns nothing when all state is removed, or the server has renewed its lease.
 static REMOVE: LazyLock<Script> = LazyLock::new(|| {

@@ -1,8 +1,8 @@
 //! A subscription that reconnects.
 //!
 //! An open socket may lead to a demoted primary. So each server publishes its own name when it renews its lease, and
-//! resubscribes if it has not received it for 6 s. It also resubscribes after the connection for requests was replaced, so that
-//! both lead to the same Redis. If the Redis has not changed, no message is missed: see [`hand_over`].
+//! resubscribes if it has not received it for 6 s. It also resubscribes after the connection for requests was replaced,
+//! so that both lead to the same Redis. If the Redis has not changed, no message is missed: see [`hand_over`].
 
 use std::{
     sync::{
@@ -164,11 +164,12 @@ async fn listen(
 
 /// Replaces a subscription without missed or repeated messages.
 ///
-/// While both subscriptions are active a unique marker is published. The old one is read up to the marker, the new one from
-/// there on. `None` if the marker does not arrive at both: they may lead to different Redis nodes, so messages may be missing.
+/// While both subscriptions are active a unique marker is published. The old one is read up to the marker, the new one
+/// from there on. `None` if the marker does not arrive at both: they may lead to different Redis nodes, so messages may
+/// be missing.
 ///
-/// Every subscriber of one Redis receives all messages in one order. Subscribers in a Redis Cluster, or of a Redis and its
-/// replica, do not.
+/// Every subscriber of one Redis receives all messages in one order. Subscribers in a Redis Cluster, or of a Redis and
+/// its replica, do not.
 async fn hand_over(
     link: &Arc<ServerLink>,
     old: &mut Subscription,

@@ -1,6 +1,7 @@
 //! Runs a connection: executes its commands one at a time, and replies in their order.
 //!
-//! No input is read while commands are executed. So a peer that sends faster fills its socket buffer, and no queue grows.
+//! No input is read while commands are executed. So a peer that sends faster fills its socket buffer, and no queue
+//! grows.
 
 use std::{
     net::IpAddr,
@@ -33,8 +34,8 @@ use crate::{
 /// Limits log lines: an unauthenticated peer can violate the protocol on every connection.
 static VIOLATED: LogLimit = LogLimit::new();
 
-/// Time limit for a command from its first byte to its last. Then the connection closes. Between commands a connection may be
-/// idle without limit.
+/// Time limit for a command from its first byte to its last. Then the connection closes. Between commands a connection
+/// may be idle without limit.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Size limit of a command before authentication, in bytes.
@@ -54,7 +55,8 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Silence of a rejected peer after which its connection closes.
 ///
-/// Closing a connection with unread input resets it, and the peer loses the last reply. So input is discarded before that, for
+/// Closing a connection with unread input resets it, and the peer loses the last reply. So input is discarded before
+/// that, for
 /// [`LINGER_TIMEOUT`] at most. While the server stops, the limit is [`SHUTDOWN_TIMEOUT`].
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 const LINGER_TIMEOUT: Duration = Duration::from_secs(30);

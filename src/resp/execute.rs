@@ -261,7 +261,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         }
     }
 
-    /// Executes `HSET undelivered_messages USER LIST`: appends the last message of the list to the user's log, online or not.
+    /// Executes `HSET undelivered_messages USER LIST`: appends the last message of the list to the user's log, online
+    /// or not.
     async fn append(&mut self, key: &[u8], user: &[u8], list: &[u8]) {
         match self.server.names.find(key) {
             Some(Name::Undelivered) => {}
@@ -385,8 +386,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     /// Sends an appended message to its user if online, and drops it otherwise, because sync is off.
     ///
-    /// The reply is success either way. A Dispatcher whose own `sync` is on appends whatever this server's setting is. It
-    /// leaves an error unhandled, which ends its process. The drop is counted and logged instead.
+    /// The reply is success either way. A Dispatcher whose own `sync` is on appends whatever this server's setting is.
+    /// It leaves an error unhandled, which ends its process. The drop is counted and logged instead.
     async fn send_or_drop(&mut self, dispatch: Dispatch) {
         // Earlier messages must be delivered first.
         self.commit().await;

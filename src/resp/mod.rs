@@ -13,14 +13,14 @@
 //!
 //! # No loss, no duplicates
 //!
-//! The original's Dispatcher queries for each recipient whether the user is online (`SISMEMBER`). For an offline user it
-//! appends the message to the list of pending messages: `HGET`, then `HSET` of that list and the message. For online users it
-//! publishes the message. In between, a user may connect or disconnect.
+//! The original's Dispatcher queries for each recipient whether the user is online (`SISMEMBER`). For an offline user
+//! it appends the message to the list of pending messages: `HGET`, then `HSET` of that list and the message. For online
+//! users it publishes the message. In between, a user may connect or disconnect.
 //!
-//! That is harmless here. Both `HSET` and `PUBLISH` append to the user's log, which delivers to online users and stores for
-//! offline ones. A recipient is in one of the two commands, so there are no duplicates. Only the last message of an `HSET`
-//! list is new, and only that message is appended. So two Dispatchers may read the same list before either writes, and
-//! messages may be delivered between read and write.
+//! That is harmless here. Both `HSET` and `PUBLISH` append to the user's log, which delivers to online users and stores
+//! for offline ones. A recipient is in one of the two commands, so there are no duplicates. Only the last message of an
+//! `HSET` list is new, and only that message is appended. So two Dispatchers may read the same list before either
+//! writes, and messages may be delivered between read and write.
 
 mod channels;
 mod command;
@@ -148,8 +148,8 @@ impl RespServer {
 
     /// Watches the list of portals in the pool. `None` if portals are off.
     ///
-    /// The list is what the next process passes to [`RespServer::new`], because a portal of the original announces itself
-    /// only once.
+    /// The list is what the next process passes to [`RespServer::new`], because a portal of the original announces
+    /// itself only once.
     #[must_use]
     pub fn announced(&self) -> Option<watch::Receiver<Vec<AnnouncedPortal>>> {
         self.portals.as_ref().map(|portals| portals.announced())

@@ -1,7 +1,8 @@
 //! Delivers client events to portals of the original.
 //!
-//! All portals subscribe to one channel, and receive every event on it. A portal handles events under its own id, or all events
-//! if it is configured so. So each event is published once, under the id of the portal whose turn it is, as in the original.
+//! All portals subscribe to one channel, and receive every event on it. A portal handles events under its own id, or
+//! all events if it is configured so. So each event is published once, under the id of the portal whose turn it is, as
+//! in the original.
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 

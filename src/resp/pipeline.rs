@@ -1,7 +1,7 @@
 //! Batches pipelined messages into one commit, and holds their replies back until it is durable.
 //!
-//! Replies keep the order of their commands. A command that does not depend on the log executes at once; its reply is queued
-//! after the pending ones.
+//! Replies keep the order of their commands. A command that does not depend on the log executes at once; its reply is
+//! queued after the pending ones.
 
 use std::collections::HashSet;
 

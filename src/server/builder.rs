@@ -212,8 +212,8 @@ impl Builder {
     /// `host`, `port`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then.
     /// Unless the router is served with connect info, `limits.connectionsPerAddress` counts all clients as one address.
     ///
-    /// The routes are `path` for the WebSocket, and `/v1/…`, `/healthz`, `/readyz` and `/metrics`. With the default `path`
-    /// (`/`) your router cannot have a route `/`.
+    /// The routes are `path` for the WebSocket, and `/v1/…`, `/healthz`, `/readyz` and `/metrics`. With the default
+    /// `path` (`/`) your router cannot have a route `/`.
     ///
     /// ```
     /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -258,7 +258,8 @@ impl Builder {
         }
         let descriptors = Descriptors::divide(&self.config);
         if self.authenticator.is_some() {
-            // The embedder's authenticator is in effect, so the restriction of `insecure` to local pages must not apply.
+            // The embedder's authenticator is in effect, so the restriction of `insecure` to local pages must not
+            // apply.
             self.config.authentication.insecure = false;
         }
         let authenticator = match self.authenticator {

@@ -50,7 +50,8 @@ impl ServerContext {
             store_messages: config.store_messages,
             sends_user_object: config.authentication.send_user_object,
         });
-        // A nonce has to differ from payloads of clients and gateways, but need not be secret. So the time is sufficient.
+        // A nonce has to differ from payloads of clients and gateways, but need not be secret. So the time is
+        // sufficient.
         let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
         let sockets = ConnectionLimiter::new(sockets_max, 0);
         Self { config, hub, metrics, authenticator, runner, sockets, hello: hello.into(), nonces: AtomicU64::new(seed) }

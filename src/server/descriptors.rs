@@ -1,7 +1,7 @@
 //! Divides the open-file limit of the process among the kinds of connections.
 //!
-//! A share is reserved for the store and the runtime. Otherwise a flood of connections could take the last descriptor, and
-//! the store could not open a file.
+//! A share is reserved for the store and the runtime. Otherwise a flood of connections could take the last descriptor,
+//! and the store could not open a file.
 
 use std::fs;
 

@@ -27,11 +27,12 @@ use super::peer::{HandlerEvent, Peer, ReceivedMessage};
 /// **Order.** Events of one connection are handled in order: a call begins when the previous one has ended. Calls for
 /// different connections run concurrently. Several handlers are called in the order in which they were added.
 ///
-/// **Backpressure.** For each connection at most 32 messages (or 256 KiB of them) are queued for a handler. While the queue
-/// is full the server reads nothing from the client. With heartbeats on, a handler that takes longer than the heartbeat
-/// timeout loses the connection, so spawn a task for long work.
+/// **Backpressure.** For each connection at most 32 messages (or 256 KiB of them) are queued for a handler. While the
+/// queue is full the server reads nothing from the client. With heartbeats on, a handler that takes longer than the
+/// heartbeat timeout loses the connection, so spawn a task for long work.
 ///
-/// **Panics** end one call. They are logged and reported to the middleware. Connection, server and later calls continue.
+/// **Panics** end one call. They are logged and reported to the middleware. Connection, server and later calls
+/// continue.
 ///
 /// **Durability.** Events are not stored. A message from a client is lost in a crash if no handler has processed it,
 /// and the client is not notified. Where that matters, let handlers answer messages, and clients retry unanswered ones.

@@ -1,7 +1,8 @@
 //! Holds back the deliveries of a new session until shortly after the client has answered the op 1 that follows op 22.
 //!
-//! Op 22 and the first message may arrive in one TCP read. A client in Node then handles both before the continuation of
-//! `await client.authenticate(…)` runs, so an application that registers its message handler there loses that message.
+//! Op 22 and the first message may arrive in one TCP read. A client in Node then handles both before the continuation
+//! of `await client.authenticate(…)` runs, so an application that registers its message handler there loses that
+//! message.
 //!
 //! Nothing is copied meanwhile: synced messages stay in the log, unsynced ones in the bounded mailbox.
 
@@ -10,13 +11,14 @@ use std::time::{Duration, Instant};
 use super::connection::Connection;
 use crate::protocol::encode;
 
-/// Maximum time for which deliveries are held back. Then they start without an answer, for clients that never answer op 1.
+/// Maximum time for which deliveries are held back. Then they start without an answer, for clients that never answer op
+/// 1.
 const HOLD_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// Delay of the deliveries after the answer, within [`HOLD_TIMEOUT`].
 ///
-/// The client library answers at once. An application may register its handler a moment later, in a timer or after reading
-/// a file. With the original server it received the messages, because that server queries its Redis first.
+/// The client library answers at once. An application may register its handler a moment later, in a timer or after
+/// reading a file. With the original server it received the messages, because that server queries its Redis first.
 const HANDLER_DELAY: Duration = Duration::from_millis(10);
 
 impl Connection {

@@ -136,7 +136,8 @@ impl Connection {
 
     /// Handles a frame that arrives after the close frame was written.
     ///
-    /// Application messages and acknowledgements still count. All other frames are ignored. False: no later frame counts.
+    /// Application messages and acknowledgements still count. All other frames are ignored. False: no later frame
+    /// counts.
     pub(super) fn handle_last_frame(&mut self, text: &str, now: Instant) -> bool {
         let Ok(frame) = decode::decode(text) else { return false };
         if self.charge(&frame, now).is_err() {

@@ -152,7 +152,8 @@ async fn accept_from(
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Most often no descriptor is free although permits are limited: other components use more than assumed.
+                // Most often no descriptor is free although permits are limited: other components use more than
+                // assumed.
                 if admission.activities.evict_without_key() {
                     context.metrics.evicted_connections.inc();
                 }
@@ -279,7 +280,8 @@ async fn serve(
         Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, activity.clone())))
     });
     let io = HttpIo::new(stream, activity.clone(), &context.config.limits);
-    // In a block, so that hyper's connection is dropped before `rejected_upgrade` is awaited, which would otherwise hang.
+    // In a block, so that hyper's connection is dropped before `rejected_upgrade` is awaited, which would otherwise
+    // hang.
     let result = {
         let connection = http1::Builder::new()
             // The socket has all deadlines, see `http_io`.

@@ -1,7 +1,7 @@
 //! Writes to a client: the first frame, unsynced messages, log entries, the heartbeat.
 //!
-//! All frames go into one buffer, and from there to the socket in one call. While `limits.unsentBytes` or more are in the
-//! buffer, no message is added. This is the backpressure of a slow client: the server reads its log slowly.
+//! All frames go into one buffer, and from there to the socket in one call. While `limits.unsentBytes` or more are in
+//! the buffer, no message is added. This is the backpressure of a slow client: the server reads its log slowly.
 
 use std::{
     task::{Context, Poll},

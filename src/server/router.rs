@@ -41,8 +41,8 @@ impl Attached {
 
     /// Runs the server until `shutdown` resolves, then stops it in order, as [`Server::run`](super::Server::run) does.
     ///
-    /// New `WebSockets` get 503, streams of dispatches end, clients are closed with 1001, and the store is closed. Later
-    /// requests get 503, so stop serving the router at the same time.
+    /// New `WebSockets` get 503, streams of dispatches end, clients are closed with 1001, and the store is closed.
+    /// Later requests get 503, so stop serving the router at the same time.
     ///
     /// # Errors
     /// When the store fails. Clients are then closed with 1011, and no guarantee holds any more.

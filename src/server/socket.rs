@@ -1,8 +1,8 @@
 //! A WebSocket over TCP with buffers that shrink: the only file of the server that uses tungstenite.
 //!
-//! tungstenite reads frames, and answers control frames. Its output goes into the same buffer as the server's text frames,
-//! and that buffer is written to the socket in one call. A text frame is a header and a text that was encoded at dispatch.
-//! An empty buffer is freed, so that an idle connection uses little memory.
+//! tungstenite reads frames, and answers control frames. Its output goes into the same buffer as the server's text
+//! frames, and that buffer is written to the socket in one call. A text frame is a header and a text that was encoded
+//! at dispatch. An empty buffer is freed, so that an idle connection uses little memory.
 
 use std::{
     future::poll_fn,
@@ -207,8 +207,8 @@ impl Socket {
     }
 
     fn push(&mut self, message: Message) {
-        // The pipe accepts all bytes at once, so this cannot block. It fails only after a close frame was sent, when the
-        // peer needs no further frame.
+        // The pipe accepts all bytes at once, so this cannot block. It fails only after a close frame was sent, when
+        // the peer needs no further frame.
         _ = Pin::new(&mut self.0).start_send(message);
     }
 
@@ -323,7 +323,8 @@ struct Pipe {
 impl AsyncRead for Pipe {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
-            // Fragments are charged before more is read. tungstenite would continue to read while only fragments arrive.
+            // Fragments are charged before more is read. tungstenite would continue to read while only fragments
+            // arrive.
             if self.fragments.any() || self.fragments.too_many() || self.fragments.close().is_some() {
                 return Poll::Pending;
             }

@@ -79,8 +79,8 @@ impl GapList {
 
     /// Returns whether an entry in the value log is hidden: it was evicted or collapsed.
     ///
-    /// Cleared entries count as acknowledged, and sessions that hold them can read them. Expired entries are recognized by
-    /// their expiry.
+    /// Cleared entries count as acknowledged, and sessions that hold them can read them. Expired entries are recognized
+    /// by their expiry.
     pub fn hides(&self, seq: Seq) -> bool {
         let at = self.0.partition_point(|gap| gap.to < seq);
         let gap = self.0.get(at).filter(|gap| gap.from <= seq);

@@ -49,8 +49,8 @@ pub fn fingerprint(namespace: &str) -> u32 {
 
 /// Represents an entry: a message in one user's log, with its namespace and owner.
 ///
-/// Namespace and owner are read from disk, not copied from the request. A session compares them with its own before it writes
-/// the entry to a socket. So an error in a lower layer cannot deliver the entry to another user (guarantee G3).
+/// Namespace and owner are read from disk, not copied from the request. A session compares them with its own before it
+/// writes the entry to a socket. So an error in a lower layer cannot deliver the entry to another user (guarantee G3).
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Fingerprint of its namespace; compare with [`Store::namespace`].
@@ -77,7 +77,8 @@ pub struct Append {
     pub payload: Payload,
     /// Distinct users. Without any, the append only stores the result of its id, or completes at once.
     pub recipients: Vec<UserId>,
-    /// Time after which the entry is hidden and may be removed. [`Limits::age`] applies if it is shorter, or without a TTL.
+    /// Time after which the entry is hidden and may be removed. [`Limits::age`] applies if it is shorter, or without a
+    /// TTL.
     pub ttl: Option<Duration>,
     /// Collapse key: in each recipient's log, the new entry replaces a pending one with the same key.
     pub collapse: Option<CollapseKey>,
@@ -103,7 +104,8 @@ impl Append {
 pub struct Idempotency {
     /// Remembered for [`Limits::ids_window`] from the commit.
     pub id: DispatchId,
-    /// For each recipient, whether the user is online. Recipients of an unsynced message are only here, not in the append.
+    /// For each recipient, whether the user is online. Recipients of an unsynced message are only here, not in the
+    /// append.
     pub online: Vec<bool>,
     /// Recipients that the caller has rejected.
     pub rejected: Vec<Rejected>,
@@ -196,8 +198,8 @@ pub struct SessionReport {
     pub device: Option<DeviceId>,
     /// Acknowledged range, both ends included.
     pub acknowledged: Option<(Seq, Seq)>,
-    /// Sequence above which entries are not trimmed, even if acknowledged, because a session still reads them. `None`: no
-    /// session holds an entry.
+    /// Sequence above which entries are not trimmed, even if acknowledged, because a session still reads them. `None`:
+    /// no session holds an entry.
     pub hold: Option<Seq>,
     /// Time at which the user connected or disconnected.
     pub seen: Option<SystemTime>,
@@ -227,8 +229,8 @@ pub enum Durability {
     /// After `fdatasync`: completed appends survive a killed process, a system crash and a power cut.
     #[default]
     Always,
-    /// After the write to the kernel, with `fdatasync` at least once per interval. A killed process loses nothing. A system
-    /// crash or a power cut may lose the messages of one interval.
+    /// After the write to the kernel, with `fdatasync` at least once per interval. A killed process loses nothing. A
+    /// system crash or a power cut may lose the messages of one interval.
     Interval(Duration),
     /// After the write to the kernel, which decides when to sync. A system crash may lose about the last 30 s.
     Never,
@@ -281,8 +283,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Attaches a session, and returns its cursor.
     ///
-    /// The first device of a user takes over the shared cursor, if no client without a device was ever connected. Every other
-    /// new cursor begins with the entries that some cursor has not acknowledged.
+    /// The first device of a user takes over the shared cursor, if no client without a device was ever connected. Every
+    /// other new cursor begins with the entries that some cursor has not acknowledged.
     ///
     /// # Errors
     /// Fails if the user's stored data is unreadable.
@@ -347,8 +349,8 @@ pub trait Store: Send + Sync + 'static {
 
     /// Counts the bytes of a user's pending entries.
     ///
-    /// The number is known without a read, except while entries are acknowledged out of order. Then at most 1 MiB is read. Above
-    /// 1 MiB, the result is the estimate of [`Store::state`].
+    /// The number is known without a read, except while entries are acknowledged out of order. Then at most 1 MiB is
+    /// read. Above 1 MiB, the result is the estimate of [`Store::state`].
     ///
     /// # Errors
     /// Fails if the entries are unreadable.

@@ -11,7 +11,8 @@ use crate::message::{Seq, UserId};
 pub struct OutboxOptions {
     /// Maximum number of events. Further events are dropped and counted as lost.
     pub events: u64,
-    /// Maximum bytes of events. Further events are dropped and counted as lost. On disk, the tables may take several times that.
+    /// Maximum bytes of events. Further events are dropped and counted as lost. On disk, the tables may take several
+    /// times that.
     pub bytes: u64,
     /// Kinds of events that are stored.
     pub kinds: Vec<EventKind>,

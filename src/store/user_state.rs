@@ -16,7 +16,8 @@ pub struct UserState {
     pub acknowledged: AckSet,
     /// Number of pending entries.
     pub pending: u64,
-    /// Bytes of the pending entries. An estimate while entries are acknowledged out of order; see [`Store::pending_bytes`].
+    /// Bytes of the pending entries. An estimate while entries are acknowledged out of order; see
+    /// [`Store::pending_bytes`].
     ///
     /// [`Store::pending_bytes`]: super::Store::pending_bytes
     pub pending_bytes: u64,

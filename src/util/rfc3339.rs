@@ -16,8 +16,8 @@ const MILLISECONDS: EncodedConfig =
 
 /// Formats a time, as in `2026-11-24T01:02:03.004Z`.
 ///
-/// A time before 1970 becomes the beginning of 1970. A time after the year 9999 becomes the end of 9999, because RFC 3339 has
-/// four digits for the year.
+/// A time before 1970 becomes the beginning of 1970. A time after the year 9999 becomes the end of 9999, because RFC
+/// 3339 has four digits for the year.
 #[must_use]
 pub fn rfc3339(time: SystemTime) -> String {
     let milliseconds = time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();

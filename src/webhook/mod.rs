@@ -1,8 +1,8 @@
 //! Sends events to a backend over HTTP: in batches, signed (`http_client::signing`), in order, each at least once.
 //!
-//! Events are first put into the store's [`Outbox`], which is as durable as messages. One task reads the oldest events and
-//! sends one batch at a time, with retries until the receiver accepts it. So all events are in one order. A receiver that
-//! fails or is slow uses only space in the outbox, which is bounded.
+//! Events are first put into the store's [`Outbox`], which is as durable as messages. One task reads the oldest events
+//! and sends one batch at a time, with retries until the receiver accepts it. So all events are in one order. A
+//! receiver that fails or is slow uses only space in the outbox, which is bounded.
 //!
 //! - `recorder`: puts client events into the outbox
 //! - `undelivered`: puts messages that were not acknowledged in time into the outbox

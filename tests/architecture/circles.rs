@@ -1,7 +1,7 @@
 //! Import graph of the files, and its circles.
 //!
-//! An import counts for the file that defines the item, not for modules that re-export it. A re-export is an import only if its
-//! own file uses the name.
+//! An import counts for the file that defines the item, not for modules that re-export it. A re-export is an import
+//! only if its own file uses the name.
 
 use std::collections::{BTreeMap, BTreeSet};
 

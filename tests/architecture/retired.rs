@@ -46,7 +46,8 @@ fn identifiers(code: &str) -> Vec<(usize, &str)> {
     found
 }
 
-/// Splits an identifier at underscores and before capitals that follow a small letter or a digit. Returns small letters.
+/// Splits an identifier at underscores and before capitals that follow a small letter or a digit. Returns small
+/// letters.
 fn parts(identifier: &str) -> Vec<String> {
     let (mut parts, mut last) = (vec![String::new()], '_');
     for each in identifier.chars() {

@@ -45,7 +45,8 @@ impl Source {
     }
 }
 
-/// Reads all files under `root/directory` whose names end with `extension`, sorted by path. A missing directory has none.
+/// Reads all files under `root/directory` whose names end with `extension`, sorted by path. A missing directory has
+/// none.
 pub fn read(root: &Path, directory: &str, extension: &str) -> Vec<Source> {
     let mut files = Vec::new();
     collect(&root.join(directory), extension, &mut files);

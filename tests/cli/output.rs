@@ -20,7 +20,8 @@ use crate::{
     },
 };
 
-/// Text that would control a terminal: one-character CSI, direction override, zero-width space, DEL, and a tag character.
+/// Text that would control a terminal: one-character CSI, direction override, zero-width space, DEL, and a tag
+/// character.
 const CONTROL_TEXT: &str = "a\u{9b}31m\u{202e}\u{200b}\u{7f}\u{e0041}z";
 
 fn call(server: &Server, method: &str, path: &str, body: &str) -> (u16, String) {

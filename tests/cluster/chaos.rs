@@ -2,8 +2,8 @@
 //!
 //! Every accepted message reaches its recipient and no other user, in the order in which its backend sent it.
 //!
-//! A run takes 20 s, or `CLUSTER_SECONDS`. The long form: `CLUSTER_SECONDS=600 cargo test --features redis --test cluster
-//! chaos -- --nocapture`.
+//! A run takes 20 s, or `CLUSTER_SECONDS`. The long form: `CLUSTER_SECONDS=600 cargo test --features redis --test
+//! cluster chaos -- --nocapture`.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -143,7 +143,8 @@ async fn server_suspended_while_redis_is_emptied_delivers_entries_acknowledged_a
     wait_until("the log is trimmed", async || group.redis().cli(&["XLEN", "mesa:log:{alice}"]) == "0").await;
 }
 
-/// The new server knows no earlier epoch and begins the first one. The other server still delivers what the new one accepts.
+/// The new server knows no earlier epoch and begins the first one. The other server still delivers what the new one
+/// accepts.
 // covers: G4, G5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_that_joins_an_emptied_redis_first_delivers_all_later_messages_in_order() {
@@ -444,7 +445,8 @@ async fn redis_cluster_shard_flushed_by_hand_delivers_all_later_messages_in_orde
     assert_eq!(next_data(&mut client).await, json!(31));
 }
 
-/// Deletes the keys of one log while a client is connected and another resumes. A third resumes later with an old sequence.
+/// Deletes the keys of one log while a client is connected and another resumes. A third resumes later with an old
+/// sequence.
 // covers: G4, G5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn log_deleted_by_hand_delivers_all_later_messages_in_order() {

@@ -45,7 +45,8 @@ impl Subscriber {
         let (sender, lines) = channel();
         let out = BufReader::new(process.stdout.take().expect("a pipe"));
         std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        // A server looks for subscribers once per second. It counts a user of the original as online only if it knows one.
+        // A server looks for subscribers once per second. It counts a user of the original as online only if it knows
+        // one.
         group.redis().cli(&["SADD", "connected_clients_shop", "original-user"]);
         for server in 0..group.servers.len() {
             wait_until("the mesa server knows of the subscriber", async || {
@@ -335,8 +336,8 @@ async fn original_list_larger_than_the_quota_is_imported_in_order_as_entries_are
     let group = ServerGroup { redis: Some(redis_server), homes: vec![home], servers };
     let first = json!({ "op": 0, "d": [1, "x".repeat(32_000)], "t": "N" });
     group.dispatch(0, &json!({ "message": first, "recipients": ["bob"] })).await;
-    // Message 2 exceeds the quota until message 1 is acknowledged. Message 3 has the maximum size of a message and always
-    // exceeds the quota.
+    // Message 2 exceeds the quota until message 1 is acknowledged. Message 3 has the maximum size of a message and
+    // always exceeds the quota.
     let script = r#"local function message(n, bytes)
           return '{"op":0,"d":[' .. n .. ',"' .. string.rep('x', bytes) .. '"],"t":"N"}'
         end

@@ -151,7 +151,8 @@ async fn redis_error_is_503_with_its_code_and_clients_stay_connected() {
     run(&check, &["CONFIG", "SET", "min-replicas-to-write", "0"]);
     check.assert_recovered("NOREPLICAS").await;
 
-    // A Redis that has become a replica rejects writes, and each makes the server reconnect. Its primary does not exist.
+    // A Redis that has become a replica rejects writes, and each makes the server reconnect. Its primary does not
+    // exist.
     run(&check, &["REPLICAOF", "127.0.0.1", "9"]);
     check.assert_rejected("READONLY").await;
     run(&check, &["REPLICAOF", "NO", "ONE"]);
@@ -198,7 +199,8 @@ async fn changed_redis_password_is_503_with_its_code_and_clients_stay_connected(
     }
 }
 
-/// Number of recipients. Their dispatch is a request with more arguments than Redis reads from an unauthenticated client.
+/// Number of recipients. Their dispatch is a request with more arguments than Redis reads from an unauthenticated
+/// client.
 const RECIPIENTS: u32 = 20;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

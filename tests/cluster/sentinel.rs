@@ -67,7 +67,8 @@ async fn sentinel_failover_rejects_dispatches_and_keeps_clients_and_replicated_m
     assert!(received.is_sorted_by(|a, b| a < b) && accepted.iter().all(|n| received.contains(n)), "{received:?}");
     let online = |users: &Value| users["users"].as_array().is_some_and(|all| all.len() == 3);
     group.wait_until("three users are online", 1, "/v1/users?online=true", online).await;
-    // The old primary restarts as a replica and takes over again while the other runs. No server may stay with the other.
+    // The old primary restarts as a replica and takes over again while the other runs. No server may stay with the
+    // other.
     redis.nodes[0].restart();
     block_in_place(|| {
         block_until("the old primary is connected as a replica", || {
@@ -107,7 +108,8 @@ async fn resuming_client(group: &ServerGroup, server: usize, device: &str, after
         .expect("a connected client")
 }
 
-/// The last entries of a primary were not replicated. Redis would assign their sequences again, but clients have seen them.
+/// The last entries of a primary were not replicated. Redis would assign their sequences again, but clients have seen
+/// them.
 // covers: G4, G5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failover_that_loses_entries_reports_a_gap_and_reuses_no_sequence() {
@@ -129,7 +131,8 @@ async fn failover_that_loses_entries_reports_a_gap_and_reuses_no_sequence() {
         }
     }
     redis.nodes[0].kill();
-    // Messages accepted from now on are delivered, although the new primary's sequences are lower than those that clients have.
+    // Messages accepted from now on are delivered, although the new primary's sequences are lower than those that
+    // clients have.
     for server in 0..2 {
         dispatch_until_accepted(&group, server, &mut n, &["alice", "bob"]).await;
     }

@@ -10,7 +10,8 @@ const MESSAGES: u64 = 2_000;
 /// Bytes of one message in the list.
 const MESSAGE_BYTES: usize = 20_000;
 
-/// Maximum rise of the server's peak memory: twice the list. One copy of its text and one of its messages would take as much.
+/// Maximum rise of the server's peak memory: twice the list. One copy of its text and one of its messages would take as
+/// much.
 const RISE_LIMIT: u64 = 2 * MESSAGES * MESSAGE_BYTES as u64;
 
 /// Returns the peak memory (`VmHWM`) of a process in bytes.
@@ -22,8 +23,8 @@ fn peak_memory(process: u32) -> u64 {
 
 /// Connects a user with a large list, with retries.
 ///
-/// On a busy machine one script over 60 MB can take Redis longer than a server waits for a reply. The server then asks the
-/// client to retry. The next attempt continues where the last one ended.
+/// On a busy machine one script over 60 MB can take Redis longer than a server waits for a reply. The server then asks
+/// the client to retry. The next attempt continues where the last one ended.
 async fn connect_with_retries(group: &ServerGroup, user: &str) -> Socket {
     let mut client = None;
     wait_until("the client is connected", async || {

@@ -7,7 +7,8 @@ use super::ServerGroup;
 /// Number of online users, all in one page.
 const USERS: usize = 1_000;
 
-/// Maximum number of scripts during the request for a page. Twenty users share one; the server's maintenance runs others.
+/// Maximum number of scripts during the request for a page. Twenty users share one; the server's maintenance runs
+/// others.
 const SCRIPTS_MAX: u64 = 200;
 
 /// Returns the number of scripts that Redis has run.

@@ -1,7 +1,7 @@
 //! Checks the order of system calls: the entries are synced before the dispatch is answered.
 //!
-//! A test that kills the process cannot show this, because the kernel still holds the unsynced bytes. The trace shows that
-//! the sync has returned before the server writes the response.
+//! A test that kills the process cannot show this, because the kernel still holds the unsynced bytes. The trace shows
+//! that the sync has returned before the server writes the response.
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each suite uses a part of it")]

@@ -70,8 +70,8 @@ fn parse_call(text: &str, entered: usize, returned: usize) -> Option<Call> {
 
 /// Checks that each marker is synced to the store before its dispatch is answered.
 ///
-/// Response `n` belongs to `markers[n]`. The marker is written to a file in `store`. A sync of that file must begin after this
-/// write, and return successfully before the response is written.
+/// Response `n` belongs to `markers[n]`. The marker is written to a file in `store`. A sync of that file must begin
+/// after this write, and return successfully before the response is written.
 ///
 /// # Errors
 /// With the first response that was written too early, or a marker that was not written.

@@ -190,8 +190,8 @@ async fn credentials_are_requested_per_connection_and_a_rejection_is_final() {
     server.stop().await;
 }
 
-/// The client acknowledges a message when the program requests the next one. A message that was in progress when the program
-/// died is redelivered.
+/// The client acknowledges a message when the program requests the next one. A message that was in progress when the
+/// program died is redelivered.
 // covers: G2
 #[tokio::test(flavor = "multi_thread")]
 async fn message_is_acknowledged_when_the_program_requests_the_next() {
@@ -240,8 +240,8 @@ async fn message_is_acknowledged_when_the_program_requests_the_next() {
     }
 }
 
-/// With `after`, each message arrives once and in order, over broken connections and a killed server. The server is the built
-/// binary, and a backend dispatches all the time.
+/// With `after`, each message arrives once and in order, over broken connections and a killed server. The server is the
+/// built binary, and a backend dispatches all the time.
 // covers: G1, G2
 #[tokio::test(flavor = "multi_thread")]
 async fn resuming_client_over_cuts_and_kills_receives_each_message_once() {

@@ -1,7 +1,7 @@
 //! Cuts the power after each change that a first start makes to the disk, and after each change of its first dispatch.
 //!
-//! The next server must accept a dispatch, and have the first one if it was answered. How many changes a start makes varies a
-//! little, so a seed repeats the choices only roughly.
+//! The next server must accept a dispatch, and have the first one if it was answered. How many changes a start makes
+//! varies a little, so a seed repeats the choices only roughly.
 
 use crate::{
     fuse_disk::{Losses, MountedDisk, PowerCut},

@@ -19,8 +19,8 @@ pub type Key = (u64, u64);
 
 /// One line of a history.
 ///
-/// Frequent fields have short names: `b` and `n` are the [`Key`] of a message, `x` is the length of its padding in bytes,
-/// `c` is the number of a connection, and `s` is the `s` of a frame.
+/// Frequent fields have short names: `b` and `n` are the [`Key`] of a message, `x` is the length of its padding in
+/// bytes, `c` is the number of a connection, and `s` is the `s` of a frame.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "e", rename_all = "snake_case")]
 pub enum Event {

@@ -1,7 +1,7 @@
 //! Tests a server under load and faults.
 //!
-//! The runner kills the server or injects another fault, again and again. Backends and clients record a history. A checker
-//! that knows only that history compares it with the guarantees.
+//! The runner kills the server or injects another fault, again and again. Backends and clients record a history. A
+//! checker that knows only that history compares it with the guarantees.
 //!
 //! `cargo test --test faults` runs the short forms. `tests/faults/run` runs the long forms on an optimised build.
 //!

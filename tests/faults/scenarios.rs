@@ -142,7 +142,8 @@ fn find(failpoint: &'static str, name: &str) -> Result<(), String> {
         Err(report) => {
             let kinds = report.lines().filter_map(|line| Some(line.split_once(": ")?.0)).filter(|kind| is_kind(kind));
             let kinds: BTreeSet<&str> = kinds.collect();
-            // A server that does not know the failpoint does not start. That is a violation too, but not of the failpoint.
+            // A server that does not know the failpoint does not start. That is a violation too, but not of the
+            // failpoint.
             if kinds.is_empty() || report.contains("unknown failpoint") {
                 return Err(format!("failpoint {failpoint}: expected `{name}` to find a violation, not: {report}"));
             }

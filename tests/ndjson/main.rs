@@ -89,7 +89,8 @@ async fn expect_100_continue_returns_continue() {
     assert_eq!(results.rest().await.len(), 1);
 }
 
-/// The commit queue holds one operation, and other backends keep it full. The order of lines must not depend on free space.
+/// The commit queue holds one operation, and other backends keep it full. The order of lines must not depend on free
+/// space.
 // covers: G2
 #[tokio::test(flavor = "multi_thread")]
 async fn lines_of_a_long_stream_keep_their_order_per_user() {

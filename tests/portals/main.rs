@@ -147,14 +147,14 @@ async fn portal_that_does_not_read_is_removed_and_its_events_are_reassigned() {
         let filler = "x".repeat(10_000);
         for n in 0..MESSAGES {
             alice.send("N", &json!([n, filler])).await.unwrap();
-            // At most 700 messages ahead. That is more than the system buffers for the unread stream. It is less than one
-            // portal's queue holds, so nothing is dropped when the unread stream is removed.
+            // At most 700 messages ahead. That is more than the system buffers for the unread stream. It is less than
+            // one portal's queue holds, so nothing is dropped when the unread stream is removed.
             received.wait_for(|received| n < received + 700).await.unwrap();
         }
         alice
     });
-    // The unread stream is removed after 1 s. Its queued events are reassigned to the quick one. EventStream that were already
-    // written to its socket are not.
+    // The unread stream is removed after 1 s. Its queued events are reassigned to the quick one. EventStream that were
+    // already written to its socket are not.
     let mut seen = [false; MESSAGES];
     let mut count = 0;
     while let Ok(event) = timeout(Duration::from_secs(4), quick.data()).await {
@@ -238,7 +238,8 @@ async fn client_accepted_after_the_last_one_left_a_stopping_server_is_closed_wit
     let upgrade = "GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     let (half, rest) = upgrade.split_at(40);
-    // The server must have read half of the request before it stops. Otherwise it sends no response, and the test tries again.
+    // The server must have read half of the request before it stops. Otherwise it sends no response, and the test tries
+    // again.
     for _ in 0..10 {
         let mut server = TestServer::start(|_| {}).await;
         let mut late = TcpStream::connect(server.address).await.unwrap();

@@ -21,7 +21,8 @@ pub async fn start_server() -> TestServer {
     TestServer::start(|config| config.redis_protocol.port = Some(0)).await
 }
 
-/// Returns a dispatch as a Dispatcher of the original publishes it. `recipients` are quoted ids with commas between them.
+/// Returns a dispatch as a Dispatcher of the original publishes it. `recipients` are quoted ids with commas between
+/// them.
 pub fn dispatch_json(n: u64, recipients: &str) -> String {
     format!(r#"{{"message":{{"op":0,"d":{n},"t":"N"}},"recipients":[{recipients}]}}"#)
 }

@@ -259,8 +259,8 @@ async fn append_with_a_dropped_future_is_stored() {
     }
 }
 
-/// The first device of a user takes over the shared cursor. The shared cursor that is created after that must not inherit its
-/// acknowledgements, also after both are read from the store.
+/// The first device of a user takes over the shared cursor. The shared cursor that is created after that must not
+/// inherit its acknowledgements, also after both are read from the store.
 #[tokio::test]
 async fn shared_cursor_created_after_a_device_took_it_over_has_no_acknowledgements() {
     for location in Location::all() {

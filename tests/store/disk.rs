@@ -264,8 +264,8 @@ fn directory_bytes(path: &Path) -> u64 {
 
 /// Fills a store and drains it, `rounds` times; returns the size of the directory in each round.
 ///
-/// Each round appends `backlog` bytes in messages of `bytes` bytes, waits until they are flushed, and acknowledges them. The size is
-/// the larger of that after the flush and that after the acknowledgement.
+/// Each round appends `backlog` bytes in messages of `bytes` bytes, waits until they are flushed, and acknowledges
+/// them. The size is the larger of that after the flush and that after the acknowledgement.
 async fn fill_and_drain(tuning: Tuning, rounds: usize, backlog: usize, bytes: usize) -> Vec<u64> {
     fill_and_drain_in(&Location::disk(), tuning, rounds, backlog, bytes).await
 }
@@ -341,15 +341,16 @@ async fn value_log_with_few_pending_entries_is_compacted_and_keeps_them() {
     assert_eq!(store.state(&user(acknowledged)).unwrap().pending, 0);
 }
 
-/// Compaction of one round runs during the next, so on a busy machine a round may start with more garbage than another. The size is
-/// bounded nevertheless, and an idle store frees all of it.
+/// Compaction of one round runs during the next, so on a busy machine a round may start with more garbage than another.
+/// The size is bounded nevertheless, and an idle store frees all of it.
 #[tokio::test]
 async fn disk_usage_over_sixteen_rounds_is_bounded_and_freed() {
     const MIB: u64 = 1 << 20;
     let (backlog, rounds) = (8 * MIB, 16);
     let location = Location::disk();
     let sizes = fill_and_drain_in(&location, FLUSH_AT_ONCE, rounds, backlog as usize, 30_000).await;
-    // Twice the live bytes and two more files; the current value log file; the write-ahead log and its last file; sled's segments.
+    // Twice the live bytes and two more files; the current value log file; the write-ahead log and its last file;
+    // sled's segments.
     let bound = 2 * backlog + 16 * MIB + 8 * MIB + backlog + 8 * MIB + 24 * MIB;
     let mib: Vec<_> = sizes.iter().map(|size| size / MIB).collect();
     println!("MiB in each round: {mib:?}");
@@ -357,8 +358,8 @@ async fn disk_usage_over_sixteen_rounds_is_bounded_and_freed() {
     assert!(sizes.iter().all(|size| *size <= bound), "expected at most {} MiB per round, not {mib:?}", bound / MIB);
 }
 
-/// `MESA_ROUNDS=50 cargo test --test store fill_and_drain -- --nocapture` runs 50 rounds instead of 4. `MESA_BACKLOG_MIB` sets the
-/// backlog, 20 MiB by default: the share of the current files shrinks with it.
+/// `MESA_ROUNDS=50 cargo test --test store fill_and_drain -- --nocapture` runs 50 rounds instead of 4.
+/// `MESA_BACKLOG_MIB` sets the backlog, 20 MiB by default: the share of the current files shrinks with it.
 #[tokio::test]
 async fn fill_and_drain_rounds_use_at_most_three_times_the_backlog() {
     let number = |name: &str, default| std::env::var(name).map_or(default, |set| set.parse().expect("a number"));

@@ -1,4 +1,5 @@
-//! Tests Redis data that reverts to an older state, which only one of two servers has detected: later entries are delivered.
+//! Tests Redis data that reverts to an older state, which only one of two servers has detected: later entries are
+//! delivered.
 
 use std::sync::Arc;
 

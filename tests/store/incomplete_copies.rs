@@ -173,7 +173,8 @@ async fn damaged_value_log_file_is_reported_with_its_name_and_cause() {
     }
 }
 
-/// The server ended after it had rebuilt the tables, and before it renamed them. They are complete, and the next start renames them.
+/// The server ended after it had rebuilt the tables, and before it renamed them. They are complete, and the next start
+/// renames them.
 // covers: G6
 #[tokio::test]
 async fn store_with_rebuilt_tables_not_yet_renamed_opens_completely() {

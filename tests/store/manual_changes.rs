@@ -1,4 +1,5 @@
-//! Tests changes to the keys of a log by an operator or an eviction policy under running servers: later entries are delivered.
+//! Tests changes to the keys of a log by an operator or an eviction policy under running servers: later entries are
+//! delivered.
 
 use std::sync::Arc;
 
@@ -144,8 +145,8 @@ async fn log_changed_manually_and_read_before_an_append_delivers_later_entries()
     }
 }
 
-/// A client that resumes keeps its sequence. Without a session the store does not detect an older copy of both keys, nor, in a Redis
-/// Cluster, that both are deleted.
+/// A client that resumes keeps its sequence. Without a session the store does not detect an older copy of both keys,
+/// nor, in a Redis Cluster, that both are deleted.
 // covers: G4, G5
 #[tokio::test]
 async fn log_changed_manually_without_a_session_delivers_later_entries() {

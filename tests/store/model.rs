@@ -327,8 +327,8 @@ async fn run(location: &Location, ops: Vec<Op>, overflow: Overflow) {
                     let model = &run.models[at];
                     let acknowledged = &model.cursors[&device].acknowledged;
                     assert_eq!(attached.head, model.head);
-                    // A lost sequence may count as acknowledged or not. Eviction of the oldest entry acknowledges the lost
-                    // sequences after it if both are in the same block, which depends on the time of the flush.
+                    // A lost sequence may count as acknowledged or not. Eviction of the oldest entry acknowledges the
+                    // lost sequences after it if both are in the same block, which depends on the time of the flush.
                     let fits = |seq| match model.entries.get(&seq) {
                         Some(entry) if entry.expires.is_none_or(|at| at > now) => {
                             attached.acknowledged.contains(seq) == acknowledged.contains(&seq)

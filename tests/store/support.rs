@@ -140,7 +140,8 @@ pub fn acknowledge(store: &dyn Store, id: &str, from: Seq, to: Seq) {
     store.report(&user(id), SessionReport { acknowledged: Some((from, to)), ..SessionReport::default() });
 }
 
-/// Returns sequence and number of each entry after `after`. Checks namespace and owner, and that both reading methods agree.
+/// Returns sequence and number of each entry after `after`. Checks namespace and owner, and that both reading methods
+/// agree.
 pub fn read(store: &dyn Store, id: &str, after: Seq) -> Vec<(Seq, u64)> {
     let owner = user(id);
     let pairs = |entries: &[Entry]| entries.iter().map(|entry| (entry.seq, number(entry))).collect::<Vec<_>>();

@@ -168,8 +168,8 @@ impl Drop for Redis {
 
 /// Ports that [`free_port`] returns.
 ///
-/// The system assigns ports from 32768 up to outgoing connections, so any of those may be in use at any moment. Nodes of a Redis
-/// Cluster also listen on their port + 10000 (cluster bus). Both ports stay below 32768.
+/// The system assigns ports from 32768 up to outgoing connections, so any of those may be in use at any moment. Nodes
+/// of a Redis Cluster also listen on their port + 10000 (cluster bus). Both ports stay below 32768.
 const PORTS: std::ops::Range<u16> = 12_000..22_000;
 
 static NEXT_PORT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new((std::process::id() * 97 % 10_000) as u16));

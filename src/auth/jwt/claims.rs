@@ -20,7 +20,8 @@ use crate::{
 
 /// Holds the claims of a token: an object without repeated names.
 ///
-/// Of two `id`s one parser uses the first and another the last. A proxy could check one `id`, and this server use the other.
+/// Of two `id`s one parser uses the first and another the last. A proxy could check one `id`, and this server use the
+/// other.
 ///
 /// Values are parsed on demand, so a lone surrogate in an unused claim is no error.
 pub(super) struct Claims(BTreeMap<String, Box<RawValue>>);

@@ -1,8 +1,8 @@
 //! Fetches and caches public keys: a JSON Web Key Set (JWKS) from a URL.
 //!
-//! Tokens cause at most one request per `retryInterval`, whatever keys they name. A fetch runs in its own task, so a client
-//! that disconnects does not cancel it. A fetched set replaces the previous one, so a withdrawn key is no longer accepted.
-//! While fetches fail, the previous set is used until it is older than `maxStale`.
+//! Tokens cause at most one request per `retryInterval`, whatever keys they name. A fetch runs in its own task, so a
+//! client that disconnects does not cancel it. A fetched set replaces the previous one, so a withdrawn key is no longer
+//! accepted. While fetches fail, the previous set is used until it is older than `maxStale`.
 
 use std::{fmt, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 

@@ -27,8 +27,8 @@ pub use sign::issue;
 
 /// Authenticates `data.token`, a JWT, by the configured keys and algorithms.
 ///
-/// A token cannot choose algorithms or keys: `jwk`, `jku` and `x5u` are ignored. `kid` only selects among published keys.
-/// A token without `exp` is accepted and does not expire.
+/// A token cannot choose algorithms or keys: `jwk`, `jku` and `x5u` are ignored. `kid` only selects among published
+/// keys. A token without `exp` is accepted and does not expire.
 pub struct Jwt {
     keys: Keys,
     algorithms: Vec<Algorithm>,
@@ -119,8 +119,8 @@ impl Authenticator for Jwt {
 
 /// Configures the crate to check only algorithm and signature.
 ///
-/// `claims` checks the claims, because the crate accepts a token in the second of its `exp`, and ignores claims of the wrong
-/// type.
+/// `claims` checks the claims, because the crate accepts a token in the second of its `exp`, and ignores claims of the
+/// wrong type.
 fn signature_only(algorithms: Vec<Algorithm>) -> Validation {
     let mut validation = Validation { algorithms, ..Validation::default() };
     validation.required_spec_claims.clear();

@@ -20,7 +20,8 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Creates a failure with a reason on one line. Control characters are escaped, because a server may have sent them.
+    /// Creates a failure with a reason on one line. Control characters are escaped, because a server may have sent
+    /// them.
     pub fn because(reason: impl Display) -> Self {
         Self::Failed(printable(&reason.to_string()))
     }

@@ -96,8 +96,8 @@ pub fn ignore_reload_signals() -> io::Result<()> {
 
 /// Ignores SIGXFSZ, the signal of a write beyond the largest allowed file size (`RLIMIT_FSIZE`).
 ///
-/// By default it ends the process without a log line. When it is ignored, the write fails: a log line is dropped and counted,
-/// and the store handles it as a full disk.
+/// By default it ends the process without a log line. When it is ignored, the write fails: a log line is dropped and
+/// counted, and the store handles it as a full disk.
 pub fn ignore_file_size_signal() -> io::Result<()> {
     // Nothing is logged: a log line could cause the next signal.
     signal(SignalKind::from_raw(SIGXFSZ)).map(drop)

@@ -1,9 +1,10 @@
 //! Recognizes environment variables that Kubernetes and Docker inject for other services.
 //!
 //! A Kubernetes Service named `mesa` gives every pod of its namespace `MESA_SERVICE_HOST`, `MESA_SERVICE_PORT`,
-//! `MESA_PORT=tcp://10.96.0.1:4000`, `MESA_PORT_4000_TCP` and variants. Docker's container links have the same names. Some of
-//! them collide with settings: `MESA_PORT` here, `MESA_REDIS_PROTOCOL_PORT` for a Service named `mesa-redis-protocol`. Only the
-//! value distinguishes them: no setting whose name ends in `_PORT` has a value with a scheme.
+//! `MESA_PORT=tcp://10.96.0.1:4000`, `MESA_PORT_4000_TCP` and variants. Docker's container links have the same names.
+//! Some of them collide with settings: `MESA_PORT` here, `MESA_REDIS_PROTOCOL_PORT` for a Service named
+//! `mesa-redis-protocol`. Only the value distinguishes them: no setting whose name ends in `_PORT` has a value with a
+//! scheme.
 
 /// Schemes of the values of such variables.
 const SCHEMES: &[&str] = &["tcp://", "udp://", "sctp://"];

@@ -279,8 +279,8 @@ impl Checks {
             ));
         }
         if authentication.jwt.is_none() && authentication.webhook.is_none() && !authentication.insecure {
-            // Only a warning, because the object in the documentation of the original has no authentication either: there it is
-            // code.
+            // Only a warning, because the object in the documentation of the original has no authentication either:
+            // there it is code.
             self.warn(
                 "sync.enabled needs authentication; set authentication.jwt (secret, which may be WS_KEY in the environment, \
                  keyFile or jwks) or authentication.webhook, or start with --dev for development",

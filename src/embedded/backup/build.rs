@@ -27,7 +27,8 @@ use crate::{
 
 /// Lossy restarts that a restored or salvaged store adds to every log: about a million sequences.
 ///
-/// Clients may have received entries that followed the backup, or that a damaged log lost. Their sequences are not reused.
+/// Clients may have received entries that followed the backup, or that a damaged log lost. Their sequences are not
+/// reused.
 pub(in crate::embedded) const LOSSY_RESTARTS_ADDED: u32 = 16;
 
 /// Writes a store to `OUT.partial`, and renames it to `OUT` when it is complete.

@@ -1,8 +1,8 @@
 //! Format of backups: a store in one file, as a sequence of blocks.
 //!
-//! The first line names the version. Each block is its length, a checksum over its number and its body, and the body. The
-//! checksum detects reordered blocks. The last block has the counts of the file, which detects a truncated file. The entries
-//! of a user precede the user's log.
+//! The first line names the version. Each block is its length, a checksum over its number and its body, and the body.
+//! The checksum detects reordered blocks. The last block has the counts of the file, which detects a truncated file.
+//! The entries of a user precede the user's log.
 
 use std::io::{self, Read, Write};
 

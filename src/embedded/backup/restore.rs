@@ -1,7 +1,7 @@
 //! Creates a store from a backup.
 //!
-//! The store is built in a directory `NAME.partial`, which is marked as unfinished, and renamed when it is complete. So no
-//! server starts on an incomplete store.
+//! The store is built in a directory `NAME.partial`, which is marked as unfinished, and renamed when it is complete. So
+//! no server starts on an incomplete store.
 
 use std::{
     fs::File,

@@ -1,9 +1,9 @@
 //! Rebuilds sled's files if sled could not open them without loss.
 //!
-//! sled writes a snapshot when it opens, and then clears the parts of its file that the snapshot makes superfluous. It does
-//! not sync the snapshot's name. A power cut that loses only that name leaves a file that sled reports as corrupt, or treats
-//! as nearly empty. All data is still readable without sled. So it is copied to new files, which replace the old files when
-//! they are complete. The old files are moved away, not deleted.
+//! sled writes a snapshot when it opens, and then clears the parts of its file that the snapshot makes superfluous. It
+//! does not sync the snapshot's name. A power cut that loses only that name leaves a file that sled reports as corrupt,
+//! or treats as nearly empty. All data is still readable without sled. So it is copied to new files, which replace the
+//! old files when they are complete. The old files are moved away, not deleted.
 
 use std::{fs, io, path::Path};
 

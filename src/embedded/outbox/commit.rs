@@ -1,9 +1,10 @@
 //! Opens the outbox, and writes its events on the commit thread.
 //!
-//! A batch is stored as one or more values, its pieces. A crash may leave a batch without its last piece, which is ignored.
+//! A batch is stored as one or more values, its pieces. A crash may leave a batch without its last piece, which is
+//! ignored.
 //!
-//! Counts of dropped events are stored at the first drop, and then once a second. So a crash can make them too low, but does
-//! not lose them. They are removed after the `overflow` event that reports them is written.
+//! Counts of dropped events are stored at the first drop, and then once a second. So a crash can make them too low, but
+//! does not lose them. They are removed after the `overflow` event that reports them is written.
 
 use std::sync::Arc;
 
@@ -31,8 +32,8 @@ const LOST_INTERVAL_MS: u64 = 1000;
 
 /// Upper bound of the bytes by which sled's file grows for each byte of an event, including its removal.
 ///
-/// sled rewrites a value with each change of its neighbours. Measured: 2.2 for events of 50 kB and 2.3 for 300 bytes; with
-/// their removal 2.5 and 3.4.
+/// sled rewrites a value with each change of its neighbours. Measured: 2.2 for events of 50 kB and 2.3 for 300 bytes;
+/// with their removal 2.5 and 3.4.
 const SPACE_FACTOR: u64 = 4;
 
 /// Bytes by which sled's file grows at a time: one segment.
@@ -255,8 +256,8 @@ impl OutboxState {
         self.space = growing.max(left.min(slack / 2)) / SPACE_FACTOR;
     }
 
-    /// Drops and counts the waiting events, except `Undelivered`, which the logs can provide again. Returns true if any was
-    /// counted.
+    /// Drops and counts the waiting events, except `Undelivered`, which the logs can provide again. Returns true if any
+    /// was counted.
     fn drop_waiting(&mut self) -> bool {
         self.waiting_bytes = 0;
         let mut any = false;
@@ -303,8 +304,8 @@ impl OutboxState {
 impl Committer {
     /// Writes the waiting events of the outbox, and makes them as durable as configured.
     ///
-    /// If the disk has no space for them besides the accepted messages, events wait in memory, up to their bound. Further
-    /// events are dropped and counted.
+    /// If the disk has no space for them besides the accepted messages, events wait in memory, up to their bound.
+    /// Further events are dropped and counted.
     pub(in crate::embedded) fn write_outbox(&mut self) -> Result<(), EngineError> {
         let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
         for _ in 0..STEPS_MAX {

@@ -1,10 +1,10 @@
 //! Implements the outbox: webhook events on disk, in order and bounded, until a backend has accepted them.
 //!
-//! Any thread puts events without waiting. About 20 ms later at most, the commit thread writes them, before a commit that
-//! depends on them, and makes them as durable as configured. Then they can be read until they are removed.
+//! Any thread puts events without waiting. About 20 ms later at most, the commit thread writes them, before a commit
+//! that depends on them, and makes them as durable as configured. Then they can be read until they are removed.
 //!
-//! Events above the capacity are dropped, and counted by kind. When there is capacity again, an `overflow` event reports
-//! the counts at this point of the order.
+//! Events above the capacity are dropped, and counted by kind. When there is capacity again, an `overflow` event
+//! reports the counts at this point of the order.
 //!
 //! For each user, the outbox also stores the sequence up to which messages were reported as undelivered.
 //!

@@ -51,8 +51,8 @@ fn runs(seqs: &[Seq]) -> impl Iterator<Item = (Seq, Seq)> {
 impl Committer {
     /// Drops a user's expired entries in the WAL, and records those that were pending.
     ///
-    /// Their records stay in the WAL until the flush. So a following commit writes that the entries were reported. A crash
-    /// before that commit repeats the event.
+    /// Their records stay in the WAL until the flush. So a following commit writes that the entries were reported. A
+    /// crash before that commit repeats the event.
     pub(in crate::embedded) fn drop_expired(&self, user: &UserId, now_s: u32) -> Result<(), EngineError> {
         let expired = self.with_log(user, |log| log.drop_expired(now_s))?;
         if expired.is_empty() || self.shared.outbox_for(EventKind::Expired).is_none() {

@@ -26,7 +26,8 @@ pub enum Table {
 pub enum Cause {
     /// The disk is full (ENOSPC, EDQUOT, EFBIG). The call had no effect and may be retried.
     NoSpace,
-    /// The system has no file descriptors or memory left (EMFILE, ENFILE, ENOMEM). The call had no effect and may be retried.
+    /// The system has no file descriptors or memory left (EMFILE, ENFILE, ENOMEM). The call had no effect and may be
+    /// retried.
     Exhausted,
     /// A write or a sync failed with an unknown outcome, or a read failed. A failed write or sync stops the store.
     Failed,
@@ -181,7 +182,8 @@ pub trait Tables: Send + Sync + 'static {
         self.scan(table, from, &mut |key, _| visit(key))
     }
 
-    /// Returns the key that [`last_at_or_before`](Self::last_at_or_before) finds, unless a concurrent removal intervenes.
+    /// Returns the key that [`last_at_or_before`](Self::last_at_or_before) finds, unless a concurrent removal
+    /// intervenes.
     fn last_key_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         Ok(self.last_at_or_before(table, key)?.map(|(key, _)| key))
     }

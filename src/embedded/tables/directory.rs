@@ -160,7 +160,8 @@ impl StoreDir {
 
     /// Reads sled's data file once, to detect a disk error before sled opens it.
     ///
-    /// sled treats an unreadable part as the end of its log, and *overwrites* what follows. Reading also fills the page cache.
+    /// sled treats an unreadable part as the end of its log, and *overwrites* what follows. Reading also fills the page
+    /// cache.
     pub(super) fn read_through(&self) -> io::Result<()> {
         let mut log = match File::open(self.sled_dir().join(SLED_FILE)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -207,7 +208,8 @@ pub(in crate::embedded) fn try_lock(mut lock: &File) -> io::Result<Option<String
         Err(TryLockError::Error(error)) => Err(error),
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            // The content is used only in the error message. The holder may not have replaced zero bytes that a power cut left.
+            // The content is used only in the error message. The holder may not have replaced zero bytes that a power
+            // cut left.
             _ = lock.rewind().and_then(|()| lock.read_to_string(&mut holder));
             Ok(Some(holder.trim_matches(|char: char| char.is_whitespace() || char == '\0').to_owned()))
         }

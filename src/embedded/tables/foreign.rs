@@ -13,8 +13,8 @@ use crate::store::StoreError;
 
 /// Files that mesa writes before, or without, a store.
 ///
-/// They are the staging directory of the tables, the marker of an unfinished store, and the portal ids of a server whose
-/// logs are in Redis. A lock file counts too, but only with the content of a mesa lock.
+/// They are the staging directory of the tables, the marker of an unfinished store, and the portal ids of a server
+/// whose logs are in Redis. A lock file counts too, but only with the content of a mesa lock.
 const OWN_FILES: &[&str] = &[STAGING, UNFINISHED, PORTALS];
 
 /// Files that do not count: those of new file systems, version control and desktops.

@@ -1,7 +1,7 @@
 //! Detects missing parts of a store: it is an incomplete copy, or files were moved or deleted.
 //!
-//! The first start of a store creates its parts one after another, and a power cut may end it between any two. So a part
-//! counts as missing only if data was written that follows it:
+//! The first start of a store creates its parts one after another, and a power cut may end it between any two. So a
+//! part counts as missing only if data was written that follows it:
 //!
 //! - `log/db` is durable before anything is written into the other parts.
 //! - `mark`, `wal` and `value-log` are durable before the table `meta` has the format.

@@ -86,7 +86,8 @@ pub struct DiskOptions {
     /// See [`Options::ahead_ms`].
     #[doc(hidden)]
     pub ahead_ms: Arc<AtomicU64>,
-    /// The restore, salvage or import that writes the store. The directory is marked until [`unfinished::end`] is called.
+    /// The restore, salvage or import that writes the store. The directory is marked until [`unfinished::end`] is
+    /// called.
     #[doc(hidden)]
     pub operation: Option<Operation>,
 }
@@ -206,8 +207,8 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
     };
     let file = File::options().read(true).write(true).open(sled_dir.join(SLED_FILE));
     let file = file.map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
-    // A killed process may have left data that the system has not written yet. Files that this data makes superfluous are
-    // removed below, so it must be durable first.
+    // A killed process may have left data that the system has not written yet. Files that this data makes superfluous
+    // are removed below, so it must be durable first.
     db.flush().map_err(|error| cannot_open(sled_reason(&error)))?;
     file.sync_data().map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
     let mut runway = Runway::default();
@@ -338,7 +339,8 @@ fn open_with_retry(sled_dir: &Path, cache_bytes: u64) -> sled::Result<sled::Db> 
     let since = Instant::now();
     loop {
         match config.open() {
-            // This process holds the directory's lock, so the holder of sled's lock is dead. The system releases it soon.
+            // This process holds the directory's lock, so the holder of sled's lock is dead. The system releases it
+            // soon.
             Err(sled::Error::Io(error)) if is_lock_error(&error) && since.elapsed() < SLED_LOCK_TIMEOUT => {
                 thread::sleep(Duration::from_millis(50));
             }

@@ -12,8 +12,8 @@ use crate::{
 
 /// Largest value and WAL record of an engine, in bytes.
 ///
-/// sled stores values above a share of its segment in files that it never syncs. With segments of 8 MiB and sixteen values
-/// per leaf, this limit stays far below that share.
+/// sled stores values above a share of its segment in files that it never syncs. With segments of 8 MiB and sixteen
+/// values per leaf, this limit stays far below that share.
 pub const VALUE_BYTES_MAX: usize = 96 << 10;
 
 /// Stores a cursor, and when its device was last seen.
@@ -44,7 +44,8 @@ pub struct StoredLog {
     pub devices: Vec<(String, StoredCursor)>,
     /// Gaps, rising, both ends included, each with a reason: [`GapReason`](crate::store::GapReason).
     pub gaps: Vec<(Seq, Seq, u8)>,
-    /// Collapse keys of pending entries: key, sequence, bytes of payload, expiry in seconds of the Unix epoch (0 = never).
+    /// Collapse keys of pending entries: key, sequence, bytes of payload, expiry in seconds of the Unix epoch (0 =
+    /// never).
     pub keys: Vec<(String, Seq, u32, u32)>,
     /// Number of flushed entries that are pending, and their bytes of payload. Excludes entries up to `counted`.
     pub block_usage: (u64, u64),

@@ -1,9 +1,9 @@
 //! Engine on disk: the WAL and the value log in files, the tables in sled.
 //!
-//! sled holds block locations, rows of users, properties of the store, idempotency ids and the outbox. Entry bodies are in
-//! the value log (key-value separation), because sled writes data several times and its file never shrinks.
-//! With bodies in sled, 100 MiB of churn took more than 700 MiB of disk, and a commit of one message took 0.3 ms of CPU.
-//! So a commit is one write and one `fdatasync` of a WAL segment. sled is synced before WAL records are removed (a
+//! sled holds block locations, rows of users, properties of the store, idempotency ids and the outbox. Entry bodies are
+//! in the value log (key-value separation), because sled writes data several times and its file never shrinks. With
+//! bodies in sled, 100 MiB of churn took more than 700 MiB of disk, and a commit of one message took 0.3 ms of CPU. So
+//! a commit is one write and one `fdatasync` of a WAL segment. sled is synced before WAL records are removed (a
 //! *checkpoint*).
 //!
 //! Two properties of sled 0.34.7 matter here:

@@ -1,8 +1,8 @@
 //! Converts errors of sled to sentences and system errors.
 //!
-//! sled returns copies of its first error. A copy holds the system's error only as debug text
-//! (`Os { code: 28, kind: StorageFull, .. }`). After any failed write, sled accepts no write until it is opened again. So a
-//! full disk would stop the store instead of suspending it, and space is preallocated.
+//! sled returns copies of its first error. A copy holds the system's error only as debug text (`Os { code: 28, kind:
+//! StorageFull, .. }`). After any failed write, sled accepts no write until it is opened again. So a full disk would
+//! stop the store instead of suspending it, and space is preallocated.
 
 use std::io;
 

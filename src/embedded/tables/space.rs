@@ -24,8 +24,9 @@ const RUNWAY_BYTES_MIN: u64 = SEGMENT_BYTES as u64 + (1 << 20);
 
 /// Free disk bytes below which only removals (`ENOUGH`) or nothing (`MIN`) is written to sled.
 ///
-/// They count on file systems without `fallocate`. Another process may take free space at any time, and these bounds leave
-/// time to detect that. Writing zeros ahead instead is unsound, because a thread of sled writes to the same offsets.
+/// They count on file systems without `fallocate`. Another process may take free space at any time, and these bounds
+/// leave time to detect that. Writing zeros ahead instead is unsound, because a thread of sled writes to the same
+/// offsets.
 const FREE_BYTES_ENOUGH: u64 = 64 << 20;
 const FREE_BYTES_MIN: u64 = 32 << 20;
 
@@ -66,7 +67,8 @@ pub fn free_bytes(file: &File) -> io::Result<u64> {
 
 /// Bytes that may be put into sled between two checks of its file.
 ///
-/// sled writes up to four times as much. At least 16 MiB are preallocated, of which sled's data in memory may need 8 MiB.
+/// sled writes up to four times as much. At least 16 MiB are preallocated, of which sled's data in memory may need 8
+/// MiB.
 const STEP_BYTES: u64 = 1 << 20;
 
 /// Bytes that sled may hold in memory when the length of its file is checked.

@@ -1,8 +1,8 @@
 //! The sync watermark: a small file that states how far the WAL and sled's log were synced.
 //!
-//! sled takes the beginning of damage for the end of its log, and an older log for a complete one. The watermark detects
-//! both. It is written after each sync, and is not synced itself. So a crash may leave a watermark that is too low, but none
-//! that is too high. An incomplete watermark is ignored.
+//! sled takes the beginning of damage for the end of its log, and an older log for a complete one. The watermark
+//! detects both. It is written after each sync, and is not synced itself. So a crash may leave a watermark that is too
+//! low, but none that is too high. An incomplete watermark is ignored.
 
 use std::{
     fs::{self, File},

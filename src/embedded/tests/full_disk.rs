@@ -290,8 +290,8 @@ fn store_with_outbox(tables: &Arc<ScarceDisk>) -> Arc<dyn Store> {
     embedded::open(tables.clone(), Options { limits, outbox, ..Options::default() }).unwrap()
 }
 
-/// The outbox must not use the bytes that must stay free. Undelivered messages can be reported later, other events wait in
-/// memory, and all of them are written when there is space.
+/// The outbox must not use the bytes that must stay free. Undelivered messages can be reported later, other events wait
+/// in memory, and all of them are written when there is space.
 #[tokio::test]
 async fn outbox_waits_for_space_beyond_the_free_reserve() {
     let tables = ScarceDisk::new(i64::MAX, 0, false);

@@ -27,8 +27,8 @@ use crate::{
 
 /// An engine that fails after a number of writes.
 ///
-/// A power cut leaves what the contract of an [`Engine`](embedded::engine::Engine) allows: of the WAL, the value log and the
-/// tables a prefix each, with at least everything that was synced.
+/// A power cut leaves what the contract of an [`Engine`](embedded::engine::Engine) allows: of the WAL, the value log
+/// and the tables a prefix each, with at least everything that was synced.
 pub(in crate::embedded) struct Cut {
     /// The current content, as readers see it.
     tables: Memory,

@@ -181,7 +181,8 @@ impl Cursors {
         }
     }
 
-    /// Sets the time of attached cursors that was stored before `before_ms` to `now_ms`. Returns true if any has changed.
+    /// Sets the time of attached cursors that was stored before `before_ms` to `now_ms`. Returns true if any has
+    /// changed.
     pub fn refresh_attached(&mut self, before_ms: u64, now_ms: u64) -> bool {
         let mut changed = false;
         for cursor in self.all_mut().filter(|cursor| cursor.attached > 0 && cursor.seen_ms < before_ms) {

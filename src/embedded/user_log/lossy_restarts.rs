@@ -1,17 +1,18 @@
 //! Counts lossy restarts, and computes the sequences that a log skips because of them.
 //!
 //! With a durability other than `always`, a crash may lose the last answered entries, and clients may have seen their
-//! sequences. At most [`SEQUENCE_RESERVE`] messages are not durable at any time. So a log that skips that many sequences
-//! reuses none.
+//! sequences. At most [`SEQUENCE_RESERVE`] messages are not durable at any time. So a log that skips that many
+//! sequences reuses none.
 //!
 //! A log skips once, even after several lossy restarts in a row. The first entry of a log after a lossy restart is
 //! synced before it is visible. So the log's row, or the write-ahead log, shows that sequences were assigned since. If
-//! neither does, none were assigned, and the log does not skip again. Lossy restarts before a restore are different: the
-//! log skips once for each ([`LossyRestarts::at_restore`]).
+//! neither does, none were assigned, and the log does not skip again. Lossy restarts before a restore are different:
+//! the log skips once for each ([`LossyRestarts::at_restore`]).
 
 use crate::message::Seq;
 
-/// Number of sequences that a log skips after a lossy restart. The store syncs before more messages than this are not durable.
+/// Number of sequences that a log skips after a lossy restart. The store syncs before more messages than this are not
+/// durable.
 pub const SEQUENCE_RESERVE: u64 = 65_536;
 
 /// Counts the lossy restarts of a store.
@@ -41,7 +42,8 @@ impl LossyRestarts {
         in_row.or(skipped_all.then_some(self.at_restore))
     }
 
-    /// Returns how many times a log must skip [`SEQUENCE_RESERVE`] sequences. `known` is the number that its row includes.
+    /// Returns how many times a log must skip [`SEQUENCE_RESERVE`] sequences. `known` is the number that its row
+    /// includes.
     pub fn due(self, known: Option<u32>, head: Seq) -> u32 {
         match known {
             None => self.at_restore,

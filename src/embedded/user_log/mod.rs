@@ -19,7 +19,8 @@ use crate::{
     store::{AckSet, DeviceState, GapReason, Limits, UserState, gaps::GapList},
 };
 
-/// Limit of remembered collapse keys of one user. One more removes the oldest key, whose entry then no longer collapses.
+/// Limit of remembered collapse keys of one user. One more removes the oldest key, whose entry then no longer
+/// collapses.
 pub const COLLAPSE_KEYS_MAX: usize = 64;
 
 /// Locates an entry in the WAL.
@@ -181,7 +182,8 @@ impl UserLog {
         self.hold.is_some_and(|hold| seq > hold) || !self.cursors.is_acknowledged(seq)
     }
 
-    /// Releases acknowledged entries up to the hold, and removes their slots. Returns true if the log must be queued for a trim.
+    /// Releases acknowledged entries up to the hold, and removes their slots. Returns true if the log must be queued
+    /// for a trim.
     pub fn release(&mut self) -> bool {
         let through = self.cursors.through();
         let released = self.released.max(self.hold.map_or(through, |hold| hold.min(through)));
@@ -198,7 +200,8 @@ impl UserLog {
         self.has_blocks && !self.trimming && released > 0
     }
 
-    /// Releases acknowledged entries up to `to` despite a hold, to free quota. [`UserLog::release`] removes their slots.
+    /// Releases acknowledged entries up to `to` despite a hold, to free quota. [`UserLog::release`] removes their
+    /// slots.
     pub fn release_held(&mut self, to: Seq) {
         self.released = self.released.max(to.min(self.cursors.through()));
     }
@@ -378,7 +381,8 @@ impl UserLog {
 
     /// Counts entries up to `head` that are not in `acknowledged`, without reading any.
     ///
-    /// Bytes in the value log are an estimate while the usage includes acknowledged entries ([`UserLog::counts_exactly`]).
+    /// Bytes in the value log are an estimate while the usage includes acknowledged entries
+    /// ([`UserLog::counts_exactly`]).
     pub fn pending_for(&self, acknowledged: &AckSet, head: Seq, now_s: u32) -> Usage {
         let is_pending = |slot: &&WalSlot| {
             slot.seq <= head && !acknowledged.contains(slot.seq) && !is_expired(slot.expires_s, now_s)
@@ -458,7 +462,8 @@ impl UserLog {
     /// Skips the sequences up to `to`. No entry has them, so they count as acknowledged by every cursor.
     pub fn skip_to(&mut self, to: Seq) {
         let from = self.head + 1;
-        // With a full list, this reason is not recorded: one more gap could remove one that hides an entry in the value log.
+        // With a full list, this reason is not recorded: one more gap could remove one that hides an entry in the value
+        // log.
         if !self.gaps.is_full() {
             self.gaps.insert(from, to, GapReason::Restart);
         }

@@ -1,8 +1,8 @@
 //! Compaction: copies the live blocks of a mostly dead file, so that the file can be removed.
 //!
-//! The commit thread runs it in steps: it copies blocks, syncs the copies, and updates the table of locations. The old file
-//! is removed at the next checkpoint, when the table is synced too. So after a crash every location refers to an existing
-//! block.
+//! The commit thread runs it in steps: it copies blocks, syncs the copies, and updates the table of locations. The old
+//! file is removed at the next checkpoint, when the table is synced too. So after a crash every location refers to an
+//! existing block.
 
 use std::io;
 

@@ -1,14 +1,14 @@
 //! Files of the value log. A sled tree maps each key to the location of its block.
 //!
-//! A file is a sequence of frames. Each holds one block with its key. Blocks are appended and never changed. A replaced or
-//! removed block is dead, and a file without live blocks is removed at the next checkpoint.
+//! A file is a sequence of frames. Each holds one block with its key. Blocks are appended and never changed. A replaced
+//! or removed block is dead, and a file without live blocks is removed at the next checkpoint.
 //!
-//! If more is dead than live, and more than 16 MiB, [`compaction`](super::compaction) copies the live blocks of the emptiest
-//! file. So the files have at most about twice the live bytes, or 16 MiB more. If the disk is short of space, a file is
-//! compacted once an eighth of it is dead.
+//! If more is dead than live, and more than 16 MiB, [`compaction`](super::compaction) copies the live blocks of the
+//! emptiest file. So the files have at most about twice the live bytes, or 16 MiB more. If the disk is short of space,
+//! a file is compacted once an eighth of it is dead.
 //!
-//! A process appends only to files that it began itself. So nothing follows the torn end that a crash leaves in an earlier
-//! file, and no location refers to that end.
+//! A process appends only to files that it began itself. So nothing follows the torn end that a crash leaves in an
+//! earlier file, and no location refers to that end.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -44,7 +44,8 @@ const DEAD_BYTES_TOLERATED: u64 = 2 * FILE_BYTES;
 /// So at most seven bytes are copied for each reclaimed byte.
 const EAGER_SHARE: u64 = 8;
 
-/// Number of files less than a quarter full, above which the smallest is compacted. Each start of a server may leave one.
+/// Number of files less than a quarter full, above which the smallest is compacted. Each start of a server may leave
+/// one.
 const SMALL_FILES_MAX: usize = 16;
 
 /// Number of files that are open for reading. A further one closes the file that was opened first.

@@ -1,7 +1,8 @@
 //! Implements the write-ahead log (WAL).
 //!
 //! - `contract`: the trait
-//! - format: `embedded::framing` (frames), `layout` (header of a record, segments), `record` (its encoding), `events` (its content)
+//! - format: `embedded::framing` (frames), `layout` (header of a record, segments), `record` (its encoding), `events` (its
+//!   content)
 //! - `segment`, `prepared`: its segments, and the next one prepared ahead
 //! - `scan`: finds the records when a store opens
 //! - `reader`, `cache`: reads from files, and from memory

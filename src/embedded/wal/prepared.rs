@@ -1,7 +1,7 @@
 //! Prepares the file of the next segment.
 //!
-//! The file is opened before it is needed, because clients may hold all descriptors by then. Its disk space is allocated
-//! when it becomes a segment. Without a descriptor or space for it, the current segment grows.
+//! The file is opened before it is needed, because clients may hold all descriptors by then. Its disk space is
+//! allocated when it becomes a segment. Without a descriptor or space for it, the current segment grows.
 
 use std::{
     fs::File,

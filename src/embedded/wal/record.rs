@@ -45,8 +45,8 @@ pub enum Item<'a> {
     Cursor { user: &'a str, device: &'a str, cursor: StoredCursor },
     /// A cursor was removed.
     CursorRemoved { user: &'a str, device: &'a str },
-    /// Entries were dropped before all devices acknowledged them. `reason` is a [`GapReason`](crate::store::GapReason). For
-    /// expired entries, the item records that the outbox has the event.
+    /// Entries were dropped before all devices acknowledged them. `reason` is a [`GapReason`](crate::store::GapReason).
+    /// For expired entries, the item records that the outbox has the event.
     Gap { user: &'a str, from: Seq, to: Seq, reason: u8 },
     /// The append of the next [`Item::Summary`] was rejected for this user. `reason` is a
     /// [`RejectionReason`](crate::store::RejectionReason).

@@ -66,8 +66,8 @@ fn highest_synced(bytes: &[u8], mut at: usize) -> u64 {
 
 /// Scans the segments in `directory`. Changes nothing.
 ///
-/// Records up to `flushed` are not needed. Records up to `watermark` are known to be synced, as are those that any later
-/// record states as synced.
+/// Records up to `flushed` are not needed. Records up to `watermark` are known to be synced, as are those that any
+/// later record states as synced.
 ///
 /// # Errors
 /// Fails if a synced record that is needed is missing or damaged.

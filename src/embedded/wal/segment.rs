@@ -1,8 +1,8 @@
 //! Writes the segments of the write-ahead log: append, sync and removal. [`reader`](super::reader) reads them.
 //!
 //! A segment is a sequence of frames, one for each record. A frame has the number of the record, the last record that
-//! was synced at its write, and its items. Segments are named by the number of their first record. A segment of [`SEGMENT_BYTES`] is
-//! synced, and a new one is begun. A segment that is no longer needed is removed.
+//! was synced at its write, and its items. Segments are named by the number of their first record. A segment of
+//! [`SEGMENT_BYTES`] is synced, and a new one is begun. A segment that is no longer needed is removed.
 //!
 //! After a crash, anything may follow the last synced record. The log ends at the first unreadable record. If a later
 //! record states that the unreadable one was synced, the log is damaged. It is also damaged if it ends before the sync
@@ -157,7 +157,8 @@ impl WalFiles {
         }
     }
 
-    /// Removes the last record, as if it had never been appended. No reader refers to it, because it was never answered.
+    /// Removes the last record, as if it had never been appended. No reader refers to it, because it was never
+    /// answered.
     pub fn roll_back(&self, number: u64) -> io::Result<()> {
         let mut state = self.state.write();
         if state.last() != Some(number) {

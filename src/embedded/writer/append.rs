@@ -158,8 +158,8 @@ impl Committer {
             log.before_skip = None;
             return Assignment::NeedsRow;
         }
-        // With a full gap list, one more gap could remove one that hides an entry in the value log. So nothing collapses
-        // until a purge has shortened the list.
+        // With a full gap list, one more gap could remove one that hides an entry in the value log. So nothing
+        // collapses until a purge has shortened the list.
         let key = message.append.collapse.as_ref().filter(|_| !log.gaps.is_full());
         let replaced = key.and_then(|key| log.pending_with_key(key, message.now_s)).map(|entry| entry.seq);
         // A replacement may exceed the quota: it adds no entry, and few bytes.

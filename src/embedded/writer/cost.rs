@@ -4,7 +4,8 @@ use crate::{message::UserId, store::Append};
 
 /// Overhead of an entry in the value log, in bytes, besides three times its user's id.
 ///
-/// It includes the headers of the entry, of its block, and of the row that refers to the block. A block may have one entry.
+/// It includes the headers of the entry, of its block, and of the row that refers to the block. A block may have one
+/// entry.
 const ENTRY_BYTES: u64 = 128;
 
 /// Bytes of a record without its items.

@@ -1,7 +1,7 @@
 //! Deduplicates dispatches: stores the result of each idempotency id for the window in which a retry may arrive.
 //!
-//! A commit writes its ids to the WAL, and the flush moves them to the table of ids. Both are read when the store opens.
-//! Only the commit thread checks ids, so of two dispatches with the same id one is first.
+//! A commit writes its ids to the WAL, and the flush moves them to the table of ids. Both are read when the store
+//! opens. Only the commit thread checks ids, so of two dispatches with the same id one is first.
 
 use std::{
     collections::{HashMap, VecDeque},

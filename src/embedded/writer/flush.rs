@@ -1,9 +1,9 @@
 //! Flushes: moves pending entries from the WAL to the value log, writes their users' rows, and removes the records.
 //!
 //! Many records are flushed together, so that blocks are large and each row is written once. The work is cut into steps
-//! between commits, so that it delays a commit by one step at most. The order is: the blocks of all users, a barrier, the
-//! rows that refer to the blocks, a checkpoint, the removal of the records. After a crash, entries may be both in the WAL
-//! and in the value log.
+//! between commits, so that it delays a commit by one step at most. The order is: the blocks of all users, a barrier,
+//! the rows that refer to the blocks, a checkpoint, the removal of the records. After a crash, entries may be both in
+//! the WAL and in the value log.
 
 use std::time::{Duration, Instant};
 
@@ -79,7 +79,8 @@ impl Committer {
                 self.read_record(flush)?;
                 if flush.read == flush.records {
                     flush.users_left = flush.users.drain().collect();
-                    // With a durability other than `always`, a power cut could otherwise keep a block and lose its record.
+                    // With a durability other than `always`, a power cut could otherwise keep a block and lose its
+                    // record.
                     self.sync_if_not_durable()?;
                 }
             } else if let Some(user) = flush.users_left.pop() {
@@ -227,8 +228,8 @@ impl Committer {
     /// Packs the ids that are within the window into blocks, the last block first.
     fn pack_ids(&self, mut ids: Vec<StoredId>) -> Vec<(Vec<u8>, StoredIds)> {
         let Some(first) = self.records.front() else { return Vec::new() };
-        // Keys begin with the number of the first record. After a crash that leaves some of the records, the repeated flush
-        // begins with another record. So it does not overwrite the ids of the removed records.
+        // Keys begin with the number of the first record. After a crash that leaves some of the records, the repeated
+        // flush begins with another record. So it does not overwrite the ids of the removed records.
         let number = first.number;
         let now_ms = self.shared.clock.now_ms();
         ids.retain(|id| self.dedup.is_within_window(id.at_ms, now_ms) && self.dedup.contains(&id.id));

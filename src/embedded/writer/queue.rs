@@ -40,8 +40,8 @@ pub enum Op {
 
 /// Queues operations and reports for the commit thread.
 ///
-/// Operations are bounded, and further callers wait. Reports are merged by user, so there is at most one for each user with
-/// a session.
+/// Operations are bounded, and further callers wait. Reports are merged by user, so there is at most one for each user
+/// with a session.
 pub struct Queue {
     permits: Semaphore,
     state: Mutex<QueueState>,
@@ -142,8 +142,8 @@ impl Queue {
 
     /// Takes all queued reports, and operations up to the limits of one commit.
     ///
-    /// Operations are returned at once. Reports without an operation are returned after `delay`. Without either, the batch is
-    /// empty and is returned after `idle`.
+    /// Operations are returned at once. Reports without an operation are returned after `delay`. Without either, the
+    /// batch is empty and is returned after `idle`.
     pub fn take(&self, delay: Duration, idle: Duration) -> Batch {
         let mut state = self.state.lock();
         let start = Instant::now();

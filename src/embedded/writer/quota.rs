@@ -31,7 +31,8 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 /// fits, flush steps become longer.
 const WAL_SHARE: u64 = 4;
 
-/// Divisor of `store.minFree`: after the disk was full, this part must be free in addition before messages are accepted.
+/// Divisor of `store.minFree`: after the disk was full, this part must be free in addition before messages are
+/// accepted.
 const HYSTERESIS_SHARE: u64 = 16;
 
 /// Largest cost after the flush, in bytes, with which a rejected append marks the store as full until it would fit.
@@ -51,10 +52,11 @@ impl Capacity {
         self.value_log_bytes.set((bytes + after).saturating_sub(before));
     }
 
-    /// Returns whether `free` bytes are too few. Once they are, a [sixteenth](HYSTERESIS_SHARE) more than `least` must be free.
+    /// Returns whether `free` bytes are too few. Once they are, a [sixteenth](HYSTERESIS_SHARE) more than `least` must
+    /// be free.
     ///
-    /// Files of acknowledged entries are removed one by one. Without the extra part, appends would be accepted after the first
-    /// removal, and soon rejected again.
+    /// Files of acknowledged entries are removed one by one. Without the extra part, appends would be accepted after
+    /// the first removal, and soon rejected again.
     fn is_scarce(&self, free: u64, least: u64) -> bool {
         let enough = if self.was_scarce.get() { least.saturating_add(least / HYSTERESIS_SHARE) } else { least };
         self.was_scarce.set(free < enough);
@@ -90,8 +92,8 @@ impl Committer {
 
     /// Reserves disk space for appends, or rejects them.
     ///
-    /// The engine reserves space in the WAL. Space in the value log is reserved by counting the cost of entries until they are
-    /// flushed.
+    /// The engine reserves space in the WAL. Space in the value log is reserved by counting the cost of entries until
+    /// they are flushed.
     ///
     /// # Errors
     /// The outer error is final. The inner error is a rejection.
@@ -163,8 +165,8 @@ impl Committer {
 
     /// Returns the bound of the WAL. Above it, records are flushed before they are old.
     ///
-    /// Entries in the WAL count as pending until the flush, even if they are acknowledged. With little capacity left, the bound
-    /// is lower, so that these entries are subtracted early.
+    /// Entries in the WAL count as pending until the flush, even if they are acknowledged. With little capacity left,
+    /// the bound is lower, so that these entries are subtracted early.
     pub(in crate::embedded) fn wal_bytes_max(&self) -> usize {
         let left =
             self.limits.store_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.capacity.value_log_bytes.get()));
@@ -202,7 +204,8 @@ impl Committer {
         })
     }
 
-    /// Evicts a user's oldest entries until one more of `bytes` fits. Returns the range, and its number of pending entries.
+    /// Evicts a user's oldest entries until one more of `bytes` fits. Returns the range, and its number of pending
+    /// entries.
     pub(in crate::embedded) fn evict_oldest(
         &self,
         user: &UserId,

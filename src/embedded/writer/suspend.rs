@@ -42,8 +42,8 @@ const EAGER_BYTES: u64 = 32 << 20;
 
 /// Returns the bytes reserved for one user's report.
 ///
-/// The report has presence, and a cursor of each device and of clients without one, all with the maximum number of ranges.
-/// It is never larger than the reserve for all reports.
+/// The report has presence, and a cursor of each device and of clients without one, all with the maximum number of
+/// ranges. It is never larger than the reserve for all reports.
 fn report_bytes_max(devices_max: usize) -> u64 {
     let items = (devices_max as u64).saturating_add(2);
     items.saturating_mul(CURSOR_BYTES_MAX as u64).min(REPORTS_RESERVE_BYTES)
@@ -216,7 +216,8 @@ impl Committer {
         }
     }
 
-    /// Keeps a commit that failed for lack of space, and replies that its outcome is unknown. The WAL has no record of it.
+    /// Keeps a commit that failed for lack of space, and replies that its outcome is unknown. The WAL has no record of
+    /// it.
     ///
     /// # Errors
     /// Returns `error` if it is final. Then all callers get that error.

@@ -1,7 +1,7 @@
 //! Supervises the tasks that run as long as the server.
 //!
-//! If such a task returns or panics while the server runs, the supervisor writes an ERROR line, marks the task as not ready in
-//! `/readyz`, and restarts it after a delay. Without supervision its work would stop unnoticed.
+//! If such a task returns or panics while the server runs, the supervisor writes an ERROR line, marks the task as not
+//! ready in `/readyz`, and restarts it after a delay. Without supervision its work would stop unnoticed.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -27,8 +27,8 @@ const BACKOFF_RESET_DELAY: Duration = Duration::from_secs(60);
 
 /// Runs a task, and restarts it whenever it ends before the server stops.
 ///
-/// `part` is its name in `/readyz`. `state` is passed from run to run; a run that panics loses what it has moved out of it.
-/// `should_end` reports whether the task was meant to end. Dropping the future ends the task.
+/// `part` is its name in `/readyz`. `state` is passed from run to run; a run that panics loses what it has moved out of
+/// it. `should_end` reports whether the task was meant to end. Dropping the future ends the task.
 pub async fn supervise<S: Send>(
     health: Arc<Health>,
     part: &'static str,

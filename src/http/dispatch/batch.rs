@@ -44,8 +44,8 @@ impl Task {
 
 /// Collects lines in order. Apart from rejected lines, all have the same kind of task.
 ///
-/// So appends share one commit, and no unsynced message overtakes an earlier line. If a task fails, each line of the batch
-/// gets its error, even if earlier unsynced messages of the batch were sent.
+/// So appends share one commit, and no unsynced message overtakes an earlier line. If a task fails, each line of the
+/// batch gets its error, even if earlier unsynced messages of the batch were sent.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// Each line's error; `None`: its task is the next one in `tasks`.

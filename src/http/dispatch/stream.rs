@@ -1,8 +1,8 @@
 //! Serves an NDJSON stream: one dispatch per line, and one result per line in the same order, without a time limit.
 //!
-//! The stream advances while the backend reads the response body. It passes the lines that have arrived to the hub as one
-//! batch, and reads more while that batch commits. So lines share a group commit. Backpressure: the server reads no lines
-//! of a backend that does not read its results, nor while the store's queue is full.
+//! The stream advances while the backend reads the response body. It passes the lines that have arrived to the hub as
+//! one batch, and reads more while that batch commits. So lines share a group commit. Backpressure: the server reads no
+//! lines of a backend that does not read its results, nor while the store's queue is full.
 //!
 //! One batch of a stream is in flight at a time, which keeps its lines in order even when the queue is full. The next
 //! batch is collected meanwhile, so that the store never waits for parsing.

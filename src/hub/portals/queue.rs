@@ -1,8 +1,8 @@
 //! Bounded, resumable event queue of one portal.
 //!
-//! Items are numbered when the portal takes them: 1, 2, 3 …, whatever was dropped or moved to other portals before. An item
-//! is an event, or a gap marker for events that the portal missed. A portal that resumes after a number receives all later
-//! items that are retained, and a gap marker for the others.
+//! Items are numbered when the portal takes them: 1, 2, 3 …, whatever was dropped or moved to other portals before. An
+//! item is an event, or a gap marker for events that the portal missed. A portal that resumes after a number receives
+//! all later items that are retained, and a gap marker for the others.
 
 use std::{
     collections::VecDeque,
@@ -98,8 +98,8 @@ struct State {
     taken_bytes: usize,
     /// Number of the item taken last.
     number: u64,
-    /// Number of the last gap marker that is not retained. A portal that resumes before it has missed an unknown number of
-    /// events.
+    /// Number of the last gap marker that is not retained. A portal that resumes before it has missed an unknown number
+    /// of events.
     last_dropped_marker: u64,
     /// Id of the reader that connected last, which alone may take items.
     reader: u64,
@@ -162,7 +162,8 @@ impl PortalQueue {
 
     /// Connects a reader in place of the previous one.
     ///
-    /// Returns its id, and whether the previous reader was connected. `acknowledged`: the number of the last item that the reader has received, if it resumes.
+    /// Returns its id, and whether the previous reader was connected. `acknowledged`: the number of the last item that
+    /// the reader has received, if it resumes.
     pub(super) fn connect(&self, acknowledged: Option<u64>) -> (u64, bool) {
         let mut state = self.state.lock();
         state.reader += 1;

@@ -1,6 +1,7 @@
 //! Online users of this server, ordered by id, so that they can be listed page by page.
 //!
-//! In memory only: after a crash a user is offline until a client reconnects. The store records when a user was last seen.
+//! In memory only: after a crash a user is offline until a client reconnects. The store records when a user was last
+//! seen.
 
 use std::{collections::BTreeSet, ops::Bound};
 

@@ -1,9 +1,9 @@
 //! A session: one connection's attachment to its user's log. It is a cursor on that log.
 //!
-//! There are two ranges. The *backlog* is what was pending at attach. Its entries are numbered from one, and may be paced
-//! (`sync.redeliveryInterval`). Later entries are *live*. Without pacing the backlog is sent first, so the session sends in
-//! the order of the log. With pacing live entries may overtake the backlog, and [`AckSet`](crate::store::AckSet) tracks the
-//! gap.
+//! There are two ranges. The *backlog* is what was pending at attach. Its entries are numbered from one, and may be
+//! paced (`sync.redeliveryInterval`). Later entries are *live*. Without pacing the backlog is sent first, so the
+//! session sends in the order of the log. With pacing live entries may overtake the backlog, and
+//! [`AckSet`](crate::store::AckSet) tracks the gap.
 //!
 //! A slow, an offline and a half-open client need no cases of their own: the cursor moves late or not at all.
 

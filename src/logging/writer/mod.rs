@@ -1,8 +1,8 @@
 //! Non-blocking writer of log lines: a bounded buffer, and a thread that writes it.
 //!
-//! Queuing a line never blocks, fails or panics, even if the file or pipe has failed. A line that does not fit into the buffer,
-//! or that the system rejects, is dropped and counted (`mesa_log_lines_dropped_total`). When lines can be written again, a
-//! WARN line states the number of dropped lines.
+//! Queuing a line never blocks, fails or panics, even if the file or pipe has failed. A line that does not fit into the
+//! buffer, or that the system rejects, is dropped and counted (`mesa_log_lines_dropped_total`). When lines can be
+//! written again, a WARN line states the number of dropped lines.
 
 use std::{
     io::{self, ErrorKind, Write},

@@ -65,8 +65,8 @@ pub fn authenticated_text(user: &str) -> String {
 
 /// Encodes op 13, the state of a log, for clients that resume.
 ///
-/// The log has the sequences `first` to `last`. `missed` is a gap in the requested sequences: both ends included, and the gap
-/// reason.
+/// The log has the sequences `first` to `last`. `missed` is a gap in the requested sequences: both ends included, and
+/// the gap reason.
 #[must_use]
 pub fn resumed(first: Seq, last: Seq, missed: Option<(Seq, Seq, &str)>) -> String {
     let missed = missed.map(|(from, to, reason)| json!({"from": from, "to": to, "reason": reason}));

@@ -24,8 +24,8 @@ const QUERIED_MAX: usize = 500;
 /// Users read in one step.
 const PAGE_MAX: usize = 1000;
 
-/// Time for which the record of an added user is stored after the user went offline, in ms. Longer than any operation that
-/// relies on it.
+/// Time for which the record of an added user is stored after the user went offline, in ms. Longer than any operation
+/// that relies on it.
 const OFFLINE_TTL_MS: u64 = 60_000;
 
 /// A decoded message of the channel.
@@ -123,8 +123,8 @@ pub(in crate::redis) async fn has_subscriber(link: &ServerLink) -> Result<bool, 
     Ok(count > 0)
 }
 
-/// Looks up users. KEYS: 1 `connected_clients`, 2 users that we added there; ARGV: users. Returns for each 0: not listed; 1:
-/// listed, perhaps because we added the user; 2: listed, and not added by us.
+/// Looks up users. KEYS: 1 `connected_clients`, 2 users that we added there; ARGV: users. Returns for each 0: not
+/// listed; 1: listed, perhaps because we added the user; 2: listed, and not added by us.
 static CONNECTED: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local found = {}
@@ -155,8 +155,8 @@ pub(in crate::redis) async fn connected(
     Ok(found)
 }
 
-/// Removes records of added users. KEYS: 1 users that we added; ARGV: 1 ms since they went offline, 2 maximum number. Returns the
-/// number of removed records.
+/// Removes records of added users. KEYS: 1 users that we added; ARGV: 1 ms since they went offline, 2 maximum number.
+/// Returns the number of removed records.
 static REMOVE_OFFLINE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local t = redis.call('TIME')
@@ -177,8 +177,8 @@ pub(in crate::redis) async fn remove_offline_records(link: &ServerLink) -> Resul
 
 /// Lists all online users, of our servers and of the original's.
 ///
-/// Reads pages, so that Redis serves other clients in between. A user who connects or disconnects meanwhile may be listed or
-/// not.
+/// Reads pages, so that Redis serves other clients in between. A user who connects or disconnects meanwhile may be
+/// listed or not.
 pub(in crate::redis) async fn online_users(link: &ServerLink) -> Result<Vec<UserId>, RedisError> {
     let connected = link.keys().original(Name::Clients);
     // Pages may repeat users.
@@ -206,8 +206,8 @@ pub(in crate::redis) async fn connection_count(link: &ServerLink) -> Result<usiz
     Ok(usize::try_from(count.unwrap_or(0)).unwrap_or(0))
 }
 
-/// Tells whether the original can use this Redis. It does not support Redis Cluster, so nothing is written or read for it
-/// there.
+/// Tells whether the original can use this Redis. It does not support Redis Cluster, so nothing is written or read for
+/// it there.
 pub(in crate::redis) fn original_supported(link: &ServerLink) -> bool {
     !link.client().is_redis_cluster()
 }

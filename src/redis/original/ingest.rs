@@ -1,17 +1,17 @@
 //! Stores messages that the original's servers and Dispatchers publish for users of ours, once for each user.
 //!
-//! All our servers receive the same messages on the original's channel, in one order. No server knows whether another is still
-//! live. So each message gets an id on which all servers agree: every server publishes a marker once a second, and the id is
-//! the last marker and the number of messages since.
+//! All our servers receive the same messages on the original's channel, in one order. No server knows whether another
+//! is still live. So each message gets an id on which all servers agree: every server publishes a marker once a second,
+//! and the id is the last marker and the number of messages since.
 //!
-//! A server stores a message at once for its local users, and for those in the grace period. After 1 s it stores the message
-//! for remote users who have no copy yet. A user gets one copy for each id ([`Append::per_recipient_id`]).
+//! A server stores a message at once for its local users, and for those in the grace period. After 1 s it stores the
+//! message for remote users who have no copy yet. A user gets one copy for each id ([`Append::per_recipient_id`]).
 //!
-//! A server that has just subscribed knows no ids until it receives a marker. Until then it stores messages for its local users
-//! without an id: a duplicate is better than a loss.
+//! A server that has just subscribed knows no ids until it receives a marker. Until then it stores messages for its
+//! local users without an id: a duplicate is better than a loss.
 //!
-//! When a remote user becomes local, messages that the other server may not have stored are stored first. So the user receives
-//! messages in the order of publication.
+//! When a remote user becomes local, messages that the other server may not have stored are stored first. So the user
+//! receives messages in the order of publication.
 //!
 //! [`Append::per_recipient_id`]: crate::store::Append::per_recipient_id
 
@@ -327,8 +327,8 @@ async fn due_without_copy(link: &ServerLink, unchecked: &mut UncheckedMessages) 
     }
 }
 
-/// Finds users of ours without a copy. KEYS: 1 users that we added to `connected_clients`, then the record of each user's copy;
-/// ARGV: users. Returns 1 for each user of ours without a copy, else 0.
+/// Finds users of ours without a copy. KEYS: 1 users that we added to `connected_clients`, then the record of each
+/// user's copy; ARGV: users. Returns 1 for each user of ours without a copy, else 0.
 static WITHOUT_COPY: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local without_copy = {}

@@ -4,8 +4,8 @@
 
 use std::ops::Range;
 
-/// Limit of an element's text in memory, in bytes. Messages that can be sent to clients are 16 times shorter. More than that are
-/// spaces, or options of the original.
+/// Limit of an element's text in memory, in bytes. Messages that can be sent to clients are 16 times shorter. More than
+/// that are spaces, or options of the original.
 pub(super) const ELEMENT_BYTES_MAX: usize = 1 << 20;
 
 /// Splits one array.

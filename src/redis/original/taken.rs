@@ -1,8 +1,8 @@
 //! Reads a list taken from the original's `undelivered_messages`, piece by piece.
 //!
-//! A hash field can only be read completely. So the step that takes a list moves it to a key, of which pieces can be read. A
-//! second key stores the position: `NAME INDEX OFFSET`. `NAME` and the index in the list identify a message, so its id is the
-//! same in every attempt.
+//! A hash field can only be read completely. So the step that takes a list moves it to a key, of which pieces can be
+//! read. A second key stores the position: `NAME INDEX OFFSET`. `NAME` and the index in the list identify a message, so
+//! its id is the same in every attempt.
 
 use std::sync::LazyLock;
 
@@ -32,11 +32,11 @@ const APPEND_BYTES_MAX: usize = 1 << 20;
 
 /// Takes a user's list, or resumes with one taken before.
 ///
-/// KEYS: 1 the original's pending messages, 2 position, 3 the taken list; ARGV: 1 the user, 2 the field that marks a taken
-/// list, 3 a new name. Returns the position and the length of the list in bytes; false if there is no list.
+/// KEYS: 1 the original's pending messages, 2 position, 3 the taken list; ARGV: 1 the user, 2 the field that marks a
+/// taken list, 3 a new name. Returns the position and the length of the list in bytes; false if there is no list.
 ///
-/// Earlier versions of our server stored the list itself in that field, as `NAME\nLIST` or `NAME+INDEX\nLIST`. For them the
-/// field holds an empty list.
+/// Earlier versions of our server stored the list itself in that field, as `NAME\nLIST` or `NAME+INDEX\nLIST`. For them
+/// the field holds an empty list.
 static TAKE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -65,9 +65,10 @@ static TAKE: LazyLock<Script> = LazyLock::new(|| {
 
 /// Moves the position, and sets messages aside that cannot be sent.
 ///
-/// KEYS as above, and 4 the messages set aside; ARGV: 1 old and 2 new position ('' = the end), 3 first and 4 last byte of a
-/// message to set aside ('' = none), 5 texts to set aside after it ('' = none), 6 byte from which the remaining list is set
-/// aside ('' = none), 7 the field that marks a taken list. Does nothing if another server has moved the position.
+/// KEYS as above, and 4 the messages set aside; ARGV: 1 old and 2 new position ('' = the end), 3 first and 4 last byte
+/// of a message to set aside ('' = none), 5 texts to set aside after it ('' = none), 6 byte from which the remaining
+/// list is set aside ('' = none), 7 the field that marks a taken list. Does nothing if another server has moved the
+/// position.
 ///
 /// The messages are appended to a key, in pieces: a hash field would be rewritten each time.
 static ADVANCE: LazyLock<Script> = LazyLock::new(|| {
@@ -135,7 +136,8 @@ pub(in crate::redis) struct ListMessage {
 pub(in crate::redis) struct Part {
     /// Messages in order.
     pub messages: Vec<ListMessage>,
-    /// First and last byte of a message that is too long to be read. It precedes the others, since it ended in the last piece.
+    /// First and last byte of a message that is too long to be read. It precedes the others, since it ended in the last
+    /// piece.
     long: Option<(u64, u64)>,
     /// Messages that cannot be sent to clients, each with its index and offset.
     unsendable: Vec<((u64, u64), Bytes)>,
@@ -183,7 +185,8 @@ fn random_name() -> Result<String, RedisError> {
 }
 
 impl<'a> List<'a> {
-    /// Takes the original's pending messages of a user, or resumes with a list taken before. `None` where there are none.
+    /// Takes the original's pending messages of a user, or resumes with a list taken before. `None` where there are
+    /// none.
     pub(in crate::redis) async fn take(
         link: &'a ServerLink,
         user: &'a UserId,
@@ -258,7 +261,8 @@ impl<'a> List<'a> {
         }
     }
 
-    /// Records a part as imported, up to a message above the quota if there is one. Returns true if the list may have more.
+    /// Records a part as imported, up to a message above the quota if there is one. Returns true if the list may have
+    /// more.
     pub(in crate::redis) async fn advance(
         &mut self,
         part: &Part,

@@ -1,13 +1,13 @@
 //! Imports messages that a process of the original has stored for a user in `undelivered_messages`.
 //!
-//! One step moves the list to our own keys, under a new name each time. A message is removed from there only when it is in the
-//! log. So if a server dies in between, another resumes, and no message is delivered twice. A message above the user's quota
-//! stays taken, with all that follow it, and is retried as the user frees quota. A message that cannot be sent to clients, or
-//! exceeds `sync.maxBytes`, is set aside under another key, for an operator. See `taken`.
+//! One step moves the list to our own keys, under a new name each time. A message is removed from there only when it is
+//! in the log. So if a server dies in between, another resumes, and no message is delivered twice. A message above the
+//! user's quota stays taken, with all that follow it, and is retried as the user frees quota. A message that cannot be
+//! sent to clients, or exceeds `sync.maxBytes`, is set aside under another key, for an operator. See `taken`.
 //!
-//! A process of the original checks that a user is offline, and stores the message a moment later. The user may connect in
-//! between, and would get the message at the next login only. So the hash is read twice more after the original lists the user
-//! as online.
+//! A process of the original checks that a user is offline, and stores the message a moment later. The user may connect
+//! in between, and would get the message at the next login only. So the hash is read twice more after the original
+//! lists the user as online.
 
 use std::{
     collections::VecDeque,
@@ -28,8 +28,8 @@ use crate::{
 /// Lists of one import. A process of the original may store another list during it.
 const LISTS_MAX: usize = 16;
 
-/// Time limit of one import. A connecting client waits for it; the default of `authentication.timeout` is five times as long.
-/// Later messages are imported during the session.
+/// Time limit of one import. A connecting client waits for it; the default of `authentication.timeout` is five times as
+/// long. Later messages are imported during the session.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Users whose incomplete import is retried. For further users it is retried at the next login.

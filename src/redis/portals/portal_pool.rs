@@ -1,8 +1,8 @@
 //! Shares the pool of portals of all servers, also the original's, and publishes events to it.
 //!
-//! In the original's pool (`available_portals_pool`) a portal of ours has the name `SERVER.PORTAL`, so that a dead server's
-//! portals can be removed. Events are published on the original's channel (`portal`). A server skips its own events there,
-//! since it has dispatched them to its local portals before.
+//! In the original's pool (`available_portals_pool`) a portal of ours has the name `SERVER.PORTAL`, so that a dead
+//! server's portals can be removed. Events are published on the original's channel (`portal`). A server skips its own
+//! events there, since it has dispatched them to its local portals before.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -37,7 +37,8 @@ const REMOTE_MAX: usize = 1024;
 /// Interval at which the pool is read, whatever was received.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Time for which an announcement overrides the pool: a portal of the original announces itself before it joins the pool.
+/// Time for which an announcement overrides the pool: a portal of the original announces itself before it joins the
+/// pool.
 const ANNOUNCEMENT_TTL: Duration = Duration::from_secs(5);
 
 /// Delay after a failed attempt.
@@ -45,8 +46,8 @@ const RETRY_DELAY: Duration = Duration::from_millis(250);
 
 /// Adds or removes a portal, and announces that if the pool has changed.
 ///
-/// KEYS: 1 the pool, also its channel; ARGV: 1 SADD or SREM, 2 the portal, 3 the announcement. When an unknown portal is
-/// announced as removed, a server of the original removes another one.
+/// KEYS: 1 the pool, also its channel; ARGV: 1 SADD or SREM, 2 the portal, 3 the announcement. When an unknown portal
+/// is announced as removed, a server of the original removes another one.
 static CHANGE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('PERSIST', KEYS[1])
@@ -69,7 +70,8 @@ pub(in crate::redis) struct Portals {
     state: Mutex<State>,
     /// A portal of this server receives all events. Atomic, because callers set it while they hold locks.
     wants_all: AtomicBool,
-    /// Arguments of the last call of [`LocalPortals::set_remote`]. Locked during the call, so that calls keep their order.
+    /// Arguments of the last call of [`LocalPortals::set_remote`]. Locked during the call, so that calls keep their
+    /// order.
     reported: Mutex<(Vec<Arc<str>>, bool)>,
     changed: Notify,
     poll_now: Notify,

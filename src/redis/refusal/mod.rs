@@ -237,7 +237,8 @@ impl Classified {
     }
 }
 
-/// Validity of a refusal after its last occurrence: three lease renewals, so that a refused renewal counts without a break.
+/// Validity of a refusal after its last occurrence: three lease renewals, so that a refused renewal counts without a
+/// break.
 const REFUSAL_TTL: Duration = Duration::from_secs(6);
 
 /// Limit of stored refusals: more than there are scripts and commands. One more drops the oldest.
@@ -381,8 +382,8 @@ fn cut(detail: &str) -> &str {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisError {
-    /// Redis cannot be reached, the connection was lost before the reply, or Redis takes no requests for now (it is busy, a
-    /// replica, a primary without replicas, or a Redis Cluster under repair). The request may have been done.
+    /// Redis cannot be reached, the connection was lost before the reply, or Redis takes no requests for now (it is
+    /// busy, a replica, a primary without replicas, or a Redis Cluster under repair). The request may have been done.
     #[error("Redis is unavailable: {0}")]
     Unavailable(Arc<str>),
     /// Redis has no memory for more.

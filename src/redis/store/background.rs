@@ -145,12 +145,12 @@ impl Shared {
         Ok(found)
     }
 
-    /// Checks whether Redis has memory again after it rejected an append. Otherwise a server that gets no dispatches would report
-    /// a full store for good.
+    /// Checks whether Redis has memory again after it rejected an append. Otherwise a server that gets no dispatches
+    /// would report a full store for good.
     pub(super) async fn recheck_memory(&self) -> Result<(), RedisError> {
         let Some((why, key)) = self.full.read().clone() else { return Ok(()) };
-        // Redis rejects this command without memory, like every command that may need some. The key is a stream and no list,
-        // so the command changes nothing.
+        // Redis rejects this command without memory, like every command that may need some. The key is a stream and no
+        // list, so the command changes nothing.
         let checked =
             self.script_client.link()?.client().query::<redis::Value>(redis::cmd("LPUSHX").arg(key).arg("")).await;
         match checked {

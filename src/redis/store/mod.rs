@@ -1,8 +1,9 @@
-//! User logs on a Redis that several servers share. The contract is that of [`Store`], with the durability of that Redis.
+//! User logs on a Redis that several servers share. The contract is that of [`Store`], with the durability of that
+//! Redis.
 //!
-//! Every step on a log is one script, which Redis runs completely or not at all. A log is two keys in one slot. This server's
-//! memory holds only acknowledgements and holds that are not written yet ([`unflushed`]). They are written within about 20 ms,
-//! and before any query about that user.
+//! Every step on a log is one script, which Redis runs completely or not at all. A log is two keys in one slot. This
+//! server's memory holds only acknowledgements and holds that are not written yet ([`unflushed`]). They are written
+//! within about 20 ms, and before any query about that user.
 //!
 //! - `scripts`: the scripts, made of the parts in `lua/`
 //! - `script_client`: calls of the scripts · `replies`: decodes their replies
@@ -27,17 +28,17 @@
 //!
 //! # Cost of a step
 //!
-//! Redis runs one step at a time, so a long step blocks every client. The state of a log lists *blocks* of up to 512 entries,
-//! or 256 KiB and one entry: how many entries, how many bytes, and when the first expires. To measure a range, a step reads
-//! only the entries of the blocks at its ends: two for each range of a cursor, each once per step, however many cursors there
-//! are. A read fetches what it returns and about as much again, and ends a step after 1024 entries or 1 MiB. Expiry has the
-//! same bounds. The next step resumes (`script_client`), and Redis serves other clients in between. Only eviction for one
-//! message is always one step.
+//! Redis runs one step at a time, so a long step blocks every client. The state of a log lists *blocks* of up to 512
+//! entries, or 256 KiB and one entry: how many entries, how many bytes, and when the first expires. To measure a range,
+//! a step reads only the entries of the blocks at its ends: two for each range of a cursor, each once per step, however
+//! many cursors there are. A read fetches what it returns and about as much again, and ends a step after 1024 entries
+//! or 1 MiB. Expiry has the same bounds. The next step resumes (`script_client`), and Redis serves other clients in
+//! between. Only eviction for one message is always one step.
 //!
 //! # Without memory
 //!
-//! When `maxmemory` is reached, Redis rejects appends only. All other steps still run, since they free memory: a script may
-//! write if its first write needs no memory (`lua/allow_when_full.lua`).
+//! When `maxmemory` is reached, Redis rejects appends only. All other steps still run, since they free memory: a script
+//! may write if its first write needs no memory (`lua/allow_when_full.lua`).
 
 pub(super) mod append;
 pub(super) mod background;

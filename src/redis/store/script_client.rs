@@ -97,7 +97,8 @@ impl ScriptClient {
         arguments
     }
 
-    /// Runs a step. `own` are its keys. An empty reply means that the user has too many devices, or that a read needs a report.
+    /// Runs a step. `own` are its keys. An empty reply means that the user has too many devices, or that a read needs a
+    /// report.
     pub(super) async fn step(
         &self,
         step: &LuaScript,
@@ -133,8 +134,8 @@ impl ScriptClient {
         Ok(vec![link.keys().state(user.as_str()), link.keys().log(user.as_str())])
     }
 
-    /// Updates the user index and the expiry index in a Redis Cluster, where a step cannot. Then confirms that in the log: until
-    /// then each step returns the updates.
+    /// Updates the user index and the expiry index in a Redis Cluster, where a step cannot. Then confirms that in the
+    /// log: until then each step returns the updates.
     pub(super) async fn update_indexes(&self, user: &UserId, due: i64, not_indexed: bool) -> Result<(), RedisError> {
         let link = self.link()?;
         if !link.client().is_redis_cluster() {

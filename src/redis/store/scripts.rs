@@ -1,5 +1,5 @@
-//! The scripts, one for each step, each made of the parts of `lua/` that it needs. Redis creates all functions of a script at
-//! every run; for all parts together that took longer than most steps.
+//! The scripts, one for each step, each made of the parts of `lua/` that it needs. Redis creates all functions of a
+//! script at every run; for all parts together that took longer than most steps.
 
 use std::sync::LazyLock;
 

@@ -1,10 +1,10 @@
 //! Reports that are not written to Redis yet: acknowledgements, holds and devices of each user on this server.
 //!
-//! Reports are idempotent. Holds and devices are versioned snapshots: an older report that arrives later changes nothing.
-//! Acknowledgements only grow.
+//! Reports are idempotent. Holds and devices are versioned snapshots: an older report that arrives later changes
+//! nothing. Acknowledgements only grow.
 //!
-//! A Redis that took over may have lost reports. So acknowledgements of attached sessions stay in memory, and are reported
-//! again when a log has entered another epoch.
+//! A Redis that took over may have lost reports. So acknowledgements of attached sessions stay in memory, and are
+//! reported again when a log has entered another epoch.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -25,8 +25,8 @@ const RANGES_MAX: usize = 256;
 /// Unwritten detached devices of one user. One more drops the first, which then counts as last seen at its last report.
 const DETACHED_MAX: usize = 64;
 
-/// Users with unwritten changes while Redis is unreachable. Beyond that, users who disconnect without acknowledgements are
-/// dropped. Their device then counts as attached for the lifetime of this server.
+/// Users with unwritten changes while Redis is unreachable. Beyond that, users who disconnect without acknowledgements
+/// are dropped. Their device then counts as attached for the lifetime of this server.
 const DIRTY_USERS_MAX: usize = 100_000;
 
 /// Name of a log in its epoch (see `membership`). Another name means that reports may have been lost.

@@ -1,7 +1,7 @@
 //! Parses RESP2 commands: arrays of bulk strings only.
 //!
-//! Inline commands are rejected. A web page can make a browser send lines to a port of this machine, and must not be able
-//! to execute a command that way.
+//! Inline commands are rejected. A web page can make a browser send lines to a port of this machine, and must not be
+//! able to execute a command that way.
 
 use bytes::{Buf as _, Bytes, BytesMut};
 

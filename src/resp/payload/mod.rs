@@ -86,7 +86,8 @@ fn parse_with_lone_surrogates<'a>(text: &'a str, rejected: &mut Vec<Rejected>) -
     Some(PublishRequest { message, recipients: texts })
 }
 
-/// Parses the value of a user's hash field: the pending messages that the Dispatcher read there, and a new one at the end.
+/// Parses the value of a user's hash field: the pending messages that the Dispatcher read there, and a new one at the
+/// end.
 ///
 /// Returns only the new message. The log has the others.
 pub(super) fn parse_hset_value(text: &[u8], user: UserId) -> Result<Dispatch, String> {

@@ -1,13 +1,13 @@
 //! Matches ids of original portals to connections.
 //!
-//! A Portal of the original has three connections, and the protocol does not link them. One adds its id to the pool, one
-//! publishes that it is ready, and one subscribes. A Portal announces its id once, when it is created. When its connections
-//! break, or the server restarts, it only subscribes again. It handles events by their id alone.
+//! A Portal of the original has three connections, and the protocol does not link them. One adds its id to the pool,
+//! one publishes that it is ready, and one subscribes. A Portal announces its id once, when it is created. When its
+//! connections break, or the server restarts, it only subscribes again. It handles events by their id alone.
 //!
-//! So ids are bound to subscriptions here. An announced id is bound to the next subscription from the same address: a Portal
-//! opens its connections in this order. A subscription without an announcement belongs to an id that was announced earlier, on
-//! a closed connection. If there are several such ids, the subscription is bound to all of them. An event for it is then sent
-//! once under each id, and the Portal handles the one with its own id.
+//! So ids are bound to subscriptions here. An announced id is bound to the next subscription from the same address: a
+//! Portal opens its connections in this order. A subscription without an announcement belongs to an id that was
+//! announced earlier, on a closed connection. If there are several such ids, the subscription is bound to all of them.
+//! An event for it is then sent once under each id, and the Portal handles the one with its own id.
 
 use std::{
     net::IpAddr,
@@ -168,8 +168,8 @@ impl PortalRegistry {
         }
     }
 
-    /// Binds each id with a connection to a subscription from its address: an unbound one, or one that is bound to an id without
-    /// a connection.
+    /// Binds each id with a connection to a subscription from its address: an unbound one, or one that is bound to an
+    /// id without a connection.
     fn bind_announced(&mut self) {
         let mut announced: Vec<usize> =
             (0..self.ids.len()).filter(|at| !self.ids[*at].connections.is_empty()).collect();

@@ -1,9 +1,9 @@
 //! Counts the fragments among the frames of a peer, and finds its close frame.
 //!
-//! tungstenite joins the fragments of a message and reports only the complete message. A peer could send empty fragments of
-//! one message without end, and no limit would apply. So the bytes are parsed here too, and each frame without the FIN bit
-//! is counted. tungstenite reports every other frame, as a message or a control frame. It receives only the header of a
-//! close frame, see [`close_frame`](super::close_frame).
+//! tungstenite joins the fragments of a message and reports only the complete message. A peer could send empty
+//! fragments of one message without end, and no limit would apply. So the bytes are parsed here too, and each frame
+//! without the FIN bit is counted. tungstenite reports every other frame, as a message or a control frame. It receives
+//! only the header of a close frame, see [`close_frame`](super::close_frame).
 
 use super::close_frame::{CloseFrame, MASK_BYTES};
 

@@ -1,7 +1,7 @@
 //! Heartbeats: op 1 probes the client's liveness, and requests an acknowledgement.
 //!
-//! A client answers each op 1 by an op 11, in order. So an op 11 also proves that everything written before its op 1 has
-//! arrived.
+//! A client answers each op 1 by an op 11, in order. So an op 11 also proves that everything written before its op 1
+//! has arrived.
 //!
 //! WebSocket pings are the fallback for clients that never answer op 1. Some gateways answer pings themselves, so pongs
 //! count only after the client has answered no op 1 for the whole heartbeat timeout.

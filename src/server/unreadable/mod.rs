@@ -1,7 +1,7 @@
 //! Adds the body of an error response to responses that hyper writes by itself.
 //!
-//! hyper answers a head that it cannot parse with a status and no body, and calls no service. Such a response is recognized
-//! in the output, at the end of a write: hyper closes the connection after it.
+//! hyper answers a head that it cannot parse with a status and no body, and calls no service. Such a response is
+//! recognized in the output, at the end of a write: hyper closes the connection after it.
 
 use http::StatusCode;
 

@@ -1,8 +1,8 @@
 //! Defines the store's clock, which determines the expiry of messages, dispatch ids and devices.
 //!
-//! When the store opens, the clock starts at the calendar time, or at the latest time that the store has written, if that is
-//! later. Then it advances with a clock that counts suspended time and cannot be set. So a step of the calendar expires
-//! nothing while the server runs, and messages age while the machine is suspended.
+//! When the store opens, the clock starts at the calendar time, or at the latest time that the store has written, if
+//! that is later. Then it advances with a clock that counts suspended time and cannot be set. So a step of the calendar
+//! expires nothing while the server runs, and messages age while the machine is suspended.
 
 use std::{
     sync::{
@@ -15,15 +15,16 @@ use std::{
 /// Lead over the calendar above which the start logs a warning, in milliseconds.
 const LEAD_WARNING_MS: u64 = 60_000;
 
-/// Number of paired readings of both clocks at the start. The closest pair is used, so that an interruption has no effect.
+/// Number of paired readings of both clocks at the start. The closest pair is used, so that an interruption has no
+/// effect.
 const PAIR_ATTEMPTS: usize = 8;
 
 /// Measures the time of the store. See the module docs.
 #[derive(Clone, Debug)]
 pub struct Clock {
     source: Source,
-    /// Time of the store at the start. Not truncated to milliseconds, like `source_start`: otherwise the clock could be behind
-    /// the calendar.
+    /// Time of the store at the start. Not truncated to milliseconds, like `source_start`: otherwise the clock could be
+    /// behind the calendar.
     start: Duration,
     /// Reading of the source at the start.
     source_start: Duration,

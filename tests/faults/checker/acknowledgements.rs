@@ -1,15 +1,16 @@
 //! Checks that no acknowledged message is sent again.
 //!
-//! A later connection may repeat a message, unless the server received its acknowledgement before that connection began.
-//! The server's next heartbeat on the connection of the op 11, or its answer to a close, proves that it received it.
+//! A later connection may repeat a message, unless the server received its acknowledgement before that connection
+//! began. The server's next heartbeat on the connection of the op 11, or its answer to a close, proves that it received
+//! it.
 //!
 //! - While that server lives, it repeats no acknowledged message.
 //! - Acknowledgements are written with the next commit. A dispatch that started after the proof and was answered by the same
 //!   server shows such a commit; so does an exit in order. Then no later server repeats the message either.
 //! - Without a later commit, the death of the server may have lost the acknowledgement.
 //!
-//! Each cursor has its own acknowledgements. A client that resumes acknowledges by sequence, and receives everything above its
-//! `after`. What it acknowledged must not reach its device on a connection that does not resume.
+//! Each cursor has its own acknowledgements. A client that resumes acknowledges by sequence, and receives everything
+//! above its `after`. What it acknowledged must not reach its device on a connection that does not resume.
 
 use std::collections::HashMap;
 

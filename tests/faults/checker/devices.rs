@@ -1,9 +1,10 @@
 //! Checks that each device has its own cursor: an acknowledgement of one device withholds nothing from another.
 //!
-//! A new device starts with the messages that another cursor has not acknowledged. Only the server knows which these are.
-//! So a device is checked only once the server has certainly stored it: from its first connection whose server survived it.
-//! (A device that connects shortly before a kill may be lost with the server, like an acknowledgement.) From then on every
-//! message that is accepted for its user must reach it, and no gap may say `received` of a message that it did not receive.
+//! A new device starts with the messages that another cursor has not acknowledged. Only the server knows which these
+//! are. So a device is checked only once the server has certainly stored it: from its first connection whose server
+//! survived it. (A device that connects shortly before a kill may be lost with the server, like an acknowledgement.)
+//! From then on every message that is accepted for its user must reach it, and no gap may say `received` of a message
+//! that it did not receive.
 
 use std::collections::{HashMap, HashSet};
 
@@ -93,7 +94,8 @@ fn check_gap(
     if gap.from.max(acknowledged + 1) > gap.to {
         return;
     }
-    // A connection that does not resume receives no sequences. They are known if another connection received the messages.
+    // A connection that does not resume receives no sequences. They are known if another connection received the
+    // messages.
     let mut received: HashMap<Key, usize> = HashMap::new();
     for (line, key, ..) in before.filter(|connection| connection.after.is_none()).flat_map(|one| &one.received) {
         received.entry(*key).or_insert(*line);

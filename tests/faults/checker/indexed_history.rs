@@ -89,7 +89,8 @@ pub struct Connection {
     pub acknowledged: Vec<(usize, u64)>,
     /// Line, message, padding, `s`.
     pub received: Vec<(usize, Key, u64, Option<u64>)>,
-    /// Number of messages that an op 11 acknowledged, and the line from which the server has certainly received that op 11.
+    /// Number of messages that an op 11 acknowledged, and the line from which the server has certainly received that op
+    /// 11.
     pub heartbeat_acks: Vec<(usize, usize)>,
     /// Number of messages received before the last heartbeat.
     at_heartbeat: usize,
@@ -214,8 +215,8 @@ impl IndexedHistory {
             Event::Received { c, b, n, x, s } => {
                 self.update(*c, line, violations, |connection| connection.received.push((line, (*b, *n), *x, *s)));
             }
-            // A server has at most one unanswered heartbeat per connection. So the next one proves that it has received the
-            // acknowledgement of the last.
+            // A server has at most one unanswered heartbeat per connection. So the next one proves that it has received
+            // the acknowledgement of the last.
             Event::HeartbeatReceived { c } => self.update(*c, line, violations, |connection| {
                 connection.prove_received(line);
                 connection.at_heartbeat = connection.received.len();

@@ -1,8 +1,8 @@
 //! Checks the order in which messages arrive.
 //!
-//! A user's messages have one order, that of the log, and every connection reads on in that order. An older message that a
-//! connection has not received was acknowledged, so another connection has received it. So the order in which a user receives
-//! messages for the first time, over all connections, is the order of the log. Hence three rules:
+//! A user's messages have one order, that of the log, and every connection reads on in that order. An older message
+//! that a connection has not received was acknowledged, so another connection has received it. So the order in which a
+//! user receives messages for the first time, over all connections, is the order of the log. Hence three rules:
 //!
 //! - No message arrives first if its dispatch started after the answer to another that is still to arrive.
 //! - Each connection follows the order of first arrivals.

@@ -11,8 +11,8 @@ use crate::history::Key;
 
 /// Returns the gap reasons that may occur. In these runs nothing expires, is cleared or is evicted.
 ///
-/// `received`: the entries were acknowledged. `restart`: dispatches were answered before their sync, so the log skips sequences
-/// after a server was killed.
+/// `received`: the entries were acknowledged. `restart`: dispatches were answered before their sync, so the log skips
+/// sequences after a server was killed.
 const fn gap_reasons(history: &IndexedHistory) -> &'static [&'static str] {
     if history.always { &["received"] } else { &["received", "restart"] }
 }

@@ -50,7 +50,8 @@ const NO_FLUSH: Tuning =
 impl Fixture {
     /// Creates three stores.
     ///
-    /// One has its entries in the WAL. One was not closed and has entries in the value log. One is several sled segments long.
+    /// One has its entries in the WAL. One was not closed and has entries in the value log. One is several sled
+    /// segments long.
     pub fn create_all() -> Vec<Self> {
         vec![
             Self::create("wal", &[(NO_FLUSH, 60, 200), (NO_FLUSH, 60, 200), (NO_FLUSH, 60, 200)], true),
@@ -85,7 +86,8 @@ impl Fixture {
                 }
                 fill(&opened, &mut n, count - half, *bytes, &mut appended).await;
                 if last && !close {
-                    // Acknowledgements are synced with a later message, or after a delay. These messages sync all of them.
+                    // Acknowledgements are synced with a later message, or after a delay. These messages sync all of
+                    // them.
                     fill(&opened, &mut n, 10, *bytes, &mut appended).await;
                     copy_when_idle(&live, &store).await;
                 }

@@ -1,8 +1,8 @@
 //! Damages files of closed stores, and checks that damage is detected.
 //!
 //! A server on a damaged store either has every entry as before, or reports the damage. It never shows altered bytes or
-//! another user's messages, and never omits an answered message without a report. `mesa inspect` must find the damage, and
-//! a store from `mesa inspect --salvage` must have what `mesa inspect` showed.
+//! another user's messages, and never omits an answered message without a report. `mesa inspect` must find the damage,
+//! and a store from `mesa inspect --salvage` must have what `mesa inspect` showed.
 //!
 //! `MESA_CORRUPTIONS` sets the number of cases, and `MESA_SEED` repeats the choices of a run. `MESA_CORRUPTION_BLIND=1`
 //! checks the suite itself: one expected entry is forged, and each store that opens must be reported as wrong.

@@ -20,7 +20,8 @@ pub use self::tree::{Ino, Tree, TreeError};
 pub enum PowerCut {
     /// None.
     LoseAll,
-    /// The first few changes of each file, the last of them torn at a sector boundary, and the first few changes of names.
+    /// The first few changes of each file, the last of them torn at a sector boundary, and the first few changes of
+    /// names.
     Torn,
     /// An arbitrary selection of sectors or pages, and of changes of names.
     Reordered,

@@ -1,7 +1,7 @@
 //! Mounts the tree as a FUSE file system.
 //!
-//! Nothing is cached by the kernel, so every read and write arrives here. A `sync_file_range` does not arrive, and syncs nothing.
-//! The kernel handles file locks.
+//! Nothing is cached by the kernel, so every read and write arrives here. A `sync_file_range` does not arrive, and
+//! syncs nothing. The kernel handles file locks.
 
 use std::{
     ffi::OsStr,
@@ -85,14 +85,16 @@ impl MountedDisk {
         lock(&self.disk).tree.cut_power(cut, random)
     }
 
-    /// Empties the disk, and copies it after `changes` further changes, for [`cut_power_at_copy`](Self::cut_power_at_copy).
+    /// Empties the disk, and copies it after `changes` further changes, for
+    /// [`cut_power_at_copy`](Self::cut_power_at_copy).
     pub fn empty_and_copy_after(&self, changes: u64) {
         let mut disk = lock(&self.disk);
         disk.set_tree(Tree::new());
         (disk.changes, disk.copy_at, disk.copy) = (0, Some(changes), None);
     }
 
-    /// Returns the number of changes since the disk was created or emptied: writes, changes of names and lengths, and syncs.
+    /// Returns the number of changes since the disk was created or emptied: writes, changes of names and lengths, and
+    /// syncs.
     pub fn changes(&self) -> u64 {
         lock(&self.disk).changes
     }

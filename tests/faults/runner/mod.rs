@@ -1,8 +1,8 @@
 //! Runs servers one after the other on one store, and injects faults.
 //!
-//! A run consists of rounds. Each round has its own history: some faults under load, then a drain that receives all pending
-//! messages, then the checker. So logs, histories and memory stay as small in a run of 1,000 faults as in one of 10. Every
-//! second round begins with a fault while nothing is pending.
+//! A run consists of rounds. Each round has its own history: some faults under load, then a drain that receives all
+//! pending messages, then the checker. So logs, histories and memory stay as small in a run of 1,000 faults as in one
+//! of 10. Every second round begins with a fault while nothing is pending.
 //!
 //! - `scenario`: parameters of a run
 //! - `server`: starts servers, injects faults
@@ -48,7 +48,8 @@ const CREATION_KILLS: u64 = 3;
 /// Users whose logs are read over HTTP after every start.
 const LOGS_READ_PER_START: u64 = 4;
 
-/// Limit of additional rounds while no power cut has removed anything: on a slow machine few writes are unsynced at a cut.
+/// Limit of additional rounds while no power cut has removed anything: on a slow machine few writes are unsynced at a
+/// cut.
 const EXTRA_ROUNDS_MAX: u32 = 10;
 
 /// State of a run.

@@ -89,7 +89,8 @@ impl Runner<'_> {
     /// Kills the server between two rounds, or cuts the power. The next server must continue every sequence.
     pub(super) fn kill_idle_server(&mut self) -> Result<(), String> {
         let Some(server) = &self.server else { return Ok(()) };
-        // Acknowledgements are durable with the next dispatch. Without it, messages of the last round would be pending again.
+        // Acknowledgements are durable with the next dispatch. Without it, messages of the last round would be pending
+        // again.
         let mut http = Http::connect(server.address).map_err(|error| error.to_string())?;
         let status = http.try_dispatch(&serde_json::json!({ "last": true }), &["user-without-client".to_owned()]);
         match status.map_err(|error| error.to_string())? {

@@ -1,7 +1,7 @@
 //! Starts a server on a store that was copied to a nearly full disk.
 //!
-//! The copy lacks the space that the store had reserved. The server must start, or exit and report how much space to free.
-//! That much must be enough.
+//! The copy lacks the space that the store had reserved. The server must start, or exit and report how much space to
+//! free. That much must be enough.
 
 use std::process::Command;
 

@@ -1,7 +1,7 @@
 //! Limits the number of descriptors of a server.
 //!
-//! With few descriptors, some stay reserved for the store, and the server serves the connections that it has. With none, it
-//! waits without using CPU time, and accepts connections again as soon as it can.
+//! With few descriptors, some stay reserved for the store, and the server serves the connections that it has. With
+//! none, it waits without using CPU time, and accepts connections again as soon as it can.
 
 use std::{
     net::TcpStream,
@@ -83,7 +83,8 @@ fn server_without_free_descriptors_waits_and_serves_its_connections() {
     tracker.check_user(&mut http, "bob").unwrap_or_else(|violation| panic!("{violation}"));
 }
 
-/// Opens more connections than the server may accept. The response to the last one shows that it has handled all of them.
+/// Opens more connections than the server may accept. The response to the last one shows that it has handled all of
+/// them.
 fn connect_above_limit(server: &Server) -> Vec<TcpStream> {
     let connections = (0..CONNECTIONS)
         .map(|_| TcpStream::connect(server.address).expect("a place in the kernel's accept queue"))
@@ -97,7 +98,8 @@ fn connect_above_limit(server: &Server) -> Vec<TcpStream> {
 fn check_without_any_descriptor(home: &Home, server: &Server) {
     let pid = Pid::from_raw(server.pid).expect("a process id");
     let limit = |files: usize| Rlimit { current: Some(files as u64), maximum: Some(DESCRIPTORS_MAX as u64) };
-    // The limit bounds the descriptor's number, and the kernel assigns the lowest free one. So no new one is below the limit.
+    // The limit bounds the descriptor's number, and the kernel assigns the lowest free one. So no new one is below the
+    // limit.
     prlimit(Some(pid), Resource::Nofile, limit(1)).expect("the limit is lowered");
     let connections: Vec<TcpStream> =
         (0..20).map(|_| TcpStream::connect(server.address).expect("a connection")).collect();

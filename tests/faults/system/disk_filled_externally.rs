@@ -242,8 +242,8 @@ fn fan_outs_above_max_bytes_are_rejected() {
     block_until("acknowledged entries do not count", || fan_out(&mut http, 50_000, "last", 50) == 200);
 }
 
-/// Removed entries leave space in files that also have pending entries. On a full disk, compaction frees it early: long before
-/// half of a file's entries are removed.
+/// Removed entries leave space in files that also have pending entries. On a full disk, compaction frees it early: long
+/// before half of a file's entries are removed.
 #[test]
 fn full_disk_has_space_after_a_quarter_of_messages_was_deleted() {
     const USERS: usize = 4;
@@ -305,7 +305,8 @@ fn outbox_of_unreachable_webhook_leaves_min_free() {
     );
 }
 
-/// A disk may permanently have little more than `store.minFree`. Dispatches are accepted there, so their events must be too.
+/// A disk may permanently have little more than `store.minFree`. Dispatches are accepted there, so their events must be
+/// too.
 // covers: G4
 #[test]
 fn undelivered_events_are_recorded_with_little_more_than_min_free() {

@@ -1,5 +1,5 @@
-//! Fills a disk with messages. The server must reject dispatches before the disk is full, and accept them again without a
-//! restart when there is space.
+//! Fills a disk with messages. The server must reject dispatches before the disk is full, and accept them again without
+//! a restart when there is space.
 
 use std::time::Duration;
 

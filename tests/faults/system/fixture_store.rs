@@ -1,6 +1,7 @@
 //! Creates a store once, and copies it for each fault.
 //!
-//! It has messages in the value log and in the WAL. One user has acknowledged those in the value log. It was not closed.
+//! It has messages in the value log and in the WAL. One user has acknowledged those in the value log. It was not
+//! closed.
 
 use std::{
     collections::BTreeMap,

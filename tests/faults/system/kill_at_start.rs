@@ -1,7 +1,8 @@
 //! Kills a server at each system call with which it opens its store. The next start must find every entry.
 //!
-//! A kill is most critical while the start writes: a snapshot half written, a lock without its owner's process id, a log
-//! truncated. A call is killed before it takes effect, so a kill at a reading call tests the state between two writes.
+//! A kill is most critical while the start writes: a snapshot half written, a lock without its owner's process id, a
+//! log truncated. A call is killed before it takes effect, so a kill at a reading call tests the state between two
+//! writes.
 
 use std::os::unix::process::ExitStatusExt as _;
 

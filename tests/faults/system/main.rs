@@ -12,8 +12,8 @@
 //! - `proc`: `/proc` and signals
 //! - `small_disk`, `small_disk_server`: a small file system, requests to a server on it
 //!
-//! Each test checks that its fault has happened. `cargo test` runs the short form. `MESA_FAULTS=all` runs the long form, with
-//! every case instead of a sample. `MESA_SEED` repeats the choices of a run.
+//! Each test checks that its fault has happened. `cargo test` runs the short form. `MESA_FAULTS=all` runs the long
+//! form, with every case instead of a sample. `MESA_SEED` repeats the choices of a run.
 
 #[path = "../../support/mod.rs"]
 #[allow(dead_code, reason = "each suite uses a part of it")]

@@ -42,7 +42,8 @@ const CLIENTS: usize = 60;
 /// About 20 MiB of what is measured does not depend on the number of clients: memory that the store reads through.
 const CLIENT_BYTES_MAX: u64 = 1 << 20;
 
-/// Bound on the 99th percentile of a live message's latency. It leaves room for a busy machine. The measured value is printed.
+/// Bound on the 99th percentile of a live message's latency. It leaves room for a busy machine. The measured value is
+/// printed.
 const LATENCY_MAX: Duration = Duration::from_secs(2);
 
 // covers: G2

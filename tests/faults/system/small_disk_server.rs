@@ -11,7 +11,8 @@ use crate::{
     },
 };
 
-/// Creates a home with further settings, whose store is on a small disk. `None`: the test may not mount, and this is printed.
+/// Creates a home with further settings, whose store is on a small disk. `None`: the test may not mount, and this is
+/// printed.
 pub fn create_home(bytes: u64, settings: &str) -> Option<(Home, SmallDisk)> {
     let mut home = Home::with_settings(settings);
     let disk = SmallDisk::mount(&home, bytes)?;

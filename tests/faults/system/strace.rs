@@ -167,7 +167,8 @@ pub fn trace_start(home: &Home) -> StoreCalls {
     for line in fs::read_to_string(trace_path(home)).expect("a trace").lines() {
         let Some((thread, text)) = line.trim_start().split_once(' ') else { continue };
         let Some((call, arguments)) = text.trim_start().split_once('(') else { continue };
-        // A resumed call begins with "<...", and was counted when it began. `execve` has the store's path as an argument only.
+        // A resumed call begins with "<...", and was counted when it began. `execve` has the store's path as an
+        // argument only.
         if call.contains(' ') || call == "execve" || !arguments.contains(store) {
             continue;
         }

@@ -1,5 +1,5 @@
-//! Sends SIGTERM at random moments. The server must exit in time, close its connections with 1001, and keep every answered
-//! dispatch.
+//! Sends SIGTERM at random moments. The server must exit in time, close its connections with 1001, and keep every
+//! answered dispatch.
 
 use std::{
     fs,
@@ -54,7 +54,8 @@ fn sigterm_during_dispatches_keeps_answered_ones_and_closes_connections() {
 
 /// Sends SIGTERM after `pause` ms of dispatches.
 ///
-/// If `gap` is set, a second SIGTERM follows `gap` ms later. Returns what was dispatched, and the time until the server had exited.
+/// If `gap` is set, a second SIGTERM follows `gap` ms later. Returns what was dispatched, and the time until the server
+/// had exited.
 fn terminate_during_dispatches(home: &Home, pause: u64, gap: Option<u64>) -> (Tracker, Duration) {
     let server = home.start();
     let runtime = current_thread_runtime();

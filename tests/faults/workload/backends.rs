@@ -1,8 +1,8 @@
 //! Runs backends, which dispatch messages as fast as the server answers.
 //!
-//! They record the answers. After a broken connection they continue on the next server. Some dispatches have an idempotency
-//! id. Without an answer they are retried with that id until there is one, on whichever server is current. A few are retried
-//! although they were answered.
+//! They record the answers. After a broken connection they continue on the next server. Some dispatches have an
+//! idempotency id. Without an answer they are retried with that id until there is one, on whichever server is current.
+//! A few are retried although they were answered.
 
 use std::{collections::VecDeque, fmt::Write as _, io};
 
@@ -100,7 +100,8 @@ impl Backend<'_> {
         Ok(())
     }
 
-    /// Sends up to 60 bursts over one NDJSON stream. Some lines are always unanswered, so that a cut stream leaves some.
+    /// Sends up to 60 bursts over one NDJSON stream. Some lines are always unanswered, so that a cut stream leaves
+    /// some.
     fn dispatch_stream(&mut self, server: RunningServer, mut lines: NdjsonStream) -> io::Result<()> {
         let mut unanswered = VecDeque::new();
         let mut bursts = self.random.within(1..=60);

@@ -1,7 +1,7 @@
 //! Runs clients that resume.
 //!
-//! Each is a device of its user, remembers its last processed sequence, and acknowledges by sequence. Some connections resume
-//! after an older sequence, or after 0, or do not resume.
+//! Each is a device of its user, remembers its last processed sequence, and acknowledges by sequence. Some connections
+//! resume after an older sequence, or after 0, or do not resume.
 
 use std::{collections::VecDeque, sync::atomic::Ordering, time::Duration};
 

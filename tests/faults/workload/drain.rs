@@ -114,8 +114,8 @@ fn drain_user(context: &Context, server: RunningServer, http: &mut Http, user: &
     let UserState { mut pending, .. } = user_state(http, user)?;
     let devices = devices::of_user(&context.params, user);
     let has_client = devices.is_empty() || clients::all(&context.params).iter().any(|(name, _)| name == user);
-    // The acknowledgement of a client that was connected until now may still be on its way. So `pending` may be above 0 although
-    // nothing is left to receive.
+    // The acknowledgement of a client that was connected until now may still be on its way. So `pending` may be above 0
+    // although nothing is left to receive.
     while pending > 0 && Instant::now() < end {
         for device in &devices {
             let by_cursor = context.connections.load(Ordering::Relaxed).is_multiple_of(2);

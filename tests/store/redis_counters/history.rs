@@ -39,8 +39,8 @@ const CHECK_COUNTERS: &str = include_str!("check_counters.lua");
 
 /// Changes the logs of all users, and the failover epoch.
 ///
-/// ARGV: 1 the change to each log: `copy` makes a copy, `restore` restores it, `delete` deletes the log; 2 whether the epoch changes (1).
-/// KEYS: 1 the epoch; for each user the state, the stream, and their copies.
+/// ARGV: 1 the change to each log: `copy` makes a copy, `restore` restores it, `delete` deletes the log; 2 whether the
+/// epoch changes (1). KEYS: 1 the epoch; for each user the state, the stream, and their copies.
 const FAIL_OVER: &str = "
 for first = 2, #KEYS, 4 do
   for n = first, first + 1 do

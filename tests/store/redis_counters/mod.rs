@@ -1,8 +1,8 @@
 //! Tests the counters in the state of a log on Redis: they match the stream after every step, entry by entry.
 //!
 //! A *history* is 80 random steps of two servers on the logs of three users, with random limits. After every step
-//! `check_counters.lua` compares each state with its stream, in Redis. An append evicts what it evicts from a plain list
-//! (`reference_model`). `MESA_HISTORIES` sets the number of histories, and `MESA_SEED` the seed of the first:
+//! `check_counters.lua` compares each state with its stream, in Redis. An append evicts what it evicts from a plain
+//! list (`reference_model`). `MESA_HISTORIES` sets the number of histories, and `MESA_SEED` the seed of the first:
 //! `MESA_HISTORIES=1000 cargo test --features redis --test store redis_counters -- --nocapture` is a long run.
 
 mod history;

@@ -78,7 +78,8 @@ impl ReferenceLog {
         Self { head: 0, entries: Vec::new(), keys: Vec::new(), cursors: vec![AckSet::default()], limits, now }
     }
 
-    /// Returns whether the ranges that all cursors acknowledged fit into one `AckSet`. Only then the store knows them exactly.
+    /// Returns whether the ranges that all cursors acknowledged fit into one `AckSet`. Only then the store knows them
+    /// exactly.
     pub fn is_exact(&self) -> bool {
         let ranges = |cursor: &AckSet| {
             std::iter::once((1, cursor.through())).chain(cursor.ranges().iter().copied()).collect::<Vec<_>>()

@@ -39,8 +39,8 @@ Environment:
 
 /// A message server that delivers also to offline users
 ///
-/// A backend dispatches a message to user ids. Online users receive it at once. Offline users receive it in order when they
-/// reconnect. The server needs no other service.
+/// A backend dispatches a message to user ids. Online users receive it at once. Offline users receive it in order when
+/// they reconnect. The server needs no other service.
 #[derive(Debug, Parser)]
 #[command(name = "mesa", version, arg_required_else_help = true, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Each command has examples: mesa help COMMAND", after_long_help = format!("{AFTER_HELP}\n{EXIT_CODES}"))]
@@ -64,9 +64,9 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Copy pending messages from a Redis of the original Mesa into a store
     ///
-    /// The original is @cryb/mesa. Needs a build with --features redis, and a store that no server has open. Stop everything
-    /// that writes to the Redis first. Nothing is removed there. When run again, the command continues, and copies no message
-    /// twice.
+    /// The original is @cryb/mesa. Needs a build with --features redis, and a store that no server has open. Stop
+    /// everything that writes to the Redis first. Nothing is removed there. When run again, the command continues, and
+    /// copies no message twice.
     Import(ImportExportArgs),
     /// Copy pending messages from a store into a Redis of the original Mesa
     ///
@@ -77,8 +77,9 @@ pub enum Command {
 
 /// Run the server
 ///
-/// An option overrides the environment, the environment the file, and the file the defaults. The server prints its address;
-/// its log goes to standard error. SIGTERM or SIGINT stops it after the requests in progress, a second one at once.
+/// An option overrides the environment, the environment the file, and the file the defaults. The server prints its
+/// address; its log goes to standard error. SIGTERM or SIGINT stops it after the requests in progress, a second one at
+/// once.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -94,8 +95,8 @@ pub struct ServeArgs {
     /// Configuration file, JSON5 [env: MESA_CONFIG]
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Development settings: this machine only; sync, portals and reconnects on; tokens are user ids; generates and prints an
-    /// API key
+    /// Development settings: this machine only; sync, portals and reconnects on; tokens are user ids; generates and
+    /// prints an API key
     #[arg(long)]
     pub dev: bool,
     /// Port for WebSocket and HTTP; 0 lets the system choose
@@ -143,9 +144,9 @@ pub enum LogFormat {
 
 /// Show offline delivery, a network failure and a killed server
 ///
-/// Starts its own server on a free port with a temporary store, and plays a scenario. Alice receives a message, goes offline,
-/// and receives the missed messages when she reconnects. Then her network fails without a close, and the server is killed.
-/// Every line is checked before it is printed. The demo takes a few seconds, and removes its store.
+/// Starts its own server on a free port with a temporary store, and plays a scenario. Alice receives a message, goes
+/// offline, and receives the missed messages when she reconnects. Then her network fails without a close, and the
+/// server is killed. Every line is checked before it is printed. The demo takes a few seconds, and removes its store.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -162,14 +163,14 @@ pub struct DemoArgs {
 /// Connect as a user: print messages, send typed lines
 ///
 /// A line that is a JSON object with `op`, `t` or `d` is sent as it is. Any other line is sent as text:
-/// {"op":0,"d":{"text":LINE},"t":"TEXT"}. A line that begins with a brace and is not JSON is not sent. The server passes
-/// client messages to portals and the webhook. Use `mesa dispatch` to reach another user.
+/// {"op":0,"d":{"text":LINE},"t":"TEXT"}. A line that begins with a brace and is not JSON is not sent. The server
+/// passes client messages to portals and the webhook. Use `mesa dispatch` to reach another user.
 ///
-/// /quit or Ctrl-C ends the command; the end of the input does not. After a lost connection it reconnects, unless the close
-/// code excludes it.
+/// /quit or Ctrl-C ends the command; the end of the input does not. After a lost connection it reconnects, unless the
+/// close code excludes it.
 ///
-/// A message is acknowledged after it was printed. If the command is killed, no message is lost, and the last one may be
-/// printed again on the next run.
+/// A message is acknowledged after it was printed. If the command is killed, no message is lost, and the last one may
+/// be printed again on the next run.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -214,10 +215,11 @@ pub struct ConnectArgs {
 
 /// Dispatch a message to users
 ///
-/// Returns when every synced entry is on disk. Fails if a recipient was rejected, and prints the recipient and the reason.
+/// Returns when every synced entry is on disk. Fails if a recipient was rejected, and prints the recipient and the
+/// reason.
 ///
-/// With --ndjson it sends many dispatches, one JSON object per line in the format of the HTTP API. They share one request and
-/// group commits. Rejected dispatches are reported line by line, with a count at the end.
+/// With --ndjson it sends many dispatches, one JSON object per line in the format of the HTTP API. They share one
+/// request and group commits. Rejected dispatches are reported line by line, with a count at the end.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -349,7 +351,8 @@ pub struct InboxArgs {
 
 /// Sign a token for a user
 ///
-/// Signs a JWT for a server with the same secret, for tests and scripts. An application signs the tokens of its users itself.
+/// Signs a JWT for a server with the same secret, for tests and scripts. An application signs the tokens of its users
+/// itself.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:

@@ -10,8 +10,8 @@ use super::{ApiArgs, EXIT_CODES, numbers::count};
 ///
 /// Changes nothing in the directory. Prints the content and every damaged place, and fails if there is one.
 ///
-/// With --salvage, writes everything readable to a new store: each user's messages with their sequences, and the cursors.
-/// Each lost range leaves a gap, and is listed.
+/// With --salvage, writes everything readable to a new store: each user's messages with their sequences, and the
+/// cursors. Each lost range leaves a gap, and is listed.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -45,8 +45,8 @@ pub struct InspectArgs {
 
 /// Back up the store of a running server
 ///
-/// The backup has every dispatch that was answered before it began, and complete logs. The server serves requests meanwhile.
-/// The file gets its name after it is complete, verified and synced.
+/// The backup has every dispatch that was answered before it began, and complete logs. The server serves requests
+/// meanwhile. The file gets its name after it is complete, verified and synced.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -64,8 +64,8 @@ pub struct BackupArgs {
 
 /// Create a store from a backup
 ///
-/// Verifies the complete file first. Every log skips about a million sequences, so that no sequence assigned after the backup is
-/// assigned again.
+/// Verifies the complete file first. Every log skips about a million sequences, so that no sequence assigned after the
+/// backup is assigned again.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:

@@ -1,7 +1,7 @@
 //! TCP proxy between Alice and the server that can fail silently.
 //!
-//! After a failure it forwards nothing, and its sockets stay open. Neither side receives a close, as when a phone loses its
-//! signal.
+//! After a failure it forwards nothing, and its sockets stay open. Neither side receives a close, as when a phone loses
+//! its signal.
 
 use std::{io, net::SocketAddr};
 

@@ -11,7 +11,8 @@ const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Prints the banner to standard output.
 ///
-/// With `log.format: 'json'` it is a log line instead. With `--dev` both are written, because the user needs the API key.
+/// With `log.format: 'json'` it is a log line instead. With `--dev` both are written, because the user needs the API
+/// key.
 pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>, dev: bool) {
     let config = &loaded.config;
     if config.log.format == LogFormat::Json {

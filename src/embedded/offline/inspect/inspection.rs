@@ -51,7 +51,8 @@ pub struct Inspection {
     facts: Facts,
     wal_events: WalEvents,
     ids: Vec<DedupEntry>,
-    /// Entries of blocks without a location, by user: sequence, expiry in seconds of the Unix epoch (0 = never), payload.
+    /// Entries of blocks without a location, by user: sequence, expiry in seconds of the Unix epoch (0 = never),
+    /// payload.
     orphan_entries: BTreeMap<String, Vec<(Seq, u32, Bytes)>>,
     orphan_bytes: usize,
     /// Rows on pages to which no tree refers, by user.

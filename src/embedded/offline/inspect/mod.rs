@@ -28,7 +28,8 @@ use crate::{message::Seq, store::StoreError};
 
 /// Receives the users of an inspected store, in the order of their ids.
 pub trait InspectSink {
-    /// Receives pending entries of a user, in order: sequence, expiry in seconds of the Unix epoch (0 = never), payload.
+    /// Receives pending entries of a user, in order: sequence, expiry in seconds of the Unix epoch (0 = never),
+    /// payload.
     ///
     /// May be called several times for a user.
     ///

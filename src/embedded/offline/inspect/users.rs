@@ -204,7 +204,8 @@ impl UserWalk<'_> {
         let part = || format!("the block from sequence {first} on");
         let entries = match block_entries(value) {
             Ok(entries) => entries,
-            // A power cut interrupted the write of this block. No row refers to it yet, and the WAL has all its entries.
+            // A power cut interrupted the write of this block. No row refers to it yet, and the WAL has all its
+            // entries.
             Err(_)
                 if Unreadable::from_value(value).is_some()
                     && first > flushed

@@ -1,7 +1,7 @@
 //! Detects misdirected writes: disk blocks that the disk wrote to the wrong offset of a segment.
 //!
-//! Messages in such a block have a valid checksum and segment number. If they were replayed at that offset, messages of an
-//! earlier block would undo later writes.
+//! Messages in such a block have a valid checksum and segment number. If they were replayed at that offset, messages of
+//! an earlier block would undo later writes.
 
 use std::ops::Range;
 

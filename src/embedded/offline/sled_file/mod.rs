@@ -1,8 +1,8 @@
 //! Reads sled's files without sled, and without changing them.
 //!
-//! sled takes damage for the end of its log, or for an offset at which nothing was ever written. Then it overwrites the data
-//! after it. So damage must be detected before sled opens its files. This module reads the format of sled 0.34, the last
-//! version with that format:
+//! sled takes damage for the end of its log, or for an offset at which nothing was ever written. Then it overwrites the
+//! data after it. So damage must be detected before sled opens its files. This module reads the format of sled 0.34,
+//! the last version with that format:
 //!
 //! - `segment`: one segment of the file, a sequence of messages with checksums
 //! - `misdirected`: disk blocks at a wrong offset of a segment

@@ -1,7 +1,7 @@
 //! Reads the messages of all segments in the order of the log, and finds damage.
 //!
-//! sled reuses segments that it no longer needs, so the log may lack segments. A segment that ends early is damaged if later
-//! segments were written. After a crash the last segment may end early.
+//! sled reuses segments that it no longer needs, so the log may lack segments. A segment that ends early is damaged if
+//! later segments were written. After a crash the last segment may end early.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -44,7 +44,8 @@ pub struct Page {
     pub certain: usize,
     /// Number of links before the first reused segment after `base`, and before the first damaged range.
     ///
-    /// A later image may have been in that segment. sled reused the segment after it had written the image that is now lost.
+    /// A later image may have been in that segment. sled reused the segment after it had written the image that is now
+    /// lost.
     pub contiguous: usize,
     /// Number of damaged ranges before `base`.
     breaks: usize,
@@ -191,7 +192,8 @@ impl Segments {
 
     /// Returns whether the newest snapshot refers to a missing segment although later segments exist.
     ///
-    /// A power cut lost the name of a newer snapshot, or the removal of this one. sled fails on such files: see `rebuild`.
+    /// A power cut lost the name of a newer snapshot, or the removal of this one. sled fails on such files: see
+    /// `rebuild`.
     pub fn snapshot_is_stale(&self) -> bool {
         let base = self.stable / self.size as u64 * self.size as u64;
         !self.known.contains_key(&base) && self.known.range(base..).next().is_some()
@@ -292,8 +294,8 @@ impl SledLog {
                     page.certain += usize::from(page.breaks == self.breaks);
                     page.contiguous += usize::from((page.breaks, page.reused) == (self.breaks, self.reused));
                 }
-                // Without its image a change cannot be applied. Before the first damaged range, the image was in a reused
-                // segment, and a later image follows.
+                // Without its image a change cannot be applied. Before the first damaged range, the image was in a
+                // reused segment, and a later image follows.
                 None => self.without_image.extend((self.breaks > 0).then_some(message.page)),
             },
             Kind::Free => {

@@ -192,8 +192,8 @@ fn snapshots(path: &Path) -> Vec<std::path::PathBuf> {
     files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("snap.")).collect()
 }
 
-/// A power cut loses the name of the newest snapshot, but not the later changes of sled's file. The previous snapshot refers
-/// to a segment that sled has cleared.
+/// A power cut loses the name of the newest snapshot, but not the later changes of sled's file. The previous snapshot
+/// refers to a segment that sled has cleared.
 #[test]
 fn segment_of_older_snapshot_only_is_not_missing() {
     let (home, mut stale) = (tempfile::tempdir().unwrap(), 0);
@@ -352,8 +352,8 @@ fn log_whose_last_segment_lost_its_header_is_read_past_its_end() {
     assert!(tables.lost_keys.is_empty());
 }
 
-/// Keys of changes are stored without the prefix that all keys of their page share. The prefix depends on the page's bounds,
-/// which a split or a merge changes.
+/// Keys of changes are stored without the prefix that all keys of their page share. The prefix depends on the page's
+/// bounds, which a split or a merge changes.
 // covers: G6
 #[test]
 fn log_that_lost_a_split_or_merged_page_has_only_pairs_that_were_written() {

@@ -45,8 +45,8 @@ pub(in crate::embedded) struct RawTables {
     orphans: Vec<u64>,
     /// Pages whose upper bound is not the lower bound of the next page.
     ///
-    /// If the log is damaged after the image of such a page, a later image with other bounds may be lost. Changes to that
-    /// image cannot be decoded, because the bounds decide which part of a key is stored.
+    /// If the log is damaged after the image of such a page, a later image with other bounds may be lost. Changes to
+    /// that image cannot be decoded, because the bounds decide which part of a key is stored.
     outdated: HashSet<u64>,
     pub lost_keys: Vec<LostKeys>,
 }
@@ -207,8 +207,8 @@ impl RawTables {
 
 /// Assigns each key to one page. `pages` has the log position of the last write to each page.
 ///
-/// Of several pages with a key, the page written last wins. Pages overlap during a merge: the merging page is the later one.
-/// They also overlap if damage lost a split: the earlier page still has the keys that it gave to the later page.
+/// Of several pages with a key, the page written last wins. Pages overlap during a merge: the merging page is the later
+/// one. They also overlap if damage lost a split: the earlier page still has the keys that it gave to the later page.
 fn resolve_overlaps(pages: Vec<(Leaf, u64)>) -> Vec<Leaf> {
     let mut beginning: BTreeMap<Bytes, Vec<(Leaf, u64)>> = BTreeMap::new();
     let mut bounds = BTreeSet::new();
