@@ -43,11 +43,11 @@ metrics! {
     /// Open WebSocket connections.
     connections: Gauge = "connections",
     /// WebSocket connections accepted since the start.
-    connections_accepted: Counter = "connections_taken",
+    connections_accepted: Counter = "connections_accepted",
     /// Authenticated connections.
     sessions: Gauge = "sessions",
     /// Connections rejected or closed because of a limit, an invalid request or a protocol violation.
-    refused_connections: Counter = "connections_refused",
+    rejected_connections: Counter = "connections_rejected",
     /// Idle HTTP connections closed in favour of new connections.
     evicted_connections: Counter = "connections_evicted",
     /// Failed authentications, timeouts included.
@@ -59,7 +59,7 @@ metrics! {
     /// Messages from clients.
     messages_received: Counter = "messages_received",
     /// Messages from clients rejected by middleware.
-    messages_refused: Counter = "messages_refused",
+    middleware_rejections: Counter = "middleware_rejections",
     /// Accepted dispatches.
     dispatches: Counter = "dispatches",
     /// Entries appended to logs, one per recipient.
@@ -75,7 +75,7 @@ metrics! {
     /// Messages written to clients that were pending when the client connected.
     redeliveries: Counter = "redeliveries",
     /// Acknowledgements from clients that moved a cursor.
-    acknowledgements: Counter = "receipts",
+    acknowledgements: Counter = "acknowledgements",
     /// Unsynced messages dropped for slow connections.
     unsynced_dropped: Counter = "unsynced_dropped",
     /// Entries stopped before a socket because they have another owner. Anything but zero is a bug.
@@ -85,7 +85,7 @@ metrics! {
     /// Client events for portals.
     portal_events: Counter = "portal_events",
     /// Client events passed to another portal because theirs had disconnected.
-    portal_events_passed_on: Counter = "portal_events_passed_on",
+    portal_events_forwarded: Counter = "portal_events_forwarded",
     /// Client events dropped because portals were too slow or did not reconnect.
     portal_events_dropped: Counter = "portal_events_dropped",
     /// Webhook events accepted by the backend.
@@ -103,13 +103,13 @@ metrics! {
     /// Commands of the Redis protocol.
     redis_protocol_commands: Counter = "redis_protocol_commands",
     /// Commands of the Redis protocol answered with an error, and input that is not a command.
-    redis_protocol_commands_refused: Counter = "redis_protocol_commands_refused",
+    redis_protocol_commands_rejected: Counter = "redis_protocol_commands_rejected",
     /// Slow subscribers of the Redis protocol that were disconnected.
-    redis_protocol_subscribers_cut: Counter = "redis_protocol_subscribers_cut",
+    redis_protocol_subscribers_disconnected: Counter = "redis_protocol_subscribers_disconnected",
     /// HTTP requests answered with success.
     http_succeeded: Counter = "http_requests_succeeded",
     /// HTTP requests answered with a client error (4xx, except 408).
-    http_refused: Counter = "http_requests_refused",
+    http_rejected: Counter = "http_requests_rejected",
     /// HTTP requests answered with a server error (5xx, and 408).
     http_failed: Counter = "http_requests_failed",
     /// Tasks that ended unexpectedly and were restarted.

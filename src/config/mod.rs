@@ -340,7 +340,8 @@ pub struct Limits {
     pub request_bytes: usize,
     /// Recipients of one dispatch; more gets 422. Default 10 000.
     pub recipients: usize,
-    /// Messages queued for the commit thread; further dispatches wait (backpressure). Default 10 000.
+    /// Operations queued for the commit thread; a batch of an NDJSON stream counts as one. Further dispatches wait
+    /// (backpressure). Default 10 000.
     pub queue: usize,
     /// Unsynced messages queued for one connection; one more drops the oldest, which is counted. Default 1 024.
     pub unsynced_messages: usize,

@@ -46,7 +46,7 @@ pub(super) fn count_response(api: &Api, status: StatusCode) {
     } else if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT {
         api.metrics.http_failed.inc();
     } else {
-        api.metrics.http_refused.inc();
+        api.metrics.http_rejected.inc();
     }
 }
 

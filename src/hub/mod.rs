@@ -276,7 +276,7 @@ impl Hub {
     }
 
     /// Records that a client has received `range` of `user`'s log, both ends included.
-    fn record_received(&self, user: &UserId, device: Option<&DeviceId>, range: (Seq, Seq)) {
+    fn record_acknowledged(&self, user: &UserId, device: Option<&DeviceId>, range: (Seq, Seq)) {
         let (acknowledged, device) = (Some(range), device.cloned());
         self.registry.with_lowest_position(user, |lowest| {
             self.store.report(user, SessionReport { device, acknowledged, hold: lowest, seen: None });

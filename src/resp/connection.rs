@@ -120,7 +120,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     pub(super) async fn serve(mut self) {
         let end = self.run_session().await;
         if self.subscriber.is_closed() {
-            self.server.metrics.redis_protocol_subscribers_cut.inc();
+            self.server.metrics.redis_protocol_subscribers_disconnected.inc();
             tracing::warn!(peer = %self.subscriber.address, "slow subscriber was disconnected: its queue is above redisProtocol.backlogBytes");
         }
         // Before the socket is closed, so that no more events are queued for it.
@@ -289,7 +289,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     /// Replies with an error, and counts it.
     pub(super) fn reject(&mut self, why: &str) {
-        self.server.metrics.redis_protocol_commands_refused.inc();
+        self.server.metrics.redis_protocol_commands_rejected.inc();
         encode::error(self.batch.reply(), why);
     }
 

@@ -96,7 +96,7 @@ impl Connection {
         if self.frame_rate.spend(frames, now) {
             return Ok(());
         }
-        self.context.metrics.refused_connections.inc();
+        self.context.metrics.rejected_connections.inc();
         Err(End::Close(CloseCode::Policy, "too many frames"))
     }
 
@@ -126,7 +126,10 @@ impl Connection {
             }
             ClientFrame::Ack { s } => {
                 if !self.session.as_mut().is_some_and(|session| session.acknowledge_through(s)) {
-                    return Err(End::Close(CloseCode::Policy, "receipts are for clients that resume (after)"));
+                    return Err(End::Close(
+                        CloseCode::Policy,
+                        "acknowledgements (op 3) are for clients that resume (after)",
+                    ));
                 }
             }
             ClientFrame::Dispatch(message) => self.handle_message(message)?,
@@ -177,10 +180,10 @@ impl Connection {
             .receive(InboundMessage { kind_json, ..InboundMessage::new(message.op, data, kind.as_deref()) })
         {
             Decision::Disconnect => {
-                self.context.metrics.messages_refused.inc();
+                self.context.metrics.middleware_rejections.inc();
                 return Err(End::Close(CloseCode::Policy, "too many messages"));
             }
-            Decision::Reject => _ = self.context.metrics.messages_refused.inc(),
+            Decision::Reject => _ = self.context.metrics.middleware_rejections.inc(),
             Decision::Pass => {}
         }
         Ok(())

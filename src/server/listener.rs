@@ -166,11 +166,11 @@ async fn accept_from(
                 tokio::spawn(serve(stream, peer, context.clone(), http.clone(), (permit, entry), stop.clone()));
             }
             Err(limit) => {
-                context.metrics.refused_connections.inc();
+                context.metrics.rejected_connections.inc();
                 match limit {
                     LimitReached::Total if log_interval.is_due() => tracing::warn!(
                         "a connection was rejected: there are as many as limits.connections or the limit of open files \
-                         allows; raise them, or see mesa_connections_refused_total for how often this happens"
+                         allows; raise them, or see mesa_connections_rejected_total for how often this happens"
                     ),
                     LimitReached::Total => {}
                     LimitReached::Address => tracing::debug!("a connection was rejected: limits.connectionsPerAddress"),
@@ -344,7 +344,7 @@ fn upgrade_at_path(
     if request.uri().path() == context.config.path {
         return ws_upgrade::answer(context, request, Some(peer), permit.clone());
     }
-    context.metrics.refused_connections.inc();
+    context.metrics.rejected_connections.inc();
     error_response::response(
         StatusCode::NOT_FOUND,
         "there is no WebSocket at this path: see `path` in the server's configuration",

@@ -136,7 +136,7 @@ async fn accept(
             }
         };
         let Ok(permit) = limiter.acquire(peer.ip()) else {
-            metrics.refused_connections.inc();
+            metrics.rejected_connections.inc();
             if log_interval.is_due() {
                 tracing::warn!(
                     "a connection of the Redis protocol was rejected: there are as many as redisProtocol.connections or the limit of \

@@ -107,7 +107,7 @@ fn serve_websocket(
     let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
     let Ok(permit) = limiter.acquire(address) else {
-        context.metrics.refused_connections.inc();
+        context.metrics.rejected_connections.inc();
         return error_response::response(
             StatusCode::SERVICE_UNAVAILABLE,
             "the limit of connections is reached; try again later",

@@ -65,7 +65,7 @@ pub(super) fn answer<B>(
             response
         }
         Err((status, reason)) => {
-            context.metrics.refused_connections.inc();
+            context.metrics.rejected_connections.inc();
             let header = match status {
                 StatusCode::UPGRADE_REQUIRED => (header::SEC_WEBSOCKET_VERSION, "13"),
                 StatusCode::METHOD_NOT_ALLOWED => (header::ALLOW, "GET"),

@@ -253,7 +253,7 @@ async fn messages_above_the_rate_limit_are_rejected() {
     server.handle.send(&message("still connected"), &user_id("alice"), &[]).await.unwrap();
     assert_eq!((next(&mut phone).await, next(&mut laptop).await), ("still connected".into(), "still connected".into()));
     let metrics = reqwest::get(format!("http://{}/metrics", server.address)).await.unwrap().text().await.unwrap();
-    assert!(metrics.contains("messages_refused_total 34"), "{metrics}");
+    assert!(metrics.contains("middleware_rejections_total 34"), "{metrics}");
     server.stop().await;
     assert_eq!(received.rest(), []);
 

@@ -171,7 +171,7 @@ async fn portal_that_does_not_read_is_removed_and_its_events_are_reassigned() {
     );
     // The system buffers about 10 MB at most for an unread socket, which is less than 1400 events.
     assert!(count > MESSAGES - 1400, "{count} of {MESSAGES} messages are received");
-    assert!(!metrics.contains("mesa_portal_events_passed_on_total 0\n"), "{metrics}");
+    assert!(!metrics.contains("mesa_portal_events_forwarded_total 0\n"), "{metrics}");
     drop(unread);
 }
 

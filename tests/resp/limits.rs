@@ -144,7 +144,7 @@ async fn subscriber_that_does_not_read_is_closed_and_others_receive() {
     closed.await.expect("the slow subscriber is closed in time");
     // The bound: socket buffers of the system, about 10 MB at most, and the backlog of 256 KiB.
     assert!((4..500).contains(&published), "4 to 499 messages of 60 kB are buffered, not {published}");
-    server.wait_for_metric("mesa_redis_protocol_subscribers_cut_total 1").await;
+    server.wait_for_metric("mesa_redis_protocol_subscribers_disconnected_total 1").await;
     assert_eq!(publisher.call(&["PUBLISH", "portal", "still here"]).await, ":1");
     // The client can still read the bytes in the socket buffers. Then the connection ends.
     while slow.reply().await.is_some() {}

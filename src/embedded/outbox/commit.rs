@@ -332,7 +332,7 @@ impl Committer {
             match self.durability {
                 Durability::Always => self.shared.engine.checkpoint()?,
                 Durability::Interval(_) | Durability::Never => {
-                    self.shared.engine.flush()?;
+                    self.shared.engine.write_through()?;
                     (self.outbox_not_durable, self.not_durable) = (true, self.not_durable + 1);
                 }
             }

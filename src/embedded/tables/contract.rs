@@ -151,7 +151,7 @@ pub enum CompactionMode {
 /// In this contract, *the tables* exclude the values of [`Table::Log`], which are blocks of the value log.
 ///
 /// - *One writer.* Only the commit thread puts and removes. Any thread reads.
-/// - *A killed process* loses no block of the value log, and no value that was put into the tables before the last flush.
+/// - *A killed process* loses no block of the value log, and no value that was put into the tables before the last `write_through`.
 /// - *A power cut* keeps a prefix of the puts and removals, in order over all tables. The prefix includes
 ///   everything before the last checkpoint. The key of a new block may exist while its block is unreadable, unless a barrier
 ///   followed it. A block that replaces another block is always readable.
@@ -175,7 +175,7 @@ pub trait Tables: Send + Sync + 'static {
     /// Returns the pair with the highest key at or below `key`.
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
     /// Passes all writes to the system, so that a killed process does not lose them.
-    fn flush(&self) -> Result<(), EngineError>;
+    fn write_through(&self) -> Result<(), EngineError>;
 
     /// Visits the keys from `from` on, in order, until `visit` returns false. Reads no values.
     fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {

@@ -123,7 +123,7 @@ impl Tables for Memory {
         Ok(range.next_back().map(|(key, value)| (Bytes::copy_from_slice(key), value.clone())))
     }
 
-    fn flush(&self) -> Result<(), EngineError> {
+    fn write_through(&self) -> Result<(), EngineError> {
         Ok(())
     }
 }

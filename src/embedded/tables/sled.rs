@@ -123,7 +123,7 @@ impl Disk {
     fn count_write(&self, bytes: usize) -> Result<(), EngineError> {
         let is_step = self.written.lock().count(bytes);
         if is_step {
-            self.flush()?;
+            self.write_through()?;
             self.written.lock().begin_check();
             // If this fails, the step still has the space that was preallocated before.
             _ = self.runway.lock().extend(&self.file);
@@ -229,7 +229,7 @@ impl Disk {
     }
 
     fn sync_tables(&self) -> Result<(), EngineError> {
-        self.flush()?;
+        self.write_through()?;
         // Determined before the sync, which may not cover data written during it.
         let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
         let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
@@ -396,7 +396,7 @@ impl Tables for Disk {
         Ok(pair.map(|(key, _)| Bytes::from_owner(key)))
     }
 
-    fn flush(&self) -> Result<(), EngineError> {
+    fn write_through(&self) -> Result<(), EngineError> {
         self.written.lock().flushed();
         self.db.flush().map(drop).map_err(|error| self.tables_failed(error))
     }
@@ -405,7 +405,7 @@ impl Tables for Disk {
         let is_behind = self.written.lock().begin_check();
         if is_behind {
             // Otherwise the file's length would lag too far behind the data in sled's memory.
-            self.flush()?;
+            self.write_through()?;
         }
         let (space, is_shrinking) = {
             let mut runway = self.runway.lock();
@@ -413,7 +413,7 @@ impl Tables for Disk {
         };
         if is_shrinking {
             // Writes sled's data in memory now. sled's own thread may take 500 ms.
-            self.flush()?;
+            self.write_through()?;
         }
         Ok(space)
     }

@@ -149,7 +149,7 @@ impl<T: Intercept> Tables for T {
         self.memory().last_key_at_or_before(table, key)
     }
 
-    fn flush(&self) -> Result<(), EngineError> {
+    fn write_through(&self) -> Result<(), EngineError> {
         self.on_flush()
     }
 

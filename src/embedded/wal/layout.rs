@@ -1,7 +1,10 @@
 //! Defines the layout of the write-ahead log: records, segments, and their damage.
 //!
-//! The format has three layers: `framing` frames a record, this file defines its header and its place in a segment, and
-//! `record` and `events` encode its content.
+//! A record has three layers:
+//!
+//! - frame (`embedded::framing`): magic number, length, checksum
+//! - numbers (here): its own number, and that of the last synced record, each a u64
+//! - value (`record`): namespace, time and items; `events` decodes the items
 
 use std::{collections::VecDeque, fs::File, io, path::Path, sync::Arc};
 
@@ -14,7 +17,7 @@ use crate::embedded::{
 #[derive(Debug)]
 pub struct Record<'a> {
     pub number: u64,
-    /// Records up to this one were synced when it was written.
+    /// Number of the last synced record at the time this record was written.
     pub synced: u64,
     pub value: &'a [u8],
     /// Offset of the next record.

@@ -273,13 +273,13 @@ impl Portals {
 
     /// Dispatches an event that its portal did not take to another portal.
     pub fn redispatch(&self, event: &Arc<ClientEvent>) {
-        self.metrics.portal_events_passed_on.inc();
+        self.metrics.portal_events_forwarded.inc();
         self.dispatch(event, true, Scope::PreferLocal);
     }
 
     /// Dispatches an event that its portal did not take to another portal of this server.
     fn redispatch_locally(&self, event: &Arc<ClientEvent>) {
-        self.metrics.portal_events_passed_on.inc();
+        self.metrics.portal_events_forwarded.inc();
         self.dispatch(event, true, Scope::LocalOnly);
     }
 

@@ -133,7 +133,7 @@ fn disconnected_portal_passes_its_queued_events_to_others() {
     rest.push(first);
     rest.sort_unstable();
     assert_eq!(rest, [0, 1, 2, 3]);
-    assert_eq!(pool.metrics.portal_events_passed_on.get(), 1);
+    assert_eq!(pool.metrics.portal_events_forwarded.get(), 1);
     assert_eq!(pool.count(), 1);
 }
 

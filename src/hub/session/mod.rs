@@ -173,7 +173,7 @@ impl Session {
                 };
                 entry.position.store(base, Ordering::Release);
                 if !should_sync || after.is_some() {
-                    hub.record_received(&user, device.as_ref(), (1, base));
+                    hub.record_acknowledged(&user, device.as_ref(), (1, base));
                 }
                 let resuming = after.map(|_| Resuming {
                     announced: false,
@@ -361,7 +361,7 @@ impl Session {
                 continue;
             }
             let range = if failpoints::enabled(Failpoint::AckTooFar) { (range.0, range.1 + 1) } else { range };
-            self.hub.record_received(&self.user, self.device.as_ref(), range);
+            self.hub.record_acknowledged(&self.user, self.device.as_ref(), range);
         }
     }
 }
