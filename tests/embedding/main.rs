@@ -10,6 +10,7 @@ mod attach;
 mod client;
 mod dispatcher;
 mod events;
+mod examples;
 mod middleware;
 #[cfg(feature = "failpoints")]
 mod panics;
