@@ -151,7 +151,8 @@ pub enum CompactionMode {
 /// In this contract, *the tables* exclude the values of [`Table::Log`], which are blocks of the value log.
 ///
 /// - *One writer.* Only the commit thread puts and removes. Any thread reads.
-/// - *A killed process* loses no block of the value log, and no value that was put into the tables before the last `write_through`.
+/// - *A killed process* loses no block of the value log, and no value that was put into the tables before the last
+///   `write_through`.
 /// - *A power cut* keeps a prefix of the puts and removals, in order over all tables. The prefix includes
 ///   everything before the last checkpoint. The key of a new block may exist while its block is unreadable, unless a barrier
 ///   followed it. A block that replaces another block is always readable.

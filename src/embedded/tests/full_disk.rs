@@ -228,26 +228,25 @@ fn number(bytes: &Bytes) -> u64 {
     text[from..from + text[from..].find(',').unwrap()].parse().unwrap()
 }
 
-#[tokio::test]
-async fn work_on_full_disk_is_done_when_there_is_space() {
+/// Fills the disk at several writes, for one and for three failures. With `wal_fails` WAL writes fail too.
+async fn fill_disk_at_several_writes(wal_fails: bool) {
     let mut rejections = 0;
     for writes_left in (0..90).step_by(13) {
         for failures in [1, 3] {
-            rejections += run_with_full_disk(writes_left, failures, false).await;
+            rejections += run_with_full_disk(writes_left, failures, wal_fails).await;
         }
     }
     assert!(rejections > 0, "the disk was full at least once");
 }
 
 #[tokio::test]
+async fn work_on_full_disk_is_done_when_there_is_space() {
+    fill_disk_at_several_writes(false).await;
+}
+
+#[tokio::test]
 async fn commit_on_full_disk_is_written_when_there_is_space() {
-    let mut rejections = 0;
-    for writes_left in (0..90).step_by(13) {
-        for failures in [1, 3] {
-            rejections += run_with_full_disk(writes_left, failures, true).await;
-        }
-    }
-    assert!(rejections > 0, "the disk was full at least once");
+    fill_disk_at_several_writes(true).await;
 }
 
 /// Disk bytes are reserved until a message is flushed or acknowledged, also after a restart.
