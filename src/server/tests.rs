@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures_util::future::BoxFuture;
 use tokio::{sync::oneshot, time::timeout};
 
 use super::Server;
@@ -12,13 +11,9 @@ use crate::{
         Options,
         tables::memory::{self, Memory},
     },
-    health::Health,
-    message::{DeviceId, Message, Seq, UserId},
+    message::{Message, Seq, UserId},
     protocol::close_code::CloseCode,
-    store::{
-        Append, AppendResult, Attached, BackupError, CommitListener, Contents, Entry, Gap, KnownUser, ReadLimit,
-        ReadResult, SessionReport, Store, StoreError, UserState,
-    },
+    store::{Entry, ReadLimit, ReadResult, Store, StoreError, intercept::InterceptStore},
 };
 
 /// Longest wait for one frame.
@@ -39,91 +34,17 @@ impl Altered {
     }
 }
 
-impl Store for Altered {
-    fn namespace(&self) -> u32 {
-        self.store.namespace()
+impl InterceptStore for Altered {
+    fn store(&self) -> &dyn Store {
+        &*self.store
     }
 
-    fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<AppendResult>, StoreError>> {
-        self.store.append_all(appends)
-    }
-
-    fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>> {
-        self.store.clear(user)
-    }
-
-    fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
-        self.store.attach(user, device)
-    }
-
-    fn detach(&self, user: &UserId, device: Option<&DeviceId>) {
-        self.store.detach(user, device);
-    }
-
-    fn report(&self, user: &UserId, report: SessionReport) {
-        self.store.report(user, report);
-    }
-
-    fn read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<ReadResult, StoreError> {
+    fn on_read(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Result<ReadResult, StoreError> {
         self.store.read(user, after, limit).map(|result| self.alter(user, result))
     }
 
-    fn read_cached(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<ReadResult> {
+    fn on_read_cached(&self, user: &UserId, after: Seq, limit: ReadLimit) -> Option<ReadResult> {
         self.store.read_cached(user, after, limit).map(|result| self.alter(user, result))
-    }
-
-    fn explain_gaps(
-        &self,
-        user: &UserId,
-        device: Option<&DeviceId>,
-        from: Seq,
-        to: Seq,
-    ) -> Result<Vec<Gap>, StoreError> {
-        self.store.explain_gaps(user, device, from, to)
-    }
-
-    fn state(&self, user: &UserId) -> Result<UserState, StoreError> {
-        self.store.state(user)
-    }
-
-    fn pending_bytes(&self, user: &UserId) -> Result<u64, StoreError> {
-        self.store.pending_bytes(user)
-    }
-
-    fn users(&self, after: Option<&UserId>, limit: usize) -> Result<Vec<KnownUser>, StoreError> {
-        self.store.users(after, limit)
-    }
-
-    fn on_commit(&self, listener: CommitListener) {
-        self.store.on_commit(listener);
-    }
-
-    fn failure(&self) -> BoxFuture<'_, StoreError> {
-        self.store.failure()
-    }
-
-    fn unreceived_by(&self, user: &UserId, seq: Seq) -> Result<Vec<Option<DeviceId>>, StoreError> {
-        self.store.unreceived_by(user, seq)
-    }
-
-    fn health(&self) -> Arc<Health> {
-        self.store.health()
-    }
-
-    fn full_reason(&self) -> Option<Arc<str>> {
-        self.store.full_reason()
-    }
-
-    fn commit_age(&self) -> Option<Duration> {
-        self.store.commit_age()
-    }
-
-    fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, BackupError> {
-        self.store.backup(out)
-    }
-
-    fn close(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        self.store.close()
     }
 }
 

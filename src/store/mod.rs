@@ -6,6 +6,7 @@
 //! - `user_state`: the queryable state of a user
 //! - `outbox`: webhook events until their delivery · `backup`: contents of a backup
 //! - `clock`: the time by which entries expire
+//! - `intercept`: a store whose calls a test can intercept
 //!
 //! The embedded store is in [`embedded`](crate::embedded), the one on Redis in `redis`.
 
@@ -29,6 +30,8 @@ mod backup;
 pub(crate) mod clock;
 mod error;
 pub(crate) mod gaps;
+#[cfg(test)]
+pub(crate) mod intercept;
 mod outbox;
 mod rejected;
 mod user_state;
