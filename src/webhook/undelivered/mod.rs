@@ -4,6 +4,12 @@
 //! time share a check, so a report may be late, never early. The last reported sequence of each user is stored with the
 //! outbox, so a restart repeats no report. After a restart the age of messages is unknown, so earlier ones are reported
 //! `undeliveredAfter` after it.
+//!
+//! A read that fails loses no report: the check is retried, or a scan of all users finds the message. The exception is
+//! damage: a damaged log has nothing to report.
+
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,6 +21,7 @@ use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 
 use crate::{
+    health::LogLimit,
     hub::{Entry, Outbox, OutboxEvent, ReadLimit, Store, StoreError},
     logging::excerpt,
     message::{Seq, UserId},
@@ -35,6 +42,9 @@ const ROUND_INTERVAL: Duration = Duration::from_millis(100);
 /// Delay before a check is retried when the outbox is full.
 const FULL_RETRY_DELAY: Duration = Duration::from_secs(1);
 
+/// Delay before a check or a scan is retried when the store could not be read.
+const READ_RETRY_DELAY: Duration = Duration::from_secs(1);
+
 /// Interval between removals of reported sequences that are no longer needed.
 const CLEANUP_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -43,6 +53,9 @@ const PAGE_USERS: usize = 256;
 
 /// Limit of one read of a user's log.
 const READ_LIMIT: ReadLimit = ReadLimit { entries: 64, bytes: 256 << 10 };
+
+/// Limits the log lines about failed reads: a lasting cause fails every read.
+static FAILED: LogLimit = LogLimit::new();
 
 /// Reports undelivered messages.
 pub(super) struct UndeliveredMonitor {
@@ -58,6 +71,8 @@ struct State {
     checks: BTreeMap<Due, Check>,
     /// Each user's check that accepts further messages.
     open_checks: HashMap<UserId, Due>,
+    /// Each user's check that failed and is retried. Its messages are old enough, so later failed checks join it.
+    retries: HashMap<UserId, Due>,
     next_number: u64,
     /// Whether users with pending messages may have no check, so that all users must be scanned.
     scan_needed: bool,
@@ -84,9 +99,12 @@ impl UndeliveredMonitor {
     pub fn on_appended(&self, users: &[UserId]) {
         let now = Instant::now();
         for user in users {
-            // An error is reported to readers of the log.
-            if let Ok(state) = self.store.state(user) {
-                self.schedule(user, state.head, now);
+            match self.store.state(user) {
+                Ok(state) => self.schedule(user, state.head, now),
+                // Readers of the log get this error.
+                Err(StoreError::Damaged(_)) => {}
+                // A scan finds the message.
+                Err(_) => self.state.lock().scan_needed = true,
             }
         }
     }
@@ -118,7 +136,7 @@ impl UndeliveredMonitor {
         loop {
             let monitor = self.clone();
             let round = spawn_blocking(move || {
-                monitor.run_round(&mut progress);
+                monitor.run_round(&mut progress, Instant::now());
                 progress
             });
             // The round panicked, or the runtime stops.
@@ -129,15 +147,19 @@ impl UndeliveredMonitor {
     }
 
     /// Runs due checks, and one step of the scan and of the cleanup.
-    fn run_round(&self, progress: &mut Progress) {
-        self.run_due_checks(Instant::now());
-        if let Err(error) = self.scan(progress) {
-            tracing::warn!(%error, "cannot list users with pending messages; retrying");
-            progress.scan = None;
-            self.state.lock().scan_needed = true;
+    fn run_round(&self, progress: &mut Progress, now: Instant) {
+        self.run_due_checks(now);
+        if progress.scan_resumes.is_none_or(|resumes| now >= resumes) {
+            progress.scan_resumes = None;
+            if let Err(error) = self.scan(progress, now) {
+                progress.scan_resumes = Some(now + READ_RETRY_DELAY);
+                if let Some(suppressed) = FAILED.due("scan") {
+                    tracing::warn!(%error, suppressed, "cannot list users with pending messages; retrying every second");
+                }
+            }
         }
-        if progress.cleaned_up.is_none_or(|cleaned_up| cleaned_up.elapsed() >= CLEANUP_INTERVAL) {
-            progress.cleaned_up = Some(Instant::now());
+        if progress.cleaned_up.is_none_or(|cleaned_up| now - cleaned_up >= CLEANUP_INTERVAL) {
+            progress.cleaned_up = Some(now);
             progress.cleanup = Some(None);
         }
         if let Some(after) = progress.cleanup.take() {
@@ -148,30 +170,33 @@ impl UndeliveredMonitor {
         }
     }
 
-    /// Runs the checks that are due.
+    /// Runs the checks that are due, in order, until one fails.
+    ///
+    /// A failed check is retried later, and the others follow in the next round. So a store that cannot be read costs
+    /// one read per round, and users whose checks fail do not hold up the others.
     fn run_due_checks(&self, now: Instant) {
         loop {
-            let check = {
-                let mut state = self.state.lock();
-                let Some(first) = state.checks.first_entry().filter(|first| first.key().0 <= now) else { return };
-                let (due, check) = first.remove_entry();
-                if state.open_checks.get(&check.user) == Some(&due) {
-                    state.open_checks.remove(&check.user);
-                }
-                check
-            };
-            match self.report(&check.user, check.through) {
-                Ok(true) => {}
-                Ok(false) => {
-                    // The outbox is full, so the check is retried later.
-                    let later = Check { closes: now, ..check };
-                    self.state.lock().put(later, now + FULL_RETRY_DELAY);
-                    return;
-                }
+            let Some(check) = self.state.lock().take_due(now) else { return };
+            let delay = match self.report(&check.user, check.through) {
+                Ok(true) => continue,
+                Ok(false) => FULL_RETRY_DELAY,
                 Err(error) => {
-                    tracing::warn!(user = %excerpt(&check.user), %error, "cannot read pending messages of this user");
+                    let is_damaged = matches!(error, StoreError::Damaged(_));
+                    let consequence = if is_damaged { "they are not reported" } else { "retrying every second" };
+                    if let Some(suppressed) = FAILED.due("check") {
+                        tracing::warn!(
+                            user = %excerpt(&check.user), %error, suppressed,
+                            "cannot read pending messages of this user; {consequence}"
+                        );
+                    }
+                    if is_damaged {
+                        continue;
+                    }
+                    READ_RETRY_DELAY
                 }
-            }
+            };
+            self.state.lock().retry(check, now + delay);
+            return;
         }
     }
 
@@ -220,28 +245,34 @@ impl UndeliveredMonitor {
     /// Scans one page of users if a scan is needed, while the number of checks allows it.
     ///
     /// One page per round bounds the user logs that the scan adds to the cache.
-    fn scan(&self, progress: &mut Progress) -> Result<(), StoreError> {
+    ///
+    /// # Errors
+    /// Fails if the store cannot be read. The next call repeats the page.
+    fn scan(&self, progress: &mut Progress, now: Instant) -> Result<(), StoreError> {
         if progress.scan.is_none() && std::mem::take(&mut self.state.lock().scan_needed) {
             progress.scan = Some(None);
         }
-        if let Some(after) = progress.scan.take() {
-            if self.state.lock().checks.len() + PAGE_USERS > CHECKS_MAX {
-                progress.scan = Some(after);
-                return Ok(());
-            }
-            let users = self.store.users(after.as_ref(), PAGE_USERS)?;
-            let now = Instant::now();
-            for (user, state) in &users {
-                // An unreadable user must not affect others.
-                let Ok(state) = state else { continue };
-                if state.pending > 0 && self.outbox.reported(user)? < state.head {
-                    self.schedule(user, state.head, now);
-                }
-            }
-            if users.len() == PAGE_USERS {
-                progress.scan = Some(users.last().map(|(user, _)| user.clone()));
+        let Some(after) = &progress.scan else { return Ok(()) };
+        if self.state.lock().checks.len() + PAGE_USERS > CHECKS_MAX {
+            return Ok(());
+        }
+        let users = self.store.users(after.as_ref(), PAGE_USERS)?;
+        let mut unreported = Vec::new();
+        for (user, state) in &users {
+            // An unreadable user must not affect others.
+            let Ok(state) = state else { continue };
+            let reported = match self.outbox.reported(user) {
+                Err(StoreError::Damaged(_)) => continue,
+                reported => reported?,
+            };
+            if state.pending > 0 && reported < state.head {
+                unreported.push((user, state.head));
             }
         }
+        for (user, head) in unreported {
+            self.schedule(user, head, now);
+        }
+        progress.scan = (users.len() == PAGE_USERS).then(|| users.last().map(|(user, _)| user.clone()));
         Ok(())
     }
 
@@ -270,6 +301,31 @@ impl State {
         self.checks.insert(due, check);
         due
     }
+
+    /// Takes the first check, if it is due.
+    fn take_due(&mut self, now: Instant) -> Option<Check> {
+        let first = self.checks.first_entry().filter(|first| first.key().0 <= now)?;
+        let (due, check) = first.remove_entry();
+        for index in [&mut self.open_checks, &mut self.retries] {
+            if index.get(&check.user) == Some(&due) {
+                index.remove(&check.user);
+            }
+        }
+        Some(check)
+    }
+
+    /// Schedules a failed check again: one per user, so that a lasting failure does not fill the checks.
+    fn retry(&mut self, check: Check, due: Instant) {
+        if let Some(waiting) = self.retries.get(&check.user).and_then(|due| self.checks.get_mut(due)) {
+            waiting.through = waiting.through.max(check.through);
+        } else if self.checks.len() >= CHECKS_MAX {
+            self.scan_needed = true;
+        } else {
+            let user = check.user.clone();
+            let due = self.put(check, due);
+            self.retries.insert(user, due);
+        }
+    }
 }
 
 /// Holds the progress of scan and cleanup between rounds.
@@ -277,6 +333,8 @@ impl State {
 struct Progress {
     /// Cursor of the scan in progress.
     scan: Option<Option<UserId>>,
+    /// Time until which the scan pauses after a failed read.
+    scan_resumes: Option<Instant>,
     /// Cursor of the cleanup in progress.
     cleanup: Option<Option<UserId>>,
     cleaned_up: Option<Instant>,
