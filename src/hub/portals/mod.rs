@@ -77,6 +77,9 @@ pub struct Portals {
     change_listener: OnceLock<ChangeListener>,
     /// Portals at other servers; unset without a cluster.
     remote: OnceLock<RemotePool>,
+    /// Called when a resume has found the queue, and before it connects to it.
+    #[cfg(test)]
+    resume_hook: OnceLock<fn(&Portals)>,
 }
 
 /// Portals at other servers.
@@ -104,12 +107,32 @@ impl Portals {
             observers: AtomicUsize::new(0),
             change_listener: OnceLock::new(),
             remote: OnceLock::new(),
+            #[cfg(test)]
+            resume_hook: OnceLock::new(),
         })
     }
 
     /// Sets the listener for joining and leaving portals, called without a lock. Only the first call has an effect.
     pub fn on_change(&self, listener: ChangeListener) {
         _ = self.change_listener.set(listener);
+    }
+
+    /// Reports that the portal of a queue has joined or left, if that has changed since the last report.
+    ///
+    /// The state is read under the lock of the report. So of a disconnect and a resume at the same time, the later one
+    /// is reported last, and the other servers keep a connected portal.
+    fn report_change(&self, queue: &PortalQueue) {
+        let mut reported = queue.reported.lock();
+        let connected = queue.has_reader();
+        if std::mem::replace(&mut *reported, connected) == connected {
+            return;
+        }
+        let (portal, choosable) = (queue.stream().as_str(), !queue.is_for_all());
+        if connected {
+            self.report_join(portal, choosable);
+        } else {
+            self.report_leave(portal, choosable);
+        }
     }
 
     /// Counts a new portal, and reports it to the other servers if they may choose it (`choosable`).
@@ -135,14 +158,14 @@ impl Portals {
     #[must_use]
     pub fn join(self: &Arc<Self>, all: bool) -> Option<Portal> {
         let queue = PortalQueue::new(all);
-        let (reader, _) = queue.connect(None);
+        let reader = queue.connect(None);
         {
             let mut scheduler = self.scheduler.lock();
             self.ensure_capacity(&mut scheduler)?;
             scheduler.consumers.push(Consumer::Queue(queue.clone()));
             self.refresh_active(&scheduler);
         }
-        self.report_join(queue.stream().as_str(), !all);
+        self.report_change(&queue);
         if !all {
             self.redistribute_orphans();
         }
@@ -162,15 +185,16 @@ impl Portals {
     /// The previous reader of the queue receives no more items.
     #[must_use]
     pub fn resume(self: &Arc<Self>, stream: &StreamId, number: u64) -> Option<Portal> {
-        let queue = {
+        let (queue, reader) = {
             let scheduler = self.scheduler.lock();
-            let mut queues = scheduler.queues();
-            queues.find(|queue| queue.stream() == stream)?.clone()
+            let queue = scheduler.queues().find(|queue| queue.stream() == stream)?.clone();
+            #[cfg(test)]
+            self.resume_hook.get().inspect(|hook| hook(self));
+            // Under the lock: a disconnected queue may be removed at any time, and a reader of it would receive nothing.
+            let reader = queue.connect(Some(number));
+            (queue, reader)
         };
-        let (reader, was_connected) = queue.connect(Some(number));
-        if !was_connected {
-            self.report_join(queue.stream().as_str(), !queue.is_for_all());
-        }
+        self.report_change(&queue);
         Some(Portal { pool: self.clone(), reader, queue })
     }
 
@@ -230,16 +254,14 @@ impl Portals {
         }
         let stalled: Vec<Arc<PortalQueue>> = {
             let scheduler = self.scheduler.lock();
-            scheduler.queues().filter(|queue| queue.is_stalled(now, self.bounds.stall_timeout)).cloned().collect()
+            scheduler.queues().filter(|queue| queue.end_if_stalled(now, self.bounds.stall_timeout)).cloned().collect()
         };
         for queue in &stalled {
-            if queue.end_reader(now) {
-                self.report_leave(queue.stream().as_str(), !queue.is_for_all());
-                tracing::warn!(
-                    "a portal took none of its queued events for {:?} and is disconnected; it can resume its queue",
-                    self.bounds.stall_timeout
-                );
-            }
+            self.report_change(queue);
+            tracing::warn!(
+                "a portal took none of its queued events for {:?} and is disconnected; it can resume its queue",
+                self.bounds.stall_timeout
+            );
         }
         self.redistribute_orphans();
         let lost = {
@@ -419,7 +441,7 @@ impl Portal {
 impl Drop for Portal {
     fn drop(&mut self) {
         if self.queue.disconnect(self.reader, Instant::now()) {
-            self.pool.report_leave(self.queue.stream().as_str(), !self.queue.is_for_all());
+            self.pool.report_change(&self.queue);
             self.pool.redistribute_orphans();
         }
     }

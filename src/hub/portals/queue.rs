@@ -84,6 +84,8 @@ pub(super) struct PortalQueue {
     stream: StreamId,
     all: bool,
     state: Mutex<State>,
+    /// Whether the portal was last reported as connected. Locked before `state`, during the report.
+    pub(super) reported: Mutex<bool>,
     changed: Notify,
 }
 
@@ -135,7 +137,8 @@ impl PortalQueue {
             connected: false,
             idle_since: Instant::now(),
         };
-        Arc::new(Self { stream: StreamId::random(), all, state: Mutex::new(state), changed: Notify::new() })
+        let (stream, state) = (StreamId::random(), Mutex::new(state));
+        Arc::new(Self { stream, all, state, reported: Mutex::new(false), changed: Notify::new() })
     }
 
     pub(super) fn stream(&self) -> &StreamId {
@@ -160,14 +163,13 @@ impl PortalQueue {
         state.queued_events < bounds.events && state.queued_bytes + bytes <= bounds.bytes
     }
 
-    /// Connects a reader in place of the previous one.
+    /// Connects a reader in place of the previous one, and returns its id.
     ///
-    /// Returns its id, and whether the previous reader was connected. `acknowledged`: the number of the last item that
-    /// the reader has received, if it resumes.
-    pub(super) fn connect(&self, acknowledged: Option<u64>) -> (u64, bool) {
+    /// `acknowledged`: the number of the last item that the reader has received, if it resumes.
+    pub(super) fn connect(&self, acknowledged: Option<u64>) -> u64 {
         let mut state = self.state.lock();
         state.reader += 1;
-        let was_connected = std::mem::replace(&mut state.connected, true);
+        state.connected = true;
         state.idle_since = Instant::now();
         if let Some(acknowledged) = acknowledged {
             state.rewind_to(acknowledged);
@@ -175,7 +177,7 @@ impl PortalQueue {
         let reader = state.reader;
         drop(state);
         self.changed.notify_waiters();
-        (reader, was_connected)
+        reader
     }
 
     /// Disconnects a reader; false if it was not the current one.
@@ -189,22 +191,21 @@ impl PortalQueue {
         is_current
     }
 
-    /// Ends the current reader; false if there is none.
-    pub(super) fn end_reader(&self, now: Instant) -> bool {
+    /// Ends the reader if it has taken nothing of a non-empty queue for longer than `timeout`; false otherwise.
+    ///
+    /// One step, so that it never ends a reader that has just resumed the queue.
+    pub(super) fn end_if_stalled(&self, now: Instant, timeout: Duration) -> bool {
         let mut state = self.state.lock();
-        let was_connected = state.connected;
+        let idle = now.saturating_duration_since(state.idle_since);
+        if !state.connected || state.queued.is_empty() || idle <= timeout {
+            return false;
+        }
         state.reader += 1;
         state.connected = false;
         state.idle_since = now;
         drop(state);
         self.changed.notify_waiters();
-        was_connected
-    }
-
-    /// Reports whether the reader has taken nothing of a non-empty queue for longer than `timeout`.
-    pub(super) fn is_stalled(&self, now: Instant, timeout: Duration) -> bool {
-        let state = self.state.lock();
-        state.connected && !state.queued.is_empty() && now.saturating_duration_since(state.idle_since) > timeout
+        true
     }
 
     /// Returns the number of queued events if the queue was not resumed within `timeout`.

@@ -201,6 +201,24 @@ fn stalled_portal_is_disconnected_and_unresumed_queue_is_removed() {
     assert_eq!(pool.metrics.portals.get(), 1);
 }
 
+/// Forces this order, unless a lock prevents it: a resume finds the queue, the queue is removed, the resume connects.
+#[test]
+fn portal_that_resumes_while_its_queue_expires_receives_events() {
+    let pool = pool(true);
+    let portal = pool.join(false).unwrap();
+    let stream = portal.stream().clone();
+    drop(portal);
+    _ = pool.resume_hook.set(|pool| {
+        if let Some(mut scheduler) = pool.scheduler.try_lock() {
+            scheduler.remove_expired(Instant::now() + 2 * BOUNDS.resume_timeout, BOUNDS.resume_timeout);
+        }
+    });
+    let mut resumed = pool.resume(&stream, 0).unwrap();
+    assert_eq!((pool.count(), pool.metrics.portals.get()), (1, 1));
+    send(&pool, 0..2);
+    assert_eq!(take_numbers(&mut resumed), [0, 1]);
+}
+
 #[test]
 fn portal_beyond_the_limit_is_rejected_or_replaces_a_disconnected_one() {
     let pool = pool(true);
@@ -287,8 +305,9 @@ fn queued_event_equals_the_client_event() {
     assert!(events.iter().all(|event| event.connection == 3));
 }
 
+/// Records calls. The second field is called once, at the beginning of a removal.
 #[derive(Default)]
-struct RecordedCalls(Mutex<Vec<(u64, String, bool)>>);
+struct RecordedCalls(Mutex<Vec<(u64, String, bool)>>, Mutex<Option<Box<dyn Fn() + Send>>>);
 
 impl RemotePortals for RecordedCalls {
     fn server(&self) -> Arc<str> {
@@ -300,6 +319,7 @@ impl RemotePortals for RecordedCalls {
     }
 
     fn remove(&self, portal: &str) {
+        self.1.lock().take().inspect(|during_remove| during_remove());
         self.0.lock().push((0, format!("remove {portal}"), false));
     }
 
@@ -347,6 +367,37 @@ fn remote_portals_are_chosen_and_receive_events_through_the_cluster() {
     pool.set_remote(&[], false);
     send(&pool, 6..8);
     assert_eq!((take_numbers(&mut portal), calls.0.lock().len()), (vec![6, 7], 0));
+}
+
+/// Forces this order, unless a lock prevents it: a portal disconnects, it resumes and is reported as joined, the
+/// disconnect is reported.
+#[test]
+fn portal_that_resumes_during_the_report_of_its_disconnect_stays_known_to_other_servers() {
+    let (pool, calls) = clustered();
+    let portal = pool.join(false).unwrap();
+    let stream = portal.stream().clone();
+    let (resumed, receiver) = std::sync::mpsc::channel();
+    let resuming = pool.clone();
+    *calls.1.lock() = Some(Box::new(move || {
+        let (pool, stream, resumed) = (resuming.clone(), stream.clone(), resumed.clone());
+        let connected = Arc::new(AtomicBool::new(false));
+        let seen = connected.clone();
+        std::thread::spawn(move || {
+            let portal = pool.resume(&stream, 0).unwrap();
+            seen.store(true, std::sync::atomic::Ordering::Release);
+            resumed.send(portal).unwrap();
+        });
+        // With the lock of the report, the resume ends after this removal, so the wait cannot be for its end.
+        let end = Instant::now() + Duration::from_millis(200);
+        while !connected.load(std::sync::atomic::Ordering::Acquire) && Instant::now() < end {
+            std::thread::yield_now();
+        }
+    }));
+    drop(portal);
+    let _resumed = receiver.recv_timeout(Duration::from_secs(30)).unwrap();
+    let last = calls.0.lock().last().map(|call| call.1.clone());
+    assert!(last.as_ref().is_some_and(|last| last.starts_with("add ")), "{last:?}");
+    assert_eq!(pool.metrics.portals.get(), 1);
 }
 
 #[test]
