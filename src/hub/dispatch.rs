@@ -117,32 +117,39 @@ impl Hub {
     /// # Errors
     /// When the store accepts no entry. Then no user received the message, except users of the original's servers.
     pub async fn dispatch(&self, dispatch: Dispatch) -> Result<Outcome, StoreError> {
-        let mut outcomes = self.dispatch_all(vec![dispatch]).await?;
-        Ok(outcomes.pop().unwrap_or_default())
+        let mut results = self.dispatch_all(vec![dispatch]).await;
+        results.pop().unwrap_or_else(|| Ok(Outcome::default()))
     }
 
-    /// Sends messages in order, and returns their outcomes in the same order.
+    /// Sends messages in order, and returns the result of each, in the same order.
     ///
-    /// It resolves once every synced entry is durable. Consecutive synced messages share a commit. An unsynced message
-    /// is sent once all messages before it are durable.
-    ///
-    /// # Errors
-    /// When the store fails a commit. Messages of earlier commits were sent.
-    pub async fn dispatch_all(&self, dispatches: Vec<Dispatch>) -> Result<Vec<Outcome>, StoreError> {
-        let mut outcomes = Vec::with_capacity(dispatches.len());
+    /// It resolves once every synced entry is durable. Consecutive synced messages share a commit, and so its error. An
+    /// unsynced message is sent once all messages before it are durable or rejected. An error of one message does not
+    /// stop those after it.
+    pub async fn dispatch_all(&self, dispatches: Vec<Dispatch>) -> Vec<Result<Outcome, StoreError>> {
+        let mut results = Vec::with_capacity(dispatches.len());
         let mut prepared = Vec::new();
         for dispatch in dispatches {
             match self.prepare(dispatch) {
                 Ok(synced) => prepared.push(synced),
                 Err(unsynced) => {
-                    outcomes.extend(self.outcomes(self.commit(std::mem::take(&mut prepared)).await?));
+                    self.commit_into(std::mem::take(&mut prepared), &mut results).await;
                     self.metrics.dispatches.inc();
-                    outcomes.push(self.send_unsynced(unsynced).await?);
+                    results.push(self.send_unsynced(unsynced).await);
                 }
             }
         }
-        outcomes.extend(self.outcomes(self.commit(prepared).await?));
-        Ok(outcomes)
+        self.commit_into(prepared, &mut results).await;
+        results
+    }
+
+    /// Commits prepared dispatches, and adds the result of each.
+    async fn commit_into(&self, prepared: Vec<PreparedDispatch>, results: &mut Vec<Result<Outcome, StoreError>>) {
+        let count = prepared.len();
+        match self.commit(prepared).await {
+            Ok(committed) => results.extend(self.outcomes(committed).map(Ok)),
+            Err(error) => results.extend(std::iter::repeat_n(Err(error), count)),
+        }
     }
 
     /// Prepares a synced dispatch for the store; returns an unsynced one to the caller.

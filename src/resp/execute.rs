@@ -368,7 +368,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         let is_stored = |dispatch: &Dispatch| sync && dispatch.sync && dispatch.recipients != Recipients::Everyone;
         let stored: Vec<bool> = dispatches.iter().map(is_stored).collect();
         let drops: Vec<bool> = dispatches.iter().map(|dispatch| !sync && dispatch.sync).collect();
-        match self.server.hub.dispatch_all(dispatches).await {
+        // A command has one reply, so the error of one message is the error of the command.
+        let results = self.server.hub.dispatch_all(dispatches).await;
+        match results.into_iter().collect::<Result<Vec<_>, _>>() {
             Ok(outcomes) => {
                 let dropped = outcomes.iter().zip(drops).filter(|(_, drops)| *drops);
                 self.server.report_unstored(dropped.map(|(outcome, _)| outcome.offline).sum());

@@ -44,8 +44,8 @@ impl Task {
 
 /// Collects lines in order. Apart from rejected lines, all have the same kind of task.
 ///
-/// So appends share one commit, and no unsynced message overtakes an earlier line. If a task fails, each line of the
-/// batch gets its error, even if earlier unsynced messages of the batch were sent.
+/// So appends share one commit, and no unsynced message overtakes an earlier line. If the commit fails, no line of the
+/// batch was accepted, and each gets the error. Unsynced messages have an error each.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// Each line's error; `None`: its task is the next one in `tasks`.
@@ -96,29 +96,31 @@ impl Batch {
     /// Runs the tasks of all lines. The first poll passes them to the hub; later polls only wait.
     pub(super) async fn dispatch(self, hub: &Hub) -> BatchResult {
         let result = match self.tasks {
-            Tasks::Empty => Ok(Outcomes::Ready(Vec::new())),
-            Tasks::Append(dispatches) => hub.commit(dispatches).await.map(Outcomes::Committed),
-            Tasks::SendUnsynced(dispatches) => hub.dispatch_all(dispatches).await.map(Outcomes::Ready),
-            Tasks::Disconnect(disconnect) => Ok(Outcomes::Ready(vec![disconnect.run(hub).await])),
+            Tasks::Empty => Outcomes::Ready(Vec::new()),
+            Tasks::Append(dispatches) => Outcomes::Committed(hub.commit(dispatches).await),
+            Tasks::SendUnsynced(dispatches) => Outcomes::Ready(hub.dispatch_all(dispatches).await),
+            Tasks::Disconnect(disconnect) => Outcomes::Ready(vec![Ok(disconnect.run(hub).await)]),
         };
         BatchResult { lines: self.lines, result }
     }
 }
 
-/// Limits the log lines about failed batches: a lasting cause fails every batch.
+/// Limits the log lines about failed lines: a lasting cause fails every line.
 static FAILED: LogLimit = LogLimit::new();
 
-/// Holds the result of a batch, or the error that failed it.
+/// Holds the results of a batch.
 #[derive(Debug)]
 pub(super) struct BatchResult {
     lines: Vec<Option<ApiError>>,
-    result: Result<Outcomes, StoreError>,
+    result: Outcomes,
 }
 
 #[derive(Debug)]
 enum Outcomes {
-    Committed(CommittedBatch),
-    Ready(Vec<Outcome>),
+    /// The error is that of every line with a task.
+    Committed(Result<CommittedBatch, StoreError>),
+    /// The result of each line with a task.
+    Ready(Vec<Result<Outcome, StoreError>>),
 }
 
 impl BatchResult {
@@ -126,34 +128,38 @@ impl BatchResult {
     pub(super) fn results(self, hub: &Hub) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.lines.len() * response::USUAL_BYTES);
         match self.result {
-            Ok(Outcomes::Committed(batch)) if failpoints::one_in(Failpoint::SwappedResults, 20) => {
-                let mut outcomes: Vec<Outcome> = hub.outcomes(batch).collect();
+            Outcomes::Committed(Ok(batch)) if failpoints::one_in(Failpoint::SwappedResults, 20) => {
+                let mut outcomes: Vec<_> = hub.outcomes(batch).map(Ok).collect();
                 outcomes.reverse();
                 write(self.lines, outcomes.into_iter(), &mut out);
             }
-            Ok(Outcomes::Committed(batch)) => write(self.lines, hub.outcomes(batch), &mut out),
-            Ok(Outcomes::Ready(outcomes)) => write(self.lines, outcomes.into_iter(), &mut out),
-            Err(error) => {
-                if let Some(suppressed) = FAILED.due("stream") {
-                    let lines = self.lines.len();
-                    tracing::error!(%error, lines, suppressed, "dispatches of a stream were rejected");
-                }
-                let error = ApiError::Store(error);
-                for rejected in self.lines {
-                    rejected.as_ref().unwrap_or(&error).write(&mut out);
-                    out.push(b'\n');
-                }
+            Outcomes::Committed(Ok(batch)) => write(self.lines, hub.outcomes(batch).map(Ok), &mut out),
+            Outcomes::Committed(Err(error)) => {
+                write(self.lines, std::iter::repeat_with(|| Err(error.clone())), &mut out);
             }
+            Outcomes::Ready(results) => write(self.lines, results.into_iter(), &mut out),
         }
         out
     }
 }
 
-fn write(lines: Vec<Option<ApiError>>, mut outcomes: impl Iterator<Item = Outcome>, out: &mut Vec<u8>) {
+fn write(
+    lines: Vec<Option<ApiError>>,
+    mut results: impl Iterator<Item = Result<Outcome, StoreError>>,
+    out: &mut Vec<u8>,
+) {
     for rejected in lines {
         match rejected {
             Some(error) => error.write(out),
-            None => response::write(&outcomes.next().expect("the hub has an outcome for each dispatch"), out),
+            None => match results.next().expect("the hub has a result for each dispatch") {
+                Ok(outcome) => response::write(&outcome, out),
+                Err(error) => {
+                    if let Some(suppressed) = FAILED.due("stream") {
+                        tracing::error!(%error, suppressed, "dispatches of a stream were rejected");
+                    }
+                    ApiError::Store(error).write(out);
+                }
+            },
         }
         out.push(b'\n');
     }

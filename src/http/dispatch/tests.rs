@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use axum::http::header;
-use futures_util::stream;
+use futures_util::{future::BoxFuture, stream};
 use http_body_util::StreamBody;
 use hyper::body::Frame;
 use tokio::sync::mpsc;
@@ -17,14 +17,20 @@ use crate::{
         tables::memory::{self, Memory},
     },
     http::{Caller, Http},
-    hub::{Hub, MailboxBounds, Settings, Store, SyncSettings},
+    hub::{Attach, Hub, MailboxBounds, ReadLimit, Settings, Store, StoreError, SyncSettings},
+    message::UserId,
     metrics::Metrics,
+    store::{Append, AppendResult, intercept::InterceptStore},
 };
 
 const KEY: &str = "0123456789abcdef";
 
 fn http() -> (Http, Arc<dyn Store>) {
     let store = memory::open(&Memory::default(), Options::default()).unwrap();
+    (http_over(store.clone()).0, store)
+}
+
+fn http_over(store: Arc<dyn Store>) -> (Http, Arc<Hub>) {
     let settings = Settings {
         sync: Some(SyncSettings { redelivery_interval: std::time::Duration::ZERO }),
         authentication_required: false,
@@ -33,10 +39,11 @@ fn http() -> (Http, Arc<dyn Store>) {
         portals: None,
     };
     let metrics = Arc::new(Metrics::new());
-    let hub = Hub::new(settings, store.clone(), metrics.clone(), None);
+    let hub = Hub::new(settings, store, metrics.clone(), None);
     let keys = ApiKeys::new(&config::Api { keys: vec![KEY.into()], ..config::Api::default() });
     let limits = config::Limits { request_bytes: 1024, recipients: 3, ..Config::default().limits };
-    (Http::new(Api { hub, keys, guess_limiter: Arc::default(), metrics, limits, local_only: false }), store)
+    let api = Api { hub: hub.clone(), keys, guess_limiter: Arc::default(), metrics, limits, local_only: false };
+    (Http::new(api), hub)
 }
 
 /// Holds an open stream: the sender of its lines, and its results.
@@ -130,6 +137,75 @@ async fn lines_for_closed_store_are_each_rejected_and_stream_continues() {
     assert_eq!(stream.result().await.unwrap(), ACCEPTED.replace('1', "0"), "a broadcast needs no store");
     stream.lines.take();
     assert_eq!(stream.result().await, None);
+}
+
+/// A store that is full for the appends of some idempotency ids.
+struct FullFor(Arc<dyn Store>, parking_lot::Mutex<&'static [&'static str]>);
+
+impl InterceptStore for FullFor {
+    fn store(&self) -> &dyn Store {
+        &*self.0
+    }
+
+    fn on_append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<AppendResult>, StoreError>> {
+        let rejected = *self.1.lock();
+        let id = |append: &Append| append.idempotency.as_ref().map(|idempotency| idempotency.id.clone());
+        if appends.iter().filter_map(id).any(|id| rejected.contains(&id.as_str())) {
+            return Box::pin(async { Err(StoreError::Full("no space".into())) });
+        }
+        self.0.append_all(appends)
+    }
+}
+
+/// A backend that sends again only the lines with an error repeats nothing, whatever lines fail.
+// covers: G4
+#[tokio::test]
+async fn line_with_a_result_was_accepted_and_line_with_an_error_was_not() {
+    const IDS: [&str; 5] = ["", "a", "b", "", "c"];
+    const FAILURES: [&[&str]; 5] = [&["a"], &["b"], &["c"], &["a", "c"], &["a", "b", "c"]];
+    for sync in [false, true] {
+        for failing in FAILURES {
+            let store = memory::open(&Memory::default(), Options::default()).unwrap();
+            let store = Arc::new(FullFor(store, failing.into()));
+            let (http, hub) = http_over(store.clone());
+            let connected = hub.connect();
+            let user = UserId::new("alice").unwrap();
+            let _session = connected.attach(user.clone(), Attach::default(), std::time::Instant::now()).unwrap();
+            let line = |(n, id): (usize, &str)| {
+                let id = if id.is_empty() { String::new() } else { format!(r#","id":"{id}""#) };
+                format!("{{\"message\":{{\"d\":{n},\"o\":{{\"sync\":{sync}}}}},\"recipients\":[\"alice\"]{id}}}\n")
+            };
+            let lines: Vec<String> = IDS.into_iter().enumerate().map(line).collect();
+            let mut stream = open(&http).await;
+            stream.send(lines.concat().leak()).await;
+            let mut again = String::new();
+            for line in &lines {
+                let result = stream.result().await.unwrap();
+                assert_eq!(result.contains("\"full\""), result.contains("error"), "{result}");
+                if result.contains("error") {
+                    again.push_str(line);
+                }
+            }
+            assert!(!again.is_empty(), "expected an error");
+            *store.1.lock() = &[];
+            stream.send(again.clone().leak()).await;
+            for _ in again.lines() {
+                let result = stream.result().await.unwrap();
+                assert!(!result.contains("error") && result.contains("\"duplicate\":false"), "{failing:?}: {result}");
+            }
+            let mut numbers: Vec<String> = if sync {
+                let all = ReadLimit { entries: 10, bytes: 1000 };
+                let entries = store.read(&user, 0, all).unwrap().entries;
+                entries.iter().map(|entry| String::from_utf8_lossy(entry.payload.as_bytes()).into_owned()).collect()
+            } else {
+                let unsynced = std::iter::from_fn(|| connected.mailbox().take());
+                unsynced.map(|payload| String::from_utf8_lossy(payload.as_bytes()).into_owned()).collect()
+            };
+            numbers.sort();
+            let expected: Vec<String> = (0..lines.len()).map(|n| format!("{{\"op\":0,\"d\":{n}}}")).collect();
+            assert_eq!(numbers, expected, "sync {sync}, failing {failing:?}");
+        }
+    }
 }
 
 #[test]
