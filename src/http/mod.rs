@@ -43,6 +43,9 @@ use error::ApiError;
 /// Time limit of any request but a dispatch; then the response is 408.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Prefix of the paths whose responses are counted in the metrics.
+const COUNTED_PATHS: &str = "/v1/";
+
 /// Routes requests of the HTTP API.
 #[derive(Debug, Clone)]
 pub struct Http {
@@ -79,12 +82,9 @@ impl Http {
         if let Err(error) = head::check(&request, self.api.local_only) {
             return self.reject(ApiError::from(error));
         }
-        // A stream of dispatches has no time limit, and the body of a single dispatch has its own. The parameters of a
-        // dispatch are checked after its API key.
+        // A stream of dispatches has no time limit, and the body of a single dispatch has its own.
         let is_dispatch = request.method() == Method::POST && request.uri().path() == dispatch::PATH;
-        if !is_dispatch && let Err(error) = head::check_query(request.uri().query()) {
-            return self.reject(error);
-        }
+        let is_counted = request.uri().path().starts_with(COUNTED_PATHS);
         request.extensions_mut().insert(caller.clone());
         let response = self.router.clone().oneshot(request.map(Body::new));
         if is_dispatch {
@@ -93,10 +93,13 @@ impl Http {
         }
         match tokio::time::timeout(REQUEST_TIMEOUT, response).await {
             Ok(Ok(response)) => response,
+            // The router was dropped before it could count the response.
+            Err(_) if is_counted => self.reject(ApiError::TooSlow),
             Err(_) => ApiError::TooSlow.into_response(),
         }
     }
 
+    /// Responds with an error, and counts the response.
     fn reject(&self, error: ApiError) -> Response {
         let response = error.into_response();
         auth::count_response(&self.api, response.status());

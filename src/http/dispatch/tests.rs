@@ -208,6 +208,53 @@ async fn line_with_a_result_was_accepted_and_line_with_an_error_was_not() {
     }
 }
 
+// The paused clock advances while the request waits for the store.
+#[tokio::test(start_paused = true)]
+async fn request_over_its_time_limit_is_counted_as_failed() {
+    let store = memory::open(&Memory::default(), Options::default()).unwrap();
+    let (http, hub) = http_over(Arc::new(NoClear(store)));
+    let payload = crate::message::Payload::encode(0, None, None).unwrap();
+    let to_alice = crate::message::Recipients::Users(vec![UserId::new("alice").unwrap()]);
+    hub.dispatch(crate::hub::Dispatch::new(payload, to_alice)).await.unwrap();
+    let request = Request::delete("/v1/users/alice/messages")
+        .header(header::AUTHORIZATION, format!("Bearer {KEY}"))
+        .header(header::HOST, "localhost")
+        .body(Body::empty())
+        .unwrap();
+    let response = http.respond(&Caller::default(), request).await;
+    assert_eq!(response.status(), StatusCode::REQUEST_TIMEOUT);
+    let metrics = &http.api.metrics;
+    assert_eq!((metrics.http_failed.get(), metrics.http_rejected.get(), metrics.http_succeeded.get()), (1, 0, 0));
+}
+
+/// A store that never answers a clear.
+struct NoClear(Arc<dyn Store>);
+
+impl InterceptStore for NoClear {
+    fn store(&self) -> &dyn Store {
+        &*self.0
+    }
+
+    fn on_clear(&self, _: &UserId) -> BoxFuture<'_, Result<u64, StoreError>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test]
+async fn malformed_query_is_reported_to_callers_with_a_key_only() {
+    let (http, _store) = http();
+    for path in ["/v1/users?cursor=%ff", "/v1/users/alice/messages?%zz", "/v1/backup?%"] {
+        for (key, expected) in [("", StatusCode::UNAUTHORIZED), (KEY, StatusCode::BAD_REQUEST)] {
+            let mut request = Request::get(path).header(header::HOST, "localhost");
+            if !key.is_empty() {
+                request = request.header(header::AUTHORIZATION, format!("Bearer {key}"));
+            }
+            let response = http.respond(&Caller::default(), request.body(Body::empty()).unwrap()).await;
+            assert_eq!(response.status(), expected, "{path}");
+        }
+    }
+}
+
 #[test]
 fn content_type_selects_json_or_ndjson() {
     let form = |kind: &str| {
