@@ -125,11 +125,18 @@ impl Address {
     }
 
     /// Removes wrong secrets whose interval has passed, and returns the limit of the address.
+    ///
+    /// The interval that has begun counts on, however often this is called. In an empty bucket none has begun.
     fn leak(&mut self, now: Instant) -> &'static Limit {
         let limit = if self.is_proven(now) { &PROVEN } else { &UNPROVEN };
-        let intervals = now.saturating_duration_since(self.since).as_millis() / limit.leak_interval.as_millis();
+        let (passed, interval) = (now.saturating_duration_since(self.since), limit.leak_interval);
+        let intervals = u32::try_from(passed.as_nanos() / interval.as_nanos()).unwrap_or(u32::MAX);
         if intervals > 0 {
-            self.count = self.count.saturating_sub(u32::try_from(intervals).unwrap_or(u32::MAX)).min(limit.wrong_max);
+            self.count = self.count.saturating_sub(intervals).min(limit.wrong_max);
+            // Saturates only where the count is 0, and the time has no effect.
+            self.since = self.since.checked_add(interval.saturating_mul(intervals)).unwrap_or(now);
+        }
+        if self.count == 0 {
             self.since = now;
         }
         limit
@@ -174,6 +181,10 @@ impl GuessLimiter {
         let known = addresses.entry(network(address), now);
         // Earlier wrong secrets leave the bucket under the old limit.
         known.leak(now);
+        if !known.is_proven(now) {
+            // The interval that has begun is of the old limit, and longer than many of the new one.
+            known.since = now;
+        }
         known.proven = Some(now);
     }
 
@@ -300,6 +311,27 @@ mod tests {
         assert_eq!(guesses.admit_at(HOME, later), Ok(()));
         (0..20).for_each(|n| _ = guess(&guesses, HOME, n, later));
         assert_eq!(guesses.admit_at(HOME, later), Err(UNPROVEN.leak_interval), "the proof expires");
+    }
+
+    /// The times of requests are no multiples of the interval.
+    #[test]
+    fn wrong_secrets_leak_at_the_same_rate_however_often_the_address_asks() {
+        for step in [7, 70, 300, 700, 999, 1300, 1900].map(Duration::from_millis) {
+            let (guesses, began, proof) = (GuessLimiter::default(), Instant::now(), AddressProof::default());
+            // An address that is known for long, with an empty bucket.
+            guesses.record_valid_at(HOME, &proof, began - PROVEN_TTL - UNPROVEN.leak_interval * 9 / 10);
+            (0..20).for_each(|n| _ = guess(&guesses, HOME, n, began));
+            let (mut compared, mut now) = (0, began);
+            while now - began < Duration::from_secs(100) {
+                while guesses.admit_at(HOME, now).is_ok() {
+                    compared += 1;
+                    guess(&guesses, HOME, 100 + compared, now);
+                }
+                let passed = (now - began).as_secs() as usize;
+                assert!(compared == passed, "{step:?}: {compared} guesses are compared in {passed} s");
+                now += step;
+            }
+        }
     }
 
     #[test]
