@@ -70,7 +70,9 @@ impl AckSet {
         prefix.into_iter().chain(self.ranges.iter().copied()).collect()
     }
 
-    /// Adds `from..=to`; an empty range adds nothing. Returns true if anything was new.
+    /// Adds `from..=to`; an empty range adds nothing. Returns true if anything was added.
+    ///
+    /// At the limit of ranges, one below all others is not added.
     pub fn insert(&mut self, from: Seq, to: Seq) -> bool {
         let from = from.max(1);
         if from > to || to <= self.through {
@@ -93,6 +95,9 @@ impl AckSet {
             self.through = to;
         } else {
             let at = self.ranges.partition_point(|&(low, _)| low < from);
+            if at == 0 && self.ranges.len() >= ACK_RANGES_MAX {
+                return false;
+            }
             self.ranges.insert(at, (from, to));
             if self.ranges.len() > ACK_RANGES_MAX {
                 self.ranges.remove(0);
@@ -159,6 +164,24 @@ mod tests {
                 prop_assert_eq!(both.contains(seq), one.contains(seq) && other.contains(seq), "{}", seq);
             }
             prop_assert_eq!(common_ranges(&one.all_ranges(), &other.all_ranges()), both.all_ranges());
+        }
+
+        /// With many ranges, so that the limit removes some.
+        #[test]
+        fn insert_returns_true_only_if_the_range_was_recorded(
+            ranges in prop::collection::vec((1_u64..400, 0_u64..3), 0..80)
+        ) {
+            let mut acknowledged = AckSet::default();
+            for (from, length) in ranges {
+                let before = acknowledged.clone();
+                let is_new = (from..=from + length).any(|seq| !before.contains(seq));
+                let added = acknowledged.insert(from, from + length);
+                prop_assert_eq!(added, acknowledged != before);
+                if added {
+                    prop_assert!(is_new && (from..=from + length).all(|seq| acknowledged.contains(seq)));
+                }
+                prop_assert!(acknowledged.ranges().len() <= ACK_RANGES_MAX);
+            }
         }
 
         #[test]
