@@ -102,8 +102,7 @@ impl State {
         if self.unsubscribed {
             return (Vec::new(), false);
         }
-        let now = Instant::now();
-        self.announced.retain(|_, (_, at)| now.saturating_duration_since(*at) < ANNOUNCEMENT_TTL);
+        self.expire_announcements(Instant::now());
         let announced = self.announced.iter().filter(|(id, (is_present, _))| *is_present && !self.pool.contains(*id));
         let all = self.pool.iter().chain(announced.map(|(id, _)| id));
         let is_active = |id: &&Arc<str>| match (self.announced.get(*id), split_own_name(id)) {
@@ -117,6 +116,22 @@ impl State {
         all.sort_unstable();
         all.truncate(REMOTE_MAX);
         (all, wants_all)
+    }
+
+    fn expire_announcements(&mut self, now: Instant) {
+        self.announced.retain(|_, (_, at)| now.saturating_duration_since(*at) < ANNOUNCEMENT_TTL);
+    }
+
+    /// Records an announcement.
+    ///
+    /// At the limit only known portals are updated. The next read of the pool finds the others.
+    fn announce(&mut self, id: &str, is_present: bool, now: Instant) {
+        self.expire_announcements(now);
+        if let Some(known) = self.announced.get_mut(id) {
+            *known = (is_present, now);
+        } else if self.announced.len() < REMOTE_MAX {
+            self.announced.insert(id.into(), (is_present, now));
+        }
     }
 }
 
@@ -270,9 +285,8 @@ impl Portals {
         ) else {
             return;
         };
-        let mut state = self.state.lock();
-        if split_own_name(&id).is_none_or(|(server, _)| server != &*self.server) && state.announced.len() < REMOTE_MAX {
-            state.announced.insert(id.into(), (ready, Instant::now()));
+        if split_own_name(&id).is_none_or(|(server, _)| server != &*self.server) {
+            self.state.lock().announce(&id, ready, Instant::now());
         }
     }
 }
@@ -422,6 +436,21 @@ impl RemotePortals for Portals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn announcement_of_known_portal_counts_at_the_limit() {
+        let (mut state, now) = (State { original_listens: true, ..State::default() }, Instant::now());
+        (0..REMOTE_MAX + 1).for_each(|n| state.announce(&format!("portal-{n:04}"), true, now));
+        assert_eq!(state.remote("").0.len(), REMOTE_MAX);
+        state.announce("portal-0000", false, now);
+        assert!(!state.remote("").0.contains(&"portal-0000".into()), "a portal that leaves gets no more turns");
+        let later = now + ANNOUNCEMENT_TTL / 2;
+        state.announce("portal-0001", true, later);
+        assert_eq!(state.announced["portal-0001"], (true, later), "a repeated announcement counts from now on");
+        let expired = now + ANNOUNCEMENT_TTL;
+        state.announce("portal-9999", true, expired);
+        assert_eq!(state.announced.len(), 2, "expired announcements leave room for new ones");
+    }
 
     #[test]
     fn split_own_name_accepts_only_names_of_our_portals() {
