@@ -17,6 +17,37 @@ macro_rules! failpoints {
     };
 }
 
+/// Names of the panic points: the supervised tasks, and places in other tasks.
+#[cfg(feature = "failpoints")]
+const PANIC_POINTS: &[&str] = &[
+    "accept_loop",
+    "authentication",
+    "cluster_broadcast",
+    "cluster_lease",
+    "cluster_original_marks",
+    "cluster_original_messages",
+    "cluster_portal_events",
+    "cluster_portal_reader",
+    "cluster_portal_subscriber",
+    "cluster_portal_writer",
+    "cluster_presence_reader",
+    "cluster_presence_writer",
+    "cluster_subscriber",
+    "commit_listener",
+    "commit_thread",
+    "handlers",
+    "maintenance",
+    "redis_acknowledgements",
+    "redis_appends",
+    "redis_expiry",
+    "redis_protocol",
+    "redis_protocol_portals",
+    "redis_undelivered",
+    "webhook_delivery",
+    "webhook_metrics",
+    "webhook_undelivered",
+];
+
 failpoints! {
     /// A sync is skipped.
     NoSync,
@@ -68,7 +99,7 @@ pub(crate) const fn one_in(_: Failpoint, _: u64) -> bool {
     false
 }
 
-/// Checks the name in `MESA_FAILPOINT`. Without the cargo feature the variable has no effect.
+/// Checks the names in `MESA_FAILPOINT` and `MESA_FAILPOINT_PANIC`. Without the cargo feature they have no effect.
 #[cfg(not(feature = "failpoints"))]
 #[allow(clippy::unnecessary_wraps, reason = "the signature is the same with the feature")]
 pub(crate) const fn check() -> Result<(), String> {
@@ -90,12 +121,28 @@ fn parse(name: &str) -> Result<Option<Failpoint>, String> {
     Err(format!("MESA_FAILPOINT: unknown failpoint {name:?}; the failpoints are {ALL:?}"))
 }
 
-/// Checks the name in `MESA_FAILPOINT`.
+/// The names in `MESA_FAILPOINT_PANIC`, separated by commas. The variable is read once.
+#[cfg(feature = "failpoints")]
+static PANICS: std::sync::LazyLock<String> =
+    std::sync::LazyLock::new(|| std::env::var("MESA_FAILPOINT_PANIC").unwrap_or_default());
+
+/// Returns the first name of a list of panic points that none of them has.
+#[cfg(feature = "failpoints")]
+fn unknown_panic_point(names: &str) -> Option<&str> {
+    names.split(',').filter(|_| !names.is_empty()).find(|name| !PANIC_POINTS.contains(name))
+}
+
+/// Checks the names in `MESA_FAILPOINT` and `MESA_FAILPOINT_PANIC`.
 ///
 /// # Errors
-/// If no failpoint has this name. Otherwise a test whose failpoint was renamed would pass without testing anything.
+/// If a name is unknown. Otherwise a test whose failpoint was renamed would pass without testing anything.
 #[cfg(feature = "failpoints")]
 pub(crate) fn check() -> Result<(), String> {
+    if let Some(name) = unknown_panic_point(&PANICS) {
+        return Err(format!(
+            "MESA_FAILPOINT_PANIC: unknown panic point {name:?}; the panic points are {PANIC_POINTS:?}"
+        ));
+    }
     ENABLED.as_ref().map(|_| ()).map_err(String::clone)
 }
 
@@ -119,9 +166,10 @@ pub(crate) fn one_in(failpoint: Failpoint, times: u64) -> bool {
 #[cfg(feature = "failpoints")]
 pub(crate) fn panic_at(name: &str) {
     use std::{ffi::OsString, path::Path, sync::LazyLock};
-    static NAMES: LazyLock<String> = LazyLock::new(|| std::env::var("MESA_FAILPOINT_PANIC").unwrap_or_default());
     static FILE: LazyLock<Option<OsString>> = LazyLock::new(|| std::env::var_os("MESA_FAILPOINT_PANIC_WHILE"));
-    let is_named = NAMES.split(',').any(|each| each == name);
+    // Unit tests supervise tasks of other names.
+    assert!(cfg!(test) || PANIC_POINTS.contains(&name), "{name} is missing in PANIC_POINTS");
+    let is_named = PANICS.split(',').any(|each| each == name);
     assert!(!is_named || FILE.as_ref().is_some_and(|file| !Path::new(file).exists()), "failpoint in {name}");
 }
 
@@ -140,6 +188,35 @@ pub(crate) async fn with_panic_point<F: Future + Unpin>(name: &str, mut task: F)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unknown_panic_point_is_found_in_a_list() {
+        for known in ["", "handlers", "commit_thread,commit_listener"] {
+            assert_eq!(unknown_panic_point(known), None, "{known}");
+        }
+        for (names, unknown) in
+            [("handler", "handler"), ("handlers,", ""), ("a,handlers", "a"), (" handlers", " handlers")]
+        {
+            assert_eq!(unknown_panic_point(names), Some(unknown), "{names}");
+        }
+    }
+
+    #[test]
+    fn panic_point_is_named_in_the_source_of_a_module() {
+        fn read(path: &std::path::Path, text: &mut String) {
+            if path.is_dir() {
+                let files = std::fs::read_dir(path).expect("a directory");
+                files.for_each(|file| read(&file.expect("a file").path(), text));
+            } else if !path.ends_with("failpoints.rs") {
+                text.push_str(&std::fs::read_to_string(path).unwrap_or_default());
+            }
+        }
+        let mut source = String::new();
+        read(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut source);
+        for name in PANIC_POINTS {
+            assert!(source.contains(&format!("\"{name}\"")), "{name} is no panic point any more");
+        }
+    }
 
     #[test]
     fn unknown_failpoint_name_is_an_error_that_lists_all() {

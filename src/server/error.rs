@@ -20,7 +20,7 @@ pub enum ServerError {
     /// The webhook cannot be set up.
     #[error("portal.webhook: its address {0}")]
     Webhook(#[from] UrlError),
-    /// `MESA_FAILPOINT` has an unknown name. Only builds with the cargo feature `failpoints` read it.
+    /// `MESA_FAILPOINT` or `MESA_FAILPOINT_PANIC` has an unknown name. Only builds with the cargo feature `failpoints` read it.
     #[doc(hidden)]
     #[error("{0}")]
     Failpoint(String),
