@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{ExitStatus, Stdio},
     time::{Duration, Instant},
 };
 
@@ -64,7 +64,7 @@ pub fn read_pending(fixture: &Fixture) -> Result<Logs, String> {
     fixtures::copy(&fixture.store, &home.store());
     let server = start(&home)?.ok_or("the server does not start on an undamaged store")?;
     let logs = read_all(&server)?.into_iter().map(|(user, log)| Ok((user, log?))).collect::<Result<_, String>>();
-    stop(server)?;
+    stop_cleanly(server, &home)?;
     logs
 }
 
@@ -107,7 +107,9 @@ fn serve(fixture: &Fixture, home: &Home) -> Result<Outcome, String> {
         Some(new) => check_sequences_not_reused(fixture, &new)?,
         None => outcome = Outcome::Isolated,
     }
-    stop(server)?;
+    if !stop(server, home)? {
+        outcome = Outcome::Isolated;
+    }
     Ok(outcome)
 }
 
@@ -264,7 +266,7 @@ fn serve_salvaged(fixture: &Fixture, out: &PathBuf, inspected: &BTreeMap<String,
     }
     let new = append_to_all(fixture, &server)?.ok_or("the server rejects a dispatch to the salvaged store")?;
     check_sequences_not_reused(fixture, &new).map_err(|error| format!("salvaged: {error}"))?;
-    stop(server)?;
+    stop_cleanly(server, &salvaged).map_err(|error| format!("salvaged: {error}"))?;
     Ok(saved)
 }
 
@@ -295,13 +297,25 @@ fn start(home: &Home) -> Result<Option<Server>, String> {
         }
         std::thread::sleep(Duration::from_millis(1));
     };
+    match check_exit(status, home)? {
+        false => Ok(None),
+        true => Err(format!("the server exits with {status} before it listens:\n{}", home.log())),
+    }
+}
+
+/// Checks how a server has ended: true with exit code 0, false with exit code 1 and a reason.
+///
+/// # Errors
+/// With any other end, or a panic.
+fn check_exit(status: ExitStatus, home: &Home) -> Result<bool, String> {
     let log = fs::read_to_string(home.path("log")).unwrap_or_default();
     if log.contains("panicked") {
         return Err(format!("the server panics, {status}:\n{}", home.log()));
     }
     match status.code() {
-        Some(1) if log.contains("mesa: ") => Ok(None),
-        _ => Err(format!("the server exits with {status}; expected exit code 1 and a reason:\n{}", home.log())),
+        Some(0) => Ok(true),
+        Some(1) if log.contains("mesa: ") => Ok(false),
+        _ => Err(format!("the server exits with {status}; expected 0, or 1 and a reason:\n{}", home.log())),
     }
 }
 
@@ -311,17 +325,42 @@ struct Ready {
     pid: i32,
 }
 
-fn stop(server: Server) -> Result<(), String> {
+/// Stops a server. True: it exits with 0; false: it exits with 1 and reports why, as it does if its store has failed.
+fn stop(server: Server, home: &Home) -> Result<bool, String> {
     server.terminate();
     let end = Instant::now() + SERVER_TIMEOUT;
     let mut process = server.process;
-    while process.try_wait().is_none() {
+    loop {
+        if let Some(status) = process.try_wait() {
+            return check_exit(status, home);
+        }
         if Instant::now() > end {
             return Err(format!("the server does not stop within {SERVER_TIMEOUT:?}"));
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    Ok(())
+}
+
+/// Stops a server on an undamaged store.
+fn stop_cleanly(server: Server, home: &Home) -> Result<(), String> {
+    match stop(server, home)? {
+        true => Ok(()),
+        false => Err(format!("the server on an undamaged store exits with an error:\n{}", home.log())),
+    }
+}
+
+/// The server's end is checked too, after all reads have succeeded.
+#[cfg(feature = "failpoints")]
+#[test]
+fn server_that_panics_after_the_reads_is_a_violation() {
+    let mut home = Home::new();
+    home.set_variable("MESA_FAILPOINT_PANIC", "commit_thread");
+    let server = start(&home).expect("no violation").expect("a server");
+    let mut http = Http::connect(server.address).expect("a connection");
+    let body = json!({ "message": { "op": 0, "d": 1, "t": "T" }, "recipients": ["alice"] }).to_string();
+    _ = http.call("POST", "/v1/dispatch", &body);
+    let violation = stop(server, &home).expect_err("a violation");
+    assert!(violation.contains("panics"), "{violation}");
 }
 
 #[derive(Deserialize)]
