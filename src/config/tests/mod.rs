@@ -135,6 +135,30 @@ fn sample_file_has_every_key_with_its_default() {
 }
 
 #[test]
+fn configuration_of_the_readme_loads_without_warnings() {
+    let readme = include_str!("../../../README.md");
+    let sample = readme.split("// mesa.json5\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let loaded = load_text(sample).unwrap();
+    assert!(loaded.config.sync.enabled && loaded.config.authentication.jwt.is_some());
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+}
+
+#[test]
+fn secret_in_a_sample_of_the_guide_is_long_enough() {
+    let (guide, mut secrets) = (concat!(env!("CARGO_MANIFEST_DIR"), "/src/guide"), 0);
+    for file in fs::read_dir(guide).unwrap() {
+        let text = fs::read_to_string(file.unwrap().path()).unwrap();
+        for secret in text.split("secret: '").skip(1).filter_map(|rest| rest.split('\'').next()) {
+            if secret != "…" {
+                assert!(secret.len() >= SECRET.len(), "{secret}");
+                secrets += 1;
+            }
+        }
+    }
+    assert!(secrets >= 2, "a sample is no longer found");
+}
+
+#[test]
 fn guide_has_every_key_with_its_default() {
     let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/guide/configuration.md")).unwrap();
     let (defaults, mut rows) = (Config::default().effective(), 0);
