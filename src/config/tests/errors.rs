@@ -300,6 +300,17 @@ fn config_built_in_code_is_validated() {
         |config| config.store.durability = Durability::Interval(Duration::ZERO),
         "store.durability has an interval of 0",
     );
+    // Each number of a rendered configuration, below and above its bounds.
+    for key in KEYS {
+        let (Kind::Integer { min, max } | Kind::Millis { min, max }) = key.kind else { continue };
+        for number in [min.checked_sub(1), Some(max + 1)].into_iter().flatten() {
+            let mut checks = validate::Checks::default();
+            checks.numbers(&nested(key.name, number.into()));
+            let problems: Vec<String> = checks.problems.iter().map(ToString::to_string).collect();
+            assert_eq!(problems.len(), 1, "{}: {problems:?}", key.name);
+            assert!(problems[0].contains(&format!("{} must be", key.name)), "{problems:?}");
+        }
+    }
     assert_eq!(
         Config::default().validate().unwrap().len(),
         2,

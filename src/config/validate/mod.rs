@@ -3,7 +3,9 @@
 mod endpoints;
 mod jwt;
 
-use std::{net::IpAddr, time::Duration};
+use std::net::IpAddr;
+
+use serde_json::Value;
 
 use super::{
     Authentication, Config, ConfigError, Durability,
@@ -58,8 +60,8 @@ pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
 }
 
 #[derive(Default)]
-struct Checks {
-    problems: Vec<Problem>,
+pub(super) struct Checks {
+    pub(super) problems: Vec<Problem>,
     warnings: Vec<String>,
 }
 
@@ -74,76 +76,26 @@ impl Checks {
 
     /// Checks the bounds in the table of keys.
     fn bounds(&mut self, config: &Config) {
-        let limits = &config.limits;
-        let wide = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
-        let portal = config.portal.webhook.clone().unwrap_or_default();
-        let auth_webhook = config.authentication.webhook.clone().unwrap_or_default();
-        let jwks = config.authentication.jwt.as_ref().and_then(|jwt| jwt.jwks.clone()).unwrap_or_default();
-        let numbers = [
-            ("sync.maxMessages", config.sync.max_messages),
-            ("sync.maxBytes", config.sync.max_bytes),
-            ("sync.maxDevices", wide(config.sync.max_devices)),
-            ("heartbeat.maxAttempts", u64::from(config.heartbeat.max_attempts)),
-            ("store.cacheBytes", config.store.cache_bytes),
-            ("store.maxBytes", config.store.max_bytes),
-            ("store.minFree", config.store.min_free),
-            ("api.ids", wide(config.api.ids)),
-            ("limits.connections", wide(limits.connections)),
-            ("limits.connectionsPerAddress", wide(limits.connections_per_address)),
-            ("limits.frameBytes", wide(limits.frame_bytes)),
-            ("limits.framesPerSecond", u64::from(limits.frames_per_second)),
-            ("limits.requestBytes", wide(limits.request_bytes)),
-            ("limits.recipients", wide(limits.recipients)),
-            ("limits.queue", wide(limits.queue)),
-            ("limits.unsyncedMessages", wide(limits.unsynced_messages)),
-            ("limits.unsyncedBytes", wide(limits.unsynced_bytes)),
-            ("limits.unsentBytes", wide(limits.unsent_bytes)),
-            ("portal.webhook.maxEvents", wide(portal.max_events)),
-            ("portal.webhook.maxBytes", portal.max_bytes),
-            ("portal.webhook.outboxEvents", portal.outbox_events),
-            ("portal.webhook.outboxBytes", portal.outbox_bytes),
-            ("authentication.webhook.concurrency", wide(auth_webhook.concurrency)),
-            ("redisProtocol.connections", wide(config.redis_protocol.connections)),
-            ("redisProtocol.commandBytes", wide(config.redis_protocol.command_bytes)),
-            ("redisProtocol.backlogBytes", wide(config.redis_protocol.backlog_bytes)),
-        ];
-        let leeway = config.authentication.jwt.as_ref().map_or(Duration::ZERO, |jwt| jwt.leeway);
-        let durations = [
-            ("sync.redeliveryInterval", config.sync.redelivery_interval),
-            ("sync.maxAge", config.sync.max_age),
-            ("sync.deviceMaxAge", config.sync.device_max_age),
-            ("api.idWindow", config.api.id_window),
-            ("heartbeat.interval", config.heartbeat.interval),
-            ("reconnect.interval", config.reconnect.interval),
-            ("authentication.timeout", config.authentication.timeout),
-            ("authentication.jwt.leeway", leeway),
-            ("limits.headerTimeout", limits.header_timeout),
-            ("limits.idleTimeout", limits.idle_timeout),
-            ("limits.writeTimeout", limits.write_timeout),
-            ("portal.webhook.undeliveredAfter", portal.undelivered_after),
-            ("portal.webhook.timeout", portal.timeout),
-            ("portal.webhook.retryMin", portal.retry_min),
-            ("portal.webhook.retryMax", portal.retry_max),
-            ("authentication.webhook.timeout", auth_webhook.timeout),
-            ("authentication.jwt.jwks.refreshInterval", jwks.refresh_interval),
-            ("authentication.jwt.jwks.retryInterval", jwks.retry_interval),
-            ("authentication.jwt.jwks.maxStale", jwks.max_stale),
-            ("authentication.jwt.jwks.timeout", jwks.timeout),
-        ];
-        let durations = durations.map(|(name, duration)| (name, millis(duration)));
-        for (name, number) in numbers.into_iter().chain(durations) {
-            let key = schema::expect_key(name);
-            if let Kind::Integer { min, max } | Kind::Millis { min, max } = key.kind
-                && !(min..=max).contains(&number)
-            {
-                self.reject(&[name], schema::invalid_value(key, &number.into()));
-            }
-        }
+        self.numbers(&config.effective());
         if let Durability::Interval(interval) = config.store.durability
             && !(1..=DAY_MS).contains(&millis(interval))
         {
             let text = format!("store.durability has an interval of {} ms; it must be 1 to {DAY_MS}", millis(interval));
             self.reject(&["store.durability"], text);
+        }
+    }
+
+    /// Checks every number of a rendered configuration, so that none can be forgotten here.
+    ///
+    /// A test checks that the rendering has every key.
+    pub(super) fn numbers(&mut self, effective: &Value) {
+        for key in schema::KEYS {
+            let number = effective.pointer(&format!("/{}", key.name.replace('.', "/"))).and_then(Value::as_u64);
+            if let (Kind::Integer { min, max } | Kind::Millis { min, max }, Some(number)) = (key.kind, number)
+                && !(min..=max).contains(&number)
+            {
+                self.reject(&[key.name], schema::invalid_value(key, &number.into()));
+            }
         }
     }
 
