@@ -266,8 +266,12 @@ impl OutboxState {
             self.bytes -= event.bytes();
             let (since_ms, lost) = match event {
                 OutboxEvent::Undelivered { .. } => continue,
+                // Its drops are in `lost_total` already.
                 OutboxEvent::Overflow { since_ms, lost, .. } => (since_ms, lost),
-                event => (at_ms, vec![(event.kind() as u8, 1)]),
+                event => {
+                    self.lost_total += 1;
+                    (at_ms, vec![(event.kind() as u8, 1)])
+                }
             };
             if !self.lost.any() || since_ms < self.lost.since_ms {
                 self.lost.since_ms = since_ms;
@@ -364,17 +368,26 @@ impl Committer {
     }
 
     /// Drops and counts the events that still wait for disk space when the store closes.
-    pub(in crate::embedded) fn discard_waiting_events(&mut self) -> Result<(), EngineError> {
-        let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
+    ///
+    /// Returns the counts, which the caller stores if the disk has space for them.
+    pub(in crate::embedded) fn drop_waiting_events(&self) -> Option<StoredLost> {
+        let outbox = self.shared.outbox.as_ref()?;
         let mut state = outbox.state.lock();
+        let before = state.lost_total;
         if !state.drop_waiting() {
-            return Ok(());
+            return None;
         }
-        let lost = StoredLost::V1 { since_ms: state.lost.since_ms, lost: state.lost.list() };
-        drop(state);
+        let (events, lost) = (state.lost_total - before, state.lost.list());
         tracing::warn!(
+            events,
             "the disk has no space for the waiting webhook events: they are dropped and counted. Free some space"
         );
+        Some(StoredLost::V1 { since_ms: state.lost.since_ms, lost })
+    }
+
+    /// Drops the waiting events, and stores their counts.
+    pub(in crate::embedded) fn discard_waiting_events(&self) -> Result<(), EngineError> {
+        let Some(lost) = self.drop_waiting_events() else { return Ok(()) };
         self.shared.engine.put(Table::Outbox, format::LOST_KEY, &lost.encode())
     }
 }

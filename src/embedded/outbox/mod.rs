@@ -207,10 +207,18 @@ impl crate::store::Outbox for Outbox {
             from.push(0);
         }
         let mut all = Vec::new();
+        if limit == 0 {
+            return Ok(all);
+        }
         self.tables.scan(Table::Outbox, &from, &mut |key, value| {
             let Some(user) = format::reported_user(key) else { return false };
-            // An unreadable value is skipped here; `reported` returns its error.
-            all.extend(format::decode_reported(&value).ok().map(|seq| (user, seq)));
+            let seq = match self.state.lock().reported.get(&user) {
+                // Not written yet.
+                Some(reported) => *reported,
+                // An unreadable value is skipped here; `reported` returns its error.
+                None => format::decode_reported(&value).ok(),
+            };
+            all.extend(seq.map(|seq| (user, seq)));
             all.len() < limit
         })?;
         Ok(all)

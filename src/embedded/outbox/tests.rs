@@ -8,7 +8,7 @@ use crate::{
         self,
         options::Options,
         tables::{
-            contract::EngineError,
+            contract::{EngineError, TableSpace},
             memory::{self, Memory},
         },
         tests::{intercept::Intercept, power_cut::Cut},
@@ -218,6 +218,62 @@ async fn dropped_events_are_reported_once_by_the_next_start() {
     }
 }
 
+/// An engine on a disk without space for events, or for anything.
+struct FullDisk(Memory, TableSpace);
+
+impl Intercept for FullDisk {
+    fn memory(&self) -> &Memory {
+        &self.0
+    }
+
+    fn on_table_space(&self) -> TableSpace {
+        self.1
+    }
+
+    fn on_disk_free(&self) -> Option<u64> {
+        Some(0)
+    }
+}
+
+// covers: G4
+#[tokio::test]
+async fn events_that_wait_for_disk_space_at_close_count_as_lost() {
+    for (space, is_stored) in [(TableSpace::Enough, true), (TableSpace::None, false)] {
+        let tables = Memory::default();
+        let store = embedded::open(Arc::new(FullDisk(tables.clone(), space)), options(1000, 10 << 20)).unwrap();
+        let outbox = store.outbox().unwrap();
+        (1..=3).for_each(|n| outbox.put(client_message(n, 10)));
+        outbox.put(OutboxEvent::Connection { connection: "c".into() });
+        store.close().await.unwrap();
+        assert_eq!((outbox.status().events, outbox.status().lost), (0, 4), "{space:?}");
+        // The next start, on a disk with space.
+        let store = memory::open(&tables, options(1000, 10 << 20)).unwrap();
+        let outbox = store.outbox().unwrap();
+        outbox.put(client_message(9, 10));
+        assert!(wait_until(&*store, &outbox, |outbox| !all(outbox).is_empty()).await);
+        let OutboxEvent::Overflow { lost, .. } = &all(&outbox)[0].event else {
+            assert!(!is_stored, "expected an overflow event");
+            continue;
+        };
+        assert!(is_stored && *lost == [(0, 1), (2, 3)], "{lost:?}");
+    }
+}
+
+/// The monitor of undelivered messages removes the sequence of a user without pending reported messages.
+#[tokio::test]
+async fn listed_sequence_includes_a_report_that_is_not_written_yet() {
+    let store = embedded::EmbeddedStore::open(Arc::new(Memory::default()), options(100, 1 << 20)).unwrap();
+    let shared = store.shared.outbox.clone().unwrap();
+    let outbox: Arc<dyn crate::store::Outbox> = shared.clone();
+    assert!(outbox.put_undelivered(&bob(), 1, undelivered(1)));
+    assert!(wait_until(&store, &outbox, |_| shared.state.lock().reported.is_empty()).await);
+    // No event accompanies it, so the commit thread is not notified.
+    shared.state.lock().reported.insert(bob(), Some(2));
+    assert_eq!(outbox.all_reported(None, 9).unwrap(), [(bob(), 2)]);
+    shared.state.lock().reported.insert(bob(), None);
+    assert_eq!(outbox.all_reported(None, 9).unwrap(), []);
+}
+
 #[tokio::test]
 async fn unwritten_outbox_has_bounded_memory() {
     let tables = Memory::default();
@@ -257,6 +313,7 @@ async fn put_stores_enabled_kinds_only_and_reported_users_are_listed() {
     let first = outbox.all_reported(None, 3).unwrap();
     assert_eq!(first, [(user(0), 3), (user(1), 3), (user(3), 3)]);
     assert_eq!(outbox.all_reported(Some(&user(3)), 3).unwrap(), [(user(4), 3)]);
+    assert_eq!(outbox.all_reported(None, 0).unwrap(), []);
     assert!(memory::open(&tables, Options::default()).unwrap().outbox().is_none());
 }
 

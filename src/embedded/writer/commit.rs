@@ -365,6 +365,8 @@ impl Committer {
         self.write_suspended()?;
         if self.table_space() < TableSpace::Little {
             tracing::warn!("the disk is full: the store is left as after a crash, and recovers at the next start");
+            // Not even the counts can be stored.
+            self.drop_waiting_events();
             return self.sync_if_not_durable();
         }
         self.write_outbox()?;
