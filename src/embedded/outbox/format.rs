@@ -153,6 +153,23 @@ pub fn reported_user(key: &[u8]) -> Option<UserId> {
     (*first == REPORTED_PREFIX).then(|| UserId::new(std::str::from_utf8(user).ok()?).ok())?
 }
 
+/// Names what a key stores, for operators. A key that separates two pages may be truncated.
+pub fn key_label(key: &[u8]) -> String {
+    match key.split_first() {
+        Some((&EVENT_PREFIX, rest)) => {
+            let mut number = [0; 8];
+            let length = rest.len().min(8);
+            number[..length].copy_from_slice(&rest[..length]);
+            format!("event {}", u64::from_be_bytes(number))
+        }
+        Some((&REPORTED_PREFIX, user)) => {
+            format!("the sequence reported as undelivered of user {:?}", String::from_utf8_lossy(user))
+        }
+        _ if LOST_KEY.starts_with(key) => "the counts of dropped events".into(),
+        _ => format!("key {:?}", String::from_utf8_lossy(key)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

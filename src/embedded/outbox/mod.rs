@@ -36,6 +36,7 @@ use crate::{
     message::{Seq, UserId},
     store::{EventKind, Outbox as _, OutboxEvent, OutboxOptions, OutboxStatus, QueuedEvent, StoreError, clock::Clock},
 };
+pub use format::key_label;
 use format::{Batch, Pieces};
 
 /// Limit of events that wait for the commit thread. Further events are dropped and counted.

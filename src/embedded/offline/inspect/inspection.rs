@@ -9,13 +9,15 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    CloseState, Damage, DedupEntry, Facts, InspectSink, now_s, open_error,
+    CloseState, Damage, DedupEntry, Facts, InspectSink,
+    labels::lost_range,
+    now_s, open_error,
     users::{UserWalk, VisitError, invalid_keys},
     wal_events::WalEvents,
 };
 use crate::{
     embedded::{
-        offline::{reader::OfflineReader, sled_file::LostKeys},
+        offline::reader::OfflineReader,
         tables::{
             contract::Table,
             directory::{in_use, try_lock},
@@ -25,7 +27,7 @@ use crate::{
                 OPEN_LOSSY, check_format,
             },
             missing::MissingPart,
-            schema::{Ids, StoredLog, wal_key},
+            schema::{Ids, StoredLog},
             unfinished,
             watermark::SyncWatermark,
         },
@@ -210,15 +212,8 @@ impl Inspection {
         for range in ranges {
             self.report("log/db", format!("bytes {} to {}", range.from, range.to), range.what);
         }
-        let gaps = self.reader.take_lost_keys();
-        for LostKeys { table, from, to } in gaps {
-            let (place, range) = match table {
-                Table::Log => ("value-log", range_label(&from, &to, &user_label)),
-                Table::Users => ("users", range_label(&from, &to, &user_label)),
-                Table::Meta => ("meta", range_label(&from, &to, &user_label)),
-                Table::Ids => ("ids", range_label(&from, &to, &record_label)),
-                Table::Outbox => ("outbox", range_label(&from, &to, &user_label)),
-            };
+        for lost in self.reader.take_lost_keys() {
+            let (place, range) = lost_range(&lost);
             self.report(place, range, "a page of this table is missing");
         }
     }
@@ -431,31 +426,9 @@ fn record_range(from: u64, to: u64) -> String {
     if from == to { format!("record {from}") } else { format!("records {from} to {to}") }
 }
 
-fn range_label(from: &[u8], to: &[u8], name: &dyn Fn(&[u8]) -> String) -> String {
-    match (from.is_empty(), to.is_empty()) {
-        (true, true) => "all of it".into(),
-        (true, false) => format!("all before {}", name(to)),
-        (false, true) => format!("all from {} on", name(from)),
-        (false, false) => format!("all from {} to {}", name(from), name(to)),
-    }
-}
-
-fn record_label(key: &[u8]) -> String {
-    // A key that separates two pages is truncated after the first byte in which they differ.
-    let mut padded = wal_key(0);
-    let length = key.len().min(8);
-    padded[..length].copy_from_slice(&key[..length]);
-    format!("record {}", u64::from_be_bytes(padded))
-}
-
 /// Returns the name of a key of the table `meta`.
 fn key_name(key: &[u8]) -> String {
     String::from_utf8_lossy(key).into_owned()
-}
-
-fn user_label(key: &[u8]) -> String {
-    let id = key.split(|byte| *byte == 0).next().unwrap_or(key);
-    format!("user {:?}", String::from_utf8_lossy(id))
 }
 
 fn cannot_lock(error: &std::io::Error) -> String {

@@ -2,12 +2,14 @@
 //!
 //! - `findings`: damage, and properties of the store
 //! - `inspection`: locks, reads and checks the directory
+//! - `labels`: names the keys of lost ranges
 //! - `wal_events`: the WAL events of each user
 //! - `users`: iterates over all users
 //! - `user_log`: assembles one user's log from the row, the value log and the WAL
 
 mod findings;
 mod inspection;
+mod labels;
 #[cfg(test)]
 mod tests;
 mod user_log;
