@@ -39,6 +39,11 @@ pub(super) async fn require_api_key(State(api): State<Arc<Api>>, request: Reques
     response
 }
 
+/// Returns whether responses of this path are counted: those of the routes that need an API key.
+pub(super) fn is_counted(path: &str) -> bool {
+    path.starts_with("/v1/")
+}
+
 /// Counts a response by its status.
 pub(super) fn count_response(api: &Api, status: StatusCode) {
     if status.is_success() {

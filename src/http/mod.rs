@@ -43,9 +43,6 @@ use error::ApiError;
 /// Time limit of any request but a dispatch; then the response is 408.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Prefix of the paths whose responses are counted in the metrics.
-const COUNTED_PATHS: &str = "/v1/";
-
 /// Routes requests of the HTTP API.
 #[derive(Debug, Clone)]
 pub struct Http {
@@ -84,7 +81,7 @@ impl Http {
         }
         // A stream of dispatches has no time limit, and the body of a single dispatch has its own.
         let is_dispatch = request.method() == Method::POST && request.uri().path() == dispatch::PATH;
-        let is_counted = request.uri().path().starts_with(COUNTED_PATHS);
+        let is_counted = auth::is_counted(request.uri().path());
         request.extensions_mut().insert(caller.clone());
         let response = self.router.clone().oneshot(request.map(Body::new));
         if is_dispatch {
