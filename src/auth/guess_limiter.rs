@@ -317,9 +317,10 @@ mod tests {
     #[test]
     fn wrong_secrets_leak_at_the_same_rate_however_often_the_address_asks() {
         for step in [7, 70, 300, 700, 999, 1300, 1900].map(Duration::from_millis) {
-            let (guesses, began, proof) = (GuessLimiter::default(), Instant::now(), AddressProof::default());
+            let (guesses, known) = (GuessLimiter::default(), Instant::now());
             // An address that is known for long, with an empty bucket.
-            guesses.record_valid_at(HOME, &proof, began - PROVEN_TTL - UNPROVEN.leak_interval * 9 / 10);
+            guesses.record_valid_at(HOME, &AddressProof::default(), known);
+            let began = known + PROVEN_TTL + UNPROVEN.leak_interval * 9 / 10;
             (0..20).for_each(|n| _ = guess(&guesses, HOME, n, began));
             let (mut compared, mut now) = (0, began);
             while now - began < Duration::from_secs(100) {

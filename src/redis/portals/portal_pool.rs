@@ -440,7 +440,7 @@ mod tests {
     #[test]
     fn announcement_of_known_portal_counts_at_the_limit() {
         let (mut state, now) = (State { original_listens: true, ..State::default() }, Instant::now());
-        (0..REMOTE_MAX + 1).for_each(|n| state.announce(&format!("portal-{n:04}"), true, now));
+        (0..=REMOTE_MAX).for_each(|n| state.announce(&format!("portal-{n:04}"), true, now));
         assert_eq!(state.remote("").0.len(), REMOTE_MAX);
         state.announce("portal-0000", false, now);
         assert!(!state.remote("").0.contains(&"portal-0000".into()), "a portal that leaves gets no more turns");

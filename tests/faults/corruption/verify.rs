@@ -297,10 +297,10 @@ fn start(home: &Home) -> Result<Option<Server>, String> {
         }
         std::thread::sleep(Duration::from_millis(1));
     };
-    match check_exit(status, home)? {
-        false => Ok(None),
-        true => Err(format!("the server exits with {status} before it listens:\n{}", home.log())),
+    if check_exit(status, home)? {
+        return Err(format!("the server exits with {status} before it listens:\n{}", home.log()));
     }
+    Ok(None)
 }
 
 /// Checks how a server has ended: true with exit code 0, false with exit code 1 and a reason.
@@ -343,10 +343,10 @@ fn stop(server: Server, home: &Home) -> Result<bool, String> {
 
 /// Stops a server on an undamaged store.
 fn stop_cleanly(server: Server, home: &Home) -> Result<(), String> {
-    match stop(server, home)? {
-        true => Ok(()),
-        false => Err(format!("the server on an undamaged store exits with an error:\n{}", home.log())),
+    if stop(server, home)? {
+        return Ok(());
     }
+    Err(format!("the server on an undamaged store exits with an error:\n{}", home.log()))
 }
 
 /// The server's end is checked too, after all reads have succeeded.
