@@ -7,6 +7,9 @@ use std::{
     path::Path,
 };
 
+/// Bytes in memory while a part of a file is written once more.
+const REWRITE_BYTES: usize = 1 << 20;
+
 /// Reads `length` bytes of a file from `at` on, or fewer at its end.
 pub fn read_at(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];
@@ -27,6 +30,23 @@ pub fn fill(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(done)
+}
+
+/// Writes bytes `from..to` of a file once more, so that the next sync writes them to the disk.
+///
+/// After a failed sync, Linux may take changed pages for written although the disk lacks them.
+pub fn rewrite(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let mut at = from;
+    while at < to {
+        let length = usize::try_from(to - at).map_or(REWRITE_BYTES, |left| left.min(REWRITE_BYTES));
+        let bytes = read_at(file, at, length)?;
+        if bytes.is_empty() {
+            break;
+        }
+        file.write_all_at(&bytes, at)?;
+        at += bytes.len() as u64;
+    }
+    Ok(())
 }
 
 /// Creates an empty file. Its name is durable once the directory is synced.

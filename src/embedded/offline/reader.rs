@@ -23,7 +23,7 @@ use crate::embedded::{
         file::{block_offset, split_body},
         location::{BlockLocation, invalid_location},
     },
-    wal::layout::record_at,
+    wal::{layout::record_at, scan::is_zero},
 };
 
 /// Bytes per read. A disk error loses this many.
@@ -75,6 +75,9 @@ impl OfflineReader {
             let mut at = 0;
             while at < bytes.len() {
                 let Some(record) = record_at(&bytes, at) else {
+                    if is_zero(&bytes[at..]) {
+                        break;
+                    }
                     let next = framing::find(Kind::Record, &bytes, at + 1).unwrap_or(bytes.len());
                     let file = format!("{WAL}/{}", file_io::file_name(first));
                     self.unreadable.push(UnreadableRange { file, from: at as u64, to: next as u64 });

@@ -28,10 +28,11 @@ use super::{
 use crate::{
     embedded::{
         self,
+        file_io::rewrite,
         offline::{
             reader::flushed_through,
             rebuild,
-            sled_file::{self, RawTables, TABLES, Tail},
+            sled_file::{self, RawTables, Segments, TABLES, Tail},
         },
         options::Options,
         tables::{
@@ -170,6 +171,7 @@ fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
         BallastError::NoSpace { wanted, free } => cannot_open(open_error::no_space("its file `log/db`", wanted, free)),
         BallastError::Io(error) => cannot_open(io_reason("its file `log/db`", &error)),
     })?;
+    rewrite_unsynced(&sled_dir, &options.path).map_err(unreadable)?;
     let db = match open_sled(&sled_dir, options.cache_bytes) {
         Err(sled::Error::Corruption { .. }) => {
             // The snapshot is truncated. sled's log is usually intact.
@@ -318,6 +320,16 @@ fn check_store(sled_dir: &Path, path: &Path, namespace: &str) -> Result<WalScan,
         flushed = flushed_through(&tables).map_err(unread)?;
     }
     WalFiles::check(&path.join(WAL), flushed, watermark.record).map_err(|damage| wal_error(path, damage))
+}
+
+/// Writes the part of sled's log that is not known to be synced once more: see [`rewrite`].
+///
+/// The caller syncs it. After a failed sync, sled's file may otherwise lack it in spite of a later successful sync.
+fn rewrite_unsynced(sled_dir: &Path, path: &Path) -> std::io::Result<()> {
+    let synced = SyncWatermark::read(path).unwrap_or_default().end;
+    let ranges = Segments::find(sled_dir)?.ranges_after(synced)?;
+    let file = File::options().read(true).write(true).open(sled_dir.join(SLED_FILE))?;
+    ranges.into_iter().try_for_each(|(from, to)| rewrite(&file, from, to))
 }
 
 fn db_bytes(sled_dir: &Path) -> u64 {

@@ -221,11 +221,7 @@ impl Disk {
             Some(sync) => sync(),
             None => file.sync_data(),
         })?;
-        match self.watermark.set_record(synced) {
-            // The watermark stays too low until the next sync, as after a crash.
-            Err(error) if Cause::of(&error) == Cause::NoSpace => Ok(()),
-            set => set,
-        }
+        too_low(self.watermark.set_record(synced))
     }
 
     fn sync_tables(&self) -> Result<(), EngineError> {
@@ -234,11 +230,7 @@ impl Disk {
         let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
         let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
         self.file.sync_data().map_err(|error| self.failed(error))?;
-        match self.watermark.set_end(length, end) {
-            // As in `sync_wal`.
-            Err(error) if Cause::of(&error) != Cause::NoSpace => Err(self.failed(error)),
-            _ => Ok(()),
-        }
+        too_low(self.watermark.set_end(length, end)).map_err(|error| self.failed(error))
     }
 }
 
@@ -258,6 +250,11 @@ pub(in crate::embedded) fn close_sled(db: sled::Db, directory: &Path) -> std::io
     synced.inspect_err(|_| discard_sled(&db))?;
     // A dropped sled syncs once more, and panics if the disk fails just then.
     catch_unwind(AssertUnwindSafe(|| drop(db))).map_err(|_| std::io::Error::other("sled could not sync its file"))
+}
+
+/// Tolerates a watermark that the full disk does not take: it stays too low until a later sync, as after a crash.
+fn too_low(written: std::io::Result<()>) -> std::io::Result<()> {
+    written.or_else(|error| if Cause::of(&error) == Cause::NoSpace { Ok(()) } else { Err(error) })
 }
 
 /// Converts the error of a read from sled. A read may be retried after a lack of descriptors or memory.
@@ -455,6 +452,7 @@ impl Engine for Disk {
             }
         }
         self.wal.prepare();
+        too_low(self.watermark.write_if_due()).map_err(|error| self.failed(error))?;
         self.value_log.refill_spare_descriptors();
         self.value_log.begin_file_if_dead().map_err(|error| self.failed(error))?;
         let is_due = self.reclaim.lock().checkpoint.elapsed() >= RECLAIM_INTERVAL;

@@ -1,6 +1,7 @@
 //! Reserves disk space in advance, so that required work does not fail on a full disk.
 //!
-//! - [`allocate`] preallocates blocks behind the end of a file. No other process can take them.
+//! - [`allocate`] preallocates blocks behind the end of a file, and [`extend`] moves its end. No other process can take
+//!   the blocks.
 //! - [`Runway`] preallocates for sled's file, because a write that fails inside sled stops sled for good.
 //! - [`Ballast`] is a file that is removed to open sled on a full disk. sled writes a snapshot when it opens.
 
@@ -14,7 +15,7 @@ use std::{
 use rustix::fs::{FallocateFlags, fallocate};
 
 use super::files::{BALLAST, SEGMENT_BYTES};
-use crate::embedded::tables::contract::{Cause, TableSpace};
+use crate::embedded::tables::contract::{Cause, TableSpace, is_file_limit};
 
 /// Number of preallocated segments of sled: the one that sled fills in memory, and one more.
 const RUNWAY_SEGMENTS: u64 = 2;
@@ -44,11 +45,29 @@ const BALLAST_STEP: usize = 128 << 10;
 /// # Errors
 /// When the disk is full ([`Cause::NoSpace`]), or the system is out of memory. Then nothing has changed.
 pub fn allocate(file: &File, from: u64, to: u64) -> io::Result<bool> {
+    preallocate(file, FallocateFlags::KEEP_SIZE, from, to)
+}
+
+/// Extends a file with zeros to `to` bytes, whose blocks are preallocated. A longer file keeps its length.
+///
+/// Without support of the file system, or if the limit of file sizes forbids it, the length stays, and at most the blocks
+/// are preallocated.
+///
+/// # Errors
+/// As [`allocate`].
+pub fn extend(file: &File, to: u64) -> io::Result<()> {
+    match preallocate(file, FallocateFlags::empty(), 0, to) {
+        Err(error) if is_file_limit(&error) => allocate(file, 0, to).map(drop),
+        extended => extended.map(drop),
+    }
+}
+
+fn preallocate(file: &File, flags: FallocateFlags, from: u64, to: u64) -> io::Result<bool> {
     if from >= to {
         return Ok(true);
     }
     loop {
-        match fallocate(file, FallocateFlags::KEEP_SIZE, from, to - from) {
+        match fallocate(file, flags, from, to - from) {
             Ok(()) => return Ok(true),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => {

@@ -1,14 +1,19 @@
 //! The sync watermark: a small file that states how far the WAL and sled's log were synced.
 //!
 //! sled takes the beginning of damage for the end of its log, and an older log for a complete one. The watermark
-//! detects both. It is written after each sync, and is not synced itself. So a crash may leave a watermark that is too
-//! low, but none that is too high. An incomplete watermark is ignored.
+//! detects both. It is not synced itself. So a crash may leave a watermark that is too low, but none that is too high.
+//! An incomplete watermark is ignored.
+//!
+//! It is written after each sync of sled's file, and at most every [`WRITE_INTERVAL`] after a sync of the WAL: a write
+//! for each commit would add a system call to each, and protects only the records of that time. The commit thread
+//! writes a pending watermark within its idle interval of a second.
 
 use std::{
     fs::{self, File},
     io,
     os::unix::fs::FileExt,
     path::Path,
+    time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
@@ -17,6 +22,9 @@ use super::files::{SEGMENT_BYTES, WATERMARK};
 
 /// Size of the file in bytes: three numbers and a checksum.
 const FILE_BYTES: usize = 28;
+
+/// Shortest time between two writes for synced WAL records.
+const WRITE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Holds the values of the file; 0 = unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,14 +76,23 @@ impl SyncWatermark {
 /// Writes the watermark file.
 pub(in crate::embedded) struct WatermarkFile {
     file: File,
-    values: Mutex<SyncWatermark>,
+    state: Mutex<WatermarkState>,
+}
+
+struct WatermarkState {
+    values: SyncWatermark,
+    /// Time of the last write.
+    written: Instant,
+    /// The file has older values.
+    is_behind: bool,
 }
 
 impl WatermarkFile {
     pub fn open(directory: &Path) -> io::Result<Self> {
         let file =
             File::options().read(true).write(true).create(true).truncate(false).open(directory.join(WATERMARK))?;
-        Ok(Self { file, values: Mutex::new(SyncWatermark::read(directory).unwrap_or_default()) })
+        let values = SyncWatermark::read(directory).unwrap_or_default();
+        Ok(Self { file, state: Mutex::new(WatermarkState { values, written: Instant::now(), is_behind: false }) })
     }
 
     /// Clears the length and the end of sled's log, durably, before another log replaces it.
@@ -85,18 +102,35 @@ impl WatermarkFile {
         watermark.file.sync_all()
     }
 
+    /// Sets the last synced record. Writes it at once, or with a later call.
     pub fn set_record(&self, record: u64) -> io::Result<()> {
-        self.write(|values| values.record = record)
+        {
+            let mut state = self.state.lock();
+            state.is_behind |= state.values.record != record;
+            state.values.record = record;
+        }
+        self.write_if_due()
     }
 
+    /// Sets the end of sled's log, and writes all values.
     pub fn set_end(&self, length: u64, end: u64) -> io::Result<()> {
-        self.write(|values| (values.length, values.end) = (length, end))
+        let mut state = self.state.lock();
+        (state.values.length, state.values.end) = (length, end);
+        self.write(&mut state)
     }
 
-    fn write(&self, change: impl FnOnce(&mut SyncWatermark)) -> io::Result<()> {
-        let mut values = self.values.lock();
-        change(&mut values);
-        self.file.write_all_at(&values.encode(), 0)
+    /// Writes values that are not written yet, [`WRITE_INTERVAL`] after the last write. Call this periodically.
+    pub fn write_if_due(&self) -> io::Result<()> {
+        let mut state = self.state.lock();
+        if state.is_behind && state.written.elapsed() >= WRITE_INTERVAL { self.write(&mut state) } else { Ok(()) }
+    }
+
+    fn write(&self, state: &mut WatermarkState) -> io::Result<()> {
+        // Also after an error, so that a full disk does not add a failing call to each commit.
+        state.written = Instant::now();
+        self.file.write_all_at(&state.values.encode(), 0)?;
+        state.is_behind = false;
+        Ok(())
     }
 }
 
@@ -110,6 +144,29 @@ mod tests {
         let watermark = SyncWatermark { length: segments(7), ..SyncWatermark::default() };
         assert!(!watermark.was_longer_than(segments(7)) && !watermark.was_longer_than(segments(6)));
         assert!(watermark.was_longer_than(segments(6) + 1));
+    }
+
+    #[test]
+    fn records_are_written_at_intervals_and_with_the_end() {
+        let home = tempfile::tempdir().unwrap();
+        let file = WatermarkFile::open(home.path()).unwrap();
+        let record = || SyncWatermark::read(home.path()).unwrap_or_default().record;
+        let make_due = || file.state.lock().written -= WRITE_INTERVAL;
+        make_due();
+        file.set_record(1).unwrap();
+        assert_eq!(record(), 1);
+        // As if no time had passed, however slow the machine is.
+        file.state.lock().written = Instant::now() + Duration::from_secs(60);
+        file.set_record(2).unwrap();
+        assert_eq!(record(), 1);
+        file.set_end(7, 7).unwrap();
+        assert_eq!(record(), 2, "the end is written at once, with the record");
+        file.state.lock().written = Instant::now() + Duration::from_secs(60);
+        file.set_record(3).unwrap();
+        file.state.lock().written = Instant::now();
+        make_due();
+        file.write_if_due().unwrap();
+        assert_eq!(record(), 3);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{collections::VecDeque, fs::File, io, path::Path, sync::Arc};
 use crate::embedded::{
     file_io,
     framing::{self, HEADER_BYTES, Kind},
+    tables::space::extend,
 };
 
 /// Represents a record in a segment.
@@ -52,15 +53,25 @@ impl RecordLocation {
 }
 
 /// Holds an open segment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Segment {
     /// Number of its first record, which is also its file name.
     pub first: u64,
     pub file: Arc<File>,
     /// Offset of the end of the last record, in bytes.
     pub length: u64,
-    /// Disk space is allocated up to this offset.
+    /// Disk space is allocated up to this offset. The file is zero from `length` on.
     pub allocated: u64,
+}
+
+impl Segment {
+    /// Removes everything from offset `at` on, and allocates the space again if possible.
+    pub(super) fn cut(&mut self, at: u64) -> io::Result<()> {
+        self.file.set_len(at)?;
+        let allocated = std::mem::replace(&mut self.allocated, at);
+        (self.length, self.allocated) = (at, extend(&self.file, allocated).map_or(at, |()| allocated));
+        Ok(())
+    }
 }
 
 /// Holds the segments, and the locations of their records.
@@ -82,6 +93,18 @@ impl WalState {
         let location = *self.locations.get(usize::try_from(at).ok()?)?;
         // There are few segments, so a linear search is fast.
         Some((self.segments.iter().rev().find(|segment| segment.first == location.segment)?, location))
+    }
+
+    /// Returns the segment to which records are appended.
+    pub(super) fn last_segment(&self) -> io::Result<&Segment> {
+        self.segments.back().ok_or_else(|| io::Error::other("the WAL has no segment to write to"))
+    }
+
+    /// Replaces the state of the last segment. Call this only on the commit thread.
+    pub(super) fn set_last_segment(&mut self, segment: Segment) {
+        if let Some(last) = self.segments.back_mut() {
+            *last = segment;
+        }
     }
 
     /// Returns the number of the last record.

@@ -1,10 +1,6 @@
 //! Scans the segments when a store opens: finds the records, and where the log ends.
 
-use std::{
-    fs::{self, File},
-    path::Path,
-    sync::Arc,
-};
+use std::{fs::File, io, path::Path, sync::Arc};
 
 use super::layout::{
     DamagedRecord, OpenError, Opened, Record, RecordLocation, Segment, WalState, file_name_of, record_at,
@@ -14,6 +10,9 @@ use crate::embedded::{
     framing::{self, Kind},
 };
 
+/// Bytes per read of a file that may be blank.
+const READ_BYTES: usize = 64 << 10;
+
 /// Holds the result of a scan: contiguous records.
 #[derive(Debug)]
 pub struct WalScan {
@@ -22,8 +21,8 @@ pub struct WalScan {
     pub(super) state: WalState,
     /// Segments that are no longer needed.
     pub(super) obsolete: Vec<u64>,
-    /// New length of the last segment, if a torn end must be cut off.
-    pub(super) cut: Option<u64>,
+    /// Bytes other than zeros follow the last record.
+    pub(super) has_torn_end: bool,
 }
 
 /// Visits contiguous records from offset `at` on, numbered from `number`. Returns the offset of their end, and the next
@@ -67,79 +66,96 @@ fn highest_synced(bytes: &[u8], mut at: usize) -> u64 {
 /// Scans the segments in `directory`. Changes nothing.
 ///
 /// Records up to `flushed` are not needed. Records up to `watermark` are known to be synced, as are those that any
-/// later record states as synced.
+/// other record states as synced.
 ///
 /// # Errors
 /// Fails if a synced record that is needed is missing or damaged.
 pub(super) fn scan(directory: &Path, flushed: u64, watermark: u64) -> Opened<WalScan> {
-    let (mut numbers, mut empty) = (Vec::new(), Vec::new());
-    for first in file_io::file_numbers(directory)? {
-        // An empty file has no records, whatever its name states.
-        let length = fs::metadata(directory.join(file_io::file_name(first)))?.len();
-        if length > 0 { numbers.push(first) } else { empty.push(first) }
-    }
     let state = WalState { first: flushed + 1, ..WalState::default() };
-    let mut scan = WalScan { flushed, state, obsolete: empty, cut: None };
+    let mut scan = WalScan { flushed, state, obsolete: Vec::new(), has_torn_end: false };
+    let mut files = Vec::new();
+    for first in file_io::file_numbers(directory)? {
+        let file = File::options().read(true).write(true).open(directory.join(file_io::file_name(first)))?;
+        // A file without data has no records, whatever its name states.
+        if is_blank(&file)? { scan.obsolete.push(first) } else { files.push((first, Arc::new(file))) }
+    }
     // The first unreadable record.
     let mut damage: Option<DamagedRecord> = None;
-    let mut synced = watermark;
-    for (at, first) in numbers.iter().copied().enumerate() {
-        if numbers.get(at + 1).is_some_and(|next| *next <= flushed + 1) {
+    let (mut synced, mut last_file) = (watermark, flushed + 1);
+    for (at, (first, file)) in files.iter().enumerate() {
+        let first = *first;
+        if files.get(at + 1).is_some_and(|(next, _)| *next <= flushed + 1) {
             scan.obsolete.push(first);
             continue;
         }
-        let path = directory.join(file_io::file_name(first));
-        let file = File::options().read(true).write(true).open(&path)?;
         let length = file.metadata()?.len();
-        let bytes = read_at(&file, 0, usize::try_from(length).unwrap_or(usize::MAX))?;
+        let bytes = read_at(file, 0, u32::try_from(length).map_err(io::Error::other)? as usize)?;
+        last_file = first;
+        let state = &mut scan.state;
+        let next = state.first + state.locations.len() as u64;
+        let damage_at = |at: u64, number| DamagedRecord { file: file_name_of(directory, first), at, number, synced: 0 };
+        if damage.is_none() && (first > next || first != next && !state.locations.is_empty()) {
+            // A segment before this one is missing, or this is not the next one.
+            damage = Some(damage_at(0, next));
+        }
         if damage.is_some() {
             synced = synced.max(highest_synced(&bytes, 0));
             scan.obsolete.push(first);
             continue;
         }
-        let state = &mut scan.state;
-        let next = state.first + state.locations.len() as u64;
-        let damage_at = |at: u64, number| DamagedRecord { file: file_name_of(directory, first), at, number, synced: 0 };
-        if first > next || first != next && !state.locations.is_empty() {
-            // A segment before this one is missing, or this is not the next one.
-            damage = Some(damage_at(0, next));
-            synced = synced.max(highest_synced(&bytes, 0));
-            scan.obsolete.push(first);
-            continue;
-        }
         let mut locations = Vec::new();
-        let mut add_location = |record: &Record<'_>, at: usize| {
+        let mut add_record = |record: &Record<'_>, at: usize| {
+            synced = synced.max(record.synced);
             if record.number > flushed {
+                // The length of the file fits into 32 bits.
                 locations.push(RecordLocation { segment: first, at: at as u32, length: (record.end - at) as u32 });
             }
         };
-        let (mut end, mut next) = visit_records(&bytes, 0, first, &mut add_location);
+        let (mut end, mut next) = visit_records(&bytes, 0, first, &mut add_record);
         if next <= flushed
             && let Some(at) = find_record(&bytes, end, flushed + 1)
         {
             // The unreadable part before it is not needed.
-            (end, next) = visit_records(&bytes, at, flushed + 1, &mut add_location);
+            (end, next) = visit_records(&bytes, at, flushed + 1, &mut add_record);
         }
-        if (end as u64) < length {
+        scan.has_torn_end = !is_zero(&bytes[end..]);
+        if scan.has_torn_end {
             damage = Some(damage_at(end as u64, next.max(flushed + 1)));
             synced = synced.max(highest_synced(&bytes, end));
-            scan.cut = Some(end as u64);
         }
         if locations.is_empty() {
             // No record in it continues from the checkpoint.
             scan.obsolete.push(first);
-            scan.cut = None;
+            scan.has_torn_end = false;
             continue;
         }
         state.locations.extend(locations);
-        state.segments.push_back(Segment { first, file: Arc::new(file), length, allocated: length });
+        state.segments.push_back(Segment { first, file: file.clone(), length: end as u64, allocated: length });
     }
     let last = scan.state.last().unwrap_or(0).max(flushed);
     if synced > last {
-        let file =
-            numbers.last().map_or_else(|| file_name_of(directory, last + 1), |first| file_name_of(directory, *first));
+        let file = file_name_of(directory, last_file);
         let missing = DamagedRecord { file, at: 0, number: last + 1, synced };
         return Err(OpenError::Damage(DamagedRecord { synced, ..damage.unwrap_or(missing) }));
     }
+    scan.state.synced = synced;
     Ok(scan)
+}
+
+/// Returns whether a file has no bytes other than zeros.
+fn is_blank(file: &File) -> io::Result<bool> {
+    let mut at = 0;
+    loop {
+        let bytes = read_at(file, at, READ_BYTES)?;
+        if bytes.is_empty() || !is_zero(&bytes) {
+            return Ok(bytes.is_empty());
+        }
+        at += bytes.len() as u64;
+    }
+}
+
+/// Returns whether all bytes are zero, as in the preallocated part of a segment.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    bytes.chunks(ZEROS.len()).all(|chunk| chunk == &ZEROS[..chunk.len()])
 }

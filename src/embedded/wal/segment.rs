@@ -1,12 +1,20 @@
 //! Writes the segments of the write-ahead log: append, sync and removal. [`reader`](super::reader) reads them.
 //!
-//! A segment is a sequence of frames, one for each record. A frame has the number of the record, the last record that
-//! was synced at its write, and its items. Segments are named by the number of their first record. A segment of
-//! [`SEGMENT_BYTES`] is synced, and a new one is begun. A segment that is no longer needed is removed.
+//! A segment is a sequence of frames, one for each record, and then zeros. A frame has the number of the record, the
+//! last record that was synced at its write, and its items. Segments are named by the number of their first record. A
+//! segment of [`SEGMENT_BYTES`] is synced, and a new one is begun. A segment that is no longer needed is removed.
+//!
+//! A new segment has its full length, so a sync writes data only. Measured on ext4 with 400-byte records, a sync then
+//! takes 25 µs of CPU and 90 µs, instead of 37 µs and 123 µs if it changes the length of the file. Segments are not
+//! reused: with the old data of a used file, a sync took as long as with new zeros.
 //!
 //! After a crash, anything may follow the last synced record. The log ends at the first unreadable record. If a later
 //! record states that the unreadable one was synced, the log is damaged. It is also damaged if it ends before the sync
 //! watermark in the file `mark`.
+//!
+//! After a failed sync, the system may take the written data for durable although the disk lacks it. The store stops
+//! then, and may be opened again without a restart of the system. So opening writes all records that are not known to
+//! be synced once more, before it syncs them.
 
 use std::{
     fs::{self, File},
@@ -24,9 +32,9 @@ use super::{
     scan::{WalScan, scan},
 };
 use crate::embedded::{
-    file_io::{self, create_directory},
+    file_io::{self, create_directory, rewrite},
     framing::{self, HEADER_BYTES, Kind},
-    tables::{contract::Cause, space::allocate},
+    tables::{contract::Cause, space::extend},
 };
 
 /// Length at which a segment is full, in bytes. It grows further only if no other segment can be begun.
@@ -57,7 +65,7 @@ impl WalFiles {
 
     /// Opens the segments in `directory`, which is created if missing. Records up to `flushed` are not needed.
     ///
-    /// A torn end after the last complete record is cut off.
+    /// A torn end after the last complete record is cut off. All records are durable on return.
     pub fn open(directory: &Path, flushed: u64, watermark: u64) -> Opened<Self> {
         Ok(Self::from_scan(directory, scan(directory, flushed, watermark)?)?)
     }
@@ -66,7 +74,7 @@ impl WalFiles {
     pub fn from_scan(directory: &Path, scan: WalScan) -> io::Result<Self> {
         create_directory(directory)?;
         let directory_handle = File::open(directory)?;
-        let WalScan { flushed, mut state, obsolete, cut } = scan;
+        let WalScan { flushed, mut state, obsolete, has_torn_end } = scan;
         for first in &obsolete {
             fs::remove_file(directory.join(file_io::file_name(*first)))?;
         }
@@ -74,14 +82,19 @@ impl WalFiles {
             // If a removed segment reappeared, it would imply a wrong end of the segment before it.
             directory_handle.sync_all()?;
         }
-        if let (Some(cut), Some(last)) = (cut, state.segments.back()) {
-            last.file.set_len(cut)?;
+        if let Some(last) = state.segments.back_mut().filter(|_| has_torn_end) {
+            last.cut(last.length)?;
             last.file.sync_data()?;
         }
-        if let Some(last) = state.segments.back_mut() {
-            last.length = cut.unwrap_or(last.length);
-            // The process that wrote it may have ended before a sync.
-            last.file.sync_data()?;
+        for segment in &state.segments {
+            let mut locations = (state.first..).zip(&state.locations);
+            let is_unsynced = |(number, location): &(u64, &RecordLocation)| {
+                *number > state.synced && location.segment == segment.first
+            };
+            if let Some((_, unsynced)) = locations.find(is_unsynced) {
+                rewrite(&segment.file, u64::from(unsynced.at), segment.length)?;
+                segment.file.sync_data()?;
+            }
         }
         state.synced = state.last().unwrap_or(0).max(flushed);
         // Prepared now, while there are enough descriptors.
@@ -91,27 +104,37 @@ impl WalFiles {
 
     /// Writes the next record to the kernel, without a sync.
     ///
+    /// Does not hold the lock during the write, so that readers do not wait. There is only one writer.
+    ///
     /// # Errors
     /// If the disk is full, the record is not part of the log, and the caller may retry.
     pub fn append(&self, number: u64, value: &[u8]) -> io::Result<()> {
         self.begin_segment_if_full(number, value.len() as u64)?;
-        let mut state = self.state.write();
-        let next = state.last().map_or(number, |last| last + 1);
-        if number != next {
-            return Err(io::Error::other(format!("record {number} is not the next one, {next}")));
-        }
-        let bytes = framing::encode(Kind::Record, &[&number.to_be_bytes(), &state.synced.to_be_bytes(), value]);
-        let segment = state.segments.back_mut().ok_or_else(|| io::Error::other("there is no file to write to"))?;
+        let (mut segment, synced) = {
+            let state = self.state.read();
+            let next = state.last().map_or(number, |last| last + 1);
+            if number != next {
+                return Err(io::Error::other(format!("record {number} is not the next one, {next}")));
+            }
+            (state.last_segment()?.clone(), state.synced)
+        };
+        let bytes = framing::encode(Kind::Record, &[&number.to_be_bytes(), &synced.to_be_bytes(), value]);
         if let Err(error) = segment.file.write_all_at(&bytes, segment.length) {
             if Cause::of(&error) != Cause::Failed {
                 // A part of it may be written. The next write may be shorter.
-                segment.file.set_len(segment.length).map_err(io::Error::other)?;
-                segment.allocated = segment.length;
+                segment.cut(segment.length).map_err(io::Error::other)?;
+                self.state.write().set_last_segment(segment);
             }
             return Err(error);
         }
-        let location = RecordLocation { segment: segment.first, at: segment.length as u32, length: bytes.len() as u32 };
+        let location = RecordLocation {
+            segment: segment.first,
+            at: narrow(segment.length)?,
+            length: narrow(bytes.len() as u64)?,
+        };
         segment.length += bytes.len() as u64;
+        let mut state = self.state.write();
+        state.set_last_segment(segment);
         if state.locations.is_empty() {
             state.first = number;
         }
@@ -142,17 +165,24 @@ impl WalFiles {
 
     /// Removes the first record, and its segment if it was the last record in it.
     pub fn remove(&self, number: u64) {
-        let mut state = self.state.write();
-        if state.locations.is_empty() || number != state.first {
-            return;
+        let mut obsolete = Vec::new();
+        {
+            let mut state = self.state.write();
+            if state.locations.is_empty() || number != state.first {
+                return;
+            }
+            state.locations.pop_front();
+            state.first += 1;
+            // The last segment stays: it is appended to.
+            while state.segments.get(1).is_some_and(|next| next.first <= state.first) {
+                obsolete.extend(state.segments.pop_front());
+            }
         }
-        state.locations.pop_front();
-        state.first += 1;
-        // The last segment stays: it is appended to.
-        while state.segments.get(1).is_some_and(|next| next.first <= state.first) {
-            let Some(obsolete) = state.segments.pop_front() else { break };
-            if let Err(error) = fs::remove_file(self.directory.join(file_io::file_name(obsolete.first))) {
-                tracing::warn!(%error, file = %file_io::file_name(obsolete.first), "cannot remove a WAL segment; the next start removes it");
+        // Without the lock, so that readers do not wait for the disk.
+        for Segment { first, .. } in obsolete {
+            let name = file_io::file_name(first);
+            if let Err(error) = fs::remove_file(self.directory.join(&name)) {
+                tracing::warn!(%error, file = %name, "cannot remove a WAL segment; the next start removes it");
             }
         }
     }
@@ -172,10 +202,8 @@ impl WalFiles {
             self.directory_handle.sync_all()?;
         }
         let Some(segment) = state.segments.back_mut() else { return Ok(()) };
-        segment.file.set_len(u64::from(location.at))?;
-        segment.file.sync_data()?;
-        (segment.length, segment.allocated) = (u64::from(location.at), u64::from(location.at));
-        Ok(())
+        segment.cut(u64::from(location.at))?;
+        segment.file.sync_data()
     }
 }
 
@@ -197,20 +225,16 @@ impl WalFiles {
         if is_full {
             self.begin_segment(number)?;
         }
-        let (file, length, allocated) = {
-            let state = self.state.read();
-            let last = state.segments.back().ok_or_else(|| io::Error::other("there is no file to write to"))?;
-            (last.file.clone(), last.length, last.allocated)
-        };
+        let Segment { file, length, allocated, .. } = self.state.read().last_segment()?.clone();
         let mut end = length + bytes;
         if end <= allocated {
             return Ok(());
         }
         // A file system without preallocation counts as having the space, so a write may fail.
-        if end < SEGMENT_BYTES && allocate(&file, length, SEGMENT_BYTES).is_ok() {
+        if end < SEGMENT_BYTES && extend(&file, SEGMENT_BYTES).is_ok() {
             end = SEGMENT_BYTES;
         } else {
-            allocate(&file, length, end)?;
+            extend(&file, end)?;
         }
         if let Some(last) = self.state.write().segments.back_mut() {
             last.allocated = end;
@@ -257,19 +281,25 @@ impl WalFiles {
         Ok(())
     }
 
-    /// Creates the file of a segment, with its disk space allocated.
+    /// Creates the file of a segment, with its full length.
     fn open_next(&self, number: u64) -> io::Result<File> {
         let mut prepared = self.prepared.lock();
         prepared.failed = None;
         prepared.prepare(&self.directory);
         let Some(file) = &prepared.file else {
             // Opened again, to return the error.
-            return file_io::create(&self.directory, &file_io::file_name(number));
+            let file = file_io::create(&self.directory, &file_io::file_name(number))?;
+            return extend(&file, SEGMENT_BYTES).map(|()| file);
         };
-        allocate(file, 0, SEGMENT_BYTES)?;
+        extend(file, SEGMENT_BYTES)?;
         fs::rename(self.directory.join(PREPARED_NAME), self.directory.join(file_io::file_name(number)))?;
         prepared.file.take().ok_or_else(|| io::Error::other("the prepared segment is missing"))
     }
+}
+
+/// Converts an offset or a length in a segment.
+fn narrow(bytes: u64) -> io::Result<u32> {
+    u32::try_from(bytes).map_err(|_| io::Error::other(format!("a WAL segment of {bytes} bytes is too long")))
 }
 
 #[cfg(test)]
@@ -307,6 +337,11 @@ mod tests {
         fs::write(&path, bytes).unwrap();
     }
 
+    fn last_file_length(path: &Path) -> u64 {
+        let last = file_io::file_numbers(path).unwrap().pop().unwrap();
+        fs::metadata(path.join(file_io::file_name(last))).unwrap().len()
+    }
+
     fn damaged_record(opened: Opened<WalFiles>) -> Option<u64> {
         match opened {
             Ok(_) => None,
@@ -322,13 +357,17 @@ mod tests {
         append(&files, 1..=5, 100);
         sync(&files);
         append(&files, 6..=7, 100);
+        let (end, allocated) = {
+            let state = files.state.read();
+            let last = state.last_segment().unwrap();
+            (last.length, last.allocated)
+        };
+        assert_eq!(last_file_length(home.path()), allocated, "a segment has its full length from the start");
         drop(files);
-        damage(home.path(), 1, |bytes| {
-            let torn = bytes.len() - 200;
-            bytes[torn] ^= 1;
-        });
+        damage(home.path(), 1, |bytes| bytes[end as usize - 200] ^= 1);
         let files = open(home.path(), 0, 5).unwrap_or_else(|_| panic!("record 6 was never synced"));
         assert_eq!(numbers(&files), [1, 2, 3, 4, 5]);
+        assert_eq!(last_file_length(home.path()), allocated, "the space of the torn end is allocated again");
         append(&files, 6..=6, 50);
         sync(&files);
         drop(files);
@@ -383,6 +422,47 @@ mod tests {
         drop(files);
         let files = open(home.path(), 40, 40).unwrap_or_else(|_| panic!("all records are flushed"));
         assert_eq!((files.record_numbers(), file_io::file_numbers(home.path()).unwrap()), (None, vec![]));
+    }
+
+    #[test]
+    fn record_of_torn_end_never_follows_a_new_record() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("an empty directory opens"));
+        append(&files, 1..=3, 100);
+        sync(&files);
+        append(&files, 4..=6, 100);
+        let torn = files.state.read().location(4).unwrap().1;
+        drop(files);
+        damage(home.path(), 1, |bytes| bytes[torn.at as usize + 40] ^= 1);
+        let files = open(home.path(), 0, 3).unwrap_or_else(|_| panic!("records 4 to 6 were never synced"));
+        // As long as the damaged one, so that the old record 5 would follow it.
+        append(&files, 4..=4, 100);
+        sync(&files);
+        drop(files);
+        let files = open(home.path(), 0, 4).unwrap_or_else(|_| panic!("record 4 is there"));
+        assert_eq!(numbers(&files), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn segment_without_preallocation_or_records_is_valid() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("an empty directory opens"));
+        append(&files, 1..=20, 500_000);
+        drop(files);
+        let end = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+        // As on a file system without preallocation, or after a power cut that lost the length.
+        for name in [1, 18] {
+            damage(home.path(), name, |bytes| bytes.truncate(end(bytes)));
+        }
+        // As after a power cut that came between the begin of a segment and its first record.
+        fs::write(home.path().join(file_io::file_name(21)), vec![0; SEGMENT_BYTES as usize]).unwrap();
+        let files = open(home.path(), 0, 20).unwrap_or_else(|_| panic!("all records are there"));
+        assert_eq!(numbers(&files), (1..=20).collect::<Vec<_>>());
+        append(&files, 21..=40, 500_000);
+        sync(&files);
+        drop(files);
+        let files = open(home.path(), 0, 40).unwrap_or_else(|_| panic!("all records are there"));
+        assert_eq!(numbers(&files), (1..=40).collect::<Vec<_>>());
     }
 
     #[test]

@@ -59,6 +59,13 @@ impl File {
         self.unsynced.drain(..).for_each(|change| change.apply(&mut self.synced));
     }
 
+    /// Simulates a failed sync after which the system takes the changes for written, although the disk lacks them.
+    ///
+    /// They stay readable until a power cut. A later sync does not make them durable, unless they are made again.
+    pub fn fail_sync(&mut self) {
+        self.unsynced.clear();
+    }
+
     /// Simulates a power cut.
     pub fn cut_power(&mut self, cut: PowerCut, random: &mut Random) -> Losses {
         let unsynced = std::mem::take(&mut self.unsynced);

@@ -219,6 +219,18 @@ impl Segments {
     }
 }
 
+impl Segments {
+    /// Returns the ranges of the file that hold the log after position `synced`: first byte, and first byte after it.
+    pub fn ranges_after(&self, synced: u64) -> io::Result<Vec<(u64, u64)>> {
+        let (end, size, length) = (self.end()?.0, self.size as u64, self.file.metadata()?.len());
+        let first = (synced / size * size).min(end);
+        let range = |(lsn, segment): (&u64, &Segment)| {
+            (segment.at + synced.saturating_sub(*lsn), length.min(segment.at + size.min(end - lsn)))
+        };
+        Ok(self.known.range(first..end).map(range).filter(|(from, to)| from < to).collect())
+    }
+}
+
 impl SledLog {
     /// Reads the log in `directory` up to the end that sled detects. With `past_end`, reads everything readable.
     pub fn read(directory: &Path, past_end: bool) -> io::Result<Self> {
