@@ -235,3 +235,16 @@ fn power_cut_at_a_copy_removes_later_changes_and_reuses_no_inode() {
     let inos = ["file", "later"].map(|name| fs::metadata(disk.path(name)).unwrap().ino());
     assert!(earlier < inos[0] && inos[0] < inos[1], "expected new inode numbers, got {earlier} and {inos:?}");
 }
+
+#[test]
+fn changes_of_a_failed_sync_are_lost_unless_made_again() {
+    let (mut tree, ino) = with_file();
+    let file = tree.file_mut(ino).unwrap();
+    file.write(0, b"first second");
+    file.fail_sync();
+    assert_eq!(file.read(0, 12), b"first second", "the changes stay readable");
+    file.write(6, b"SECOND");
+    file.sync();
+    tree.cut_power(PowerCut::LoseAll, &mut Random::from_seed(1));
+    assert_eq!(contents(&tree, ino), b"\0\0\0\0\0\0SECOND");
+}

@@ -12,8 +12,11 @@
 //! - [`fuse_disk`]: a file system that loses unsynced changes
 //! - [`scenarios`]: kinds of runs
 //! - [`first_start`]: power cuts during the first start of a server
+//! - [`failed_sync`]: a failed sync, a restart, and a power cut
 
 mod checker;
+#[cfg(target_os = "linux")]
+mod failed_sync;
 #[cfg(target_os = "linux")]
 mod first_start;
 #[allow(dead_code, reason = "the simulated disk is not used without FUSE")]
@@ -35,6 +38,7 @@ faults interval [N]      the same with `store.durability: { interval: 100 }`
 faults power [N]         N power cuts, on a simulated disk that loses unsynced changes
 faults soak [MINUTES]    a random fault of any kind every 5 s
 faults first-start       a power cut after each change of a first start
+faults failed-sync       each sync fails once; then a restart and a power cut
 faults failpoints [NAME] seeded bugs that must be found (needs `--features failpoints`)
 faults flush [N]         N kills, then N power cuts, on servers that flush early (needs the same)
 faults check FILE        check a history
@@ -52,15 +56,18 @@ fn main() -> ExitCode {
         }
         // Test runners pass `--list` to list the tests.
         [.., "--list"] | ["--list", ..] => {
-            scenarios::NAMES.iter().chain([&scenarios::FIRST_START]).for_each(|name| println!("{name}: test"));
+            scenarios::NAMES
+                .iter()
+                .chain([&scenarios::FIRST_START, &scenarios::FAILED_SYNC])
+                .for_each(|name| println!("{name}: test"));
             ExitCode::SUCCESS
         }
         ["failpoints", ref names @ ..] => scenarios::failpoints(names),
         ["flush"] => scenarios::flush(None),
         ["flush", faults] => scenarios::flush(Some(faults)),
-        [scenarios::FIRST_START] => scenarios::first_start(),
-        [scenarios::FIRST_START, ..] => {
-            eprintln!("{} has no length; use: faults {0}", scenarios::FIRST_START);
+        [name @ (scenarios::FIRST_START | scenarios::FAILED_SYNC)] => scenarios::simulated_disk(name),
+        [name @ (scenarios::FIRST_START | scenarios::FAILED_SYNC), ..] => {
+            eprintln!("{name} has no length; use: faults {name}");
             ExitCode::from(2)
         }
         [name, ref rest @ ..] if scenarios::NAMES.contains(&name) => scenarios::long(name, rest.first().copied()),

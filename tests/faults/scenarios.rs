@@ -14,6 +14,9 @@ pub const NAMES: &[&str] = &["kills", "interval", "power", "soak"];
 /// Name of the power cuts during a first start, which have no load and no history.
 pub const FIRST_START: &str = "first-start";
 
+/// Name of the failed syncs, each followed by a restart and a power cut.
+pub const FAILED_SYNC: &str = "failed-sync";
+
 /// Failpoints, each with the scenario that must find it.
 const FAILPOINTS: &[(&str, &str)] = &[
     ("NoSync", "power"),
@@ -187,25 +190,27 @@ pub fn short(filters: &[&str]) -> ExitCode {
             run(&scenario, until)
         })
         .collect();
-    if is_chosen(FIRST_START) {
-        results.push(run_first_start(false));
+    for name in [FIRST_START, FAILED_SYNC] {
+        if is_chosen(name) {
+            results.push(run_on_simulated_disk(name, false));
+        }
     }
     conclude(&results)
 }
 
-/// Runs the long form of the power cuts during a first start.
-pub fn first_start() -> ExitCode {
-    conclude(&[run_first_start(true)])
+/// Runs the long form of [`FIRST_START`] or [`FAILED_SYNC`].
+pub fn simulated_disk(name: &str) -> ExitCode {
+    conclude(&[run_on_simulated_disk(name, true)])
 }
 
 #[cfg(target_os = "linux")]
-fn run_first_start(long: bool) -> Result<(), String> {
-    crate::first_start::run(long)
+fn run_on_simulated_disk(name: &str, long: bool) -> Result<(), String> {
+    if name == FIRST_START { crate::first_start::run(long) } else { crate::failed_sync::run(long) }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn run_first_start(_: bool) -> Result<(), String> {
-    eprintln!("{FIRST_START}: the simulated disk exists only on Linux: power cuts were NOT tested");
+fn run_on_simulated_disk(name: &str, _: bool) -> Result<(), String> {
+    eprintln!("{name}: the simulated disk exists only on Linux: power cuts were NOT tested");
     Ok(())
 }
 

@@ -127,11 +127,8 @@ impl WalFiles {
             }
             return Err(error);
         }
-        let location = RecordLocation {
-            segment: segment.first,
-            at: narrow(segment.length)?,
-            length: narrow(bytes.len() as u64)?,
-        };
+        let location =
+            RecordLocation { segment: segment.first, at: narrow(segment.length)?, length: narrow(bytes.len() as u64)? };
         segment.length += bytes.len() as u64;
         let mut state = self.state.write();
         state.set_last_segment(segment);

@@ -1,7 +1,7 @@
 //! Mounts the tree as a FUSE file system.
 //!
 //! Nothing is cached by the kernel, so every read and write arrives here. A `sync_file_range` does not arrive, and
-//! syncs nothing. The kernel handles file locks.
+//! syncs nothing. The kernel handles file locks. `fallocate` changes lengths only, because the disk is never full.
 
 use std::{
     ffi::OsStr,
@@ -23,6 +23,9 @@ use crate::support::seeded_rng::Random;
 /// Time for which the kernel may cache names and attributes. Zero, because a power cut changes them.
 const CACHE_TTL: Duration = Duration::ZERO;
 
+/// Mode of `fallocate` that keeps the length of the file (`linux/falloc.h`).
+const FALLOC_FL_KEEP_SIZE: i32 = 1;
+
 /// Blocks of the disk, all of them always free.
 const BLOCKS: u64 = 1 << 28;
 const BLOCK_BYTES: u32 = 4096;
@@ -41,6 +44,10 @@ struct Disk {
     changes: u64,
     copy_at: Option<u64>,
     copy: Option<Tree>,
+    /// Number of syncs of files.
+    syncs: u64,
+    /// The sync that fails, counted as `syncs`.
+    failing_sync: Option<u64>,
 }
 
 impl Disk {
@@ -59,6 +66,21 @@ impl Disk {
         }
         Ok(result)
     }
+
+    /// Syncs a file, unless this sync is to fail. Returns whether it succeeded.
+    fn sync(&mut self, ino: Ino) -> Result<bool, TreeError> {
+        self.syncs += 1;
+        let fails = self.failing_sync == Some(self.syncs);
+        self.change(|tree| {
+            let file = tree.file_mut(ino)?;
+            if fails {
+                file.fail_sync()
+            } else {
+                file.sync()
+            }
+            Ok(!fails)
+        })
+    }
 }
 
 impl MountedDisk {
@@ -68,11 +90,30 @@ impl MountedDisk {
     /// If FUSE is not available or not permitted.
     pub fn new() -> io::Result<Self> {
         let directory = tempfile::Builder::new().prefix("mesa-disk-").tempdir()?;
-        let disk = Arc::new(Mutex::new(Disk { tree: Tree::new(), changes: 0, copy_at: None, copy: None }));
+        let disk = Arc::new(Mutex::new(Disk {
+            tree: Tree::new(),
+            changes: 0,
+            copy_at: None,
+            copy: None,
+            syncs: 0,
+            failing_sync: None,
+        }));
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("mesa-faults".into()), MountOption::NoAtime];
         let session = fuser::spawn_mount(Adapter(disk.clone()), directory.path(), &config)?;
         Ok(Self { _session: session, directory, disk })
+    }
+
+    /// Mounts an empty disk for a scenario. `None` without FUSE, which it reports; in CI that is an error.
+    pub fn new_or_skip(scenario: &str) -> Result<Option<Self>, String> {
+        match Self::new() {
+            Ok(disk) => Ok(Some(disk)),
+            Err(error) if std::env::var_os("CI").is_some() => Err(format!("{scenario}: no simulated disk: {error}")),
+            Err(error) => {
+                eprintln!("{scenario}: no simulated disk ({error}): power cuts were NOT tested");
+                Ok(None)
+            }
+        }
     }
 
     /// Returns the path of a file on it.
@@ -91,6 +132,18 @@ impl MountedDisk {
         let mut disk = lock(&self.disk);
         disk.set_tree(Tree::new());
         (disk.changes, disk.copy_at, disk.copy) = (0, Some(changes), None);
+    }
+
+    /// Returns the number of syncs of files since the disk was created or emptied.
+    pub fn syncs(&self) -> u64 {
+        lock(&self.disk).syncs
+    }
+
+    /// Empties the disk. Then the given sync of a file fails, and the system takes its changes for written.
+    pub fn empty_and_fail_sync(&self, sync: u64) {
+        let mut disk = lock(&self.disk);
+        disk.set_tree(Tree::new());
+        (disk.syncs, disk.failing_sync) = (0, Some(sync));
     }
 
     /// Returns the number of changes since the disk was created or emptied: writes, changes of names and lengths, and
@@ -314,7 +367,36 @@ impl Filesystem for Adapter {
     }
 
     fn fsync(&self, _: &Request, ino: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        self.change(reply, |tree| tree.file_mut(ino.0).map(super::file::File::sync));
+        match lock(&self.0).sync(ino.0) {
+            Ok(true) => reply.ok(),
+            Ok(false) => reply.error(Errno::EIO),
+            Err(error) => reply.error(error.into()),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let end = (offset + length) as usize;
+        match mode {
+            // Only reserves blocks.
+            FALLOC_FL_KEEP_SIZE => reply.ok(),
+            0 => self.change(reply, |tree| {
+                let file = tree.file_mut(ino.0)?;
+                if file.len() < end {
+                    file.set_len(end);
+                }
+                Ok(())
+            }),
+            _ => reply.error(Errno::EOPNOTSUPP),
+        }
     }
 
     fn fsyncdir(&self, _: &Request, ino: INodeNo, _: FileHandle, _datasync: bool, reply: ReplyEmpty) {
