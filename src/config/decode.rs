@@ -39,6 +39,8 @@ pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<
     reader.field("store.cacheBytes", &mut config.store.cache_bytes, integer);
     reader.field("store.maxBytes", &mut config.store.max_bytes, integer);
     reader.field("store.minFree", &mut config.store.min_free, integer);
+    reader.field("store.walBytes", &mut config.store.wal_bytes, integer);
+    reader.field("store.memoryBytes", &mut config.store.memory_bytes, integer);
     reader.field("api.keys", &mut config.api.keys, texts);
     reader.field("api.idWindow", &mut config.api.id_window, millis);
     reader.field("api.ids", &mut config.api.ids, integer);

@@ -48,6 +48,8 @@ impl Default for Config {
                 durability: Durability::Always,
                 cache_bytes: 64 << 20,
                 max_bytes: 0,
+                wal_bytes: 128 << 20,
+                memory_bytes: 128 << 20,
                 min_free: 256 << 20,
             },
             api: Api::default(),

@@ -260,6 +260,11 @@ pub struct Store {
     pub max_bytes: u64,
     /// Bytes that stay free on the disk; a dispatch that would not leave them gets 507. Default 256 MiB.
     pub min_free: u64,
+    /// Bound of the write-ahead log in bytes. From half of it on, its oldest messages are moved to the value log; at the
+    /// bound, dispatches wait, and get 503 `busy` after 5 s. Default 128 MiB.
+    pub wal_bytes: u64,
+    /// The same for the memory that messages in the write-ahead log take, without their bodies. Default 128 MiB.
+    pub memory_bytes: u64,
 }
 
 /// When a dispatch is answered, which decides what a crash may lose.

@@ -51,6 +51,8 @@ impl Config {
                 "cacheBytes": self.store.cache_bytes,
                 "maxBytes": self.store.max_bytes,
                 "minFree": self.store.min_free,
+                "walBytes": self.store.wal_bytes,
+                "memoryBytes": self.store.memory_bytes,
             },
             "api": {
                 "keys": vec![MASK; self.api.keys.len()],

@@ -163,6 +163,8 @@ pub(super) const KEYS: &[Key] = &[
     key("store.cacheBytes", &["MESA_STORE_CACHE_BYTES"], integer(1 << 20, 1 << 40)),
     key("store.maxBytes", &["MESA_STORE_MAX_BYTES"], integer(0, DISK_BYTES_MAX)),
     key("store.minFree", &["MESA_STORE_MIN_FREE"], integer(0, DISK_BYTES_MAX)),
+    key("store.walBytes", &["MESA_STORE_WAL_BYTES"], integer(16 << 20, 1 << 40)),
+    key("store.memoryBytes", &["MESA_STORE_MEMORY_BYTES"], integer(1 << 20, 1 << 40)),
     Key { secret: true, ..key("api.keys", &["MESA_API_KEYS"], Kind::Texts) },
     key("api.idWindow", &["MESA_API_ID_WINDOW"], millis(1000, 7 * DAY_MS)),
     // Each stored id uses memory.

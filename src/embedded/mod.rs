@@ -5,7 +5,7 @@
 //! - `user_log`: one user's log in memory · `value_log`: files with entry bodies
 //! - [`tables`]: ordered tables, on disk ([`tables::sled`]) or in memory ([`tables::memory`])
 //! - `read`: reads from memory, or from files · `recovery`: opens a store
-//! - `store_state`: state that the commit thread and its callers share
+//! - `store_state`: state that the commit thread and its callers share · `progress`: what that thread is doing
 //! - `encoding`, `unreadable`: bincode, and its errors · `framing`: checksummed frames
 //! - `file_io`: reads at an offset, and files with numbers as names
 //! - `outbox`: webhook events · [`backup`]: backup and restore
@@ -31,6 +31,7 @@ mod framing;
 pub mod offline;
 mod options;
 mod outbox;
+mod progress;
 mod read;
 mod recovery;
 mod store_state;
@@ -44,12 +45,9 @@ mod wal;
 mod writer;
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::future::BoxFuture;
@@ -60,6 +58,7 @@ pub use self::options::{Options, Tuning};
 use self::{
     engine::Engine,
     outbox::Outbox,
+    progress::Progress,
     store_state::StoreState,
     user_log::UserLog,
     writer::{
@@ -221,9 +220,14 @@ impl Store for EmbeddedStore {
         })
     }
 
-    fn commit_age(&self) -> Option<Duration> {
-        let began = self.shared.commit_began_ms.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.shared.opened.elapsed().saturating_sub(Duration::from_millis(began)))
+    fn current_step(&self) -> Option<(&'static str, Duration)> {
+        self.shared.progress.current()
+    }
+
+    fn is_in_memory(&self, user: &UserId) -> bool {
+        // In the future, so that no flush evicts the log before the attach.
+        let used_s = self.shared.logs.now() + 1;
+        self.shared.logs.with_loaded(user, |log| log.used_s = used_s).is_some()
     }
 
     fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, BackupError> {
@@ -251,7 +255,7 @@ impl EmbeddedStore {
     fn open(engine: Arc<dyn Engine>, options: Options) -> Result<Self, StoreError> {
         let namespace = options.namespace.clone().unwrap_or_default();
         let recovered = recovery::recover(engine.clone(), &namespace, &options)?;
-        let queue = Queue::new(options.queue);
+        let queue = Queue::new(options.queue, options.tuning.busy_timeout);
         let outbox = options.outbox.clone();
         let outbox =
             outbox.map(|options| Outbox::open(engine.clone(), queue.clone(), recovered.clock.clone(), options));
@@ -264,8 +268,7 @@ impl EmbeddedStore {
             listener: RwLock::default(),
             failed: watch::Sender::new(None),
             ended: watch::Sender::new(false),
-            commit_began_ms: AtomicU64::new(0),
-            opened: Instant::now(),
+            progress: Progress::new(),
             clock: recovered.clock,
             devices_max: options.limits.devices,
             outbox: outbox.transpose()?,

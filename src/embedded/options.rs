@@ -57,8 +57,13 @@ pub struct Tuning {
     /// Age at which a WAL record is flushed. Most entries of online users are acknowledged before, and are never
     /// flushed.
     pub flush_delay: Duration,
-    /// Bytes above which the WAL is flushed from its oldest record. Bounds the time to open the store.
+    /// Bytes above which the WAL is flushed from its oldest record. Bounds the time to open the store. At twice as many,
+    /// appends wait.
     pub wal_bytes_max: usize,
+    /// The same for the memory that entries in the WAL take, in bytes. Above it, unused logs leave memory at once.
+    pub memory_bytes_max: usize,
+    /// Time for which an operation waits while the WAL or its memory is at twice these bounds. Then it is rejected as busy.
+    pub busy_timeout: Duration,
     /// Seconds after which an unused log leaves memory, if the tables hold all of it.
     pub idle_seconds: u32,
     /// Interval of expiry steps, each of which checks at most 256 users.
@@ -74,6 +79,8 @@ impl Default for Tuning {
                 Duration::from_secs(10)
             },
             wal_bytes_max: 64 << 20,
+            memory_bytes_max: 64 << 20,
+            busy_timeout: Duration::from_secs(5),
             idle_seconds: 60,
             expiry_interval: Duration::from_secs(1),
         }

@@ -1,9 +1,6 @@
 //! Defines the state that the commit thread and its callers share.
 
-use std::{
-    sync::{Arc, atomic::AtomicU64},
-    time::Instant,
-};
+use std::sync::Arc;
 
 use parking_lot::RwLock;
 use tokio::sync::watch;
@@ -11,6 +8,7 @@ use tokio::sync::watch;
 use super::{
     engine::Engine,
     outbox::Outbox,
+    progress::Progress,
     user_log::{UserLog, cache::LogCache},
     wal::cache::RecordCache,
     writer::queue::Queue,
@@ -32,9 +30,8 @@ pub(super) struct StoreState {
     pub failed: watch::Sender<Option<StoreError>>,
     /// True once the commit thread has ended.
     pub ended: watch::Sender<bool>,
-    /// Begin of the running commit, in milliseconds since `opened`, plus one; 0 = none is running.
-    pub commit_began_ms: AtomicU64,
-    pub opened: Instant,
+    /// What the commit thread is doing.
+    pub progress: Progress,
     pub clock: Clock,
     pub devices_max: usize,
     /// The outbox of webhook events, if there is one.

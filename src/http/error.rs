@@ -66,7 +66,7 @@ pub(super) enum ApiError {
     #[error("{0}")]
     BadParameter(String),
     #[error("{0}")]
-    Busy(&'static str),
+    BackupRunning(&'static str),
     #[error("the logs are in Redis: back up Redis instead, with BGSAVE or a copy of its append-only files")]
     BackupElsewhere,
     #[error("portals are off on this server: set portal.enabled to true in its configuration")]
@@ -108,7 +108,7 @@ impl ApiError {
             Self::BadBody(_) => (StatusCode::BAD_REQUEST, "bad_body"),
             Self::BadJson(_) => (StatusCode::BAD_REQUEST, "bad_json"),
             Self::BadDispatch(_) | Self::LoneSurrogate(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_dispatch"),
-            Self::Busy(_) => (StatusCode::CONFLICT, "busy"),
+            Self::BackupRunning(_) => (StatusCode::CONFLICT, "backup_running"),
             Self::BackupElsewhere => (StatusCode::CONFLICT, "backup_elsewhere"),
             Self::PortalsOff => (StatusCode::CONFLICT, "portals_off"),
             Self::TooManyPortals => (StatusCode::CONFLICT, "too_many_portals"),
@@ -120,6 +120,7 @@ impl ApiError {
             Self::User(_) => (StatusCode::UNPROCESSABLE_ENTITY, "bad_user"),
             Self::TooManyRecipients(_) => (StatusCode::UNPROCESSABLE_ENTITY, "too_many_recipients"),
             Self::Store(StoreError::Full(_)) => (StatusCode::INSUFFICIENT_STORAGE, "full"),
+            Self::Store(StoreError::Busy(_)) => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             Self::Store(StoreError::Closed) => (StatusCode::SERVICE_UNAVAILABLE, "shutting_down"),
             Self::Store(StoreError::Unreachable(_)) => (StatusCode::SERVICE_UNAVAILABLE, "unreachable"),
             Self::Store(StoreError::Failed(_)) => (StatusCode::SERVICE_UNAVAILABLE, "store_failed"),
@@ -150,6 +151,9 @@ impl IntoResponse for ApiError {
         }
         if let Self::TooManyWrongKeys(wait) = self {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        }
+        if let Self::Store(StoreError::Busy(_)) = self {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -183,7 +187,7 @@ mod tests {
             ApiError::BadBody(reason()),
             ApiError::BadJson(reason()),
             ApiError::BadDispatch(reason()),
-            ApiError::Busy("x"),
+            ApiError::BackupRunning("x"),
             ApiError::BackupElsewhere,
             ApiError::PortalsOff,
             ApiError::TooManyPortals,
@@ -195,6 +199,7 @@ mod tests {
             ApiError::User(UserIdError::Empty),
             ApiError::TooManyRecipients(1),
             ApiError::Store(StoreError::Full("x".into())),
+            ApiError::Store(StoreError::Busy("x".into())),
             ApiError::Store(StoreError::Closed),
             ApiError::Store(StoreError::Failed("x".into())),
             ApiError::Store(StoreError::Unreachable("x".into())),

@@ -84,7 +84,7 @@ impl ConnectionHandle {
         Ok(session)
     }
 
-    /// Attaches the connection to a user without blocking the event loop, also with a remote store.
+    /// Attaches the connection to a user without blocking the event loop, also if the user's log is remote or on disk.
     ///
     /// Once the future has resolved, pass the session to [`ConnectionHandle::mark_attached`].
     #[must_use]
@@ -95,7 +95,7 @@ impl ConnectionHandle {
         now: Instant,
     ) -> BoxFuture<'static, Result<Session, StoreError>> {
         let (hub, id, mailbox) = (self.hub.clone(), self.id, self.mailbox.clone());
-        if hub.store.is_remote() {
+        if hub.store.is_remote() || !hub.store.is_in_memory(&user) {
             // A caller that drops the future drops the resulting session too.
             return Box::pin(run_blocking(move || hub.attach(id, mailbox, user, how, now)));
         }

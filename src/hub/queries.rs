@@ -15,8 +15,8 @@ use crate::{
 /// Bytes of payload in one page of pending messages (one message at least).
 const PAGE_BYTES_MAX: usize = 4 << 20;
 
-/// Age of a running commit, 10 s, beyond which the server reports itself as not ready.
-const COMMIT_STALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Age of a step of the commit thread, 10 s, beyond which the server reports itself as not ready.
+const STEP_STALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// State of a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -262,8 +262,11 @@ impl Hub {
         let full = self.store.full_reason().filter(|_| !health.is_not_ready("disk_full"));
         let full = full.map(|why| format!("the store is full: {why}"));
         health.set("store_capacity", full.map(Into::into));
-        let stalled = self.store.commit_age().filter(|age| *age > COMMIT_STALL_TIMEOUT);
-        let stalled = stalled.map(|age| format!("a commit has been waiting for the disk for {} s", age.as_secs()));
+        let stalled = self.store.current_step().filter(|(_, age)| *age > STEP_STALL_TIMEOUT);
+        let stalled = stalled.map(|(step, age)| {
+            let seconds = age.as_secs();
+            format!("the commit thread has been {step} for {seconds} s; check whether the disk of the store responds")
+        });
         health.set("commit", stalled.map(Into::into));
         let reports = health.reports();
         if reports.is_empty() { Ok(()) } else { Err(reports) }

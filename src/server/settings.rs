@@ -5,7 +5,10 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     cluster::Cluster,
     config::{self, Config},
-    embedded::tables::{DiskOptions, open},
+    embedded::{
+        Tuning,
+        tables::{DiskOptions, open},
+    },
     hub::{MailboxBounds, PortalSettings, Settings, Store, StoreError, SyncSettings, portals},
     store::{Durability, Limits, Overflow},
     webhook,
@@ -27,12 +30,23 @@ pub(super) async fn open_store(config: &Config) -> Result<Opened, StoreError> {
         cache_bytes: config.store.cache_bytes,
         queue: config.limits.queue,
         limits: limits(config),
+        tuning: tuning(config),
         outbox: config.portal.webhook.as_ref().map(webhook::outbox_options),
         ..DiskOptions::new(&config.store.path)
     };
     let store = tokio::task::spawn_blocking(move || open(options)).await;
     let store = store.map_err(|error| StoreError::Damaged(format!("opening did not end: {error}").into()))??;
     Ok((store, None))
+}
+
+/// Returns the bounds of the write-ahead log. It is flushed from half of each bound on.
+fn tuning(config: &Config) -> Tuning {
+    let half = |bytes: u64| usize::try_from(bytes / 2).unwrap_or(usize::MAX);
+    Tuning {
+        wal_bytes_max: half(config.store.wal_bytes),
+        memory_bytes_max: half(config.store.memory_bytes),
+        ..Tuning::default()
+    }
 }
 
 /// Connects to Redis and joins the other servers.

@@ -36,6 +36,9 @@ pub enum StoreError {
     /// The store is full. It accepts messages again, without a restart, when there is space.
     #[error("the store is full: {0}")]
     Full(Arc<str>),
+    /// Messages arrive faster than the disk takes them, so this one waited for seconds in vain. Nothing was accepted.
+    #[error("the store is busy: {0}. Retry in a second")]
+    Busy(Arc<str>),
     /// The user has the maximum number of devices, and all are connected, so another device is rejected.
     #[error("{0} devices of this user are connected, which is the limit (sync.maxDevices)")]
     Devices(usize),

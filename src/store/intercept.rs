@@ -121,8 +121,12 @@ impl<T: InterceptStore> Store for T {
         self.store().full_reason()
     }
 
-    fn commit_age(&self) -> Option<Duration> {
-        self.store().commit_age()
+    fn current_step(&self) -> Option<(&'static str, Duration)> {
+        self.store().current_step()
+    }
+
+    fn is_in_memory(&self, user: &UserId) -> bool {
+        self.store().is_in_memory(user)
     }
 
     fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, BackupError> {

@@ -408,8 +408,12 @@ pub trait Store: Send + Sync + 'static {
     /// Returns why nothing is accepted now ([`StoreError::Full`]).
     fn full_reason(&self) -> Option<Arc<str>>;
 
-    /// Returns the age of the running commit, if there is one. A high age shows a disk that hangs.
-    fn commit_age(&self) -> Option<Duration>;
+    /// Returns what the commit thread is doing, and for how long; `None` while it waits. A long time shows a disk that
+    /// hangs.
+    fn current_step(&self) -> Option<(&'static str, Duration)>;
+
+    /// Returns whether an attach of this user needs no disk. Then the log stays in memory for at least a second.
+    fn is_in_memory(&self, user: &UserId) -> bool;
 
     /// Writes a backup of all commits so far. Blocks, possibly for minutes, so it must not run on the event loop.
     ///

@@ -30,8 +30,14 @@ pub const ALL: ReadLimit = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
 pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// Flushes each entry as soon as it is committed.
-pub const FLUSH_AT_ONCE: Tuning =
-    Tuning { flush_delay: Duration::ZERO, wal_bytes_max: 64 << 20, idle_seconds: 0, expiry_interval: Duration::ZERO };
+pub const FLUSH_AT_ONCE: Tuning = Tuning {
+    flush_delay: Duration::ZERO,
+    wal_bytes_max: 64 << 20,
+    memory_bytes_max: usize::MAX,
+    busy_timeout: Duration::from_secs(60),
+    idle_seconds: 0,
+    expiry_interval: Duration::ZERO,
+};
 
 /// Flushes nothing for the duration of a test.
 pub const FLUSH_NEVER: Tuning =

@@ -1,5 +1,6 @@
 //! Tests of the complete embedded store.
 
+pub(super) mod backpressure;
 pub(super) mod counts;
 pub(super) mod full_disk;
 pub(super) mod golden;

@@ -13,7 +13,7 @@ use std::{
 use foldhash::fast::RandomState;
 use parking_lot::{Mutex, MutexGuard};
 
-use super::{Usage, UserLog, lossy_restarts::LossyRestarts};
+use super::{LOG_BYTES, Usage, UserLog, WalSlot, lossy_restarts::LossyRestarts};
 use crate::{
     embedded::{
         tables::{
@@ -43,6 +43,10 @@ pub struct LogCache {
     reserved_bytes: AtomicU64,
     /// Bytes of payload of unflushed entries. Each change of a log updates it, on any thread.
     unflushed_bytes: AtomicU64,
+    /// Memory of the logs with unflushed entries, in bytes. Each change of a log updates it, on any thread.
+    pinned_bytes: AtomicU64,
+    /// Number of logs in memory.
+    loaded: AtomicU64,
 }
 
 impl LogCache {
@@ -56,6 +60,8 @@ impl LogCache {
             opened: Instant::now(),
             reserved_bytes: AtomicU64::new(0),
             unflushed_bytes: AtomicU64::new(0),
+            pinned_bytes: AtomicU64::new(0),
+            loaded: AtomicU64::new(0),
         }
     }
 
@@ -67,6 +73,16 @@ impl LogCache {
     /// Returns the bytes of payload of unflushed entries.
     pub fn unflushed_bytes(&self) -> u64 {
         self.unflushed_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the estimated memory of the logs with unflushed entries, in bytes. They cannot leave memory.
+    pub fn pinned_bytes(&self) -> u64 {
+        self.pinned_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the estimated memory of all logs, in bytes.
+    pub fn loaded_bytes(&self) -> u64 {
+        self.loaded.load(Ordering::Relaxed) * LOG_BYTES
     }
 
     /// Runs `work` on a log, and counts the change of its unflushed entries.
@@ -83,9 +99,12 @@ impl LogCache {
     /// Adds the change of a log's unflushed entries to the counters.
     fn count_unflushed(&self, user: &UserId, before: Usage, after: Usage) {
         let cost = |usage: Usage| Cost::of_entries(user, usage.entries, usage.bytes);
-        // Each thread subtracts only what was added under the same lock, so neither counter goes below zero.
+        // Each thread subtracts only what was added under the same lock, so no counter goes below zero.
         self.reserved_bytes.fetch_add(cost(after).wrapping_sub(cost(before)), Ordering::Relaxed);
         self.unflushed_bytes.fetch_add(after.bytes.wrapping_sub(before.bytes), Ordering::Relaxed);
+        let pinned =
+            |usage: Usage| usage.entries * size_of::<WalSlot>() as u64 + u64::from(usage.entries > 0) * LOG_BYTES;
+        self.pinned_bytes.fetch_add(pinned(after).wrapping_sub(pinned(before)), Ordering::Relaxed);
     }
 
     /// Returns the lossy restarts of the store.
@@ -111,6 +130,7 @@ impl LogCache {
         let mut log = self.load(user)?;
         let result = self.update(user, &mut log, work);
         shard.insert(user.clone(), log);
+        self.loaded.fetch_add(1, Ordering::Relaxed);
         Ok(result)
     }
 
@@ -142,7 +162,19 @@ impl LogCache {
     /// Inserts a log that recovery has assembled.
     pub fn insert(&self, user: UserId, log: UserLog) {
         self.count_unflushed(&user, Usage::default(), log.unflushed());
-        self.shard(&user).insert(user, log);
+        if self.shard(&user).insert(user, log).is_none() {
+            self.loaded.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Evicts a log that is idle, unless an attach is about to use it. `first_record` is the first record in the WAL.
+    pub fn evict_idle(&self, user: &UserId, first_record: u64) {
+        let now = self.now();
+        let mut shard = self.shard(user);
+        if shard.get(user).is_some_and(|log| log.is_idle(first_record) && log.used_s <= now) {
+            shard.remove(user);
+            self.loaded.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Evicts logs that were idle for `idle_seconds`. `first_record` is the first record in the WAL.
@@ -152,7 +184,8 @@ impl LogCache {
             let mut shard = shard.lock();
             let before = shard.len();
             shard.retain(|_, log| !(log.is_idle(first_record) && now.saturating_sub(log.used_s) >= idle_seconds));
-            if shard.len() * 4 < before {
+            self.loaded.fetch_sub((before - shard.len()) as u64, Ordering::Relaxed);
+            if shard.capacity() > 4 * shard.len() {
                 shard.shrink_to_fit();
             }
         }

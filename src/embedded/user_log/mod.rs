@@ -23,6 +23,9 @@ use crate::{
 /// collapses.
 pub const COLLAPSE_KEYS_MAX: usize = 64;
 
+/// Estimated memory of a log without entries, in bytes: the log, its place in the cache, its id and its cursor.
+pub const LOG_BYTES: u64 = size_of::<UserLog>() as u64 + 128;
+
 /// Locates an entry in the WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WalSlot {

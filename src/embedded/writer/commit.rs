@@ -10,7 +10,7 @@
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     embedded::{
         options::Options,
+        progress::Step,
         recovery::RecoveredWal,
         store_state::StoreState,
         tables::{
@@ -94,7 +95,10 @@ impl Committer {
     /// Commits batches and does background work until the store is closed.
     fn serve(&mut self) -> Result<(), EngineError> {
         loop {
-            let mut batch = self.shared.queue.take(REPORT_DELAY, self.wait_timeout());
+            self.shared.progress.wait();
+            let mut batch = self.shared.queue.take(REPORT_DELAY, self.wait_timeout(), self.is_congested());
+            self.shared.progress.begin(Step::Commit);
+            self.reject_overdue(std::mem::take(&mut batch.overdue));
             if let Some(StoreError::Failed(why)) = &*self.shared.failed.borrow() {
                 // `publish` failed the store, because it could not wake sessions.
                 return Err(EngineError::new(why));
@@ -112,14 +116,18 @@ impl Committer {
             if self.may_commit(&mut batch)? {
                 self.commit(batch)?;
             }
+            self.shared.progress.begin(Step::Outbox);
             self.write_outbox()?;
+            self.shared.progress.begin(Step::Trim);
             self.trim_all(trim)?;
             if let Some(done) = close {
+                self.shared.progress.begin(Step::Close);
                 let closed = self.close();
                 let result = closed.clone().map_err(StoreError::from);
                 _ = done.send(result);
                 return closed;
             }
+            self.shared.progress.begin(Step::Commit);
             self.sync_if_due(idle)?;
             self.work()?;
             self.refresh_capacity_if_due();
@@ -148,8 +156,6 @@ impl Committer {
         if !batch.ops.is_empty() {
             failpoints::panic_at("commit_thread");
         }
-        let began = u64::try_from(self.shared.opened.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        self.shared.commit_began_ms.store(began + 1, Ordering::Relaxed);
         let mut commit = Commit {
             records: Vec::new(),
             writer: None,
@@ -167,7 +173,6 @@ impl Committer {
             .try_for_each(|op| self.add_op(&mut commit, op))
             .and_then(|()| self.add_reports(&mut commit, batch.dirty));
         let written = added.map(|()| self.write(&mut commit));
-        self.shared.commit_began_ms.store(0, Ordering::Relaxed);
         match written {
             Ok(Ok(())) => self.finish(commit),
             Ok(Err(error)) => self.keep_stuck(commit, error),

@@ -5,7 +5,7 @@
 //! the rows that refer to the blocks, a checkpoint, the removal of the records. After a crash, entries may be both in
 //! the WAL and in the value log.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -32,15 +32,6 @@ use crate::{
 /// Limit of records in one flush, in bytes; at least one commit. They stay in memory until the flush ends.
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
-/// Time limit of a step, and so the delay that a flush adds to a commit.
-const STEP_TIMEOUT: Duration = Duration::from_millis(2);
-
-/// Time limit of a step while the WAL is far above its bound: otherwise the WAL would continue to grow.
-const HURRIED_STEP_TIMEOUT: Duration = Duration::from_millis(50);
-
-/// Multiple of the WAL's bound above which steps have the longer time limit.
-const HURRY_FACTOR: usize = 3;
-
 /// Limit of id blocks that one step stores, each of at most 48 KiB. Table space is checked before each step.
 const STEP_ID_BLOCKS_MAX: usize = 16;
 
@@ -49,7 +40,9 @@ impl Committer {
     pub(super) fn flush_is_due(&self) -> bool {
         self.flush.is_some()
             || self.records.front().is_some_and(|oldest| {
-                oldest.committed.elapsed() >= self.tuning.flush_delay || self.wal_bytes > self.wal_bytes_max()
+                oldest.committed.elapsed() >= self.tuning.flush_delay
+                    || self.wal_bytes > self.wal_bytes_max()
+                    || self.is_above_bound()
             })
     }
 
@@ -58,8 +51,7 @@ impl Committer {
         if !self.flush_is_due() {
             return Ok(());
         }
-        let hurry = self.wal_bytes / HURRY_FACTOR > self.wal_bytes_max();
-        let until = Instant::now() + if hurry { HURRIED_STEP_TIMEOUT } else { STEP_TIMEOUT };
+        let until = Instant::now() + self.flush_step_timeout();
         let mut flush = self.flush.take().unwrap_or_else(|| self.select_records());
         let done = self.flush_until(until, &mut flush);
         if !matches!(done, Ok(true)) {
@@ -103,6 +95,9 @@ impl Committer {
                     self.sync_if_not_durable()?;
                 }
                 self.flush_row(&user)?;
+                if self.shared.logs.loaded_bytes() > self.tuning.memory_bytes_max as u64 {
+                    flush.logs_left.push(user);
+                }
             } else if flush.removed < flush.records {
                 if flush.removed == 0 {
                     if flush.id_blocks.is_none() {
@@ -121,6 +116,9 @@ impl Committer {
                 }
                 self.remove_oldest()?;
                 flush.removed += 1;
+            } else if let Some(user) = flush.logs_left.pop() {
+                let first = self.records.front().map_or(self.next_record, |record| record.number);
+                self.shared.logs.evict_idle(&user, first);
             } else {
                 return Ok(true);
             }
@@ -132,7 +130,7 @@ impl Committer {
     fn select_records(&self) -> Flush {
         let now = Instant::now();
         let bytes_max = self.wal_bytes_max();
-        let mut over = self.wal_bytes.saturating_sub(bytes_max);
+        let mut over = self.bytes_above_bound();
         // A quarter of the bound more than necessary. Otherwise the next flush would be a single record.
         over = if over > 0 { over + bytes_max / 4 } else { 0 };
         let (mut records, mut bytes, mut is_continued) = (0, 0, false);

@@ -8,6 +8,7 @@
 //! - `cost`, `suspend`: disk space that appends need, and work that is suspended without space
 
 pub(super) mod append;
+mod backpressure;
 pub(super) mod commit;
 pub(super) mod cost;
 pub(super) mod dedup;

@@ -44,13 +44,16 @@ pub enum Op {
 /// with a session.
 pub struct Queue {
     permits: Semaphore,
+    /// Time for which an operation waits while the WAL or its memory is at its bound.
+    busy_timeout: Duration,
     state: Mutex<QueueState>,
     ready: Condvar,
 }
 
 #[derive(Default)]
 struct QueueState {
-    ops: VecDeque<Op>,
+    /// Operations, each with the time at which its caller began to wait.
+    ops: VecDeque<(Instant, Op)>,
     /// Users with new acknowledgements or presence.
     dirty: Vec<UserId>,
     /// Users whose blocks must be trimmed.
@@ -67,26 +70,29 @@ struct QueueState {
 #[derive(Default)]
 pub struct Batch {
     pub ops: Vec<Op>,
+    /// Operations that have waited too long while the WAL or its memory is at its bound.
+    pub overdue: Vec<Op>,
     pub dirty: Vec<UserId>,
     pub trim: Vec<UserId>,
 }
 
 impl Queue {
-    pub fn new(capacity: usize) -> Arc<Self> {
+    pub fn new(capacity: usize, busy_timeout: Duration) -> Arc<Self> {
         let permits = Semaphore::new(capacity.clamp(1, Semaphore::MAX_PERMITS));
-        Arc::new(Self { permits, state: Mutex::default(), ready: Condvar::new() })
+        Arc::new(Self { permits, busy_timeout, state: Mutex::default(), ready: Condvar::new() })
     }
 
     /// Queues an operation. Waits while the queue is full.
     pub async fn put(&self, op: Op) -> Result<(), StoreError> {
+        let since = Instant::now();
         match self.permits.acquire().await {
             Ok(permit) => permit.forget(),
             Err(_) => return Err(self.state.lock().closed.clone().unwrap_or(StoreError::Closed)),
         }
-        self.push(op)
+        self.push(since, op)
     }
 
-    fn push(&self, op: Op) -> Result<(), StoreError> {
+    fn push(&self, since: Instant, op: Op) -> Result<(), StoreError> {
         let mut state = self.state.lock();
         if let Some(error) = &state.closed {
             return Err(error.clone());
@@ -95,14 +101,14 @@ impl Queue {
             state.closed = Some(StoreError::Closed);
             self.permits.close();
         }
-        state.ops.push_back(op);
+        state.ops.push_back((since, op));
         self.wake(&mut state);
         Ok(())
     }
 
     /// Queues the close, even if the queue is full. Earlier operations are committed first.
     pub fn close(&self, done: oneshot::Sender<Result<(), StoreError>>) -> Result<(), StoreError> {
-        self.push(Op::Close { done })
+        self.push(Instant::now(), Op::Close { done })
     }
 
     /// Queues a user whose acknowledgements or presence have changed.
@@ -144,10 +150,13 @@ impl Queue {
     ///
     /// Operations are returned at once. Reports without an operation are returned after `delay`. Without either, the
     /// batch is empty and is returned after `idle`.
-    pub fn take(&self, delay: Duration, idle: Duration) -> Batch {
+    ///
+    /// While the WAL or its memory is at its bound (`is_congested`), operations stay in the queue, and only overdue ones are
+    /// returned. A closed queue returns all of them, so that the store can be closed.
+    pub fn take(&self, delay: Duration, idle: Duration, is_congested: bool) -> Batch {
         let mut state = self.state.lock();
         let start = Instant::now();
-        while state.ops.is_empty() {
+        while state.ops.is_empty() || is_congested && state.closed.is_none() {
             let has_reports = state.outbox_pending || !state.dirty.is_empty() || !state.trim.is_empty();
             let timeout = if has_reports { delay.min(idle) } else { idle };
             let remaining = timeout.saturating_sub(start.elapsed());
@@ -158,18 +167,23 @@ impl Queue {
             self.ready.wait_for(&mut state, remaining);
         }
         (state.is_waiting, state.outbox_pending) = (false, false);
-        let mut batch =
-            Batch { ops: Vec::new(), dirty: std::mem::take(&mut state.dirty), trim: std::mem::take(&mut state.trim) };
+        let (dirty, trim) = (std::mem::take(&mut state.dirty), std::mem::take(&mut state.trim));
+        let mut batch = Batch { ops: Vec::new(), overdue: Vec::new(), dirty, trim };
+        let is_congested = is_congested && state.closed.is_none();
+        while is_congested && state.ops.front().is_some_and(|(since, _)| since.elapsed() >= self.busy_timeout) {
+            batch.overdue.extend(state.ops.pop_front().map(|(_, op)| op));
+        }
         let mut bytes: u64 = 0;
-        while batch.ops.len() < COMMIT_OPS_MAX && bytes < COMMIT_BYTES_MAX {
-            let Some(op) = state.ops.pop_front() else { break };
+        while !is_congested && batch.ops.len() < COMMIT_OPS_MAX && bytes < COMMIT_BYTES_MAX {
+            let Some((_, op)) = state.ops.pop_front() else { break };
             if let Op::Append { cost, .. } = &op {
                 bytes += cost.wal;
             }
             batch.ops.push(op);
         }
         drop(state);
-        self.permits.add_permits(batch.ops.iter().filter(|op| !matches!(op, Op::Close { .. })).count());
+        let taken = batch.ops.iter().chain(&batch.overdue);
+        self.permits.add_permits(taken.filter(|op| !matches!(op, Op::Close { .. })).count());
         batch
     }
 
@@ -181,7 +195,7 @@ impl Queue {
             self.permits.close();
             std::mem::take(&mut state.ops)
         };
-        ops.into_iter().for_each(|op| op.reject(error));
+        ops.into_iter().for_each(|(_, op)| op.reject(error));
     }
 }
 

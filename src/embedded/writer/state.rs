@@ -112,6 +112,8 @@ pub(in crate::embedded) struct Flush {
     pub(super) users_left: Vec<UserId>,
     /// Users whose rows are not written yet. They are written after the barrier.
     pub(super) rows_left: Vec<UserId>,
+    /// Users whose rows are written, and whose logs may leave memory once the records are removed.
+    pub(super) logs_left: Vec<UserId>,
     pub(super) barrier_done: bool,
     /// Pending entries of these users.
     pub(super) pending: HashMap<UserId, Vec<FlushEntry>, foldhash::fast::RandomState>,

@@ -15,7 +15,10 @@ use super::{
     state::{Commit, Committer, DiskState, Suspended},
 };
 use crate::{
-    embedded::tables::contract::{Cause, CompactionMode, EngineError, TableSpace},
+    embedded::{
+        progress::Step,
+        tables::contract::{Cause, CompactionMode, EngineError, TableSpace},
+    },
     message::UserId,
     store::StoreError,
 };
@@ -164,6 +167,7 @@ impl Committer {
     /// Runs background work as far as there is space for it: flush, reclaiming of space, and expiry.
     pub(in crate::embedded) fn work(&mut self) -> Result<(), EngineError> {
         if self.flush_is_due() {
+            self.shared.progress.begin(Step::Flush);
             if self.may_work()? {
                 let result = self.flush_step();
                 // The flush has used disk space that was reserved for its entries.
@@ -180,6 +184,7 @@ impl Committer {
             }
         }
         self.has_garbage = false;
+        self.shared.progress.begin(Step::Maintenance);
         if self.table_space() >= TableSpace::Little {
             let mode = match self.suspended.why.is_none() && self.check_margin().is_ok() {
                 true if self.spare_space() < EAGER_BYTES => CompactionMode::Eager,

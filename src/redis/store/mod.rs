@@ -341,8 +341,12 @@ impl Store for RedisStore {
         self.shared.full.read().as_ref().map(|(why, _)| why.clone())
     }
 
-    fn commit_age(&self) -> Option<Duration> {
+    fn current_step(&self) -> Option<(&'static str, Duration)> {
         None
+    }
+
+    fn is_in_memory(&self, _: &UserId) -> bool {
+        false
     }
 
     fn backup(&self, _out: &mut dyn std::io::Write) -> Result<Contents, BackupError> {

@@ -41,6 +41,8 @@ pub struct Fixture {
 const FLUSH_AT_ONCE: Tuning = Tuning {
     flush_delay: Duration::ZERO,
     wal_bytes_max: 64 << 20,
+    memory_bytes_max: usize::MAX,
+    busy_timeout: Duration::from_secs(60),
     idle_seconds: 1,
     expiry_interval: Duration::from_secs(9),
 };
