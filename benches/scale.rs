@@ -1,0 +1,165 @@
+//! Measures how the embedded store grows: CPU time, memory, disk and the time to open, for many users.
+//!
+//! For each size, one process appends a message of 256 bytes at a time to users in turn, with 1,000 callers, and is
+//! killed a minute later. Another process opens the store. `cargo bench --bench scale -- 1000000x1` measures one size:
+//! users, and messages of each. `x0`: one message of each, which is acknowledged.
+#![allow(missing_docs)]
+
+mod support;
+
+use std::{
+    fs, io,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use mesa::{
+    embedded::tables::{DiskOptions, open},
+    message::UserId,
+    store::{Append, Limits, SessionReport, Store},
+};
+use support::payload;
+
+/// Allocator of the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Sizes: users, and pending messages of each.
+const SIZES: &[(usize, usize)] =
+    &[(10_000, 1), (100_000, 1), (1_000_000, 1), (10_000, 10), (100_000, 10), (1_000_000, 0)];
+
+/// Callers that append at the same time.
+const CALLERS: usize = 1_000;
+
+/// Time after the last message, in which entries are flushed and unused logs leave memory.
+const SETTLING: Duration = Duration::from_secs(75);
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["fill", path, users, pending] => fill(Path::new(path), number(users), number(pending)),
+        ["open", path] => reopen(Path::new(path)),
+        ref sizes => {
+            let all = sizes.is_empty();
+            println!("users x pending  CPU µs/message  peak MB  settled MB  disk MB  open s  open CPU s  opened MB");
+            for (users, pending) in SIZES {
+                if all || sizes.contains(&format!("{users}x{pending}").as_str()) {
+                    measure(*users, *pending);
+                }
+            }
+        }
+    }
+}
+
+fn number(text: &str) -> usize {
+    text.parse().expect("a number")
+}
+
+/// Measures one size in processes of their own, and prints a row.
+fn measure(users: usize, pending: usize) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().to_str().expect("a path in UTF-8");
+    let filled = run(&["fill", path, &users.to_string(), &pending.to_string()]);
+    let disk = size_of_directory(directory.path()).expect("the files of the store");
+    let opened = run(&["open", path]);
+    let [cpu, peak, settled] = filled[..] else { panic!("expected three figures: {filled:?}") };
+    let [seconds, open_cpu, open_peak] = opened[..] else { panic!("expected three figures: {opened:?}") };
+    println!(
+        "{:>15}  {cpu:>14.1}  {peak:>7.0}  {settled:>10.0}  {:>7.0}  {seconds:>6.2}  {open_cpu:>10.2}  {open_peak:>9.0}",
+        format!("{users} x {pending}"),
+        disk as f64 / 1e6,
+    );
+}
+
+/// Runs this program, which prints figures. It ends without closing its store.
+fn run(args: &[&str]) -> Vec<f64> {
+    let program = std::env::current_exe().expect("a path");
+    let output = Command::new(program).args(args).stderr(Stdio::inherit()).output().expect("a process");
+    assert!(output.status.success(), "{args:?}: {}", output.status);
+    let text = String::from_utf8(output.stdout).expect("figures");
+    text.split_whitespace().map(|figure| figure.parse().expect("a figure")).collect()
+}
+
+fn options(path: &Path) -> DiskOptions {
+    let limits = Limits { free_bytes: 0, ..Limits::default() };
+    DiskOptions { limits, queue: 2 * CALLERS, ..DiskOptions::new(path) }
+}
+
+fn user(n: usize) -> UserId {
+    UserId::new(&format!("user-{n:07}")).expect("an id")
+}
+
+/// Fills a store, and prints CPU time for each message in microseconds, and peak and settled memory in megabytes.
+fn fill(path: &Path, users: usize, pending: usize) {
+    let runtime = support::runtime();
+    let _in_runtime = runtime.enter();
+    let store = open(options(path)).expect("a store");
+    let before = cpu_seconds();
+    let messages = users * pending.max(1);
+    runtime.block_on(async {
+        for first in (0..messages).step_by(CALLERS) {
+            let appends = (first..messages.min(first + CALLERS)).map(|n| {
+                let append = Append::new(payload(), vec![user(n % users)]);
+                let store = &store;
+                async move { store.append(append).await.expect("a commit") }
+            });
+            join_all(appends).await;
+            for n in (first..messages.min(first + CALLERS)).filter(|_| pending == 0) {
+                store.report(&user(n), SessionReport { acknowledged: Some((1, 1)), ..SessionReport::default() });
+            }
+        }
+    });
+    let end = Instant::now() + SETTLING;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        std::thread::sleep(left.min(Duration::from_secs(1)));
+    }
+    let cpu = (cpu_seconds() - before) * 1e6 / messages as f64;
+    println!("{cpu} {} {}", memory_mb("VmHWM:"), memory_mb("VmRSS:"));
+    // As if killed.
+    std::process::exit(0);
+}
+
+/// Opens a store, and prints the seconds, the seconds of CPU time, and the peak memory in megabytes.
+fn reopen(path: &Path) {
+    let runtime = support::runtime();
+    let _in_runtime = runtime.enter();
+    let (before, start) = (cpu_seconds(), Instant::now());
+    let store = open(options(path)).expect("a store");
+    let elapsed = start.elapsed().as_secs_f64();
+    println!("{elapsed} {} {}", cpu_seconds() - before, memory_mb("VmHWM:"));
+    drop(store);
+    std::process::exit(0);
+}
+
+/// Returns the CPU time of this process in seconds (`man 5 proc`: fields 14 and 15 of `stat`, in ticks of 10 ms).
+fn cpu_seconds() -> f64 {
+    let stat = fs::read_to_string("/proc/self/stat").expect("Linux");
+    let fields = stat.rsplit(')').next().expect("fields after the name");
+    let ticks: f64 = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<f64>().expect("ticks")).sum();
+    ticks / 100.0
+}
+
+/// Returns a memory figure of this process in megabytes.
+fn memory_mb(name: &str) -> f64 {
+    let status = fs::read_to_string("/proc/self/status").expect("Linux");
+    let line = status.lines().find(|line| line.starts_with(name)).expect("a line of this name");
+    let kib: f64 = line.split_whitespace().nth(1).expect("a figure").parse().expect("a number");
+    kib * 1024.0 / 1e6
+}
+
+/// Returns the bytes on the disk of all files in a directory.
+fn size_of_directory(path: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(path)? {
+        let (path, metadata) = entry.and_then(|entry| Ok((entry.path(), entry.metadata()?)))?;
+        bytes += if metadata.is_dir() {
+            size_of_directory(&path)?
+        } else {
+            std::os::unix::fs::MetadataExt::blocks(&metadata) * 512
+        };
+    }
+    Ok(bytes)
+}
