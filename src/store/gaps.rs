@@ -5,6 +5,10 @@ use crate::message::Seq;
 /// Limit of the gaps of one log. One more removes the lowest, whose reason is then unknown.
 pub const GAPS_MAX: usize = 64;
 
+/// Number of gaps above which the lower half should be forgotten. The rest of the list is left for gaps that arise
+/// until then.
+const GAPS_NEARLY_MAX: usize = GAPS_MAX - 8;
+
 /// States why sequences are missing from a log. Numbers are part of the on-disk format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -58,6 +62,13 @@ pub struct Gap {
     pub reason: GapReason,
 }
 
+impl Gap {
+    /// Returns whether it hides entries in the value log: see [`GapList::hides`].
+    pub(crate) fn hides(&self) -> bool {
+        matches!(self.reason, GapReason::Quota | GapReason::Collapsed)
+    }
+}
+
 /// Holds the last [`GAPS_MAX`] gaps, sorted. Adjacent gaps have different reasons.
 #[derive(Clone, Debug, Default)]
 pub struct GapList(Vec<Gap>);
@@ -68,13 +79,21 @@ impl GapList {
         self.0.len() >= GAPS_MAX
     }
 
-    /// Removes the lower half if the list is full.
+    /// Returns whether gaps should be forgotten soon, before the list is full.
+    pub fn is_nearly_full(&self) -> bool {
+        self.0.len() >= GAPS_NEARLY_MAX
+    }
+
+    /// Returns the lower half of a full list.
+    pub fn lowest(&self) -> Vec<Gap> {
+        self.0[..self.0.len().min(GAPS_MAX / 2)].to_vec()
+    }
+
+    /// Forgets these gaps, except those that have grown meanwhile.
     ///
-    /// Call this only while the value log has no entry that a gap must hide.
-    pub fn shrink_if_full(&mut self) {
-        if self.is_full() {
-            self.0.drain(..GAPS_MAX / 2);
-        }
+    /// Call this only while the value log has no entry that one of them must hide.
+    pub fn forget(&mut self, gaps: &[Gap]) {
+        self.0.retain(|gap| !gaps.contains(gap));
     }
 
     /// Returns whether an entry in the value log is hidden: it was evicted or collapsed.
@@ -84,7 +103,19 @@ impl GapList {
     pub fn hides(&self, seq: Seq) -> bool {
         let at = self.0.partition_point(|gap| gap.to < seq);
         let gap = self.0.get(at).filter(|gap| gap.from <= seq);
-        gap.is_some_and(|gap| matches!(gap.reason, GapReason::Quota | GapReason::Collapsed))
+        gap.is_some_and(Gap::hides)
+    }
+
+    /// Returns whether an entry in the value log with a sequence of `from..=to` would be hidden.
+    pub fn hides_any(&self, from: Seq, to: Seq) -> bool {
+        let at = self.0.partition_point(|gap| gap.to < from);
+        self.0[at..].iter().take_while(|gap| gap.from <= to).any(Gap::hides)
+    }
+
+    /// Returns whether one gap hides all entries in the value log with a sequence of `from..=to`.
+    pub fn hides_all(&self, from: Seq, to: Seq) -> bool {
+        let at = self.0.partition_point(|gap| gap.to < from);
+        self.0.get(at).is_some_and(|gap| gap.hides() && gap.from <= from && to <= gap.to)
     }
 
     /// Adds a gap. Sequences that are in a gap already keep their reason.
@@ -191,6 +222,8 @@ mod tests {
         let quota = GapReason::Quota;
         assert_eq!(parts, [(1, 3, quota), (4, 4, GapReason::Cleared), (5, 5, quota), (6, 8, GapReason::Cleared)]);
         assert!(gaps.hides(3) && !gaps.hides(4) && !gaps.hides(9));
+        assert!(gaps.hides_all(1, 3) && !gaps.hides_all(1, 4) && !gaps.hides_all(6, 7));
+        assert!(gaps.hides_any(3, 4) && gaps.hides_any(4, 9) && !gaps.hides_any(4, 4) && !gaps.hides_any(6, 9));
         assert_eq!(gaps.explain(8, 9), [(8, 8, Some(GapReason::Cleared)), (9, 9, None)]);
     }
 

@@ -21,7 +21,7 @@ use crate::embedded::{
     },
     value_log::{
         file::{block_offset, split_body},
-        location::{BlockLocation, invalid_location},
+        location::{BlockLocation, BlockRow, invalid_location},
     },
     wal::{layout::record_at, scan::is_zero},
 };
@@ -137,7 +137,7 @@ impl OfflineReader {
         let mut known = HashMap::new();
         for pair in self.tables.pairs(Table::Log, &[]) {
             let (key, location) = pair?;
-            known.extend(BlockLocation::decode(&location).map(|location| (location, key)));
+            known.extend(BlockRow::decode(&location).map(|row| (row.location, key)));
         }
         for file in file_io::file_numbers(&self.blocks.directory)? {
             let bytes = read_lossy(&self.blocks.directory.join(file_io::file_name(file)))?;
@@ -222,7 +222,8 @@ struct BlockReader {
 impl BlockReader {
     /// Reads the block of a key, or returns a placeholder with the reason why it cannot be read.
     fn read(&self, key: &[u8], location: &[u8]) -> io::Result<Bytes> {
-        let Some(location) = BlockLocation::decode(location) else { return Ok(invalid_location().to_value()) };
+        let Some(row) = BlockRow::decode(location) else { return Ok(invalid_location().to_value()) };
+        let location = row.location;
         let file = match fs::File::open(self.directory.join(file_io::file_name(location.file))) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(location.missing().to_value()),
             file => file?,

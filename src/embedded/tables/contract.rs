@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{logging::system_error, store::StoreError};
+use crate::{embedded::value_log::summary::BlockSummary, logging::system_error, store::StoreError};
 
 /// Names a table. Keys are ordered as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,6 +173,15 @@ pub trait Tables: Send + Sync + 'static {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError>;
     /// Visits the pairs from `from` on, in order, until `visit` returns false.
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError>;
+    /// Visits the keys of [`Table::Log`] from `from` on, in order, with the summaries of their blocks, until `visit`
+    /// returns false. Reads no block.
+    ///
+    /// A block without a summary must be read.
+    fn summaries(
+        &self,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], Option<BlockSummary>) -> bool,
+    ) -> Result<(), EngineError>;
     /// Returns the pair with the highest key at or below `key`.
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
     /// Passes all writes to the system, so that a killed process does not lose them.

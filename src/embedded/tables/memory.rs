@@ -7,7 +7,10 @@ use parking_lot::RwLock;
 
 use super::contract::{EngineError, Table, Tables};
 use crate::{
-    embedded::{self, engine::Engine, options::Options, tables::schema::is_log_key_of, wal::contract::Wal},
+    embedded::{
+        self, engine::Engine, options::Options, tables::schema::is_log_key_of, value_log::summary::BlockSummary,
+        wal::contract::Wal,
+    },
     store::{Store, StoreError},
 };
 
@@ -115,6 +118,14 @@ impl Tables for Memory {
         let mut range = pairs.range::<[u8], _>((Bound::Included(from), Bound::Unbounded));
         while range.next().is_some_and(|(key, value)| visit(key, value.clone())) {}
         Ok(())
+    }
+
+    fn summaries(
+        &self,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], Option<BlockSummary>) -> bool,
+    ) -> Result<(), EngineError> {
+        self.scan(Table::Log, from, &mut |key, block| visit(key, BlockSummary::of(&block)))
     }
 
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {

@@ -23,7 +23,7 @@ pub(in crate::embedded) const FLUSHED_KEY: &[u8] = b"settled";
 /// The latest known time of the store's clock, in milliseconds of the Unix epoch.
 pub(in crate::embedded) const CLOCK_KEY: &[u8] = b"clock";
 /// Name of the store's format. A change of any encoding needs another name.
-pub(in crate::embedded) const FORMAT: &[u8] = b"mesa-4";
+pub(in crate::embedded) const FORMAT: &[u8] = b"mesa-5";
 
 /// Rejects a store of another format. A new store has no format yet.
 pub(in crate::embedded) fn check_format(found: Option<&[u8]>) -> Result<(), StoreError> {
@@ -78,7 +78,7 @@ mod tests {
                 assert_eq!(
                     error.to_string(),
                     format!(
-                        "the store has format {format}, and this version of mesa reads only mesa-4: use the version that \
+                        "the store has format {format}, and this version of mesa reads only mesa-5: use the version that \
                          wrote the store"
                     )
                 );

@@ -40,7 +40,7 @@ use crate::{
             meta::{FLUSHED_KEY, FORMAT_KEY, NAMESPACE_KEY, check_format, check_namespace},
             schema::wal_number,
         },
-        value_log::{file::ValueLog, location::BlockLocation},
+        value_log::{file::ValueLog, location::BlockRow},
         wal::{layout::OpenError, scan::WalScan, segment::WalFiles},
     },
     health::Health,
@@ -231,7 +231,7 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
     let wal = wal.map_err(|damage| wal_error(path, damage))?;
     let locations: sled::Result<Vec<_>> = trees.locations.iter().values().collect();
     let locations = locations.map_err(|error| cannot_open(sled_reason(&error)))?;
-    let locations = locations.iter().filter_map(|location| BlockLocation::decode(location));
+    let locations = locations.iter().filter_map(|row| BlockRow::decode(row)).map(|row| row.location);
     let value_log = ValueLog::open(&path.join(VALUE_LOG), locations);
     let value_log = value_log.map_err(|error| cannot_open(io_reason("its directory `value-log`", &error)))?;
     let watermark_file =
@@ -248,7 +248,7 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
         tail: Mutex::new(tail),
         runway: Mutex::new(runway),
         written: Mutex::default(),
-        reclaim: Mutex::new(Reclaim { compaction: None, checkpoint: Instant::now() }),
+        reclaim: Mutex::new(Reclaim { compaction: None, checkpoint: Instant::now(), dead_files: Vec::new() }),
         failed: AtomicBool::new(false),
         sync: options.sync.clone(),
         _dir: dir,

@@ -38,7 +38,8 @@ use crate::{
         value_log::{
             compaction::CompactionStep,
             file::{BlockRead, ValueLog},
-            location::{BlockLocation, invalid_location},
+            location::{BlockRow, invalid_location},
+            summary::BlockSummary,
         },
         wal::{contract::Wal, segment::WalFiles},
     },
@@ -79,7 +80,7 @@ pub struct Disk {
 
 /// The trees of sled.
 pub(in crate::embedded) struct Trees {
-    /// Locations of the blocks in the value log.
+    /// Locations and summaries of the blocks in the value log.
     pub(in crate::embedded) locations: sled::Tree,
     pub(super) users: sled::Tree,
     pub(super) meta: sled::Tree,
@@ -93,6 +94,8 @@ pub(super) struct Reclaim {
     pub(super) compaction: Option<CompactionStep>,
     /// Time of the last checkpoint.
     pub(super) checkpoint: Instant,
+    /// Files to which the durable tables do not refer. They are removed a few at a time.
+    pub(super) dead_files: Vec<u64>,
 }
 
 impl Disk {
@@ -148,9 +151,9 @@ impl Disk {
         error
     }
 
-    /// Reads the block at a location, or a placeholder if it is damaged. Returns `None` if the key was removed.
-    fn block(&self, key: &[u8], location: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let Some(mut location) = BlockLocation::decode(location) else {
+    /// Reads the block of a row, or a placeholder if it is damaged. Returns `None` if the key was removed.
+    fn block(&self, key: &[u8], row: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let Some(BlockRow { mut location, .. }) = BlockRow::decode(row) else {
             return Ok(Some(invalid_location().to_value()));
         };
         for _ in 0..READ_ATTEMPTS_MAX {
@@ -160,11 +163,11 @@ impl Disk {
                 BlockRead::Missing => {
                     // Compaction moved the block, or it was removed, since its location was read.
                     let Some(now) = self.trees.locations.get(key).map_err(read_error)? else { return Ok(None) };
-                    let Some(now) = BlockLocation::decode(&now) else { return Ok(Some(invalid_location().to_value())) };
-                    if now == location {
+                    let Some(now) = BlockRow::decode(&now) else { return Ok(Some(invalid_location().to_value())) };
+                    if now.location == location {
                         break;
                     }
-                    location = now;
+                    location = now.location;
                 }
             }
         }
@@ -176,43 +179,45 @@ impl Disk {
             return self.replace_blocks(&[(key, value)]);
         }
         let location = self.value_log.append(key, value).map_err(|error| self.retryable(error))?;
-        self.set_location(key, location)
+        self.set_block_row(key, BlockRow { location, summary: BlockSummary::of(value) })
     }
 
     /// Replaces blocks. Syncs the new ones before any location is set.
     ///
     /// sled may write a location at any time, and the block that it replaces is still needed until then.
     fn replace_blocks(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), EngineError> {
-        let mut locations = Vec::with_capacity(pairs.len());
+        let mut rows: Vec<BlockRow> = Vec::with_capacity(pairs.len());
         for (key, value) in pairs {
             match self.value_log.append(key, value) {
-                Ok(location) => locations.push(location),
+                Ok(location) => rows.push(BlockRow { location, summary: BlockSummary::of(value) }),
                 Err(error) => {
-                    locations.into_iter().for_each(|location| self.value_log.release(location));
+                    rows.into_iter().for_each(|row| self.value_log.release(row.location));
                     return Err(self.retryable(error));
                 }
             }
         }
         self.value_log.sync().map_err(|error| self.failed(error))?;
-        pairs.iter().zip(locations).try_for_each(|((key, _), location)| self.set_location(key, location))
+        pairs.iter().zip(rows).try_for_each(|((key, _), row)| self.set_block_row(key, row))
     }
 
-    pub(super) fn set_location(&self, key: &[u8], location: BlockLocation) -> Result<(), EngineError> {
-        let before = self.insert(&self.trees.locations, key, &location.encode())?;
-        before
-            .and_then(|before| BlockLocation::decode(&before))
-            .into_iter()
-            .for_each(|before| self.value_log.release(before));
+    /// Sets the location and the summary of a block, as one value. So a crash never leaves one without the other.
+    pub(super) fn set_block_row(&self, key: &[u8], row: BlockRow) -> Result<(), EngineError> {
+        let before = self.insert(&self.trees.locations, key, &row.encode())?;
+        self.release_block(before);
         Ok(())
     }
 
     fn remove_block(&self, key: &[u8]) -> Result<(), EngineError> {
         let before = self.take(&self.trees.locations, key)?;
-        before
-            .and_then(|before| BlockLocation::decode(&before))
-            .into_iter()
-            .for_each(|before| self.value_log.release(before));
+        self.release_block(before);
         Ok(())
+    }
+
+    /// Marks the block of a replaced or removed row as dead.
+    fn release_block(&self, row: Option<sled::IVec>) {
+        if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
+            self.value_log.release(row.location);
+        }
     }
 
     fn sync_wal(&self) -> std::io::Result<()> {
@@ -377,6 +382,20 @@ impl Tables for Disk {
         Ok(())
     }
 
+    fn summaries(
+        &self,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], Option<BlockSummary>) -> bool,
+    ) -> Result<(), EngineError> {
+        for pair in self.trees.locations.range(from..) {
+            let (key, row) = pair.map_err(read_error)?;
+            if !visit(&key, BlockRow::decode(&row).and_then(|row| row.summary)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
         for pair in self.tree(table).range(..=key).rev() {
             let (key, value) = pair.map_err(read_error)?;
@@ -433,12 +452,17 @@ impl Engine for Disk {
         // Determined before the sync: after it, the durable tables refer to none of these files.
         let dead = self.value_log.dead_files();
         self.sync_tables()?;
-        self.reclaim.lock().checkpoint = Instant::now();
-        self.value_log.remove(&dead);
+        let mut reclaim = self.reclaim.lock();
+        reclaim.checkpoint = Instant::now();
+        reclaim.dead_files = dead;
+        self.remove_dead_files(&mut reclaim);
         Ok(())
     }
 
     fn collect_garbage(&self, mode: CompactionMode) -> Result<bool, EngineError> {
+        if self.remove_dead_files(&mut self.reclaim.lock()) {
+            return Ok(true);
+        }
         if mode != CompactionMode::Off {
             let current = self.reclaim.lock().compaction.take();
             if current.is_none() && mode == CompactionMode::Eager && !self.value_log.dead_files().is_empty() {

@@ -9,7 +9,11 @@ use bytes::Bytes;
 use crate::embedded::{
     encoding::bincode_config,
     tables::schema::{Ids, StoredCursor, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number},
-    value_log::block::Block,
+    value_log::{
+        block::Block,
+        location::{BlockLocation, BlockRow},
+        summary::BlockSummary,
+    },
     wal::record::{Item, RecordReader, RecordWriter, entry_at},
 };
 
@@ -80,6 +84,11 @@ fn encoding_equals_its_golden_file() {
     let block =
         Block::V1 { namespace: 7, user: "alice", entries: vec![(5, 0, br#"{"op":0}"#), (6, 1_700_000_060, b"{}")] };
     assert_eq!(Block::decode(&golden("block", &block.encode())).unwrap(), block);
+    let row_of_block = BlockRow {
+        location: BlockLocation { file: 3, offset: 4096, length: 300 },
+        summary: BlockSummary::of(&block.encode()),
+    };
+    assert_eq!(BlockRow::decode(&golden("location", &row_of_block.encode())), Some(row_of_block));
     assert_eq!(StoredLog::decode(&golden("row", &row().encode())).unwrap(), row());
     assert_eq!(Ids::decode(&golden("ids", &ids().encode())).unwrap(), ids());
 }

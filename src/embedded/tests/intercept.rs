@@ -5,9 +5,10 @@ use bytes::Bytes;
 use crate::embedded::{
     engine::Engine,
     tables::{
-        contract::{EngineError, Table, TableSpace, Tables},
+        contract::{CompactionMode, EngineError, Table, TableSpace, Tables},
         memory::Memory,
     },
+    value_log::summary::BlockSummary,
     wal::contract::Wal,
 };
 
@@ -61,6 +62,9 @@ pub(in crate::embedded) trait Intercept: Send + Sync + 'static {
     fn on_reserve(&self) -> Result<(), EngineError> {
         Ok(())
     }
+
+    /// Called once in each turn of the commit thread: after a commit, and the steps of background work before it.
+    fn on_collect_garbage(&self) {}
 
     fn on_table_space(&self) -> TableSpace {
         TableSpace::Enough
@@ -139,6 +143,14 @@ impl<T: Intercept> Tables for T {
         self.memory().keys(table, from, visit)
     }
 
+    fn summaries(
+        &self,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], Option<BlockSummary>) -> bool,
+    ) -> Result<(), EngineError> {
+        self.memory().summaries(from, visit)
+    }
+
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
         let pair = self.memory().last_at_or_before(table, key)?;
         pair.iter().for_each(|(_, value)| self.on_read(table, value));
@@ -169,6 +181,11 @@ impl<T: Intercept> Engine for T {
 
     fn checkpoint(&self) -> Result<(), EngineError> {
         self.on_checkpoint()
+    }
+
+    fn collect_garbage(&self, _mode: CompactionMode) -> Result<bool, EngineError> {
+        self.on_collect_garbage();
+        Ok(false)
     }
 
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {

@@ -6,3 +6,5 @@ pub(super) mod full_disk;
 pub(super) mod golden;
 pub(super) mod intercept;
 pub(super) mod power_cut;
+pub(super) mod power_cut_steps;
+pub(super) mod steps;

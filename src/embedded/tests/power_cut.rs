@@ -99,6 +99,11 @@ impl Cut {
         }
     }
 
+    /// Returns whether the power has failed.
+    pub(in crate::embedded) fn has_failed(&self) -> bool {
+        self.writes_left.load(Ordering::SeqCst) < 0
+    }
+
     /// Returns the content after the power cut, given that from before the test.
     pub(in crate::embedded) fn after_power_cut(&self, before: Memory) -> Memory {
         let written = self.written.lock();

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Number of shards. With fewer, threads wait for each other more often; with more, an iteration takes longer.
-const SHARDS: usize = 64;
+pub const SHARDS: usize = 64;
 
 type Shard = HashMap<UserId, UserLog, RandomState>;
 
@@ -177,17 +177,15 @@ impl LogCache {
         }
     }
 
-    /// Evicts logs that were idle for `idle_seconds`. `first_record` is the first record in the WAL.
-    pub fn evict(&self, first_record: u64, idle_seconds: u32) {
+    /// Evicts logs of one shard that were idle for `idle_seconds`. `first_record` is the first record in the WAL.
+    pub fn evict(&self, shard: usize, first_record: u64, idle_seconds: u32) {
         let now = self.now();
-        for shard in &self.shards {
-            let mut shard = shard.lock();
-            let before = shard.len();
-            shard.retain(|_, log| !(log.is_idle(first_record) && now.saturating_sub(log.used_s) >= idle_seconds));
-            self.loaded.fetch_sub((before - shard.len()) as u64, Ordering::Relaxed);
-            if shard.capacity() > 4 * shard.len() {
-                shard.shrink_to_fit();
-            }
+        let mut shard = self.shards[shard % SHARDS].lock();
+        let before = shard.len();
+        shard.retain(|_, log| !(log.is_idle(first_record) && now.saturating_sub(log.used_s) >= idle_seconds));
+        self.loaded.fetch_sub((before - shard.len()) as u64, Ordering::Relaxed);
+        if shard.capacity() > 4 * shard.len() {
+            shard.shrink_to_fit();
         }
     }
 }

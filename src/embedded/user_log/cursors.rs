@@ -72,6 +72,13 @@ impl Cursors {
         self.all().all(|cursor| cursor.acknowledged.contains(seq))
     }
 
+    /// Returns whether every cursor has acknowledged a sequence of `from..=to`.
+    pub fn any_acknowledged(&self, from: Seq, to: Seq) -> bool {
+        let acknowledged = self.acknowledged();
+        acknowledged.through() >= from
+            || acknowledged.ranges().iter().any(|(first, last)| *first <= to && *last >= from)
+    }
+
     /// Returns the sequences that every cursor has acknowledged.
     pub fn acknowledged(&self) -> AckSet {
         let mut all = self.all();

@@ -1,5 +1,6 @@
 //! Holds one user's log in memory: positions of entries, cursors and gaps, but no payloads.
 
+pub(super) mod block_usage;
 pub(super) mod cache;
 pub(super) mod cursors;
 pub(super) mod lossy_restarts;
@@ -10,6 +11,7 @@ use std::{
 };
 
 use self::{
+    block_usage::{Front, Recount},
     cursors::{Cursor, Cursors},
     lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
 };
@@ -54,10 +56,10 @@ impl Usage {
         self.bytes += bytes;
     }
 
-    /// Subtracts an entry. After a crash the usage may be slightly off, so it stops at 0.
-    pub fn subtract(&mut self, bytes: u64) {
-        self.entries = self.entries.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes);
+    /// Subtracts entries. After a crash the usage may be slightly off, so it stops at 0.
+    pub fn subtract(&mut self, usage: Self) {
+        self.entries = self.entries.saturating_sub(usage.entries);
+        self.bytes = self.bytes.saturating_sub(usage.bytes);
     }
 }
 
@@ -82,20 +84,30 @@ pub struct UserLog {
     pub hold: Option<Seq>,
     /// Entries up to this sequence are no longer needed.
     released: Seq,
+    /// The part of `released` that the WAL states.
+    pub released_in_wal: Seq,
     /// Entries up to this sequence are in the value log, later ones in the WAL.
     pub flushed: Seq,
     /// The value log may have blocks of this user.
     pub has_blocks: bool,
     /// The log is queued for the commit thread to trim its blocks.
     pub trimming: bool,
+    /// The log is queued for the commit thread to remove hidden entries from its blocks.
+    pub purging_hidden: bool,
+    /// The log is queued for the commit thread to remove unneeded entries from all its blocks, and to count the others.
+    pub purging_all: bool,
     /// Usage of the value log. Excludes gaps, and entries up to `counted`.
     pub block_usage: Usage,
     /// Entries up to this sequence are subtracted from `block_usage`, because they are released or evicted.
     pub counted: Seq,
     /// Expiry of the first entry in the value log that expires, in seconds of the Unix epoch; 0 = none expires.
     pub blocks_expire_s: u32,
-    /// Time of the last scan of all blocks, in seconds of the Unix epoch.
+    /// Time of the last count of all blocks, in seconds of the Unix epoch. Entries that had expired are not counted.
     pub scanned_s: Option<u32>,
+    /// The first counted entries, if their block was read.
+    front: Option<Box<Front>>,
+    /// A count of all blocks that is made in steps.
+    recount: Option<Recount>,
     /// Entries in the WAL, ascending. Those above `head` are not visible yet.
     slots: VecDeque<WalSlot>,
     /// Bytes of payload of the entries in the WAL.
@@ -277,8 +289,7 @@ impl UserLog {
 
     /// Returns whether one more entry of `bytes` fits the limits.
     pub fn fits(&self, bytes: u64, limits: &Limits) -> bool {
-        let usage = self.usage();
-        usage.entries < limits.messages && usage.bytes + bytes <= limits.bytes
+        self.fits_without(Usage::default(), bytes, limits)
     }
 
     /// Returns the pending entry with this key.
@@ -315,7 +326,7 @@ impl UserLog {
     pub fn collapse(&mut self, seq: Seq) {
         let bytes = self.collapse_entries.iter().find(|entry| entry.seq == seq).map_or(0, |entry| entry.bytes);
         if self.slot(seq).is_none() && seq > self.counted {
-            self.block_usage.subtract(u64::from(bytes));
+            self.subtract_from_blocks(seq, Usage { entries: 1, bytes: u64::from(bytes) });
         }
         self.drop_range(seq, seq, GapReason::Collapsed);
     }
@@ -346,14 +357,9 @@ impl UserLog {
         dropped
     }
 
-    /// Returns the sequences of the entries in the value log that have a collapse key.
-    pub fn flushed_collapse_seqs(&self) -> Vec<Seq> {
-        self.collapse_entries.iter().map(|entry| entry.seq).filter(|seq| *seq <= self.flushed).collect()
-    }
-
-    /// Removes the collapse keys of entries that no longer exist.
+    /// Removes the collapse keys of entries that no longer exist. `seqs` must ascend.
     pub fn remove_collapse_entries(&mut self, seqs: &[Seq]) {
-        self.collapse_entries.retain(|entry| !seqs.contains(&entry.seq));
+        self.collapse_entries.retain(|entry| seqs.binary_search(&entry.seq).is_err());
     }
 
     /// Records that entries up to `flushed` are in the value log.
@@ -369,6 +375,8 @@ impl UserLog {
             && !self.dirty
             && !self.damaged
             && !self.trimming
+            && !self.purging_hidden
+            && !self.purging_all
             && self.hold.is_none()
             && !self.cursors.any_attached()
             && self.assigned == self.head

@@ -13,7 +13,7 @@ use crate::{
 const BLOCK_BYTES_MAX: usize = 48 << 10;
 
 /// Average bytes of an entry in a block in addition to its payload.
-const ENTRY_OVERHEAD_BYTES: usize = 16;
+pub const ENTRY_OVERHEAD_BYTES: usize = 16;
 
 /// Sequence, expiry in seconds of the Unix epoch (0 = never), and payload.
 pub type BlockEntry<'a> = (Seq, u32, &'a [u8]);

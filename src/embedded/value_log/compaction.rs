@@ -19,6 +19,9 @@ use crate::embedded::{
 /// Bytes of a file per step, which takes about 1 ms.
 const STEP_BYTES: usize = 256 << 10;
 
+/// Limit of blocks that one step checks, so that a file of small blocks takes no longer.
+const STEP_BLOCKS_MAX: usize = 256;
+
 /// Holds the progress of the compaction of one file.
 #[derive(Debug)]
 pub struct Compaction {
@@ -75,8 +78,8 @@ impl Compaction {
         let length = file.metadata()?.len();
         // Blocks that the disk cannot read are not copied.
         let bytes = read_at(&file, self.offset, STEP_BYTES).unwrap_or_default();
-        let mut at = 0;
-        while at < bytes.len() {
+        let (mut at, mut blocks) = (0, 0);
+        while at < bytes.len() && blocks < STEP_BLOCKS_MAX {
             let Some(body) = framing::body(Kind::Block, &bytes[at..]) else {
                 match framing::find(Kind::Block, &bytes, at + 1) {
                     // An unreadable block is not copied. Its file stays while the table refers to the block.
@@ -94,15 +97,45 @@ impl Compaction {
                 self.moved.push((key.to_vec(), location, value_log.append(key, value)?));
             }
             at += length;
+            blocks += 1;
         }
         // A frame cut off by the end of this part is at the beginning of the next. No frame is larger than a part.
         self.offset += if at == 0 { STEP_BYTES as u64 } else { at as u64 };
         // Bytes after the last frame of the file are a torn write.
-        let is_last_part = !bytes.is_empty() && bytes.len() < STEP_BYTES;
+        let is_last_part = !bytes.is_empty() && bytes.len() < STEP_BYTES && blocks < STEP_BLOCKS_MAX;
         if self.offset < length && !is_last_part {
             return Ok(true);
         }
         value_log.sync().map_err(io::Error::other)?;
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn step_over_small_blocks_checks_few_and_all_steps_copy_each_once() {
+        const BLOCKS: usize = 1_000;
+        let home = tempfile::tempdir().unwrap();
+        let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
+        let keys: Vec<_> = (0..BLOCKS as u64).map(u64::to_be_bytes).collect();
+        let file = keys.iter().map(|key| files.append(key, b"block").unwrap().file).max().unwrap();
+        let mut compaction = Compaction { file, offset: 0, moved: Vec::new() };
+        // The file of the copies is the same. So this stops before it reaches them.
+        for step in 1..=BLOCKS.div_ceil(STEP_BLOCKS_MAX) {
+            let mut checked = 0;
+            let next = compaction.step(&files, |key, _| {
+                checked += 1;
+                Ok(keys.iter().any(|known| known == key))
+            });
+            assert!(checked <= STEP_BLOCKS_MAX, "{checked} blocks in one step");
+            let CompactionStep::Copy(rest) = next.unwrap() else { panic!("the copies follow") };
+            assert_eq!(rest.moved.len(), step * STEP_BLOCKS_MAX);
+            compaction = rest;
+        }
+        let copied: Vec<_> = compaction.moved.iter().take(BLOCKS).map(|(key, ..)| key.clone()).collect();
+        assert_eq!(copied, keys);
     }
 }

@@ -2,10 +2,14 @@
 
 use std::io;
 
+use super::summary::BlockSummary;
 use crate::{
     embedded::{file_io, tables::files::VALUE_LOG, unreadable::Unreadable},
     logging::system_error,
 };
+
+/// Bytes of an encoded location.
+const LOCATION_BYTES: usize = 16;
 
 /// Locates a block. Its encoding is part of the on-disk format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,8 +23,8 @@ pub struct BlockLocation {
 }
 
 impl BlockLocation {
-    pub fn encode(self) -> [u8; 16] {
-        let mut bytes = [0; 16];
+    pub fn encode(self) -> [u8; LOCATION_BYTES] {
+        let mut bytes = [0; LOCATION_BYTES];
         bytes[..8].copy_from_slice(&self.file.to_be_bytes());
         bytes[8..12].copy_from_slice(&self.offset.to_be_bytes());
         bytes[12..].copy_from_slice(&self.length.to_be_bytes());
@@ -60,6 +64,31 @@ impl BlockLocation {
         } else {
             format!("in its file `{file}` a checksum does not match for the {length} bytes from byte {offset} on")
         })
+    }
+}
+
+/// Describes a block in the table: its location, and the summary of its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockRow {
+    pub location: BlockLocation,
+    /// `None`: the block must be read.
+    pub summary: Option<BlockSummary>,
+}
+
+impl BlockRow {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = self.location.encode().to_vec();
+        bytes.extend(self.summary.iter().flat_map(BlockSummary::encode));
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (location, summary) = bytes.split_at_checked(LOCATION_BYTES)?;
+        let location = BlockLocation::decode(location)?;
+        if summary.is_empty() {
+            return Some(Self { location, summary: None });
+        }
+        BlockSummary::decode(summary).map(|summary| Self { location, summary: Some(summary) })
     }
 }
 

@@ -1,7 +1,8 @@
 //! Value log: append-only files with entry bodies.
 //!
 //! - `block`: encoding of blocks
-//! - `file`: appends, reads and removes · `location`: where a block is
+//! - `file`: appends, reads and removes
+//! - `location`, `summary`: where a block is, and which entries it has; the row of a block in the tables
 //! - `reader`: reads a user's entries
 //! - `compaction`: reclaims files
 //! - `spare_descriptors`: file descriptors for reads when the process has none left
@@ -12,3 +13,4 @@ pub(super) mod file;
 pub(super) mod location;
 pub(super) mod reader;
 mod spare_descriptors;
+pub(super) mod summary;

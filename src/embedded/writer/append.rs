@@ -143,8 +143,8 @@ impl Committer {
                 self.shared.release(user, log);
             }
             log.push(slot, message.append.collapse.clone());
-            if log.gaps.is_full() {
-                commit.purge.push(user.clone());
+            if log.gaps.is_nearly_full() {
+                commit.purge_hidden.push(user.clone());
             }
         })?;
         commit.entries.push((user.clone(), seq, record));
@@ -173,14 +173,22 @@ impl Committer {
 
     /// Frees a user's quota for a message of `bytes`, if possible. Returns the number of evicted entries.
     fn free_quota(&self, commit: &mut Commit, user: &UserId, bytes: u64) -> Result<u64, EngineError> {
-        if self.with_log(user, |log| log.has_blocks && log.counted < log.released())? {
-            // Released entries count until they are subtracted here or by a trim.
-            self.count_released(user)?;
+        // Released entries count until they are subtracted here or by a trim.
+        let has_released = |log: &mut UserLog| {
+            let has = log.has_blocks && log.counted < log.released() && !log.fits(bytes, &self.limits);
+            has.then(|| (log.counted, log.released()))
+        };
+        if let Some((counted, _)) = self.with_log(user, has_released)? {
+            let mut from = self.block_key(user, counted + 1)?;
+            while let Some((_, released)) = self.with_log(user, has_released)? {
+                let Some(next) = self.count_released(user, &from, released)?.next else { break };
+                from = next;
+            }
         }
         if self.purge_is_due(user)? {
             // Counts without removing: entries that this commit replaces are needed until it is written.
-            self.scan_blocks(user, false)?;
-            commit.purge.push(user.clone());
+            let must_purge = self.count_again(user, &mut commit.count_budget)?;
+            commit.purge_all.extend(must_purge.then(|| user.clone()));
         }
         if self.limits.overflow == Overflow::Reject {
             return Ok(0);
@@ -282,6 +290,7 @@ impl Committer {
         }
         let (changes, expired, at_ms) = self.with_log(user, |log| {
             log.dirty = false;
+            log.released_in_wal = log.released();
             (log.cursors.take_changes(), std::mem::take(&mut log.reported_expired), log.seen_ms)
         })?;
         let mut push_all = |cursors: Vec<(Option<DeviceId>, StoredCursor)>, removed: Vec<Option<DeviceId>>| {

@@ -9,6 +9,7 @@
 
 use std::{
     cell::Cell,
+    collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
@@ -17,9 +18,11 @@ use std::{
 use bytes::Bytes;
 
 use super::{
+    count::CountBudget,
     queue::{Batch, Op},
     reply::{Replies, Reply, ReplySender},
-    state::{Capacity, Commit, Committer, ExpiryScan, RecordInfo, Suspended},
+    state::{Capacity, Commit, Committer, Eviction, ExpiryScan, RecordInfo, Suspended},
+    trim::TrimQueue,
 };
 use crate::{
     embedded::{
@@ -75,7 +78,9 @@ impl Committer {
             has_garbage: false,
             suspended: Suspended::default(),
             last_sync: now,
-            last_eviction: now,
+            trims: TrimQueue::default(),
+            purges: VecDeque::new(),
+            eviction: Eviction { next: 0, last: now },
         }
     }
 
@@ -119,7 +124,7 @@ impl Committer {
             self.shared.progress.begin(Step::Outbox);
             self.write_outbox()?;
             self.shared.progress.begin(Step::Trim);
-            self.trim_all(trim)?;
+            self.trim_step(trim)?;
             if let Some(done) = close {
                 self.shared.progress.begin(Step::Close);
                 let closed = self.close();
@@ -131,11 +136,7 @@ impl Committer {
             self.sync_if_due(idle)?;
             self.work()?;
             self.refresh_capacity_if_due();
-            if self.last_eviction.elapsed() > Duration::from_secs(u64::from(self.tuning.idle_seconds / 2)) {
-                self.last_eviction = Instant::now();
-                let first = self.records.front().map_or(self.next_record, |record| record.number);
-                self.shared.logs.evict(first, self.tuning.idle_seconds);
-            }
+            self.evict_step();
         }
     }
 
@@ -143,12 +144,17 @@ impl Committer {
     fn wait_timeout(&self) -> Duration {
         let retry = self.retry_delay();
         match self.durability {
-            _ if self.has_garbage || retry.is_none() && self.flush_is_due() => Duration::ZERO,
+            _ if self.has_garbage || self.trims.is_ready() || retry.is_none() && self.has_steps() => Duration::ZERO,
             Durability::Interval(interval) if self.not_durable > 0 => {
                 interval.saturating_sub(self.last_sync.elapsed()).min(retry.unwrap_or(IDLE_INTERVAL))
             }
             _ => retry.unwrap_or(IDLE_INTERVAL),
         }
+    }
+
+    /// Returns whether another step of background work is due.
+    fn has_steps(&self) -> bool {
+        self.flush_is_due() || !self.purges.is_empty() || self.expiry.has_steps()
     }
 
     /// Commits a batch. After an error, all its operations have been rejected.
@@ -162,7 +168,9 @@ impl Committer {
             number: self.next_record,
             entries: Vec::new(),
             first_entries: false,
-            purge: Vec::new(),
+            purge_hidden: Vec::new(),
+            purge_all: Vec::new(),
+            count_budget: CountBudget::default(),
             replies: Vec::new(),
             bytes: 0,
             has_replies: false,
@@ -186,11 +194,12 @@ impl Committer {
         }
     }
 
-    /// Publishes a written commit, and purges the blocks whose entries it replaced.
+    /// Publishes a written commit, and queues purges of the blocks whose entries it replaced.
     pub(in crate::embedded) fn finish(&mut self, mut commit: Commit) -> Result<(), EngineError> {
-        let purge = std::mem::take(&mut commit.purge);
+        let (hidden, all) = (std::mem::take(&mut commit.purge_hidden), std::mem::take(&mut commit.purge_all));
         self.publish(commit);
-        self.purge_all(purge)
+        self.queue_hidden_purges(hidden)?;
+        self.queue_full_purges(all)
     }
 
     /// Adds an operation to the commit, or rejects it.
@@ -375,6 +384,7 @@ impl Committer {
             return self.sync_if_not_durable();
         }
         self.write_outbox()?;
+        self.finish_trims()?;
         self.discard_waiting_events()?;
         let engine = &self.shared.engine;
         engine.checkpoint()?;

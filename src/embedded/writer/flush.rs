@@ -5,7 +5,7 @@
 //! the rows that refer to the blocks, a checkpoint, the removal of the records. After a crash, entries may be both in
 //! the WAL and in the value log.
 
-use std::time::Instant;
+use std::{collections::VecDeque, time::Instant};
 
 use bytes::Bytes;
 
@@ -22,7 +22,7 @@ use crate::{
             schema::{StoredId, log_key, wal_key},
         },
         user_log::{earlier, is_expired},
-        value_log::block::{Block, split_entries},
+        value_log::block::{Block, ENTRY_OVERHEAD_BYTES, split_entries},
         wal::events::Event,
     },
     message::{Seq, UserId},
@@ -31,6 +31,10 @@ use crate::{
 
 /// Limit of records in one flush, in bytes; at least one commit. They stay in memory until the flush ends.
 const BATCH_BYTES_MAX: usize = 16 << 20;
+
+/// Bytes of one user's entries that are moved before the time is checked again: about six blocks. One entry may exceed
+/// it.
+const PART_BYTES: usize = 256 << 10;
 
 /// Limit of id blocks that one step stores, each of at most 48 KiB. Table space is checked before each step.
 const STEP_ID_BLOCKS_MAX: usize = 16;
@@ -76,12 +80,15 @@ impl Committer {
                     self.sync_if_not_durable()?;
                 }
             } else if let Some(user) = flush.users_left.pop() {
-                if let Some(mut entries) = flush.pending.remove(&user)
-                    && let Err(error) = self.flush_entries(&user, &mut entries)
-                {
-                    flush.pending.insert(user.clone(), entries);
-                    flush.users_left.push(user);
-                    return Err(error);
+                if let Some(mut entries) = flush.pending.remove(&user) {
+                    let flushed = self.flush_entries(&user, &mut entries);
+                    if !entries.is_empty() {
+                        flush.pending.insert(user.clone(), entries);
+                        flush.users_left.push(user);
+                        flushed?;
+                        continue;
+                    }
+                    flushed?;
                 }
                 flush.rows_left.push(user);
             } else if !flush.barrier_done {
@@ -159,15 +166,23 @@ impl Committer {
         collected.map_err(|error| EngineError { cause: Cause::Failed, ..error })
     }
 
-    /// Moves a user's entries to the value log. After an error, `entries` has the entries that are not moved.
-    fn flush_entries(&mut self, user: &UserId, entries: &mut Vec<FlushEntry>) -> Result<(), EngineError> {
-        let Some(last) = entries.last().map(|entry| entry.seq) else { return Ok(()) };
+    /// Moves a part of a user's entries to the value log. Leaves the entries that are not moved in `entries`.
+    fn flush_entries(&mut self, user: &UserId, entries: &mut VecDeque<FlushEntry>) -> Result<(), EngineError> {
+        let mut bytes = 0;
+        let count = entries.iter().take_while(|entry| {
+            let fits = bytes < PART_BYTES;
+            bytes += entry.payload.len() + ENTRY_OVERHEAD_BYTES;
+            fits
+        });
+        let count = count.count();
+        let part = &entries.make_contiguous()[..count];
+        let Some(last) = part.last().map(|entry| entry.seq) else { return Ok(()) };
         let now_s = self.shared.clock.now_s();
         self.drop_expired(user, now_s)?;
         // Entries that were acknowledged, collapsed or dropped meanwhile have no slot.
         let in_wal: Vec<bool> =
-            self.with_log(user, |log| entries.iter().map(|entry| log.slot(entry.seq).is_some()).collect())?;
-        let in_wal = entries.iter().zip(in_wal).filter(|(_, in_wal)| *in_wal).map(|(entry, _)| entry);
+            self.with_log(user, |log| part.iter().map(|entry| log.slot(entry.seq).is_some()).collect())?;
+        let in_wal = part.iter().zip(in_wal).filter(|(_, in_wal)| *in_wal).map(|(entry, _)| entry);
         let live: Vec<_> = in_wal.filter(|entry| !is_expired(entry.expires_s, now_s)).collect();
         if !live.is_empty() {
             self.check_margin()?;
@@ -179,7 +194,8 @@ impl Committer {
             return Err(error);
         }
         let expired: Vec<_> =
-            entries.iter().filter(|entry| is_expired(entry.expires_s, now_s)).map(|entry| entry.seq).collect();
+            part.iter().filter(|entry| is_expired(entry.expires_s, now_s)).map(|entry| entry.seq).collect();
+        entries.drain(..count);
         self.with_log(user, |log| {
             log.remove_collapse_entries(&expired);
             log.set_flushed(last);
@@ -293,7 +309,7 @@ impl Committer {
                 })?;
                 if is_pending {
                     let (expires_s, payload) = (message.expires_s, value.slice_ref(message.payload));
-                    flush.pending.entry(user).or_default().push(FlushEntry { seq, expires_s, payload });
+                    flush.pending.entry(user).or_default().push_back(FlushEntry { seq, expires_s, payload });
                 }
             }
         }

@@ -3,7 +3,8 @@
 //! - `state`: what the commit thread owns
 //! - `queue`, `commit`, `reply`: queued operations, the thread, and its replies
 //! - `append`, `dedup`: entries, and deduplication by idempotency id
-//! - `flush`: moves entries from the write-ahead log to the value log · `trim`: removes them from there
+//! - `flush`: moves entries from the write-ahead log to the value log
+//! - `trim`, `purge`: remove entries from there, in steps · `count`: counts those that stay
 //! - `quota`, `expiry`: quotas and capacity, removal by TTL and age
 //! - `cost`, `suspend`: disk space that appends need, and work that is suspended without space
 
@@ -11,9 +12,11 @@ pub(super) mod append;
 mod backpressure;
 pub(super) mod commit;
 pub(super) mod cost;
+pub(super) mod count;
 pub(super) mod dedup;
 pub(super) mod expiry;
 pub(super) mod flush;
+pub(super) mod purge;
 pub(super) mod queue;
 pub(super) mod quota;
 pub(super) mod reply;

@@ -8,20 +8,17 @@ use std::{
 
 use super::{
     cost::Cost,
+    count::FirstCounted,
     state::{Capacity, Commit, Committer},
     suspend::{NO_TABLE_SPACE, REPORTS_RESERVE_BYTES},
 };
 use crate::{
     embedded::{
-        tables::{
-            contract::{EngineError, Table, TableSpace},
-            schema::{is_log_key_of, log_key},
-        },
-        user_log::{Usage, UserLog, is_expired},
-        value_log::block::block_entries,
+        tables::contract::{EngineError, TableSpace},
+        user_log::UserLog,
     },
     message::{Seq, UserId},
-    store::{GapReason, Limits, StoreError},
+    store::{GapReason, StoreError},
 };
 
 /// Interval of capacity checks, in which far less than `store.minFree` is written.
@@ -214,12 +211,44 @@ impl Committer {
         let limits = &self.limits;
         let (first, mut dropped) = (self.with_log(user, |log| log.cursors.through() + 1)?, 0);
         let mut last = 0;
-        while self.with_log(user, |log| log.block_usage.entries > 0 && !log.fits(bytes, limits))? {
-            let front = self.first_block(user)?;
-            self.with_log(user, |log| match front {
-                Some(front) => last = last.max(evict_front(log, &front, bytes, limits, &mut dropped)),
+        loop {
+            let needs_more = self.with_log(user, |log| {
+                while log.block_usage.entries > 0 && !log.fits(bytes, limits) {
+                    let Some(seq) = log.take_front(Seq::MAX) else { return true };
+                    dropped += u64::from(!log.cursors.is_acknowledged(seq));
+                    last = seq;
+                }
+                false
+            })?;
+            if !needs_more {
+                break;
+            }
+            let Some(FirstCounted { block, usage, key, rule }) = self.first_counted(user)? else {
                 // No block has a counted entry, so the usage was wrong.
-                None => log.block_usage = Usage::default(),
+                self.with_log(user, UserLog::reset_block_usage)?;
+                break;
+            };
+            // A block of which everything must go is not read.
+            let evicted = self.with_log(user, |log| {
+                let usage = usage.filter(|usage| !log.fits_without(*usage, bytes, limits))?;
+                let any_acknowledged = log.cursors.any_acknowledged(block.first, block.last);
+                (!any_acknowledged).then(|| {
+                    log.subtract_from_blocks(block.last, usage);
+                    log.counted = block.last;
+                    usage.entries
+                })
+            })?;
+            if let Some(entries) = evicted {
+                (dropped, last) = (dropped + entries, block.last);
+                continue;
+            }
+            let entries = self.counted_entries(user, &key, &rule)?.unwrap_or_default();
+            self.with_log(user, |log| {
+                if entries.is_empty() {
+                    // A damaged block cannot be evicted, and another one has no counted entry.
+                    log.counted = log.counted.max(block.last);
+                }
+                log.set_front(&entries);
             })?;
         }
         self.with_log(user, |log| {
@@ -240,46 +269,6 @@ impl Committer {
         })?;
         Ok((last >= first).then_some((first, last, dropped)))
     }
-
-    /// Returns the counted entries of the first block that has any: sequence and bytes.
-    fn first_block(&self, user: &UserId) -> Result<Option<Vec<(Seq, u64)>>, EngineError> {
-        let (counted, gaps, scanned_s) = self.with_log(user, |log| (log.counted, log.gaps.clone(), log.scanned_s))?;
-        let wanted = log_key(user.as_str(), counted + 1);
-        let before = self.shared.engine.last_at_or_before(Table::Log, &wanted)?;
-        let from = before.filter(|(key, _)| is_log_key_of(key, user.as_str())).map_or(wanted, |(key, _)| key.to_vec());
-        let mut front = None;
-        self.shared.engine.scan(Table::Log, &from, &mut |key, value| {
-            if !is_log_key_of(key, user.as_str()) {
-                return false;
-            }
-            // An unreadable block cannot be evicted. A read reports it.
-            let entries = block_entries(&value).unwrap_or_default();
-            let entries = entries
-                .iter()
-                // Entries that had expired at the last scan are not counted.
-                .filter(|(_, expires_s)| scanned_s.is_none_or(|scanned_s| !is_expired(*expires_s, scanned_s)))
-                .map(|(entry, _)| (entry.seq, entry.payload.as_bytes().len() as u64));
-            let counting: Vec<_> = entries.filter(|(seq, _)| *seq > counted && !gaps.hides(*seq)).collect();
-            front = (!counting.is_empty()).then_some(counting);
-            front.is_none()
-        })?;
-        Ok(front)
-    }
-}
-
-/// Evicts entries from the front of a block until an entry of `bytes` fits. Returns the last evicted sequence.
-fn evict_front(log: &mut UserLog, front: &[(Seq, u64)], bytes: u64, limits: &Limits, dropped: &mut u64) -> Seq {
-    let mut last = 0;
-    for &(seq, size) in front {
-        if log.fits(bytes, limits) {
-            break;
-        }
-        log.block_usage.subtract(size);
-        log.counted = seq;
-        *dropped += u64::from(!log.cursors.is_acknowledged(seq));
-        last = seq;
-    }
-    last
 }
 
 #[cfg(test)]

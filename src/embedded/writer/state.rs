@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{cost::Cost, dedup::DedupTable, reply::Reply};
+use super::{cost::Cost, count::CountBudget, dedup::DedupTable, purge::Purge, reply::Reply, trim::TrimQueue};
 use crate::{
     embedded::{
         options::Tuning,
@@ -54,8 +54,12 @@ pub(in crate::embedded) struct Committer {
     pub(in crate::embedded) suspended: Suspended,
     /// Time of the last sync of the WAL.
     pub(super) last_sync: Instant,
-    /// Time at which idle logs were last evicted from memory.
-    pub(super) last_eviction: Instant,
+    /// Removal of released entries from the value log.
+    pub(super) trims: TrimQueue,
+    /// Removal of other unneeded entries from the value log, each user at most once for each kind.
+    pub(super) purges: VecDeque<Purge>,
+    /// Removal of idle logs from memory.
+    pub(super) eviction: Eviction,
 }
 
 /// Describes a record of the WAL.
@@ -81,8 +85,12 @@ pub(in crate::embedded) struct Commit {
     pub(in crate::embedded) entries: Vec<(UserId, Seq, u64)>,
     /// The commit has a log's first entry since the last lossy restart.
     pub(super) first_entries: bool,
-    /// Users whose blocks are purged after the commit is written.
-    pub(in crate::embedded) purge: Vec<UserId>,
+    /// Users of whose blocks hidden entries are removed after the commit is written.
+    pub(in crate::embedded) purge_hidden: Vec<UserId>,
+    /// Users of whose blocks all unneeded entries are removed after the commit is written.
+    pub(in crate::embedded) purge_all: Vec<UserId>,
+    /// What the commit may still do to count logs again.
+    pub(super) count_budget: CountBudget,
     pub(super) replies: Vec<Reply>,
     /// Bytes of the finished records, with their overhead in a segment.
     pub(super) bytes: u64,
@@ -116,7 +124,7 @@ pub(in crate::embedded) struct Flush {
     pub(super) logs_left: Vec<UserId>,
     pub(super) barrier_done: bool,
     /// Pending entries of these users.
-    pub(super) pending: HashMap<UserId, Vec<FlushEntry>, foldhash::fast::RandomState>,
+    pub(super) pending: HashMap<UserId, VecDeque<FlushEntry>, foldhash::fast::RandomState>,
     /// Idempotency ids of the records.
     pub(super) ids: Vec<StoredId>,
     /// Blocks of ids that are not stored yet, the last first. `None` until all rows are written.
@@ -153,8 +161,6 @@ pub(in crate::embedded) struct Suspended {
     pub(super) stuck: Option<Commit>,
     /// Users whose reports are not in the WAL, each once. Their logs are marked as dirty.
     pub(super) dirty: Vec<UserId>,
-    /// Users whose blocks must be trimmed, each once. Reports are written first.
-    pub(super) trim: Vec<UserId>,
     pub(super) disk_state: Option<DiskState>,
 }
 
@@ -166,11 +172,23 @@ pub(super) struct DiskState {
     pub(super) free: Option<u64>,
 }
 
+/// Holds the progress of the removal of idle logs from memory.
+pub(in crate::embedded) struct Eviction {
+    /// The next part of the log cache.
+    pub(super) next: usize,
+    /// Time of the last part.
+    pub(super) last: Instant,
+}
+
 /// Holds the progress of the background expiry.
 pub(in crate::embedded) struct ExpiryScan {
     /// Key of the first row of the next step.
     pub(super) next: Vec<u8>,
     pub(super) last_run: Instant,
+    /// Users of this step that are not expired yet.
+    pub(super) due: Vec<UserId>,
+    /// Stored blocks of ids are left that can be removed.
+    pub(super) has_old_ids: bool,
     /// Keys of stored blocks of ids, oldest first, with the time of the youngest id.
     pub(super) id_blocks: VecDeque<(Vec<u8>, u64)>,
 }

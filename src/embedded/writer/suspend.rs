@@ -55,8 +55,7 @@ fn report_bytes_max(devices_max: usize) -> u64 {
 impl Committer {
     /// Returns whether any work is suspended.
     pub(super) fn is_suspended(&self) -> bool {
-        let Suspended { why, stuck, dirty, trim, .. } = &self.suspended;
-        why.is_some() || stuck.is_some() || !dirty.is_empty() || !trim.is_empty()
+        self.suspended.why.is_some() || !self.is_written() || self.trims.is_blocked()
     }
 
     /// Returns why dispatches are rejected, if the disk is full.
@@ -99,7 +98,7 @@ impl Committer {
     }
 
     /// Returns whether a retry of suspended work is due.
-    fn may_retry(&self) -> bool {
+    pub(super) fn may_retry(&self) -> bool {
         self.suspended.retry.is_none_or(|retry| retry <= Instant::now())
     }
 
@@ -164,7 +163,7 @@ impl Committer {
         Ok(true)
     }
 
-    /// Runs background work as far as there is space for it: flush, reclaiming of space, and expiry.
+    /// Runs background work as far as there is space for it: flush, reclaiming of space, expiry, and purges.
     pub(in crate::embedded) fn work(&mut self) -> Result<(), EngineError> {
         if self.flush_is_due() {
             self.shared.progress.begin(Step::Flush);
@@ -203,6 +202,14 @@ impl Committer {
         if self.suspended.why.is_none()
             && self.table_space() == TableSpace::Enough
             && let Err(error) = self.expire()
+        {
+            self.suspend(error)?;
+        }
+        if !self.purges.is_empty()
+            && self.suspended.why.is_none()
+            && self.is_written()
+            && self.may_work()?
+            && let Err(error) = self.purge_step()
         {
             self.suspend(error)?;
         }
@@ -274,46 +281,9 @@ impl Committer {
         self.suspended.dirty.extend(users);
     }
 
-    /// Trims the blocks of these users, and of those whose trim was suspended.
-    pub(super) fn trim_all(&mut self, mut users: Vec<UserId>) -> Result<(), EngineError> {
-        if self.may_retry() {
-            users.append(&mut self.suspended.trim);
-        }
-        if users.is_empty() {
-            return Ok(());
-        }
-        // A power cut must not keep the removal of blocks and lose the records that caused it.
-        let is_written = self.suspended.dirty.is_empty() && self.suspended.stuck.is_none();
-        if !is_written || self.table_space() < TableSpace::Little {
-            self.suspended.trim.append(&mut users);
-            return Ok(());
-        }
-        self.sync_if_not_durable()?;
-        for user in users {
-            if let Err(error) = self.trim(&user) {
-                self.with_log(&user, |log| log.trimming = true)?;
-                self.suspended.trim.push(user);
-                self.suspend(error)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Purges the blocks of these users after a commit. After a failure, a later commit or the expiry purges them.
-    pub(super) fn purge_all(&mut self, mut users: Vec<UserId>) -> Result<(), EngineError> {
-        users.sort_unstable();
-        users.dedup();
-        if users.is_empty() || self.table_space() < TableSpace::Enough {
-            return Ok(());
-        }
-        // For the same reason as in `trim_all`.
-        self.sync_if_not_durable()?;
-        for user in users {
-            if let Err(error) = self.purge(&user) {
-                self.suspend(error)?;
-            }
-        }
-        Ok(())
+    /// Returns whether the WAL has everything that was reported or committed.
+    pub(super) fn is_written(&self) -> bool {
+        self.suspended.dirty.is_empty() && self.suspended.stuck.is_none()
     }
 
     /// Makes a last attempt to write the suspended commit and reports. If it fails, they are lost.

@@ -1,0 +1,100 @@
+//! Summary of a block: the table has it beside the block's location.
+//!
+//! Trims, quotas and expiry decide by the summary whether they need the block. So they read only blocks of which they
+//! need a part of the entries.
+
+use super::block::{Block, BlockEntry};
+use crate::message::Seq;
+
+/// Bytes of an encoded summary.
+const BYTES: usize = 32;
+
+/// Describes the entries of a block. Its encoding is part of the on-disk format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockSummary {
+    /// Sequence of the first entry.
+    pub first: Seq,
+    /// Sequence of the last entry.
+    pub last: Seq,
+    /// Number of entries; at least 1.
+    pub entries: u32,
+    /// Bytes of payload.
+    pub bytes: u32,
+    /// Expiry of the first entry that expires, in seconds of the Unix epoch; 0 = none expires.
+    pub first_expiry_s: u32,
+    /// Expiry of the last entry that expires, in seconds of the Unix epoch; 0 = some entry never expires.
+    pub last_expiry_s: u32,
+}
+
+impl BlockSummary {
+    /// Summarizes an encoded block. Returns `None` if it has no entries or cannot be read.
+    pub fn of(block: &[u8]) -> Option<Self> {
+        let Block::V1 { entries, .. } = Block::decode(block).ok()?;
+        Self::of_entries(&entries)
+    }
+
+    /// Summarizes the entries of a block. Returns `None` if there are none.
+    pub fn of_entries(entries: &[BlockEntry<'_>]) -> Option<Self> {
+        let (first, last) = (entries.first()?.0, entries.last()?.0);
+        let bytes = entries.iter().map(|(.., payload)| payload.len() as u64).sum::<u64>();
+        let expiries = || entries.iter().map(|(_, expires_s, _)| *expires_s);
+        let all_expire = expiries().all(|expires_s| expires_s > 0);
+        Some(Self {
+            first,
+            last,
+            entries: u32::try_from(entries.len()).ok()?,
+            bytes: u32::try_from(bytes).ok()?,
+            first_expiry_s: expiries().filter(|expires_s| *expires_s > 0).min().unwrap_or(0),
+            last_expiry_s: if all_expire { expiries().max().unwrap_or(0) } else { 0 },
+        })
+    }
+
+    /// Returns whether the block has an entry for each sequence from the first to the last.
+    pub fn is_dense(&self) -> bool {
+        self.last - self.first + 1 == u64::from(self.entries)
+    }
+
+    pub fn encode(&self) -> [u8; BYTES] {
+        let mut bytes = [0; BYTES];
+        bytes[..8].copy_from_slice(&self.first.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.last.to_be_bytes());
+        for (at, number) in [self.entries, self.bytes, self.first_expiry_s, self.last_expiry_s].into_iter().enumerate()
+        {
+            bytes[16 + 4 * at..][..4].copy_from_slice(&number.to_be_bytes());
+        }
+        bytes
+    }
+
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let bytes: &[u8; BYTES] = bytes.try_into().ok()?;
+        let wide = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
+        let number = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        Some(Self {
+            first: wide(0)?,
+            last: wide(8)?,
+            entries: number(16)?,
+            bytes: number(20)?,
+            first_expiry_s: number(24)?,
+            last_expiry_s: number(28)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_states_first_and_last_expiry_and_whether_all_entries_expire() {
+        let block = |entries| Block::V1 { namespace: 1, user: "a", entries }.encode();
+        let summary = BlockSummary::of(&block(vec![(3, 50, b"abc"), (5, 20, b""), (6, 40, b"d")])).unwrap();
+        let expected = BlockSummary { first: 3, last: 6, entries: 3, bytes: 4, first_expiry_s: 20, last_expiry_s: 50 };
+        assert_eq!((summary, summary.is_dense()), (expected, false));
+        assert_eq!(BlockSummary::decode(&summary.encode()), Some(summary));
+        assert_eq!(BlockSummary::decode(&summary.encode()[1..]), None);
+        let mixed = BlockSummary::of(&block(vec![(3, 0, b"abc"), (4, 20, b"")])).unwrap();
+        assert_eq!((mixed.first_expiry_s, mixed.last_expiry_s, mixed.is_dense()), (20, 0, true));
+        assert_eq!(BlockSummary::of(&block(vec![])), None);
+        assert_eq!(BlockSummary::of(b"garbage"), None);
+    }
+}
