@@ -324,7 +324,7 @@ pub trait Store: Send + Sync + 'static {
 
     /// Explains why `from..=to` is missing from a log: splits the range into gaps, each with a reason.
     ///
-    /// The reasons of the last [`GAPS_MAX`] gaps of a log are known. Older gaps are reported as expired.
+    /// The reasons of at most the last [`GAPS_MAX`] gaps of a log are known. Older gaps are reported as expired.
     ///
     /// # Errors
     /// Fails if the user's stored data is unreadable.

@@ -1,19 +1,21 @@
 //! Holds one user's log in memory: positions of entries, cursors and gaps, but no payloads.
 
-pub(super) mod block_usage;
 pub(super) mod cache;
+mod counting;
 pub(super) mod cursors;
 pub(super) mod lossy_restarts;
+pub(super) mod usage;
 
 use std::{
     collections::VecDeque,
     time::{Duration, UNIX_EPOCH},
 };
 
+pub use self::usage::{Usage, earlier, is_expired};
 use self::{
-    block_usage::{Front, Recount},
     cursors::{Cursor, Cursors},
     lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
+    usage::{Front, Recount},
 };
 use super::tables::schema::StoredLog;
 use crate::{
@@ -41,26 +43,6 @@ pub struct WalSlot {
     pub bytes: u32,
     /// Expiry in seconds of the Unix epoch; 0 = never.
     pub expires_s: u32,
-}
-
-/// Counts entries and their bytes of payload.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    pub entries: u64,
-    pub bytes: u64,
-}
-
-impl Usage {
-    pub fn add(&mut self, bytes: u64) {
-        self.entries += 1;
-        self.bytes += bytes;
-    }
-
-    /// Subtracts entries. After a crash the usage may be slightly off, so it stops at 0.
-    pub fn subtract(&mut self, usage: Self) {
-        self.entries = self.entries.saturating_sub(usage.entries);
-        self.bytes = self.bytes.saturating_sub(usage.bytes);
-    }
 }
 
 /// Describes a pending entry with a collapse key. A newer entry with the same key replaces it.
@@ -443,19 +425,6 @@ impl UserLog {
 impl CollapseEntry {
     fn stored(&self) -> (String, Seq, u32, u32) {
         (self.key.as_str().to_owned(), self.seq, self.bytes, self.expires_s)
-    }
-}
-
-/// Returns whether an expiry time, 0 = never, has passed.
-pub fn is_expired(expires_s: u32, now_s: u32) -> bool {
-    expires_s > 0 && expires_s <= now_s
-}
-
-/// Returns the earlier of two expiry times, of which 0 = never.
-pub fn earlier(one: u32, other: u32) -> u32 {
-    match (one, other) {
-        (0, at) | (at, 0) => at,
-        (one, other) => one.min(other),
     }
 }
 

@@ -7,7 +7,7 @@ use crate::{
             contract::{EngineError, Table},
             schema::{is_log_key_of, log_key},
         },
-        user_log::{Usage, block_usage::CountRule, earlier},
+        user_log::{Usage, earlier, usage::CountRule},
         value_log::{
             block::{Block, BlockEntry},
             summary::BlockSummary,

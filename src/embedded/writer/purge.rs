@@ -17,7 +17,7 @@ use crate::{
             contract::{EngineError, Table},
             schema::log_key,
         },
-        user_log::{Usage, UserLog, block_usage::CountRule, earlier, is_expired},
+        user_log::{Usage, UserLog, earlier, is_expired, usage::CountRule},
         value_log::{
             block::{Block, BlockEntry},
             summary::BlockSummary,

@@ -199,19 +199,13 @@ impl Committer {
                 Err(error) => self.suspend(error)?,
             }
         }
-        if self.suspended.why.is_none()
-            && self.table_space() == TableSpace::Enough
-            && let Err(error) = self.expire()
-        {
-            self.suspend(error)?;
-        }
-        if !self.purges.is_empty()
-            && self.suspended.why.is_none()
-            && self.is_written()
-            && self.may_work()?
-            && let Err(error) = self.purge_step()
-        {
-            self.suspend(error)?;
+        // Work that waits is suspended on a full disk. Otherwise the thread would try it without a pause.
+        let has_steps = self.expiry.has_steps() || !self.purges.is_empty();
+        let may_work = self.suspended.why.is_none()
+            && if has_steps { self.may_work()? } else { self.table_space() == TableSpace::Enough };
+        if may_work {
+            let done = self.expire().and_then(|()| if self.is_written() { self.purge_step() } else { Ok(()) });
+            done.or_else(|error| self.suspend(error))?;
         }
         Ok(())
     }

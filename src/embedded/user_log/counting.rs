@@ -1,80 +1,10 @@
 //! Counts the entries of a log in the value log, without reading a block for each of them.
 
-use super::{Usage, UserLog, is_expired};
-use crate::{
-    embedded::value_log::summary::BlockSummary,
-    message::Seq,
-    store::{Limits, gaps::GapList},
+use super::{
+    UserLog,
+    usage::{CountRule, FRONT_ENTRIES_MAX, Front, Recount, Usage},
 };
-
-/// Limit of entries in a [`Front`].
-const FRONT_ENTRIES_MAX: usize = 512;
-
-/// Decides which entries of a log are counted in its usage, as of one moment.
-#[derive(Clone, Debug)]
-pub struct CountRule {
-    /// Entries up to this sequence are not counted.
-    pub counted: Seq,
-    gaps: GapList,
-    /// Entries that had expired at this time are not counted, in seconds of the Unix epoch; 0 = all are counted.
-    expired_s: u32,
-}
-
-impl CountRule {
-    /// Returns the rule that a count of all entries at `now_s` uses.
-    pub fn at(&self, now_s: u32) -> Self {
-        Self { expired_s: now_s, ..self.clone() }
-    }
-
-    pub fn hides(&self, seq: Seq) -> bool {
-        self.gaps.hides(seq)
-    }
-
-    pub fn hides_any(&self, from: Seq, to: Seq) -> bool {
-        self.gaps.hides_any(from, to)
-    }
-
-    pub fn hides_all(&self, from: Seq, to: Seq) -> bool {
-        self.gaps.hides_all(from, to)
-    }
-
-    /// Returns whether some entries of a block had expired.
-    pub fn has_expired(&self, block: &BlockSummary) -> bool {
-        is_expired(block.first_expiry_s, self.expired_s)
-    }
-
-    pub fn counts(&self, seq: Seq, expires_s: u32) -> bool {
-        seq > self.counted && !self.gaps.hides(seq) && !is_expired(expires_s, self.expired_s)
-    }
-
-    /// Returns the usage of the counted entries of a block, or `None` if the block must be read.
-    pub fn usage(&self, block: &BlockSummary) -> Option<Usage> {
-        let BlockSummary { first, last, .. } = *block;
-        let all_expired = is_expired(block.last_expiry_s, self.expired_s);
-        if last <= self.counted || all_expired || self.gaps.hides_all(first, last) {
-            return Some(Usage::default());
-        }
-        let counts_all = first > self.counted && !self.has_expired(block) && !self.gaps.hides_any(first, last);
-        counts_all.then(|| Usage { entries: u64::from(block.entries), bytes: u64::from(block.bytes) })
-    }
-}
-
-/// Holds the sizes of the first counted entries, so that evictions and acknowledgements read their block once.
-#[derive(Debug, Default)]
-pub struct Front {
-    /// Sequence and bytes, the last first.
-    entries: Vec<(Seq, u32)>,
-    /// The front has every counted entry up to this sequence.
-    through: Seq,
-}
-
-/// Holds a count of all blocks that is made in steps.
-#[derive(Debug, Default)]
-pub struct Recount {
-    /// Last sequence of the last block that is counted.
-    through: Seq,
-    usage: Usage,
-}
+use crate::{message::Seq, store::Limits};
 
 impl UserLog {
     /// Returns the rule by which `block_usage` counts entries.
