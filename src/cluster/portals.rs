@@ -30,6 +30,8 @@ pub enum EventOrigin {
     Server(Arc<str>),
     /// A server of the original, which does not name connections.
     Original,
+    /// The previous start of the only server, which was killed. The names of its connections are not known.
+    PreviousStart,
 }
 
 /// Distinguishes events.
@@ -53,13 +55,13 @@ pub enum ClientEventKind {
 }
 
 impl ClientEvent {
-    /// Returns a name of the connection that is unique in the cluster. Empty for connections of the original.
+    /// Returns a name of the connection that is unique in the cluster. Empty if the connection has no known name.
     #[must_use]
     pub fn connection_name(&self) -> Cow<'static, str> {
         match &self.origin {
             EventOrigin::Local => self.connection.to_string().into(),
             EventOrigin::Server(server) => format!("{server}.{}", self.connection).into(),
-            EventOrigin::Original => "".into(),
+            EventOrigin::Original | EventOrigin::PreviousStart => "".into(),
         }
     }
 

@@ -8,7 +8,7 @@
 //! - `store_state`: state that the commit thread and its callers share · `progress`: what that thread is doing
 //! - `encoding`, `unreadable`: bincode, and its errors · `framing`: checksummed frames
 //! - `file_io`: reads at an offset, and files with numbers as names
-//! - `outbox`: webhook events · [`backup`]: backup and restore
+//! - `connected`: users with connections · `outbox`: webhook events · [`backup`]: backup and restore
 //! - [`offline`]: closed or damaged stores
 //!
 //! # How a commit is stored
@@ -24,6 +24,7 @@
 //! an engine states this order, and a test cuts the power after every write.
 
 pub mod backup;
+mod connected;
 mod encoding;
 mod engine;
 mod file_io;
@@ -56,6 +57,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use self::options::{Options, Tuning};
 use self::{
+    connected::ConnectedUsers,
     engine::Engine,
     outbox::Outbox,
     progress::Progress,
@@ -176,6 +178,16 @@ impl Store for EmbeddedStore {
         self.shared.explain_gaps(user, device, from, to)
     }
 
+    fn set_connections(&self, user: &UserId, connections: usize) {
+        if self.shared.connected.set(user, connections, self.shared.clock.now_ms()) {
+            self.shared.queue.notify_connected();
+        }
+    }
+
+    fn take_interrupted(&self) -> Vec<UserId> {
+        self.shared.connected.take_untaken()
+    }
+
     fn outbox(&self) -> Option<Arc<dyn crate::store::Outbox>> {
         self.shared.outbox.clone().map(|outbox| outbox as Arc<dyn crate::store::Outbox>)
     }
@@ -259,6 +271,7 @@ impl EmbeddedStore {
         let outbox = options.outbox.clone();
         let outbox =
             outbox.map(|options| Outbox::open(engine.clone(), queue.clone(), recovered.clock.clone(), options));
+        let connected = Arc::new(ConnectedUsers::open(&*engine)?);
         let shared = Arc::new(StoreState {
             engine,
             namespace: fingerprint(&namespace),
@@ -272,6 +285,7 @@ impl EmbeddedStore {
             clock: recovered.clock,
             devices_max: options.limits.devices,
             outbox: outbox.transpose()?,
+            connected,
             health: options.health.clone(),
             full_reason: RwLock::default(),
             runtime: tokio::runtime::Handle::try_current().ok(),
@@ -283,6 +297,8 @@ impl EmbeddedStore {
         // Before the first dispatch, so that a full store rejects it.
         committer.refresh_capacity();
         committer.refresh_outbox_space();
+        // Before the first event of this start, so that a backend sees the disconnections of the previous one first.
+        committer.report_interrupted()?;
         let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());
         let thread = thread.map_err(|error| StoreError::Failed(format!("cannot start a thread: {error}").into()))?;
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })

@@ -12,6 +12,8 @@ pub enum Step {
     Commit,
     /// Writes webhook events.
     Outbox,
+    /// Writes rows of connected users.
+    Connected,
     /// Removes blocks of acknowledged entries.
     Trim,
     /// Moves entries to the value log.
@@ -23,13 +25,15 @@ pub enum Step {
 }
 
 impl Step {
-    const ALL: [Self; 6] = [Self::Commit, Self::Outbox, Self::Trim, Self::Flush, Self::Maintenance, Self::Close];
+    const ALL: [Self; 7] =
+        [Self::Commit, Self::Outbox, Self::Connected, Self::Trim, Self::Flush, Self::Maintenance, Self::Close];
 
     /// Returns what the step does, for "the commit thread has been … for 10 s".
     fn describe(self) -> &'static str {
         match self {
             Self::Commit => "writing a commit",
             Self::Outbox => "writing webhook events",
+            Self::Connected => "recording connected users",
             Self::Trim => "removing acknowledged messages",
             Self::Flush => "moving messages from the write-ahead log to the value log",
             Self::Maintenance => "reclaiming disk space",

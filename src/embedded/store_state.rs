@@ -6,6 +6,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::{
+    connected::ConnectedUsers,
     engine::Engine,
     outbox::Outbox,
     progress::Progress,
@@ -36,6 +37,8 @@ pub(super) struct StoreState {
     pub devices_max: usize,
     /// The outbox of webhook events, if there is one.
     pub outbox: Option<Arc<Outbox>>,
+    /// Users with connections.
+    pub connected: Arc<ConnectedUsers>,
     pub health: Arc<Health>,
     /// Why appends are rejected at present, if they are.
     pub full_reason: RwLock<Option<Arc<str>>>,

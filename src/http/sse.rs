@@ -18,7 +18,10 @@ use tokio::{sync::watch, time::timeout};
 
 use super::{State, error::ApiError, parameters};
 use crate::{
-    hub::portals::{ClientEvent, ClientEventKind, Item, Portal, StreamId, TakenItem},
+    hub::{
+        SERVER_RESTART,
+        portals::{ClientEvent, ClientEventKind, EventOrigin, Item, Portal, StreamId, TakenItem},
+    },
     message::write_message,
 };
 
@@ -151,6 +154,9 @@ fn write_event(out: &mut Vec<u8>, event: &ClientEvent) {
         // A string always has a JSON form, and writing to a Vec cannot fail.
         serde_json::to_writer(&mut *out, user).expect("a string is JSON");
     }
+    if event.origin == EventOrigin::PreviousStart {
+        out.extend_from_slice(format!(",\"reason\":\"{SERVER_RESTART}\"").as_bytes());
+    }
     if let ClientEventKind::Message { op, data, kind } = &event.kind {
         out.extend_from_slice(b",\"message\":");
         write_message(out, *op, data.as_deref(), kind.as_ref());
@@ -164,7 +170,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        hub::portals::{Bounds, EventOrigin, Portals},
+        hub::portals::{Bounds, Portals},
         message::UserId,
         metrics::Metrics,
     };
@@ -199,6 +205,18 @@ mod tests {
         assert_eq!(
             written(event(None, ClientEventKind::Connection)),
             "id: ab-3\ndata: {\"type\":\"connection\",\"connection\":\"7\"}\n\n"
+        );
+        let alice = UserId::new("alice").unwrap();
+        let restart = ClientEvent {
+            connection: 0,
+            origin: EventOrigin::PreviousStart,
+            user: Some(alice),
+            kind: ClientEventKind::Disconnection,
+        };
+        assert_eq!(
+            written(Item::Event(Arc::new(restart))),
+            "id: ab-3\ndata: {\"type\":\"disconnection\",\"connection\":\"\",\"user\":\"alice\",\
+             \"reason\":\"server_restart\"}\n\n"
         );
         let message =
             ClientEventKind::Message { op: 0, data: Some("{\n\r\n\"n\": 1}".into()), kind: Some("A\nB".into()) };

@@ -18,6 +18,12 @@ pub use super::registry::ConnectionId;
 pub use crate::message::InboundMessage;
 use crate::message::UserId;
 
+/// The reason that webhooks and portals receive for [`Event::RestartDisconnection`].
+pub const SERVER_RESTART: &str = "server_restart";
+
+/// Stands for a connection of an earlier start, whose id is not known. No connection has this id.
+pub(super) const NO_CONNECTION: ConnectionId = 0;
+
 /// An event of one client, borrowed: a listener copies what it stores.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
@@ -43,6 +49,13 @@ pub enum Event<'a> {
         code: u16,
         /// The reason from the close frame; often empty.
         reason: &'a str,
+    },
+    /// The previous start ended without closing this user's connections: it was killed, or the power failed.
+    ///
+    /// Passed once for each user, before the first connection. The store has put it into the outbox already.
+    RestartDisconnection {
+        /// The user.
+        user: &'a UserId,
     },
 }
 
@@ -122,6 +135,7 @@ mod tests {
                 Event::Authentication { user } => format!("authentication {user}"),
                 Event::Message { user, message } => format!("message {user:?} {:?}", message.data),
                 Event::Disconnection { user, code, .. } => format!("disconnection {user:?} {code}"),
+                Event::RestartDisconnection { user } => format!("restart disconnection {user}"),
             };
             self.0.lock().push(text);
         }

@@ -38,7 +38,7 @@ use tokio::sync::{Semaphore, watch};
 pub use self::{
     connection::ConnectionHandle,
     dispatch::{CommittedBatch, Dispatch, OptionsError, Outcome, PreparedDispatch},
-    events::{ConnectionId, Event, InboundMessage, Listener},
+    events::{ConnectionId, Event, InboundMessage, Listener, SERVER_RESTART},
     mailbox::{CloseReason, MailboxBounds, Signals},
     queries::{DeviceReport, UserReport},
     session::{Attach, Batch, Resumed, SentPosition, Session},
@@ -54,7 +54,7 @@ use crate::{
     middleware::{Chain, Middleware},
     store::{CommitListener, ReadResult, SessionReport},
 };
-use events::Listeners;
+use events::{Listeners, NO_CONNECTION};
 use portals::{Bounds, Portals};
 use presence::Presence;
 use registry::{Registry, SessionEntry};
@@ -209,6 +209,28 @@ impl Hub {
         self.listeners.add(listener);
     }
 
+    /// Notifies the listeners of the users whom a kill of the previous start has disconnected.
+    ///
+    /// Call it once, when all listeners are added, and before the first connection. So a listener receives these
+    /// disconnections before it receives that one of these users is back.
+    pub fn report_interrupted(&self) {
+        let users = self.store.take_interrupted();
+        if users.is_empty() {
+            return;
+        }
+        tracing::info!(
+            users = users.len(),
+            "the previous start ended without closing the connections of these users; their disconnection is reported now"
+        );
+        if let Some(portals) = &self.portals {
+            // No portal is connected yet. The queue waits for the first one.
+            portals.reserve_queue();
+        }
+        for user in &users {
+            self.listeners.notify(NO_CONNECTION, Event::RestartDisconnection { user });
+        }
+    }
+
     /// Returns the pool of portals; `None` if portals are disabled.
     #[must_use]
     pub fn portals(&self) -> Option<&Arc<Portals>> {
@@ -253,6 +275,9 @@ impl Hub {
     /// Records a user's number of local sessions. Called under the registry's lock, so counts arrive in order.
     fn set_session_count(&self, user: &UserId, sessions: usize) {
         self.presence.set_session_count(user, sessions);
+        if self.settings.store_connected_users {
+            self.store.set_connections(user, sessions);
+        }
         if let Some(cluster) = &self.cluster {
             cluster.set_local_connections(user, sessions);
         }

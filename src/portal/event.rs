@@ -36,6 +36,9 @@ pub enum Event {
         connection: String,
         /// User id, if the client had authenticated.
         user: Option<String>,
+        /// `server_restart`: the server was killed while this user had connections. There is one such event for each
+        /// user, after the restart, with an empty `connection`. `None` in all other cases.
+        reason: Option<String>,
     },
     /// Events for this portal are lost: it was too slow, or disconnected for too long.
     Missed {

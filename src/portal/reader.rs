@@ -32,6 +32,8 @@ struct EventData {
     #[serde(default)]
     user: Option<String>,
     #[serde(default)]
+    reason: Option<String>,
+    #[serde(default)]
     message: Option<Message>,
     #[serde(default)]
     count: Option<u64>,
@@ -138,7 +140,7 @@ impl Reader {
             ("connection", ..) => Event::Connection { connection },
             ("authentication", Some(user), _) => Event::Authentication { connection, user },
             ("message", user, Some(message)) => Event::Message { connection, user, message },
-            ("disconnection", user, _) => Event::Disconnection { connection, user },
+            ("disconnection", user, _) => Event::Disconnection { connection, user, reason: data.reason },
             ("missed", ..) => Event::Missed { count: data.count },
             // A newer server may send other types.
             _ => return None,

@@ -4,7 +4,11 @@ use std::future::Future;
 
 use futures_util::future::BoxFuture;
 
-use super::peer::{HandlerEvent, Peer, ReceivedMessage};
+use super::{
+    handle::Handle,
+    peer::{HandlerEvent, Peer, ReceivedMessage},
+};
+use crate::message::UserId;
 
 /// Handles client events in the embedding program.
 ///
@@ -60,12 +64,26 @@ pub trait Handler: Send + Sync + 'static {
         _ = (client, code, reason);
         async {}
     }
+
+    /// Handles the disconnection of a user by a kill of the previous start, or by a power cut.
+    ///
+    /// The users are those that the store recorded as connected about a second before. Called once for each user, one
+    /// after another, when the server starts. A kill during that repeats or loses some.
+    fn restart_disconnection(&self, server: Handle, user: UserId) -> impl Future<Output = ()> + Send {
+        _ = (server, user);
+        async {}
+    }
 }
 
 /// Object-safe form of a handler, so that several types can be stored together.
 pub(super) trait DynHandler: Send + Sync {
     /// Calls the handler; `None` if it does not handle this event.
     fn call(&self, client: Peer, event: HandlerEvent) -> Option<BoxFuture<'_, ()>>;
+
+    /// Calls the handler with a disconnection by a restart; `None` if it does not handle this event.
+    fn call_restart(&self, _server: Handle, _user: UserId) -> Option<BoxFuture<'_, ()>> {
+        None
+    }
 }
 
 /// Object-safe wrapper of a [`Handler`].
@@ -79,6 +97,10 @@ impl<H: Handler> DynHandler for WholeHandler<H> {
             HandlerEvent::Message(message) => Box::pin(self.0.message(client, message)),
             HandlerEvent::Disconnection(code, reason) => Box::pin(self.0.disconnection(client, code, reason.into())),
         })
+    }
+
+    fn call_restart(&self, server: Handle, user: UserId) -> Option<BoxFuture<'_, ()>> {
+        Some(Box::pin(self.0.restart_disconnection(server, user)))
     }
 }
 

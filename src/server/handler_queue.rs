@@ -1,6 +1,7 @@
 //! Queues events for handlers: a bounded queue for each connection, and a task while the queue is not empty.
 
 use std::{
+    any::Any,
     collections::{HashMap, VecDeque},
     panic::AssertUnwindSafe,
     sync::{
@@ -25,6 +26,7 @@ use crate::{
     failpoints,
     hub::{ConnectionId, Event, InboundMessage, Listener},
     logging::{excerpt, panic_text, sentence},
+    message::UserId,
     middleware::Client,
 };
 
@@ -36,6 +38,8 @@ pub(super) struct HandlerRunner {
     handlers: Vec<Arc<dyn DynHandler>>,
     handle: OnceLock<Handle>,
     peers: [Mutex<HashMap<ConnectionId, Peer>>; SHARDS],
+    /// Users whom a kill of the previous start has disconnected, and whether a task is processing them.
+    restarts: Mutex<(VecDeque<UserId>, bool)>,
     /// Queues that a task is processing.
     running: AtomicUsize,
     done: Notify,
@@ -47,6 +51,7 @@ impl HandlerRunner {
             handlers,
             handle: OnceLock::new(),
             peers: Default::default(),
+            restarts: Mutex::default(),
             running: AtomicUsize::new(0),
             done: Notify::new(),
         })
@@ -95,11 +100,14 @@ pub(super) struct HubListener(pub Arc<HandlerRunner>);
 
 impl Listener for HubListener {
     fn event(&self, connection: ConnectionId, event: Event<'_>) {
+        if let Event::RestartDisconnection { user } = event {
+            return push_restart(&self.0, user);
+        }
         let is_last = matches!(event, Event::Disconnection { .. });
         let shard = self.0.shard(connection);
         let peer = if is_last { shard.lock().remove(&connection) } else { shard.lock().get(&connection).cloned() };
-        if let Some(peer) = peer {
-            push(&self.0, peer, handler_event(event));
+        if let (Some(peer), Some(event)) = (peer, handler_event(event)) {
+            push(&self.0, peer, event);
         }
     }
 
@@ -111,8 +119,9 @@ impl Listener for HubListener {
     }
 }
 
-fn handler_event(event: Event<'_>) -> HandlerEvent {
-    match event {
+/// Copies an event of a connection; `None` for other events.
+fn handler_event(event: Event<'_>) -> Option<HandlerEvent> {
+    Some(match event {
         Event::Connection => HandlerEvent::Connection,
         Event::Authentication { .. } => HandlerEvent::Authentication,
         Event::Message { message: InboundMessage { op, data, kind, .. }, .. } => {
@@ -124,7 +133,48 @@ fn handler_event(event: Event<'_>) -> HandlerEvent {
             })
         }
         Event::Disconnection { code, reason, .. } => HandlerEvent::Disconnection(code, reason.into()),
+        Event::RestartDisconnection { .. } => return None,
+    })
+}
+
+/// Queues a user whom a kill of the previous start has disconnected. There are as many as were connected then.
+fn push_restart(runner: &Arc<HandlerRunner>, user: &UserId) {
+    {
+        let mut restarts = runner.restarts.lock();
+        restarts.0.push_back(user.clone());
+        if std::mem::replace(&mut restarts.1, true) {
+            return;
+        }
     }
+    runner.running.fetch_add(1, Ordering::AcqRel);
+    let runner = runner.clone();
+    tokio::spawn(async move {
+        while let Some(user) = next_restart(&runner) {
+            let Some(handle) = runner.handle.get().cloned() else { continue };
+            for handler in &runner.handlers {
+                // The handler owns its state, and is called again with the next user.
+                let called = AssertUnwindSafe(async {
+                    if let Some(call) = handler.call_restart(handle.clone(), user.clone()) {
+                        call.await;
+                    }
+                });
+                if let Err(panic) = called.catch_unwind().await {
+                    report_panic(&handle, "restart_disconnection", panic.as_ref(), None, Some(&user));
+                }
+            }
+        }
+        if runner.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            runner.done.notify_waiters();
+        }
+    });
+}
+
+/// Takes the next of these users; `None` ends the task.
+fn next_restart(runner: &HandlerRunner) -> Option<UserId> {
+    let mut restarts = runner.restarts.lock();
+    let next = restarts.0.pop_front();
+    restarts.1 = next.is_some();
+    next
 }
 
 /// Returns the size of a message; `None` for other events, which have no bound.
@@ -216,13 +266,22 @@ async fn call_handler(handler: &dyn DynHandler, peer: &Peer, event: HandlerEvent
         }
     });
     if let Err(panic) = called.catch_unwind().await {
-        let panicked = HandlerPanic { name, why: panic_text(panic.as_ref()).to_owned() };
-        let user = peer.user();
-        let user_id = user.as_ref().map(excerpt);
-        tracing::error!(connection = peer.connection(), user = user_id, "{}", sentence(&panicked));
-        if let Some(hub) = peer.server().hub.upgrade() {
-            let client = Client::new(peer.connection(), peer.address().map(|from| from.ip()), user.as_ref());
-            hub.middleware().report_error(&panicked, Some(&client));
-        }
+        report_panic(peer.server(), name, panic.as_ref(), Some(peer), peer.user().as_ref());
+    }
+}
+
+/// Logs a panic of a handler, and reports it to the middleware. `peer`: the client, if it is connected to this start.
+fn report_panic(
+    handle: &Handle,
+    name: &'static str,
+    panic: &(dyn Any + Send),
+    peer: Option<&Peer>,
+    user: Option<&UserId>,
+) {
+    let panicked = HandlerPanic { name, why: panic_text(panic).to_owned() };
+    tracing::error!(connection = peer.map(Peer::connection), user = user.map(excerpt), "{}", sentence(&panicked));
+    if let Some(hub) = handle.hub.upgrade() {
+        let client = peer.map(|peer| Client::new(peer.connection(), peer.address().map(|from| from.ip()), user));
+        hub.middleware().report_error(&panicked, client.as_ref());
     }
 }

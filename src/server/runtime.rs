@@ -98,6 +98,7 @@ impl Runtime {
         if let Some(runner) = &runtime.context.runner {
             runner.set_handle(handle);
         }
+        runtime.context.hub.report_interrupted();
         Ok(runtime)
     }
 

@@ -389,6 +389,19 @@ pub trait Store: Send + Sync + 'static {
     /// Sets the listener of missed commits. When it is called, any log may have new entries.
     fn on_resync(&self, _listener: Arc<dyn Fn() + Send + Sync>) {}
 
+    /// Records the number of a user's authenticated connections on this server. Never waits.
+    ///
+    /// After a kill or a power cut, [`Store::take_interrupted`] returns the users that had any, as recorded about a second
+    /// before. A store that several servers share has its own record, and ignores this.
+    fn set_connections(&self, _user: &UserId, _connections: usize) {}
+
+    /// Returns the users whose connections the previous start ended without a call of [`Store::set_connections`].
+    ///
+    /// Only the first call returns them. The outbox has an [`OutboxEvent::RestartDisconnection`] for each already.
+    fn take_interrupted(&self) -> Vec<UserId> {
+        Vec::new()
+    }
+
     /// Returns the outbox of webhook events, if there is one.
     fn outbox(&self) -> Option<Arc<dyn Outbox>> {
         None

@@ -118,6 +118,11 @@ pub enum OutboxEvent {
         /// Type as JSON.
         kind_json: String,
     },
+    /// The previous start ended without closing this user's connections: it was killed, or the power failed.
+    RestartDisconnection {
+        /// User id.
+        user: String,
+    },
 }
 
 /// Enumerates the kinds of events. Numbers are part of the on-disk format.
@@ -130,7 +135,7 @@ pub enum EventKind {
     Authentication = 1,
     /// [`OutboxEvent::Message`]
     Message = 2,
-    /// [`OutboxEvent::Disconnection`]
+    /// [`OutboxEvent::Disconnection`] and [`OutboxEvent::RestartDisconnection`]
     Disconnection = 3,
     /// [`OutboxEvent::Undelivered`]
     Undelivered = 4,
@@ -188,7 +193,7 @@ impl OutboxEvent {
             Self::Connection { .. } => EventKind::Connection,
             Self::Authentication { .. } => EventKind::Authentication,
             Self::Message { .. } | Self::RawTypeMessage { .. } => EventKind::Message,
-            Self::Disconnection { .. } => EventKind::Disconnection,
+            Self::Disconnection { .. } | Self::RestartDisconnection { .. } => EventKind::Disconnection,
             Self::Undelivered { .. } => EventKind::Undelivered,
             Self::Delivered { .. } => EventKind::Delivered,
             Self::Expired { .. } => EventKind::Expired,
@@ -215,7 +220,7 @@ impl OutboxEvent {
                 user.len() + payload.len() + devices.iter().map(|device| 2 + optional(device)).sum::<usize>()
             }
             Self::Delivered { user, device, .. } => user.len() + optional(device),
-            Self::Expired { user, .. } | Self::Dropped { user, .. } => user.len(),
+            Self::Expired { user, .. } | Self::Dropped { user, .. } | Self::RestartDisconnection { user } => user.len(),
             Self::Overflow { lost, .. } => 10 * lost.len(),
         };
         32 + texts as u64

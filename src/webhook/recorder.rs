@@ -28,6 +28,8 @@ impl Listener for EventRecorder {
             Event::Authentication { .. } => EventKind::Authentication,
             Event::Message { .. } => EventKind::Message,
             Event::Disconnection { .. } => EventKind::Disconnection,
+            // The store itself puts it into the outbox, before it forgets the user.
+            Event::RestartDisconnection { .. } => return,
         };
         if !self.outbox.is_enabled(kind) {
             return;
@@ -51,6 +53,7 @@ impl Listener for EventRecorder {
             Event::Disconnection { user, .. } => {
                 OutboxEvent::Disconnection { connection, user: owned(user.map(UserId::as_str)) }
             }
+            Event::RestartDisconnection { .. } => return,
         });
     }
 }

@@ -15,3 +15,4 @@ mod middleware;
 #[cfg(feature = "failpoints")]
 mod panics;
 mod portal;
+mod restart;

@@ -9,7 +9,10 @@ mod portals;
 mod support;
 
 use client::RespClient;
-use mesa::client::{Connection, ConnectionEvent};
+use mesa::{
+    client::{Connection, ConnectionEvent},
+    config::Config,
+};
 use support::{in_process::TestServer, resp::encode_command, wait::WAIT_TIMEOUT};
 use tokio::time::timeout;
 
@@ -18,7 +21,16 @@ const UNDELIVERED: &str = "undelivered_messages";
 
 /// Starts a server with a RESP port.
 pub async fn start_server() -> TestServer {
-    TestServer::start(|config| config.redis_protocol.port = Some(0)).await
+    start_server_with(|_| {}).await
+}
+
+/// As [`start_server`], after `prepare` with the configuration.
+pub async fn start_server_with(prepare: impl FnOnce(&Config)) -> TestServer {
+    TestServer::start(|config| {
+        config.redis_protocol.port = Some(0);
+        prepare(config);
+    })
+    .await
 }
 
 /// Returns a dispatch as a Dispatcher of the original publishes it. `recipients` are quoted ids with commas between

@@ -8,8 +8,8 @@ use tokio::time::timeout;
 
 use crate::{
     client::RespClient,
-    start_server,
-    support::{in_process::TestServer, wait::WAIT_TIMEOUT},
+    start_server, start_server_with,
+    support::{connected::leave_connected, in_process::TestServer, wait::WAIT_TIMEOUT},
 };
 
 /// A portal of the original, with its three connections.
@@ -142,6 +142,20 @@ async fn events_of_closed_slow_portal_are_reassigned_to_another_once() {
     assert!(lost <= 4 && repeated == 0, "{lost} events lost, {repeated} repeated");
     let metrics = server.metrics().await;
     assert!(!metrics.contains("mesa_portal_events_forwarded_total 0\n"), "{metrics}");
+}
+
+// covers: G4
+#[tokio::test(flavor = "multi_thread")]
+async fn portal_of_the_original_receives_users_disconnected_by_a_kill_as_plain_disconnections() {
+    let mut server = start_server_with(|config| leave_connected(&config.store.path, &["alice", "bob"])).await;
+    let mut portal = Portal::announce(&server, "one", 1).await;
+    for user in ["alice", "bob"] {
+        let text = portal.subscriber.reply().await.unwrap();
+        let expected = json!({ "type": "disconnection", "clientId": user, "portalId": "one" });
+        let event = text.strip_prefix("[message portal ").and_then(|text| text.strip_suffix(']')).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(event).unwrap(), expected);
+    }
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

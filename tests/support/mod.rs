@@ -1,6 +1,7 @@
 //! Helpers of the tests: servers as processes and in the test process, and small HTTP, WebSocket and RESP clients.
 
 pub mod command;
+pub mod connected;
 pub mod http;
 pub mod http_receiver;
 pub mod in_process;

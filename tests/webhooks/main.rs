@@ -13,6 +13,7 @@ mod message_events;
 mod support;
 
 mod outbox;
+mod restart;
 
 use std::time::{Duration, Instant};
 

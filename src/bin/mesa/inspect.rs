@@ -11,7 +11,7 @@ use mesa::{
     embedded::{
         backup::format::Contents,
         offline::{
-            inspect::{Damage, InspectSink, Inspection, LogFacts},
+            inspect::{ConnectedUser, Damage, InspectSink, Inspection, LogFacts},
             salvage::salvage,
         },
     },
@@ -122,6 +122,8 @@ fn print_json(inspection: &Inspection, summary: &Summary, args: &InspectArgs) ->
             "walBytes": facts.wal_bytes,
             "fileBytes": facts.file_bytes,
             "ids": facts.ids,
+            "trees": facts.trees.iter().map(|(name, entries)| ((*name).to_owned(), json!(entries))).collect::<Value>(),
+            "connected": facts.connected.len(),
             "users": summary.users,
             "pending": summary.pending,
             "pendingBytes": summary.bytes,
@@ -130,6 +132,10 @@ fn print_json(inspection: &Inspection, summary: &Summary, args: &InspectArgs) ->
     }))?;
     for user in &summary.shown {
         output::json(&user_json(user, args.user.is_some()))?;
+    }
+    let is_shown = |one: &&ConnectedUser| args.user.as_ref().is_none_or(|user| *user == one.user);
+    for ConnectedUser { user, since_ms, connections } in facts.connected.iter().filter(is_shown) {
+        output::json(&json!({ "connected": { "user": user, "sinceMs": since_ms, "connections": connections } }))?;
     }
     print_damage_json(inspection)
 }
@@ -172,9 +178,9 @@ fn user_json(facts: &LogFacts, detail: bool) -> Value {
 
 fn print(inspection: &Inspection, summary: &Summary, args: &InspectArgs) -> Result<(), Failure> {
     if let (Some(_), Some(user)) = (&args.user, summary.shown.first()) {
-        print_user(user, args.limit)?;
+        print_user(user, inspection, args.limit)?;
     } else if args.user.is_none() {
-        print_store(inspection, summary)?;
+        print_store(inspection, summary, args.limit)?;
     }
     print_damage(inspection);
     Ok(())
@@ -194,7 +200,7 @@ fn describe(damage: &Damage) -> String {
     printable(&format!("{user}{damage}"))
 }
 
-fn print_store(inspection: &Inspection, summary: &Summary) -> Result<(), Failure> {
+fn print_store(inspection: &Inspection, summary: &Summary, limit: usize) -> Result<(), Failure> {
     let facts = inspection.facts();
     let unknown = || "unknown".to_owned();
     let records = match facts.records {
@@ -218,6 +224,8 @@ fn print_store(inspection: &Inspection, summary: &Summary) -> Result<(), Failure
         ("wal", records),
         ("synced", facts.synced_record.map_or_else(unknown, |record| format!("up to record {record}"))),
         ("dispatch ids", facts.ids.to_string()),
+        ("trees", facts.trees.iter().map(|(name, entries)| format!("{name} {entries}")).collect::<Vec<_>>().join(", ")),
+        ("connected", format!("{} when the server ended", count(facts.connected.len() as u64, "user"))),
         ("files", format!("{} bytes", facts.file_bytes)),
         ("damage", if damage == 0 { "none".into() } else { count(damage, "place") }),
     ];
@@ -241,13 +249,33 @@ fn print_store(inspection: &Inspection, summary: &Summary) -> Result<(), Failure
     if more > 0 {
         output::remark(&format!("{} more; raise --limit, or use --json for all", count(more, "user")));
     }
+    print_connected(&facts.connected, limit)
+}
+
+/// Prints who was connected when the server ended.
+fn print_connected(connected: &[ConnectedUser], limit: usize) -> Result<(), Failure> {
+    if !connected.is_empty() {
+        output::line("")?;
+        output::line("connections  since                     user")?;
+    }
+    for ConnectedUser { user, since_ms, connections } in connected.iter().take(limit.max(1)) {
+        output::line(&printable(&format!("{connections:>11}  {}  {user}", seen(*since_ms))))?;
+    }
+    let more = connected.len().saturating_sub(limit.max(1)) as u64;
+    if more > 0 {
+        output::remark(&format!("and {} more; raise --limit, or use --json for all", count(more, "connected user")));
+    }
     Ok(())
 }
 
-fn print_user(user: &LogFacts, limit: usize) -> Result<(), Failure> {
+fn print_user(user: &LogFacts, inspection: &Inspection, limit: usize) -> Result<(), Failure> {
     output::line(&format!("user           {}", printable(&user.user)))?;
     output::line(&format!("head           {}", user.head))?;
     output::line(&format!("last seen      {}", seen(user.seen_ms)))?;
+    for one in inspection.facts().connected.iter().filter(|one| one.user == user.user) {
+        let connections = count(one.connections.into(), "connection");
+        output::line(&format!("connected      {connections} since {}, when the server ended", seen(one.since_ms)))?;
+    }
     for (device, received, seen_ms) in &user.cursors {
         let name = if device.is_empty() { "without a device".to_owned() } else { format!("device {device:?}") };
         let further = ranges(received.ranges().iter().copied());

@@ -216,13 +216,22 @@ mod tests {
         Batch::V1 { start: 0x00C0_FFEE, events: vec![(1_700_000_000_000, event)] }
     }
 
+    fn restart_disconnection() -> Batch {
+        let event = OutboxEvent::RestartDisconnection { user: "alice".to_owned() };
+        Batch::V1 { start: 0x00C0_FFEE, events: vec![(1_700_000_000_000, event)] }
+    }
+
     fn lost() -> StoredLost {
         StoredLost::V1 { since_ms: 1_700_000_000_000, lost: vec![(0, 1), (5, 700)] }
     }
 
     #[test]
     fn outbox_encoding_equals_its_golden_file() {
-        for (name, batch) in [("outbox", batch_of_each_kind()), ("outbox-raw-type", raw_type())] {
+        for (name, batch) in [
+            ("outbox", batch_of_each_kind()),
+            ("outbox-raw-type", raw_type()),
+            ("outbox-restart-disconnection", restart_disconnection()),
+        ] {
             let pieces = batch.pieces();
             assert_eq!(pieces.len(), 1);
             assert_eq!(Pieces::default().push(&golden(name, &pieces[0])).unwrap(), Some(batch));

@@ -277,6 +277,17 @@ impl crate::store::Outbox for Outbox {
 }
 
 impl Outbox {
+    /// Returns the number of the last event, written or waiting.
+    pub(in crate::embedded) fn last_number(&self) -> u64 {
+        let state = self.state.lock();
+        state.next_number + state.waiting.len() as u64 - 1
+    }
+
+    /// Returns whether all events up to a number are written. Called by the commit thread only.
+    pub(in crate::embedded) fn is_written(&self, number: u64) -> bool {
+        self.state.lock().next_number > number
+    }
+
     /// Reads and decodes a batch.
     fn read_batch(&self, batch: BatchInfo) -> Result<Batch, StoreError> {
         let mut pieces = Pieces::default();

@@ -30,7 +30,7 @@ impl Disk {
     /// Runs one step of a compaction. Returns the next step, if there is one.
     pub(in crate::embedded) fn compact(&self, step: CompactionStep) -> Result<Option<CompactionStep>, EngineError> {
         let row_at = |key: &[u8], location: BlockLocation| -> io::Result<Option<BlockRow>> {
-            let row = self.trees.locations.get(key).map_err(sled_error::to_io_error)?;
+            let row = self.trees.log.get(key).map_err(sled_error::to_io_error)?;
             Ok(row.and_then(|row| BlockRow::decode(&row)).filter(|row| row.location == location))
         };
         let (file, mut moved) = match step {

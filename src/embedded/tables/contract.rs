@@ -19,6 +19,8 @@ pub enum Table {
     Ids,
     /// Webhook events that no backend has accepted yet.
     Outbox,
+    /// User → since when the user has connections, and how many.
+    Connected,
 }
 
 /// Classifies engine errors. The class decides whether the store continues.

@@ -20,7 +20,7 @@ type Pairs = BTreeMap<Vec<u8>, Bytes>;
 #[derive(Clone, Default)]
 pub struct Memory {
     wal: Arc<RwLock<BTreeMap<u64, Bytes>>>,
-    tables: Arc<[RwLock<Pairs>; 5]>,
+    tables: Arc<[RwLock<Pairs>; 6]>,
 }
 
 impl Memory {

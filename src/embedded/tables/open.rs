@@ -201,8 +201,9 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
         db.open_tree(name).map_err(|error| cannot_open(sled_reason(&error)))
     };
     let trees = Trees {
-        locations: tree(Table::Log)?,
+        log: tree(Table::Log)?,
         users: tree(Table::Users)?,
+        connected: tree(Table::Connected)?,
         meta: tree(Table::Meta)?,
         ids: tree(Table::Ids)?,
         outbox: tree(Table::Outbox)?,
@@ -229,7 +230,7 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
         WalFiles::open(&wal_dir, flushed, watermark.record)
     };
     let wal = wal.map_err(|damage| wal_error(path, damage))?;
-    let locations: sled::Result<Vec<_>> = trees.locations.iter().values().collect();
+    let locations: sled::Result<Vec<_>> = trees.log.iter().values().collect();
     let locations = locations.map_err(|error| cannot_open(sled_reason(&error)))?;
     let locations = locations.iter().filter_map(|row| BlockRow::decode(row)).map(|row| row.location);
     let value_log = ValueLog::open(&path.join(VALUE_LOG), locations);

@@ -85,6 +85,28 @@ pub struct StoredId {
     pub more: bool,
 }
 
+/// Stores the connections of a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Connections {
+    /// The only version so far.
+    V1 {
+        /// When the first of them was authenticated, in milliseconds of the Unix epoch.
+        since_ms: u64,
+        /// Number of authenticated connections.
+        count: u32,
+    },
+}
+
+impl Connections {
+    pub fn encode(self) -> Vec<u8> {
+        bincode::encode_to_vec(self, bincode_config()).expect("writing to a Vec succeeds")
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        Ok(bincode::decode_from_slice(bytes, bincode_config())?.0)
+    }
+}
+
 impl Ids {
     pub fn encode(&self) -> Vec<u8> {
         bincode::encode_to_vec(self, bincode_config()).expect("writing to a Vec succeeds")

@@ -8,7 +8,9 @@ use bytes::Bytes;
 
 use crate::embedded::{
     encoding::bincode_config,
-    tables::schema::{Ids, StoredCursor, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number},
+    tables::schema::{
+        Connections, Ids, StoredCursor, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number,
+    },
     value_log::{
         block::Block,
         location::{BlockLocation, BlockRow},
@@ -91,6 +93,8 @@ fn encoding_equals_its_golden_file() {
     assert_eq!(BlockRow::decode(&golden("location", &row_of_block.encode())), Some(row_of_block));
     assert_eq!(StoredLog::decode(&golden("row", &row().encode())).unwrap(), row());
     assert_eq!(Ids::decode(&golden("ids", &ids().encode())).unwrap(), ids());
+    let connections = Connections::V1 { since_ms: 1_700_000_000_000, count: 2 };
+    assert_eq!(Connections::decode(&golden("connected", &connections.encode())).unwrap(), connections);
 }
 
 #[test]
@@ -132,6 +136,7 @@ proptest! {
             }
         }
         _ = StoredLog::decode(&bytes);
+        _ = Connections::decode(&bytes);
         let block: Result<(Block<'_>, usize), _> = bincode::borrow_decode_from_slice(&bytes, bincode_config());
         _ = block;
     }

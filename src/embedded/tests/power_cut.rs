@@ -106,8 +106,12 @@ impl Cut {
 
     /// Returns the content after the power cut, given that from before the test.
     pub(in crate::embedded) fn after_power_cut(&self, before: Memory) -> Memory {
+        self.after_power_cut_with(before, self.seed)
+    }
+
+    /// As [`after_power_cut`](Self::after_power_cut), with another seed, so with other prefixes of the same writes.
+    pub(in crate::embedded) fn after_power_cut_with(&self, before: Memory, mut seed: u64) -> Memory {
         let written = self.written.lock();
-        let mut seed = self.seed;
         let mut choose = |from: usize, to: usize| {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             // The complete and the empty prefix are the most frequent.

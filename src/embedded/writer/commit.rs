@@ -75,6 +75,8 @@ impl Committer {
             wal_not_durable: false,
             blocks_not_durable: Cell::new(false),
             outbox_not_durable: false,
+            has_connected_rows: false,
+            interrupted_event: None,
             has_garbage: false,
             suspended: Suspended::default(),
             last_sync: now,
@@ -123,6 +125,8 @@ impl Committer {
             }
             self.shared.progress.begin(Step::Outbox);
             self.write_outbox()?;
+            self.shared.progress.begin(Step::Connected);
+            self.write_connected()?;
             self.shared.progress.begin(Step::Trim);
             self.trim_step(trim)?;
             if let Some(done) = close {
@@ -144,7 +148,13 @@ impl Committer {
     fn wait_timeout(&self) -> Duration {
         let retry = self.retry_delay();
         match self.durability {
-            _ if self.has_garbage || self.trims.is_ready() || retry.is_none() && self.has_steps() => Duration::ZERO,
+            _ if self.has_garbage
+                || self.has_connected_rows
+                || self.trims.is_ready()
+                || retry.is_none() && self.has_steps() =>
+            {
+                Duration::ZERO
+            }
             Durability::Interval(interval) if self.not_durable > 0 => {
                 interval.saturating_sub(self.last_sync.elapsed()).min(retry.unwrap_or(IDLE_INTERVAL))
             }
@@ -374,7 +384,7 @@ impl Committer {
 
     /// Closes the store after the last commit.
     ///
-    /// Writes suspended reports and events, and marks the store as closed.
+    /// Writes suspended reports, events and rows of connected users, and marks the store as closed.
     pub(in crate::embedded) fn close(&mut self) -> Result<(), EngineError> {
         self.write_suspended()?;
         if self.table_space() < TableSpace::Little {
@@ -386,6 +396,7 @@ impl Committer {
         self.write_outbox()?;
         self.finish_trims()?;
         self.discard_waiting_events()?;
+        self.write_all_connected()?;
         let engine = &self.shared.engine;
         engine.checkpoint()?;
         engine.put(Table::Meta, CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;

@@ -6,11 +6,13 @@
 //! - `flush`: moves entries from the write-ahead log to the value log
 //! - `trim`, `purge`: remove entries from there, in steps · `count`: counts those that stay
 //! - `quota`, `expiry`: quotas and capacity, removal by TTL and age
+//! - `connected`: the table of users with connections
 //! - `cost`, `suspend`: disk space that appends need, and work that is suspended without space
 
 pub(super) mod append;
 mod backpressure;
 pub(super) mod commit;
+pub(super) mod connected;
 pub(super) mod cost;
 pub(super) mod count;
 pub(super) mod dedup;

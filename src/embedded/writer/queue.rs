@@ -60,8 +60,8 @@ struct QueueState {
     trim: Vec<UserId>,
     /// Error with which operations are rejected. `None` while the queue is open.
     closed: Option<StoreError>,
-    /// The outbox has events for the commit thread to write.
-    outbox_pending: bool,
+    /// The outbox or the table `connected` has something for the commit thread to write.
+    has_table_work: bool,
     /// The commit thread waits for `ready`.
     is_waiting: bool,
 }
@@ -134,8 +134,17 @@ impl Queue {
 
     /// Wakes the commit thread to write the outbox.
     pub fn notify_outbox(&self) {
+        self.notify_table_work();
+    }
+
+    /// Wakes the commit thread to write the table `connected`.
+    pub fn notify_connected(&self) {
+        self.notify_table_work();
+    }
+
+    fn notify_table_work(&self) {
         let mut state = self.state.lock();
-        if !std::mem::replace(&mut state.outbox_pending, true) {
+        if !std::mem::replace(&mut state.has_table_work, true) {
             self.wake(&mut state);
         }
     }
@@ -157,7 +166,7 @@ impl Queue {
         let mut state = self.state.lock();
         let start = Instant::now();
         while state.ops.is_empty() || is_congested && state.closed.is_none() {
-            let has_reports = state.outbox_pending || !state.dirty.is_empty() || !state.trim.is_empty();
+            let has_reports = state.has_table_work || !state.dirty.is_empty() || !state.trim.is_empty();
             let timeout = if has_reports { delay.min(idle) } else { idle };
             let remaining = timeout.saturating_sub(start.elapsed());
             if remaining.is_zero() {
@@ -166,7 +175,7 @@ impl Queue {
             state.is_waiting = true;
             self.ready.wait_for(&mut state, remaining);
         }
-        (state.is_waiting, state.outbox_pending) = (false, false);
+        (state.is_waiting, state.has_table_work) = (false, false);
         let (dirty, trim) = (std::mem::take(&mut state.dirty), std::mem::take(&mut state.trim));
         let mut batch = Batch { ops: Vec::new(), overdue: Vec::new(), dirty, trim };
         let is_congested = is_congested && state.closed.is_none();

@@ -14,6 +14,8 @@ pub(super) fn copy(connection: ConnectionId, origin: EventOrigin, event: Event<'
             (user, ClientEventKind::Message { op: message.op, data: message.data.map(Into::into), kind: message_type })
         }
         Event::Disconnection { user, .. } => (user, ClientEventKind::Disconnection),
+        Event::RestartDisconnection { user } => (Some(user), ClientEventKind::Disconnection),
     };
+    let origin = if matches!(event, Event::RestartDisconnection { .. }) { EventOrigin::PreviousStart } else { origin };
     ClientEvent { connection, origin, user: user.cloned(), kind }
 }

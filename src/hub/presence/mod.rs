@@ -1,7 +1,7 @@
 //! Online users of this server, ordered by id, so that they can be listed page by page.
 //!
 //! In memory only: after a crash a user is offline until a client reconnects. The store records when a user was last
-//! seen.
+//! seen, and for the events after a kill, who is connected ([`Store::set_connections`](crate::store::Store)).
 
 use std::{collections::BTreeSet, ops::Bound};
 

@@ -39,7 +39,7 @@ pub(in crate::redis) fn encode(
     let at = match &event.origin {
         EventOrigin::Server(at) if **at == *server => None,
         EventOrigin::Server(at) => Some(at.to_string()),
-        EventOrigin::Local => None,
+        EventOrigin::Local | EventOrigin::PreviousStart => None,
         EventOrigin::Original => Some(String::new()),
     };
     let published = PublishedEvent {

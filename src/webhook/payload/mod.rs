@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use serde_json::value::RawValue;
 
 use crate::{
-    hub::{EventKind, OutboxEvent, QueuedEvent},
+    hub::{EventKind, OutboxEvent, QueuedEvent, SERVER_RESTART},
     message::JsonString,
 };
 
@@ -43,6 +43,12 @@ enum Fields<'a> {
     Disconnection {
         connection: &'a str,
         user: Option<&'a str>,
+    },
+    RestartDisconnection {
+        /// Always null: the connection was one of an earlier start.
+        connection: (),
+        user: &'a str,
+        reason: &'static str,
     },
     Undelivered {
         user: &'a str,
@@ -126,6 +132,9 @@ fn fields(event: &OutboxEvent) -> Fields<'_> {
             Fields::Message { connection, user: user.as_deref(), message }
         }
         OutboxEvent::Disconnection { connection, user } => Fields::Disconnection { connection, user: user.as_deref() },
+        OutboxEvent::RestartDisconnection { user } => {
+            Fields::RestartDisconnection { connection: (), user, reason: SERVER_RESTART }
+        }
         OutboxEvent::Undelivered { user, seq, devices, payload } => {
             Fields::Undelivered { user, s: *seq, devices, message: raw(payload) }
         }

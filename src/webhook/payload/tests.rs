@@ -42,6 +42,10 @@ fn each_event_type_has_its_documented_fields() {
             r#""type":"disconnection","at":5,"connection":"c0ffee-7","user":null"#,
         ),
         (
+            OutboxEvent::RestartDisconnection { user: alice() },
+            r#""type":"disconnection","at":5,"connection":null,"user":"alice","reason":"server_restart""#,
+        ),
+        (
             OutboxEvent::Undelivered { user: alice(), seq: 3, devices: vec![None, Some("phone".into())], payload },
             r#""type":"undelivered","at":5,"user":"alice","s":3,"devices":[null,"phone"],"message":{"op":0,"d":{"n":1.0},"t":"T"}"#,
         ),

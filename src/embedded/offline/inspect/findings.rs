@@ -76,6 +76,21 @@ pub struct Facts {
     pub ids: u64,
     /// Bytes of all files of the store.
     pub file_bytes: u64,
+    /// Names of the sled trees, and their numbers of entries.
+    pub trees: Vec<(&'static str, u64)>,
+    /// Users with connections when the server ended, as recorded about a second before. None after a clean stop.
+    pub connected: Vec<ConnectedUser>,
+}
+
+/// Describes the connections of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectedUser {
+    /// User id.
+    pub user: String,
+    /// When the first of them was authenticated, in milliseconds of the Unix epoch.
+    pub since_ms: u64,
+    /// Number of connections.
+    pub connections: u32,
 }
 
 /// Holds a user's log without its entries, in its stored form.

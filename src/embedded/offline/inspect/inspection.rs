@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use super::{
     CloseState, Damage, DedupEntry, Facts, InspectSink,
+    connected::{count_entries, read_connected},
     labels::lost_range,
     now_s, open_error,
     users::{UserWalk, VisitError, invalid_keys},
@@ -111,6 +112,8 @@ impl Inspection {
                 synced_record: stored.map(|stored| stored.record),
                 ids: 0,
                 file_bytes: directory_bytes(path),
+                trees: Vec::new(),
+                connected: Vec::new(),
             },
             reader,
             wal_events: WalEvents::default(),
@@ -149,6 +152,10 @@ impl Inspection {
         }
         inspection.read_wal(synced);
         inspection.read_ids().map_err(failed)?;
+        let (connected, unreadable) = read_connected(&inspection.reader).map_err(failed)?;
+        (inspection.facts.connected, inspection.facts.trees) =
+            (connected, count_entries(&inspection.reader).map_err(failed)?);
+        inspection.report_all(unreadable);
         let invalid = invalid_keys(&inspection.reader).map_err(failed)?;
         inspection.report_all(invalid);
         if !inspection.damage.is_empty() {

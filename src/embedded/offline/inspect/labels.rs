@@ -15,6 +15,7 @@ pub fn lost_range(lost: &LostKeys) -> (&'static str, String) {
         Table::Meta => ("meta", meta_label),
         Table::Ids => ("ids", record_label),
         Table::Outbox => ("outbox", outbox::key_label),
+        Table::Connected => ("connected", user_label),
     };
     let range = match (from.is_empty(), to.is_empty()) {
         (true, true) => "all of it".into(),
@@ -58,6 +59,7 @@ mod tests {
         let expected = [
             (named(Table::Users, b"", b""), ("users", "all of it")),
             (named(Table::Users, b"ali", b""), ("users", "all from user \"ali\" on")),
+            (named(Table::Connected, b"", b"bob"), ("connected", "all before user \"bob\"")),
             (named(Table::Log, &log_key("a", 7), b"bob"), ("value-log", "all from user \"a\" to user \"bob\"")),
             (named(Table::Meta, b"clock", b"o"), ("meta", "all from key \"clock\" to key \"o\"")),
             (named(Table::Ids, &wal_key(258)[..7], b""), ("ids", "all from record 256 on")),

@@ -3,10 +3,12 @@
 //! - `findings`: damage, and properties of the store
 //! - `inspection`: locks, reads and checks the directory
 //! - `labels`: names the keys of lost ranges
+//! - `connected`: users with connections, and the number of entries of each tree
 //! - `wal_events`: the WAL events of each user
 //! - `users`: iterates over all users
 //! - `user_log`: assembles one user's log from the row, the value log and the WAL
 
+mod connected;
 mod findings;
 mod inspection;
 mod labels;
@@ -24,7 +26,7 @@ use std::{
 
 use bytes::Bytes;
 
-pub use self::findings::{CloseState, Damage, DedupEntry, Facts, StoredUser};
+pub use self::findings::{CloseState, ConnectedUser, Damage, DedupEntry, Facts, StoredUser};
 pub use self::{inspection::Inspection, user_log::LogFacts};
 use crate::{message::Seq, store::StoreError};
 

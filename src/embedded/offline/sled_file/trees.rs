@@ -52,12 +52,13 @@ pub(in crate::embedded) struct RawTables {
 }
 
 /// Names of the trees of each table. The tree of the log holds block locations.
-pub(in crate::embedded) const TABLES: [(&str, Table); 5] = [
+pub(in crate::embedded) const TABLES: [(&str, Table); 6] = [
     ("log", Table::Log),
     ("users", Table::Users),
     ("meta", Table::Meta),
     ("ids", Table::Ids),
     ("outbox", Table::Outbox),
+    ("connected", Table::Connected),
 ];
 
 impl RawTables {

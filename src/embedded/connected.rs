@@ -1,0 +1,133 @@
+//! Users with connections, as the table `connected` records them.
+//!
+//! After a kill or a power cut, the table tells which users the server has disconnected without an event. It is a record
+//! of best effort, about a second old: 20 ms until the commit thread writes a change, and 500 ms until sled's own thread
+//! passes it to the system. Losing a change loses or repeats an event, and never a message.
+//!
+//! # Why the rows bypass the WAL
+//!
+//! - A row in the WAL would be written twice: with a record, and into sled by the flush. Each start would replay it.
+//! - No message depends on a row, so a row needs no sync, and no order with any record.
+//! - A put into sled is a change in memory, of some 10 µs. The commit thread would have to wait for the disk only if it
+//!   passed the rows to the system itself, so it leaves that to sled's thread.
+//!
+//! Changes are merged by user, and written in steps with a bound. So a storm of connections delays a commit by one step
+//! at most, and the rest waits in memory: one entry for each connected user, and for each disconnected one whose row is
+//! still stored.
+
+use std::collections::{HashMap, VecDeque};
+
+use foldhash::fast::RandomState;
+use parking_lot::Mutex;
+
+use super::tables::{
+    contract::{EngineError, Table, Tables},
+    schema::Connections,
+};
+use crate::message::UserId;
+
+/// Holds the users with connections, and the changes that the table lacks.
+pub(super) struct ConnectedUsers(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// Connected users, and disconnected ones whose last change is not written.
+    users: HashMap<UserId, Entry, RandomState>,
+    /// Users whose row must be written or removed, each once, oldest change first.
+    changed: VecDeque<UserId>,
+    /// Users in the table whom the previous start had connected, and whose events are not in the outbox.
+    interrupted: VecDeque<UserId>,
+    /// All those users, until the caller of the store takes them.
+    untaken: Vec<UserId>,
+}
+
+struct Entry {
+    since_ms: u64,
+    connections: u32,
+    /// The table has a row of this user.
+    is_stored: bool,
+    /// The user is in `changed`.
+    is_changed: bool,
+}
+
+/// Describes the write that brings the row of one user up to date.
+pub(super) enum RowChange {
+    Put(UserId, Connections),
+    Remove(UserId),
+    /// The user has connected and disconnected again since the last write.
+    Nothing,
+}
+
+impl ConnectedUsers {
+    /// Reads the rows that the previous start has left. There are none after a clean stop.
+    pub(super) fn open(tables: &dyn Tables) -> Result<Self, EngineError> {
+        let mut interrupted = VecDeque::new();
+        tables.keys(Table::Connected, &[], &mut |key| {
+            // Only damage leaves other keys. They are ignored, as a best-effort record permits.
+            interrupted.extend(std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok()));
+            true
+        })?;
+        let untaken = interrupted.iter().cloned().collect();
+        Ok(Self(Mutex::new(State { interrupted, untaken, ..State::default() })))
+    }
+
+    /// Records a user's number of connections. Returns true if the commit thread must be woken.
+    pub(super) fn set(&self, user: &UserId, connections: usize, now_ms: u64) -> bool {
+        let connections = u32::try_from(connections).unwrap_or(u32::MAX);
+        let mut state = self.0.lock();
+        let State { users, changed, .. } = &mut *state;
+        if !users.contains_key(user.as_str()) {
+            if connections == 0 {
+                return false;
+            }
+            let entry = Entry { since_ms: now_ms, connections: 0, is_stored: false, is_changed: false };
+            users.insert(user.clone(), entry);
+        }
+        let Some(entry) = users.get_mut(user.as_str()) else { return false };
+        if entry.connections == 0 {
+            entry.since_ms = now_ms;
+        }
+        entry.connections = connections;
+        if std::mem::replace(&mut entry.is_changed, true) {
+            return false;
+        }
+        changed.push_back(user.clone());
+        changed.len() == 1
+    }
+
+    /// Takes the oldest change, which the caller then writes.
+    pub(super) fn take_change(&self) -> Option<RowChange> {
+        let mut state = self.0.lock();
+        let user = state.changed.pop_front()?;
+        let Some(entry) = state.users.get_mut(user.as_str()) else { return Some(RowChange::Nothing) };
+        entry.is_changed = false;
+        if entry.connections > 0 {
+            entry.is_stored = true;
+            let row = Connections::V1 { since_ms: entry.since_ms, count: entry.connections };
+            return Some(RowChange::Put(user, row));
+        }
+        let was_stored = entry.is_stored;
+        state.users.remove(user.as_str());
+        Some(if was_stored { RowChange::Remove(user) } else { RowChange::Nothing })
+    }
+
+    /// Returns the number of changes that are not written.
+    pub(super) fn changes(&self) -> usize {
+        self.0.lock().changed.len()
+    }
+
+    /// Returns the first users whom the previous start had connected, and whose rows are not removed.
+    pub(super) fn interrupted(&self, limit: usize) -> Vec<UserId> {
+        self.0.lock().interrupted.iter().take(limit).cloned().collect()
+    }
+
+    /// Forgets the first `count` of these users. Their rows are removed.
+    pub(super) fn forget_interrupted(&self, count: usize) {
+        self.0.lock().interrupted.drain(..count);
+    }
+
+    /// Returns all users whom the previous start had connected, at the first call.
+    pub(super) fn take_untaken(&self) -> Vec<UserId> {
+        std::mem::take(&mut self.0.lock().untaken)
+    }
+}

@@ -1,0 +1,130 @@
+//! Writes the table `connected`, in steps between commits, and reports the users that a kill has disconnected.
+
+use std::time::{Duration, Instant};
+
+use super::state::Committer;
+use crate::{
+    embedded::{
+        connected::RowChange,
+        tables::contract::{EngineError, Table, TableSpace},
+    },
+    store::{Durability, EventKind, Outbox as _, OutboxEvent},
+};
+
+/// Limit of rows that are written or removed between two commits. A step of 1 ms may write fewer.
+pub(in crate::embedded) const STEP_ROWS_MAX: usize = 256;
+
+/// Time limit of a step, and so the delay that a storm of connections adds to a commit.
+const STEP_TIMEOUT: Duration = Duration::from_millis(1);
+
+/// Limit of users whose disconnection is put into the outbox at once. The outbox holds several times as many in memory.
+const INTERRUPTED_STEP_MAX: usize = 1024;
+
+impl Committer {
+    /// Writes changed rows, as far as the bounds of one step and the disk allow.
+    ///
+    /// While the disk is full nothing is written: the changes stay in memory, merged by user.
+    pub(super) fn write_connected(&mut self) -> Result<(), EngineError> {
+        self.has_connected_rows = false;
+        let connected = self.shared.connected.clone();
+        if connected.changes() == 0 && connected.interrupted(1).is_empty() {
+            return Ok(());
+        }
+        if self.table_space() < TableSpace::Enough || !self.report_interrupted()? {
+            return Ok(());
+        }
+        let until = Instant::now() + STEP_TIMEOUT;
+        for _ in 0..STEP_ROWS_MAX {
+            if Instant::now() >= until || !self.write_row()? {
+                break;
+            }
+        }
+        // The table has grown, so the measurement of the disk is outdated.
+        self.invalidate_disk_state();
+        self.has_connected_rows = connected.changes() > 0;
+        Ok(())
+    }
+
+    /// Writes all changes before the store is closed, as far as the disk allows.
+    ///
+    /// Most of them are removals. Rows that stay are reported at the next start, as after a kill.
+    pub(super) fn write_all_connected(&mut self) -> Result<(), EngineError> {
+        let connected = self.shared.connected.clone();
+        if !self.report_interrupted()? {
+            return Ok(());
+        }
+        // Later changes come from connections that outlive the server, and are not waited for.
+        for at in 0..connected.changes() {
+            if at % STEP_ROWS_MAX == 0 {
+                self.invalidate_disk_state();
+                if self.table_space() < TableSpace::Little {
+                    break;
+                }
+            }
+            self.write_row()?;
+        }
+        Ok(())
+    }
+
+    /// Writes the oldest change. Returns false if there is none.
+    fn write_row(&self) -> Result<bool, EngineError> {
+        match self.shared.connected.take_change() {
+            Some(RowChange::Put(user, row)) => {
+                self.shared.engine.put(Table::Connected, user.as_str().as_bytes(), &row.encode())?;
+            }
+            Some(RowChange::Remove(user)) => {
+                self.shared.engine.remove(Table::Connected, user.as_str().as_bytes())?;
+            }
+            Some(RowChange::Nothing) => {}
+            None => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Puts the disconnections of the users whom the previous start had connected into the outbox, and removes their
+    /// rows. Returns true when none is left.
+    ///
+    /// The order is: the events, which are made as durable as configured, then the removals. A crash keeps a prefix of
+    /// both. So it may repeat an event under another id, and never loses one. New rows are written only after all of
+    /// that, so that none of them replaces the row of an earlier start.
+    pub(in crate::embedded) fn report_interrupted(&mut self) -> Result<bool, EngineError> {
+        let connected = self.shared.connected.clone();
+        loop {
+            let users = connected.interrupted(INTERRUPTED_STEP_MAX);
+            if users.is_empty() {
+                return Ok(true);
+            }
+            if self.table_space() < TableSpace::Enough {
+                return Ok(false);
+            }
+            if let Some(outbox) =
+                self.shared.outbox.clone().filter(|outbox| outbox.is_enabled(EventKind::Disconnection))
+            {
+                let last = *self.interrupted_event.get_or_insert_with(|| {
+                    for user in &users {
+                        outbox.put(OutboxEvent::RestartDisconnection { user: user.as_str().to_owned() });
+                    }
+                    outbox.last_number()
+                });
+                self.write_outbox()?;
+                if !outbox.is_written(last) {
+                    // The disk has no space for the events, which wait in memory. A later call continues here.
+                    return Ok(false);
+                }
+                self.interrupted_event = None;
+            }
+            for user in &users {
+                self.shared.engine.remove(Table::Connected, user.as_str().as_bytes())?;
+            }
+            connected.forget_interrupted(users.len());
+            self.invalidate_disk_state();
+            if connected.interrupted(1).is_empty() {
+                // A kill from now on repeats no event that a backend has accepted.
+                match self.durability {
+                    Durability::Always => self.shared.engine.checkpoint()?,
+                    Durability::Interval(_) | Durability::Never => self.shared.engine.write_through()?,
+                }
+            }
+        }
+    }
+}

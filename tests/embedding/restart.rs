@@ -1,0 +1,61 @@
+//! Tests that handlers and portals learn whom a kill of the previous start has disconnected.
+
+use mesa::{
+    message::UserId,
+    portal::{Event, Portal},
+    server::{Handle, Handler},
+};
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
+use crate::{
+    server::{KEY, TestServer, within},
+    support::connected::leave_connected,
+};
+
+/// Records the users of disconnections by a restart.
+struct RestartHandler(UnboundedSender<UserId>);
+
+impl Handler for RestartHandler {
+    async fn restart_disconnection(&self, _: Handle, user: UserId) {
+        assert_ne!(user.as_str(), "bob", "a panic of the handler, which ends this call only");
+        _ = self.0.send(user);
+    }
+}
+
+// covers: G4
+#[tokio::test(flavor = "multi_thread")]
+async fn users_connected_at_a_kill_are_reported_once_to_handlers_and_to_the_first_portal() {
+    let home = tempfile::tempdir().unwrap();
+    leave_connected(&home.path().join("store"), &["alice", "bob", "carol"]);
+    let (record, mut recorded) = unbounded_channel();
+    let handler = RestartHandler(record);
+    let server =
+        TestServer::start_in(home, |builder| builder.configure(|config| config.portal.enabled = true).handler(handler))
+            .await;
+    for user in ["alice", "carol"] {
+        assert_eq!(within("user", recorded.recv()).await.unwrap().as_str(), user);
+    }
+    // A client that is back before the portal comes later in its queue.
+    let _alice = server.connect("alice").await;
+    let mut portal = Portal::builder(&format!("http://{}", server.address), KEY).connect().await.unwrap();
+    for expected in ["alice", "bob", "carol"] {
+        match within("event", portal.next()).await.unwrap().unwrap() {
+            Event::Disconnection { connection, user, reason } => {
+                assert_eq!(
+                    (&*connection, user.as_deref(), reason.as_deref()),
+                    ("", Some(expected), Some("server_restart"))
+                );
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(matches!(within("event", portal.next()).await.unwrap().unwrap(), Event::Connection { .. }));
+    drop(portal);
+    let home = server.stop().await;
+
+    // Clients were closed normally, so the next start reports none of them.
+    let (record, mut recorded) = unbounded_channel();
+    let server = TestServer::start_in(home, |builder| builder.handler(RestartHandler(record))).await;
+    server.stop().await;
+    assert!(recorded.try_recv().is_err());
+}
