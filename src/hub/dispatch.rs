@@ -123,9 +123,9 @@ impl Hub {
 
     /// Sends messages in order, and returns the result of each, in the same order.
     ///
-    /// It resolves once every synced entry is durable. Consecutive synced messages share a commit, and so its error. An
-    /// unsynced message is sent once all messages before it are durable or rejected. An error of one message does not
-    /// stop those after it.
+    /// It resolves once every synced entry is durable. Consecutive synced messages share a commit. An unsynced message
+    /// is sent once all messages before it are durable or rejected. An error of one message does not stop those after
+    /// it.
     pub async fn dispatch_all(&self, dispatches: Vec<Dispatch>) -> Vec<Result<Outcome, StoreError>> {
         let mut results = Vec::with_capacity(dispatches.len());
         let mut prepared = Vec::new();
@@ -147,7 +147,7 @@ impl Hub {
     async fn commit_into(&self, prepared: Vec<PreparedDispatch>, results: &mut Vec<Result<Outcome, StoreError>>) {
         let count = prepared.len();
         match self.commit(prepared).await {
-            Ok(committed) => results.extend(self.outcomes(committed).map(Ok)),
+            Ok(committed) => results.extend(self.outcomes(committed)),
             Err(error) => results.extend(std::iter::repeat_n(Err(error), count)),
         }
     }
@@ -184,7 +184,7 @@ impl Hub {
     /// After its first poll the future only waits.
     ///
     /// # Errors
-    /// When the store accepted none of them.
+    /// When none of them was passed to the store. [`Hub::outcomes`] returns the errors of the store.
     pub async fn commit(&self, prepared: Vec<PreparedDispatch>) -> Result<CommittedBatch, StoreError> {
         if prepared.is_empty() {
             return Ok(CommittedBatch::default());
@@ -207,25 +207,22 @@ impl Hub {
         let unknown = contexts.iter_mut().filter(|context| context.online.is_none());
         let querying =
             join_all(unknown.map(async |context| context.online = Some(self.online_flags(&context.users).await)));
-        let appending = self.store.append_all(appends);
+        let appending = self.store.append_each(appends);
         let appended = if self.cluster.is_some() {
             // Concurrently, because each is one round trip to Redis.
-            tokio::join!(appending, querying).0?
+            tokio::join!(appending, querying).0
         } else {
-            let appended = appending.await?;
+            let appended = appending.await;
             querying.await;
             appended
         };
         Ok(CommittedBatch { appended, contexts })
     }
 
-    /// Returns the outcomes of committed dispatches, in order.
-    pub fn outcomes(&self, committed: CommittedBatch) -> impl Iterator<Item = Outcome> {
-        committed
-            .appended
-            .into_iter()
-            .zip(committed.contexts)
-            .map(|(appended, context)| self.outcome(appended, context))
+    /// Returns the outcomes of committed dispatches, in order, or the error with which the store rejected one.
+    pub fn outcomes(&self, committed: CommittedBatch) -> impl Iterator<Item = Result<Outcome, StoreError>> {
+        let appended = committed.appended.into_iter().zip(committed.contexts);
+        appended.map(|(appended, context)| Ok(self.outcome(appended?, context)))
     }
 
     fn outcome(&self, appended: AppendResult, context: OutcomeContext) -> Outcome {
@@ -426,10 +423,10 @@ pub(super) struct OutcomeContext {
     pub(super) original_only: usize,
 }
 
-/// Dispatches that the store has committed.
+/// Dispatches that were passed to the store, and its results.
 #[derive(Debug, Default)]
 pub struct CommittedBatch {
-    appended: Vec<AppendResult>,
+    appended: Vec<Result<AppendResult, StoreError>>,
     contexts: Vec<OutcomeContext>,
 }
 

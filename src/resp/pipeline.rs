@@ -83,7 +83,13 @@ impl Batch {
         match server.hub.commit(dispatches).await {
             Ok(batch) => {
                 for (outcome, replies) in server.hub.outcomes(batch).zip(following) {
-                    encode::integer(&mut self.ready, server.accepted_count(&outcome));
+                    match outcome {
+                        Ok(outcome) => encode::integer(&mut self.ready, server.accepted_count(&outcome)),
+                        Err(error) => {
+                            log_failure(&error);
+                            write_store_error(&mut self.ready, &error);
+                        }
+                    }
                     self.ready.unsplit(replies);
                 }
             }

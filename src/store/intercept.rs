@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 
 use super::{
     Append, AppendResult, Attached, BackupError, CommitListener, Contents, Gap, KnownUser, Outbox, ReadLimit,
-    ReadResult, SessionReport, Store, StoreError, UserState,
+    ReadResult, SessionReport, Store, StoreError, UserState, result_of_each,
 };
 use crate::{
     health::Health,
@@ -19,6 +19,11 @@ pub(crate) trait InterceptStore: Send + Sync + 'static {
 
     fn on_append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<AppendResult>, StoreError>> {
         self.store().append_all(appends)
+    }
+
+    fn on_append_each(&self, appends: Vec<Append>) -> BoxFuture<'_, Vec<Result<AppendResult, StoreError>>> {
+        let count = appends.len();
+        Box::pin(async move { result_of_each(self.on_append_all(appends).await, count) })
     }
 
     fn on_clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>> {
@@ -49,6 +54,10 @@ impl<T: InterceptStore> Store for T {
 
     fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<AppendResult>, StoreError>> {
         self.on_append_all(appends)
+    }
+
+    fn append_each(&self, appends: Vec<Append>) -> BoxFuture<'_, Vec<Result<AppendResult, StoreError>>> {
+        self.on_append_each(appends)
     }
 
     fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>> {

@@ -276,8 +276,18 @@ pub trait Store: Send + Sync + 'static {
     /// Resolves when all are as durable as configured. Waits while the queue of the commit thread is full.
     ///
     /// # Errors
-    /// Fails if nothing was accepted.
+    /// Fails if nothing was accepted. A remote store may have accepted some; see [`Store::append_each`].
     fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<AppendResult>, StoreError>>;
+
+    /// Appends several messages like [`Store::append_all`], and returns a result or an error for each.
+    ///
+    /// A local store accepts all or none. A remote one may reject some, and accept others before and after them.
+    fn append_each(&self, appends: Vec<Append>) -> BoxFuture<'_, Vec<Result<AppendResult, StoreError>>> {
+        Box::pin(async move {
+            let count = appends.len();
+            result_of_each(self.append_all(appends).await, count)
+        })
+    }
 
     /// Clears all pending entries of a user, for all devices. Resolves with their number when that is durable.
     ///
@@ -436,6 +446,17 @@ pub trait Store: Send + Sync + 'static {
 
     /// Rejects further appends, commits queued ones, writes all reports, and closes the store cleanly.
     fn close(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// Splits the result of an append that accepts all of `count` messages or none.
+fn result_of_each(
+    result: Result<Vec<AppendResult>, StoreError>,
+    count: usize,
+) -> Vec<Result<AppendResult, StoreError>> {
+    match result {
+        Ok(appended) => appended.into_iter().map(Ok).collect(),
+        Err(error) => vec![Err(error); count],
+    }
 }
 
 impl fmt::Debug for dyn Store {

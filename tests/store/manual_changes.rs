@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use mesa::{
-    message::Seq,
-    store::{Append, Limits, SessionReport, Store},
+    message::{DispatchId, Seq},
+    store::{Append, Idempotency, Limits, SessionReport, Store},
 };
 
 use crate::{
@@ -255,5 +255,25 @@ async fn log_deleted_repeatedly_reuses_no_sequence() {
             last = seq;
         }
         Deleted.apply(&namespace).await;
+    }
+}
+
+/// The key of the result of an id has another type, so Redis rejects that append only.
+// covers: G4
+#[tokio::test]
+async fn append_that_redis_rejects_fails_alone_in_its_batch() {
+    for namespace in namespaces() {
+        let store = namespace.open_default();
+        let key = format!("mesa:result_{}/order", namespace.name());
+        assert_eq!(run_command(&namespace, &["SADD", &key, "x"]).await, "1");
+        let append = |n: u64, id: Option<&str>| {
+            let id = id.map(|id| DispatchId::new(id).unwrap());
+            let idempotency = id.map(|id| Idempotency { id, online: vec![false], rejected: Vec::new() });
+            Append { idempotency, ..Append::new(message(n), vec![user("a")]) }
+        };
+        let appends = vec![append(1, None), append(2, Some("order")), append(3, None), append(4, Some("other"))];
+        let results = store.append_each(appends).await;
+        assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, true], "{results:?}");
+        assert_eq!(read(&*store, "a", 0), [(1, 1), (2, 3), (3, 4)]);
     }
 }

@@ -44,8 +44,7 @@ impl Task {
 
 /// Collects lines in order. Apart from rejected lines, all have the same kind of task.
 ///
-/// So appends share one commit, and no unsynced message overtakes an earlier line. If the commit fails, no line of the
-/// batch was accepted, and each gets the error. Unsynced messages have an error each.
+/// So appends share one commit, and no unsynced message overtakes an earlier line. Each line has its own result.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// Each line's error; `None`: its task is the next one in `tasks`.
@@ -117,7 +116,7 @@ pub(super) struct BatchResult {
 
 #[derive(Debug)]
 enum Outcomes {
-    /// The error is that of every line with a task.
+    /// The error is that of every line with a task: nothing was passed to the store.
     Committed(Result<CommittedBatch, StoreError>),
     /// The result of each line with a task.
     Ready(Vec<Result<Outcome, StoreError>>),
@@ -129,11 +128,11 @@ impl BatchResult {
         let mut out = Vec::with_capacity(self.lines.len() * response::USUAL_BYTES);
         match self.result {
             Outcomes::Committed(Ok(batch)) if failpoints::one_in(Failpoint::SwappedResults, 20) => {
-                let mut outcomes: Vec<_> = hub.outcomes(batch).map(Ok).collect();
+                let mut outcomes: Vec<_> = hub.outcomes(batch).collect();
                 outcomes.reverse();
                 write(self.lines, outcomes.into_iter(), &mut out);
             }
-            Outcomes::Committed(Ok(batch)) => write(self.lines, hub.outcomes(batch).map(Ok), &mut out),
+            Outcomes::Committed(Ok(batch)) => write(self.lines, hub.outcomes(batch), &mut out),
             Outcomes::Committed(Err(error)) => {
                 write(self.lines, std::iter::repeat_with(|| Err(error.clone())), &mut out);
             }

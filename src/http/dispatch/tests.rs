@@ -140,20 +140,41 @@ async fn lines_for_closed_store_are_each_rejected_and_stream_continues() {
 }
 
 /// A store that is full for the appends of some idempotency ids.
-struct FullFor(Arc<dyn Store>, parking_lot::Mutex<&'static [&'static str]>);
+struct FullFor {
+    store: Arc<dyn Store>,
+    rejected: parking_lot::Mutex<&'static [&'static str]>,
+    /// It accepts each append of a batch for itself. Otherwise it accepts all or none.
+    is_remote: bool,
+}
 
 impl InterceptStore for FullFor {
     fn store(&self) -> &dyn Store {
-        &*self.0
+        &*self.store
     }
 
     fn on_append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<AppendResult>, StoreError>> {
-        let rejected = *self.1.lock();
+        let rejected = *self.rejected.lock();
         let id = |append: &Append| append.idempotency.as_ref().map(|idempotency| idempotency.id.clone());
         if appends.iter().filter_map(id).any(|id| rejected.contains(&id.as_str())) {
             return Box::pin(async { Err(StoreError::Full("no space".into())) });
         }
-        self.0.append_all(appends)
+        self.store.append_all(appends)
+    }
+
+    fn on_append_each(&self, appends: Vec<Append>) -> BoxFuture<'_, Vec<Result<AppendResult, StoreError>>> {
+        let parts =
+            if self.is_remote { appends.into_iter().map(|append| vec![append]).collect() } else { vec![appends] };
+        Box::pin(async move {
+            let mut results = Vec::new();
+            for part in parts {
+                let count = part.len();
+                match self.on_append_all(part).await {
+                    Ok(appended) => results.extend(appended.into_iter().map(Ok)),
+                    Err(error) => results.extend(vec![Err(error); count]),
+                }
+            }
+            results
+        })
     }
 }
 
@@ -163,10 +184,10 @@ impl InterceptStore for FullFor {
 async fn line_with_a_result_was_accepted_and_line_with_an_error_was_not() {
     const IDS: [&str; 5] = ["", "a", "b", "", "c"];
     const FAILURES: [&[&str]; 5] = [&["a"], &["b"], &["c"], &["a", "c"], &["a", "b", "c"]];
-    for sync in [false, true] {
+    for (sync, is_remote) in [(false, false), (true, false), (true, true)] {
         for failing in FAILURES {
             let store = memory::open(&Memory::default(), Options::default()).unwrap();
-            let store = Arc::new(FullFor(store, failing.into()));
+            let store = Arc::new(FullFor { store, rejected: failing.into(), is_remote });
             let (http, hub) = http_over(store.clone());
             let connected = hub.connect();
             let user = UserId::new("alice").unwrap();
@@ -187,7 +208,8 @@ async fn line_with_a_result_was_accepted_and_line_with_an_error_was_not() {
                 }
             }
             assert!(!again.is_empty(), "expected an error");
-            *store.1.lock() = &[];
+            assert!(sync && !is_remote || again.lines().count() == failing.len(), "{failing:?}: {again}");
+            *store.rejected.lock() = &[];
             stream.send(again.clone().leak()).await;
             for _ in again.lines() {
                 let result = stream.result().await.unwrap();

@@ -59,7 +59,7 @@ struct StoredResult {
 }
 
 /// Queued appends, and the channel for their results. An empty list waits for all appends before it.
-pub(super) type QueuedAppends = (Vec<Append>, oneshot::Sender<Result<Vec<AppendResult>, RedisError>>);
+pub(super) type QueuedAppends = (Vec<Append>, oneshot::Sender<Vec<Result<AppendResult, RedisError>>>);
 
 /// Callers whose appends make one batch.
 const BATCH_MAX: usize = 256;
@@ -80,9 +80,8 @@ pub(super) async fn run_appends(shared: Weak<Shared>, queue: &mut mpsc::Receiver
             .collect();
         let mut results = shared.append_all(all).await.into_iter();
         for (count, done) in callers {
-            let own: Vec<_> = results.by_ref().take(count).collect();
             // The caller may no longer wait.
-            _ = done.send(own.into_iter().collect());
+            _ = done.send(results.by_ref().take(count).collect());
         }
     }
 }

@@ -156,12 +156,15 @@ impl RedisStore {
         if *self.shared.closed.read() { Err(StoreError::Closed) } else { Ok(()) }
     }
 
-    /// Appends after all queued appends.
-    async fn append_in_turn(&self, appends: Vec<Append>) -> Result<Vec<AppendResult>, RedisError> {
+    /// Appends after all queued appends; returns a result for each.
+    ///
+    /// # Errors
+    /// If none of them was queued, or the results are unknown.
+    async fn append_in_turn(&self, appends: Vec<Append>) -> Result<Vec<Result<AppendResult, RedisError>>, RedisError> {
         let closed = || RedisError::Unavailable("the connection is closed".into());
         let (done, answer) = oneshot::channel();
         self.queue.send((appends, done)).await.map_err(|_| closed())?;
-        answer.await.map_err(|_| closed())?
+        answer.await.map_err(|_| closed())
     }
 
     /// Runs `work` and blocks the calling thread until it ends.
@@ -180,16 +183,26 @@ impl Store for RedisStore {
     }
 
     fn append_all(&self, appends: Vec<Append>) -> BoxFuture<'_, Result<Vec<AppendResult>, StoreError>> {
+        Box::pin(async move { self.append_each(appends).await.into_iter().collect() })
+    }
+
+    fn append_each(&self, appends: Vec<Append>) -> BoxFuture<'_, Vec<Result<AppendResult, StoreError>>> {
         Box::pin(async move {
-            self.check_open()?;
-            if appends.iter().all(|append| append.recipients.is_empty() && append.idempotency.is_none()) {
-                return Ok(vec![AppendResult::default(); appends.len()]);
+            let count = appends.len();
+            if let Err(error) = self.check_open() {
+                return vec![Err(error); count];
             }
-            let appended = self.append_in_turn(appends).await;
-            if appended.is_ok() && self.shared.full.read().is_some() {
+            if appends.iter().all(|append| append.recipients.is_empty() && append.idempotency.is_none()) {
+                return vec![Ok(AppendResult::default()); count];
+            }
+            let appended = match self.append_in_turn(appends).await {
+                Ok(appended) => appended,
+                Err(error) => vec![Err(error); count],
+            };
+            if appended.iter().all(Result::is_ok) && self.shared.full.read().is_some() {
                 *self.shared.full.write() = None;
             }
-            appended.map_err(store_error)
+            appended.into_iter().map(|result| result.map_err(store_error)).collect()
         })
     }
 
