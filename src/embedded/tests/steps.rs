@@ -321,6 +321,33 @@ async fn expiry_of_many_users_and_of_mixed_blocks_works_in_steps() {
 }
 
 #[tokio::test]
+async fn quota_of_expired_entries_in_many_blocks_is_freed_after_the_commit() {
+    const COUNT: usize = 4_000;
+    let probe = Probe::default();
+    let mut options = options();
+    options.limits.messages = COUNT as u64;
+    // Only the message above the quota starts the purge.
+    options.tuning.expiry_interval = Duration::from_secs(3600);
+    let store = open(&probe, &options);
+    let ttl = Duration::from_secs(3600);
+    let mixed = |n: usize| Append { ttl: (n % 10 == 3).then_some(ttl), ..Append::new(payload(2_000), Vec::new()) };
+    fill(&probe, &*store, &["a"], COUNT, mixed).await;
+    probe.take();
+    options.ahead_ms.fetch_add(2 * 3_600_000, Ordering::Relaxed);
+    let message = || Append::new(payload(SMALL), vec![user("a")]);
+    let mut rejected = 0;
+    while store.append(message()).await.unwrap().seqs[0].is_err() {
+        rejected += 1;
+        assert!(rejected < 1_000, "the purge frees quota");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let pending = |count: u64| store.state(&user("a")).unwrap().pending == count;
+    until("the purge", || pending(COUNT as u64 * 9 / 10 + 1)).await;
+    check_turns(&probe, "quota");
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
 async fn messages_above_the_quota_read_a_block_once() {
     for (limits, count) in [
         (Limits { messages: 4_000, bytes: u64::MAX, free_bytes: 0, ..Limits::default() }, 4_000),

@@ -18,11 +18,10 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    count::CountBudget,
+    jobs::{CountBudget, TrimQueue},
     queue::{Batch, Op},
     reply::{Replies, Reply, ReplySender},
     state::{Capacity, Commit, Committer, Eviction, ExpiryScan, RecordInfo, Suspended},
-    trim::TrimQueue,
 };
 use crate::{
     embedded::{

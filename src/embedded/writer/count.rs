@@ -1,6 +1,6 @@
 //! Counts the entries of a log in the value log. Reads a block only if its summary does not suffice.
 
-use super::state::Committer;
+use super::{jobs::CountBudget, state::Committer};
 use crate::{
     embedded::{
         tables::{
@@ -19,24 +19,6 @@ use crate::{
 
 /// Number of blocks that are listed at once.
 pub(super) const LIST_BLOCKS: usize = 64;
-
-/// Limit of blocks that one commit counts again: as many as a log of 96 MiB has. Counting them takes about 3 ms.
-const COMMIT_BLOCKS_MAX: usize = 2048;
-
-/// Limit of blocks that one commit reads to count them again.
-const COMMIT_READS_MAX: usize = 16;
-
-/// Bounds the work of one commit that counts logs again.
-pub(in crate::embedded) struct CountBudget {
-    blocks: usize,
-    reads: usize,
-}
-
-impl Default for CountBudget {
-    fn default() -> Self {
-        Self { blocks: COMMIT_BLOCKS_MAX, reads: COMMIT_READS_MAX }
-    }
-}
 
 /// A block of a user's log, as the table describes it.
 pub(super) struct ListedBlock {
@@ -181,7 +163,7 @@ impl Committer {
     /// Subtracts the entries of one block up to `released` from the usage.
     fn count_in_block(&self, user: &UserId, key: &[u8], rule: &CountRule, released: Seq) -> Result<(), EngineError> {
         let is_known = self.with_log(user, |log| {
-            let is_known = log.front_covers(released);
+            let is_known = log.counted >= released || log.front_covers(released);
             while is_known && log.take_front(released).is_some() {}
             is_known
         })?;

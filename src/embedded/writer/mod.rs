@@ -4,7 +4,8 @@
 //! - `queue`, `commit`, `reply`: queued operations, the thread, and its replies
 //! - `append`, `dedup`: entries, and deduplication by idempotency id
 //! - `flush`: moves entries from the write-ahead log to the value log
-//! - `trim`, `purge`: remove entries from there, in steps · `count`: counts those that stay
+//! - `trim`, `purge`: remove entries from there, in steps · `jobs`: what is left of them · `count`: counts those that
+//!   stay
 //! - `quota`, `expiry`: quotas and capacity, removal by TTL and age
 //! - `connected`: the table of users with connections
 //! - `cost`, `suspend`: disk space that appends need, and work that is suspended without space
@@ -18,6 +19,7 @@ pub(super) mod count;
 pub(super) mod dedup;
 pub(super) mod expiry;
 pub(super) mod flush;
+pub(super) mod jobs;
 pub(super) mod purge;
 pub(super) mod queue;
 pub(super) mod quota;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     count::{LIST_BLOCKS, ListedBlock, key_after, live_usage},
+    jobs::{Purge, Scope},
     state::Committer,
 };
 use crate::{
@@ -39,32 +40,8 @@ const STEP_READS_MAX: usize = 16;
 /// Limit of parts of logs that one step visits. Each has at most [`LIST_BLOCKS`] blocks.
 const STEP_PARTS_MAX: usize = 4;
 
-/// Holds the progress of the purge of one log.
-pub(in crate::embedded) struct Purge {
-    user: UserId,
-    scope: Scope,
-    /// Expiry of entries up to this sequence is recorded.
-    reported: Seq,
-}
-
-/// Selects the blocks of a purge.
-enum Scope {
-    /// Blocks that may contain entries which these gaps hide.
-    Hidden {
-        gaps: Vec<Gap>,
-        /// Blocks up to this sequence are done.
-        after: Seq,
-    },
-    /// All blocks.
-    All {
-        /// Time at which the purge began, in seconds of the Unix epoch.
-        now_s: u32,
-        /// Key of the next block.
-        from: Vec<u8>,
-        /// Expiry of the first entry that expires in the blocks that are done.
-        expires_s: u32,
-    },
-}
+/// Number of expired entries at which a part of a log ends. Whether they are pending is checked one by one.
+const PART_EXPIRED_MAX: usize = 4096;
 
 /// Describes what a purge does to one block.
 struct Outcome {
@@ -244,7 +221,7 @@ impl Committer {
             Scope::All { now_s, from, .. } => (*now_s, self.list_blocks(&purge.user, from, LIST_BLOCKS)?),
         };
         let need = self.with_log(&purge.user, |log| Need::of(log, now_s))?;
-        let (mut outcomes, mut through, mut is_complete) = (Vec::new(), 0, true);
+        let (mut outcomes, mut through, mut expired, mut is_complete) = (Vec::new(), 0, 0, true);
         for ListedBlock { key, summary } in &blocks {
             let outcome = match summary {
                 None => None,
@@ -262,7 +239,12 @@ impl Committer {
                 },
             };
             through = summary.map_or(through, |block| block.last);
+            expired += outcome.as_ref().map_or(0, |outcome| outcome.expired.len());
             outcomes.push((key, outcome));
+            if expired >= PART_EXPIRED_MAX {
+                is_complete = false;
+                break;
+            }
         }
         self.apply_purge(purge, &outcomes)?;
         let is_last = match &mut purge.scope {

@@ -9,7 +9,12 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{cost::Cost, count::CountBudget, dedup::DedupTable, purge::Purge, reply::Reply, trim::TrimQueue};
+use super::{
+    cost::Cost,
+    dedup::DedupTable,
+    jobs::{CountBudget, Purge, TrimQueue},
+    reply::Reply,
+};
 use crate::{
     embedded::{
         options::Tuning,

@@ -3,13 +3,11 @@
 //! A trim follows acknowledgements. It works by the summaries of the blocks, and reads at most the block in which the
 //! released entries end.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     count::{LIST_BLOCKS, ReleasedBlocks},
+    jobs::TrimJob,
     state::Committer,
 };
 use crate::{
@@ -28,36 +26,6 @@ const STEP_PARTS_MAX: usize = 4;
 
 /// Limit of users that one step trims. Each may have a row to write.
 const STEP_USERS_MAX: usize = 64;
-
-/// Queues users whose blocks must be trimmed.
-#[derive(Default)]
-pub(in crate::embedded) struct TrimQueue {
-    /// Each user at most once: [`UserLog::trimming`](crate::embedded::user_log::UserLog::trimming).
-    jobs: VecDeque<TrimJob>,
-    /// The last step could not work. The next one retries it.
-    blocked: bool,
-}
-
-/// Holds the progress of the trim of one log.
-struct TrimJob {
-    user: UserId,
-    /// Key of the first block of the next part.
-    from: Vec<u8>,
-    /// There are blocks that must stay.
-    remain: bool,
-}
-
-impl TrimQueue {
-    /// Returns whether there is work that can be done now.
-    pub(super) fn is_ready(&self) -> bool {
-        !self.jobs.is_empty() && !self.blocked
-    }
-
-    /// Returns whether there is work that must be retried.
-    pub(super) fn is_blocked(&self) -> bool {
-        !self.jobs.is_empty() && self.blocked
-    }
-}
 
 impl Committer {
     /// Queues these users, and runs one step of the trims.
