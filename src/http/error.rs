@@ -167,6 +167,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn busy_store_states_when_to_retry() {
+        let response = ApiError::Store(StoreError::Busy("x".into())).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers().get(header::RETRY_AFTER), Some(&HeaderValue::from_static("1")));
+    }
+
+    #[test]
     fn api_error_has_its_row_in_the_documented_table() {
         let guide = include_str!("../guide/http-api.md");
         let reason = || "x".to_owned();
