@@ -33,8 +33,8 @@ const SIZES: &[(usize, usize)] =
 /// Callers that append at the same time.
 const CALLERS: usize = 1_000;
 
-/// Time after the last message, in which entries are flushed and unused logs leave memory.
-const SETTLING: Duration = Duration::from_secs(75);
+/// Time after the last message, in which messages are flushed and unused logs leave memory.
+const IDLE_TIME: Duration = Duration::from_secs(75);
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
@@ -44,7 +44,7 @@ fn main() {
         ["open", path] => reopen(Path::new(path)),
         ref sizes => {
             let all = sizes.is_empty();
-            println!("users x pending  CPU µs/message  peak MB  settled MB  disk MB  open s  open CPU s  opened MB");
+            println!("users x pending  CPU µs/message  peak MB     idle MB  disk MB  open s  open CPU s  opened MB");
             for (users, pending) in SIZES {
                 if all || sizes.contains(&format!("{users}x{pending}").as_str()) {
                     measure(*users, *pending);
@@ -65,10 +65,10 @@ fn measure(users: usize, pending: usize) {
     let filled = run(&["fill", path, &users.to_string(), &pending.to_string()]);
     let disk = size_of_directory(directory.path()).expect("the files of the store");
     let opened = run(&["open", path]);
-    let [cpu, peak, settled] = filled[..] else { panic!("expected three figures: {filled:?}") };
+    let [cpu, peak, idle] = filled[..] else { panic!("expected three figures: {filled:?}") };
     let [seconds, open_cpu, open_peak] = opened[..] else { panic!("expected three figures: {opened:?}") };
     println!(
-        "{:>15}  {cpu:>14.1}  {peak:>7.0}  {settled:>10.0}  {:>7.0}  {seconds:>6.2}  {open_cpu:>10.2}  {open_peak:>9.0}",
+        "{:>15}  {cpu:>14.1}  {peak:>7.0}  {idle:>10.0}  {:>7.0}  {seconds:>6.2}  {open_cpu:>10.2}  {open_peak:>9.0}",
         format!("{users} x {pending}"),
         disk as f64 / 1e6,
     );
@@ -92,7 +92,7 @@ fn user(n: usize) -> UserId {
     UserId::new(&format!("user-{n:07}")).expect("an id")
 }
 
-/// Fills a store, and prints CPU time for each message in microseconds, and peak and settled memory in megabytes.
+/// Fills a store, and prints CPU time for each message in microseconds, and peak and idle memory in megabytes.
 fn fill(path: &Path, users: usize, pending: usize) {
     let runtime = support::runtime();
     let _in_runtime = runtime.enter();
@@ -112,7 +112,7 @@ fn fill(path: &Path, users: usize, pending: usize) {
             }
         }
     });
-    let end = Instant::now() + SETTLING;
+    let end = Instant::now() + IDLE_TIME;
     while let Some(left) = end.checked_duration_since(Instant::now()) {
         std::thread::sleep(left.min(Duration::from_secs(1)));
     }

@@ -3,7 +3,7 @@
 //! - `contract`: the trait
 //! - format: `embedded::framing` (frames), `layout` (header of a record, segments), `record` (its encoding), `events` (its
 //!   content)
-//! - `segment`, `prepared`: its segments, and the next one prepared ahead
+//! - `segment`: its segments · `reserve`, `prepared`: their space, and the next one prepared ahead
 //! - `scan`: finds the records when a store opens
 //! - `reader`, `cache`: reads from files, and from memory
 
@@ -14,5 +14,6 @@ pub(super) mod layout;
 pub(super) mod prepared;
 pub(super) mod reader;
 pub(super) mod record;
+mod reserve;
 pub(super) mod scan;
 pub(super) mod segment;
