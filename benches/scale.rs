@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 use mesa::{
     embedded::tables::{DiskOptions, open},
     message::UserId,
-    store::{Append, Limits, SessionReport, Store},
+    store::{Append, Limits, SessionReport},
 };
 use support::payload;
 

@@ -7,7 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -413,6 +413,22 @@ async fn store_whose_sled_log_lost_synced_data_is_rejected() {
     assert_eq!(read(&*store, "a", 0).len(), 6, "the store that was copied is unchanged");
 }
 
+/// Copies an idle store once its sync watermark includes the last record.
+pub fn copy_with_watermark(from: &Path) -> tempfile::TempDir {
+    let end = Instant::now() + WAIT_TIMEOUT;
+    loop {
+        let copied = tempfile::tempdir().unwrap();
+        copy(from, copied.path());
+        let inspection = Inspection::open(copied.path()).unwrap();
+        let facts = inspection.facts();
+        if facts.synced_record == facts.records.map(|(_, last, _)| last) {
+            return copied;
+        }
+        assert!(Instant::now() < end, "the sync watermark does not reach the last record");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 // covers: G6
 #[tokio::test]
 async fn truncated_synced_commit_is_rejected_and_reported_by_inspect() {
@@ -423,12 +439,13 @@ async fn truncated_synced_commit_is_rejected_and_reported_by_inspect() {
     let users: Vec<String> = (0..30_000).map(|n| format!("user-{n}")).collect();
     let users: Vec<&str> = users.iter().map(String::as_str).collect();
     append(&*store, 2, &users).await.unwrap();
-    let copied = tempfile::tempdir().unwrap();
-    copy(location.path(), copied.path());
+    let copied = copy_with_watermark(location.path());
     let segment = fs::read_dir(copied.path().join("wal")).unwrap().map(|file| file.unwrap().path()).max().unwrap();
-    let whole = fs::metadata(&segment).unwrap().len();
+    let whole = fs::read(&segment).unwrap();
+    // Zeros follow the last record.
+    let end = whole.iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
     for cut in [1, 100_000, 300_000] {
-        fs::File::options().write(true).open(&segment).unwrap().set_len(whole - cut).unwrap();
+        fs::File::options().write(true).open(&segment).unwrap().set_len(end - cut).unwrap();
         let error = open(DiskOptions::new(copied.path())).err().map(|error| error.to_string()).unwrap_or_default();
         assert!(error.contains("was synced"), "without the last {cut} bytes: {error}");
         let mut inspection = Inspection::open(copied.path()).unwrap();

@@ -11,7 +11,7 @@ use mesa::{
 };
 
 use crate::{
-    disk::{DiscardingSink, copy},
+    disk::{DiscardingSink, copy, copy_with_watermark},
     support::{ALL, FLUSH_AT_ONCE, FLUSH_NEVER, Location, acknowledge, append, user, wait_until_flushed},
 };
 
@@ -39,7 +39,7 @@ async fn stores() -> [Location; 2] {
     }
     acknowledge(&*store, "b", 1, 1);
     let killed = Location::disk();
-    copy(closed.path(), killed.path());
+    copy(copy_with_watermark(closed.path()).path(), killed.path());
     store.close().await.unwrap();
     [closed, killed]
 }

@@ -5,8 +5,8 @@
 //! An incomplete watermark is ignored.
 //!
 //! It is written after each sync of sled's file, and at most every [`WRITE_INTERVAL`] after a sync of the WAL: a write
-//! for each commit would add a system call to each, and protects only the records of that time. The commit thread
-//! writes a pending watermark within its idle interval of a second.
+//! for each commit would add a system call to each. Once it is idle, the commit thread writes a pending watermark within
+//! twice that interval. Damage of what was synced within this time before a kill may be taken for a torn end.
 
 use std::{
     fs::{self, File},
@@ -24,7 +24,7 @@ use super::files::{SEGMENT_BYTES, WATERMARK};
 const FILE_BYTES: usize = 28;
 
 /// Shortest time between two writes for synced WAL records.
-const WRITE_INTERVAL: Duration = Duration::from_millis(100);
+pub(in crate::embedded) const WRITE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Holds the values of the file; 0 = unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

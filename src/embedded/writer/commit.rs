@@ -32,6 +32,7 @@ use crate::{
         tables::{
             contract::{Cause, EngineError, Table, TableSpace},
             meta::{CLOCK_KEY, CLOSED, OPEN_KEY},
+            watermark::WRITE_INTERVAL,
         },
         user_log::{UserLog, lossy_restarts::SEQUENCE_RESERVE},
         wal::record::{Item, RECORD_BYTES, RecordWriter},
@@ -146,6 +147,7 @@ impl Committer {
     /// Returns how long the thread may wait for operations.
     fn wait_timeout(&self) -> Duration {
         let retry = self.retry_delay();
+        let idle = if self.last_sync.elapsed() < 2 * WRITE_INTERVAL { WRITE_INTERVAL } else { IDLE_INTERVAL };
         match self.durability {
             _ if self.has_garbage
                 || self.has_connected_rows
@@ -155,9 +157,9 @@ impl Committer {
                 Duration::ZERO
             }
             Durability::Interval(interval) if self.not_durable > 0 => {
-                interval.saturating_sub(self.last_sync.elapsed()).min(retry.unwrap_or(IDLE_INTERVAL))
+                interval.saturating_sub(self.last_sync.elapsed()).min(retry.unwrap_or(idle))
             }
-            _ => retry.unwrap_or(IDLE_INTERVAL),
+            _ => retry.unwrap_or(idle),
         }
     }
 
