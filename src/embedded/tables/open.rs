@@ -312,7 +312,7 @@ fn check_store(sled_dir: &Path, path: &Path, namespace: &str) -> Result<WalScan,
     }
     let mut flushed = 0;
     if length > 0 {
-        let tables = RawTables::open(sled_dir, false).map_err(unread)?;
+        let tables = RawTables::open_one(sled_dir, Table::Meta).map_err(unread)?;
         check_format(tables.get(Table::Meta, FORMAT_KEY).map_err(unread)?.as_deref())?;
         check_namespace(tables.get(Table::Meta, NAMESPACE_KEY).map_err(unread)?.as_deref(), namespace)?;
         if let Some(missing) = MissingPart::find_other(path, &tables).map_err(unread)? {

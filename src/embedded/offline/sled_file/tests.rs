@@ -52,8 +52,16 @@ fn read_by_sled(path: &Path) -> Vec<Pairs> {
 
 fn raw(path: &Path, past_end: bool) -> (RawTables, Vec<Pairs>) {
     let tables = RawTables::open(path, past_end).unwrap();
-    let pairs = NAMES.map(|(_, table)| tables.pairs(table, &[]).map(Result::unwrap).collect());
-    (tables, pairs.to_vec())
+    let pairs: Vec<Pairs> =
+        NAMES.iter().map(|(_, table)| tables.pairs(*table, &[]).map(Result::unwrap).collect()).collect();
+    if !past_end && tables.damaged().is_empty() {
+        // A table that is read alone has the same pairs.
+        for ((_, table), pairs) in NAMES.iter().zip(&pairs) {
+            let one = RawTables::open_one(path, *table).unwrap();
+            assert!(one.pairs(*table, &[]).map(Result::unwrap).eq(pairs.iter().cloned()), "{table:?}");
+        }
+    }
+    (tables, pairs)
 }
 
 /// Makes a few thousand changes that split pages, merge them and reuse segments.

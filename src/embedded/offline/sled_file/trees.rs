@@ -64,18 +64,7 @@ pub(in crate::embedded) const TABLES: [(&str, Table); 6] = [
 impl RawTables {
     /// Reads sled's directory up to the end that sled detects. With `past_end`, reads everything readable.
     pub fn open(directory: &Path, past_end: bool) -> io::Result<Self> {
-        let log = SledLog::read(directory, past_end)?;
-        let roots = match log.names {
-            Some(location) => tree_names(log.body(location)?).unwrap_or_default(),
-            None => Vec::new(),
-        };
-        let mut tables = Self {
-            log,
-            leaves: Default::default(),
-            orphans: Vec::new(),
-            outdated: HashSet::new(),
-            lost_keys: Vec::new(),
-        };
+        let (mut tables, roots) = Self::read_log(directory, past_end)?;
         let mut seen = HashSet::new();
         for (name, table) in TABLES {
             let root = roots.iter().find(|(known, _)| known == name.as_bytes()).map(|(_, page)| *page);
@@ -95,6 +84,30 @@ impl RawTables {
         tables.orphans.sort_unstable();
         tables.find_leaves(tables.orphans.clone(), &mut seen)?;
         Ok(tables)
+    }
+
+    /// Reads one table only, up to the end that sled detects. The others are empty, and no lost keys are found.
+    ///
+    /// Does not read the pages of the other tables, which may be many.
+    pub fn open_one(directory: &Path, table: Table) -> io::Result<Self> {
+        let (mut tables, roots) = Self::read_log(directory, false)?;
+        let name = TABLES.iter().find_map(|(name, named)| (*named == table).then_some(name.as_bytes()));
+        let root = roots.iter().find(|(known, _)| Some(&known[..]) == name);
+        if let Some((_, root)) = root {
+            tables.leaves[table as usize] = tables.find_leaves(vec![*root], &mut HashSet::new())?;
+        }
+        Ok(tables)
+    }
+
+    /// Reads the log. Returns tables without any leaf, and the names of the trees with their root pages.
+    fn read_log(directory: &Path, past_end: bool) -> io::Result<(Self, Vec<(Bytes, u64)>)> {
+        let log = SledLog::read(directory, past_end)?;
+        let roots = match log.names {
+            Some(location) => tree_names(log.body(location)?).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let (leaves, outdated) = (Default::default(), HashSet::new());
+        Ok((Self { log, leaves, orphans: Vec::new(), outdated, lost_keys: Vec::new() }, roots))
     }
 
     /// Returns the damaged parts of the file.
