@@ -32,6 +32,14 @@ pub fn fill(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
     Ok(done)
 }
 
+/// Converts an offset or a length in a file, which are stored in 32 bits.
+///
+/// # Errors
+/// Fails if it does not fit. The files of a store are far shorter.
+pub fn to_u32(bytes: u64) -> io::Result<u32> {
+    u32::try_from(bytes).map_err(|_| io::Error::other(format!("a file of the store is too long: {bytes} bytes")))
+}
+
 /// Writes bytes `from..to` of a file once more, so that the next sync writes them to the disk.
 ///
 /// After a failed sync, Linux may take changed pages for written although the disk lacks them.

@@ -40,6 +40,7 @@ use crate::{
     failpoints::{self, Failpoint},
     message::{CollapseKey, Seq, UserId},
     store::{Durability, GapReason, StoreError, clock::Clock, fingerprint},
+    util::saturate::saturate,
 };
 
 /// Holds the result of opening a store.
@@ -327,8 +328,7 @@ impl Replay {
         match event {
             Event::Entry { user, seq, recipient_at, message } => {
                 let Message { at: message_at, payload, expires_s, collapse } = message;
-                // A payload has at most 64 KiB.
-                let bytes = payload.len() as u32;
+                let bytes = saturate(payload.len());
                 let replayed = self.replayed(user, record)?;
                 replayed.first.get_or_insert(seq);
                 replayed.last_append = record;

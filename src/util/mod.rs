@@ -4,10 +4,12 @@
 //! - `millis`: durations as whole milliseconds
 //! - `read_bounded`: files of bounded size
 //! - `rfc3339`: times as text
+//! - `saturate`: counts in 32 bits
 //! - `sleep`: sleeping until an optional deadline
 
 pub mod backoff;
 pub(crate) mod millis;
 pub(crate) mod read_bounded;
 pub mod rfc3339;
+pub(crate) mod saturate;
 pub mod sleep;

@@ -23,6 +23,7 @@ use crate::{
     },
     message::Seq,
     store::{StoreError, fingerprint, gaps::GapList},
+    util::saturate::saturate,
 };
 
 /// Lossy restarts that a restored or salvaged store adds to every log: about a million sequences.
@@ -139,7 +140,7 @@ impl InspectSink for StoreBuilder {
             self.put(Table::Log, &log_key(user, first), &block)?;
             // A payload has at most 64 KiB.
             self.user_entries
-                .extend(part.iter().map(|(seq, expires_s, payload)| (*seq, payload.len() as u32, *expires_s)));
+                .extend(part.iter().map(|(seq, expires_s, payload)| (*seq, saturate(payload.len()), *expires_s)));
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::sled_file::{DamagedRange, LostKeys, Pairs, RawTables};
 use crate::embedded::{
-    file_io,
+    file_io::{self, to_u32},
     framing::{self, HEADER_BYTES, Kind},
     tables::{
         contract::Table,
@@ -145,7 +145,7 @@ impl OfflineReader {
             while let Some(found) = framing::find(Kind::Block, &bytes, at) {
                 let Some(body) = framing::body(Kind::Block, &bytes[found..]) else { break };
                 let length = HEADER_BYTES + body.len();
-                let location = BlockLocation { file, offset: found as u32, length: length as u32 };
+                let location = BlockLocation { file, offset: to_u32(found as u64)?, length: to_u32(length as u64)? };
                 // A damaged key may refer to the block of another key. That key then has no location.
                 let has_location = |key: &[u8]| known.get(&location).is_some_and(|known| *known == key);
                 if let Some((_, value)) = split_body(body).filter(|(key, _)| !has_location(key)) {

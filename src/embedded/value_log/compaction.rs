@@ -11,7 +11,7 @@ use super::{
     location::BlockLocation,
 };
 use crate::embedded::{
-    file_io::read_at,
+    file_io::{read_at, to_u32},
     framing::{self, HEADER_BYTES, Kind},
     tables::contract::CompactionMode,
 };
@@ -89,8 +89,8 @@ impl Compaction {
                 continue;
             };
             let length = HEADER_BYTES + body.len();
-            let location =
-                BlockLocation { file: self.file, offset: (self.offset + at as u64) as u32, length: length as u32 };
+            let offset = to_u32(self.offset + at as u64)?;
+            let location = BlockLocation { file: self.file, offset, length: to_u32(length as u64)? };
             if let Some((key, value)) = split_body(body)
                 && is_live(key, location)?
             {

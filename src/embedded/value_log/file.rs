@@ -24,7 +24,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{location::BlockLocation, spare_descriptors::SpareDescriptors};
 use crate::embedded::{
-    file_io::{self, create_directory, read_at},
+    file_io::{self, create_directory, read_at, to_u32},
     framing::{self, Kind},
     tables::contract::{Cause, CompactionMode},
     unreadable::Unreadable,
@@ -142,7 +142,8 @@ impl ValueLog {
     /// On a full disk the call has no effect, and the caller may retry it.
     pub fn append(&self, key: &[u8], value: &[u8]) -> io::Result<BlockLocation> {
         // A key is a user id and a sequence, so its length fits into 16 bits.
-        let bytes = framing::encode(Kind::Block, &[&(key.len() as u16).to_be_bytes(), key, value]);
+        let key_length = u16::try_from(key.len()).map_err(io::Error::other)?;
+        let bytes = framing::encode(Kind::Block, &[&key_length.to_be_bytes(), key, value]);
         let current = self.state.read().current.clone();
         let length = |number: u64| self.state.read().files.get(&number).map_or(0, |file| file.length);
         let (number, file) = match current {
@@ -154,14 +155,16 @@ impl ValueLog {
             },
             None => self.begin_file()?,
         };
+        let at = length(number);
+        let location = BlockLocation { file: number, offset: to_u32(at)?, length: to_u32(bytes.len() as u64)? };
+        // Without the lock, so that readers do not wait. There is one writer.
+        file.write_all_at(&bytes, at)?;
         let mut state = self.state.write();
         state.dirty = true;
         let known = state
             .files
             .get_mut(&number)
             .ok_or_else(|| io::Error::other("the current file of the value log is not known"))?;
-        file.write_all_at(&bytes, known.length)?;
-        let location = BlockLocation { file: number, offset: known.length as u32, length: bytes.len() as u32 };
         known.length += bytes.len() as u64;
         known.live += bytes.len() as u64;
         Ok(location)

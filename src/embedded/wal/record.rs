@@ -74,8 +74,7 @@ impl RecordWriter {
     pub fn push(&mut self, item: &Item<'_>) -> u32 {
         let at = self.bytes.len();
         self.encode(item);
-        // A record is at most VALUE_BYTES_MAX long.
-        at as u32
+        u32::try_from(at).expect("a record is at most VALUE_BYTES_MAX long")
     }
 
     /// Returns the bytes written so far.
@@ -119,7 +118,8 @@ impl<'a> RecordReader<'a> {
         Some(match bincode::borrow_decode_from_slice(&self.bytes[at..], bincode_config()) {
             Ok((item, length)) => {
                 self.at += length;
-                Ok((at as u32, item))
+                // A frame of the WAL has at most 1 MiB.
+                Ok((u32::try_from(at).unwrap_or(u32::MAX), item))
             }
             Err(error) => {
                 // After an error there are no further items.

@@ -6,7 +6,7 @@ use super::layout::{
     DamagedRecord, OpenError, Opened, Record, RecordLocation, Segment, WalState, file_name_of, record_at,
 };
 use crate::embedded::{
-    file_io::{self, read_at},
+    file_io::{self, read_at, to_u32},
     framing::{self, Kind},
 };
 
@@ -89,7 +89,7 @@ pub(super) fn scan(directory: &Path, flushed: u64, watermark: u64) -> Opened<Wal
             continue;
         }
         let length = file.metadata()?.len();
-        let bytes = read_at(file, 0, u32::try_from(length).map_err(io::Error::other)? as usize)?;
+        let bytes = read_at(file, 0, to_u32(length)? as usize)?;
         last_file = first;
         let state = &mut scan.state;
         let next = state.first + state.locations.len() as u64;

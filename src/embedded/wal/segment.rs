@@ -31,7 +31,7 @@ use super::{
     scan::{WalScan, scan},
 };
 use crate::embedded::{
-    file_io::{self, create_directory, rewrite},
+    file_io::{self, create_directory, rewrite, to_u32},
     framing::{self, Kind},
     tables::contract::Cause,
 };
@@ -118,7 +118,7 @@ impl WalFiles {
             return Err(error);
         }
         let location =
-            RecordLocation { segment: segment.first, at: narrow(segment.length)?, length: narrow(bytes.len() as u64)? };
+            RecordLocation { segment: segment.first, at: to_u32(segment.length)?, length: to_u32(bytes.len() as u64)? };
         segment.length += bytes.len() as u64;
         let mut state = self.state.write();
         state.set_last_segment(segment);
@@ -192,11 +192,6 @@ impl WalFiles {
         segment.cut(u64::from(location.at))?;
         segment.file.sync_data()
     }
-}
-
-/// Converts an offset or a length in a segment.
-fn narrow(bytes: u64) -> io::Result<u32> {
-    u32::try_from(bytes).map_err(|_| io::Error::other(format!("a WAL segment of {bytes} bytes is too long")))
 }
 
 #[cfg(test)]

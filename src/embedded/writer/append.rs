@@ -16,6 +16,7 @@ use crate::{
         Append, AppendResult, DispatchSummary, GapReason, Idempotency, Overflow, REJECTED_BYTES_MAX, Rejected,
         RejectionReason, StoreError, clock::seconds,
     },
+    util::saturate::saturate,
 };
 
 /// Bytes that a record needs for one recipient: its [`Item::To`], and the gaps of the entries it replaces and evicts.
@@ -134,8 +135,7 @@ impl Committer {
             commit.push(&self.shared, &Item::Gap { user: user.as_str(), from, to: from, reason });
         }
         let record = commit.number;
-        // A payload has at most 64 KiB.
-        let bytes = bytes as u32;
+        let bytes = saturate(bytes);
         let slot = WalSlot { seq, record, message_at, recipient_at, bytes, expires_s: message.expires_s };
         self.with_log(user, |log| {
             if let Some(replaced) = replaced {
@@ -217,10 +217,10 @@ impl Committer {
             Some(Rejected::new(user.as_str(), reason))
         });
         let summary = DispatchSummary {
-            recipients: (idempotency.online.len() + idempotency.rejected.len()) as u32,
-            online: online as u32,
-            offline: offline as u32,
-            stored: seqs.iter().filter(|seq| seq.is_ok()).count() as u32,
+            recipients: saturate(idempotency.online.len() + idempotency.rejected.len()),
+            online: saturate(online),
+            offline: saturate(offline),
+            stored: saturate(seqs.iter().filter(|seq| seq.is_ok()).count()),
             rejected: idempotency.rejected.iter().map(truncated).chain(rejected_now).collect(),
         };
         for Rejected { user, reason } in &summary.rejected {

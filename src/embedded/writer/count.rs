@@ -15,6 +15,7 @@ use crate::{
     },
     logging::excerpt,
     message::{Seq, UserId},
+    util::saturate::saturate,
 };
 
 /// Number of blocks that are listed at once.
@@ -99,7 +100,7 @@ impl Committer {
         self.read_block(user, key, |entries| {
             let counted = entries.iter().filter(|(seq, expires_s, _)| rule.counts(*seq, *expires_s));
             // A payload has at most 64 KiB.
-            counted.map(|(seq, _, payload)| (*seq, payload.len() as u32)).collect()
+            counted.map(|(seq, _, payload)| (*seq, saturate(payload.len()))).collect()
         })
     }
 

@@ -27,6 +27,7 @@ use crate::{
     },
     message::{Seq, UserId},
     store::Durability,
+    util::saturate::saturate,
 };
 
 /// Limit of records in one flush, in bytes; at least one commit. They stay in memory until the flush ends.
@@ -250,7 +251,7 @@ impl Committer {
         let youngest_ms = ids.iter().map(|id| id.at_ms).max().unwrap_or(0);
         let blocks = dedup::pack_blocks(self.shared.namespace, ids).into_iter().enumerate().map(|(at, block)| {
             let mut key = wal_key(number).to_vec();
-            key.extend((at as u32).to_be_bytes());
+            key.extend(saturate(at).to_be_bytes());
             (key, StoredIds { block, youngest_ms })
         });
         let mut blocks: Vec<_> = blocks.collect();

@@ -15,6 +15,7 @@ use crate::{
     },
     message::{DeviceId, Seq},
     store::{AckSet, Gap, GapReason, common_ranges},
+    util::saturate::saturate,
 };
 
 /// Describes a user's log.
@@ -185,7 +186,7 @@ impl Assembly {
                 continue;
             }
             // A payload has at most 64 KiB.
-            self.pending.push((seq, payload.len() as u32, expires_s));
+            self.pending.push((seq, saturate(payload.len()), expires_s));
             pending.push((seq, expires_s, payload));
         }
         pending
