@@ -39,7 +39,13 @@ impl Hub {
                 Ok(contents) => {
                     // The backup is complete, whether or not the reader takes this item.
                     _ = out.send(Item::End);
-                    tracing::info!(contents.users, contents.entries, contents.bytes, "backup complete");
+                    tracing::info!(
+                        contents.users,
+                        contents.entries,
+                        contents.bytes,
+                        contents.events,
+                        "backup complete"
+                    );
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the backup is incomplete; start it again");

@@ -50,4 +50,6 @@ pub struct Contents {
     pub entries: u64,
     /// Bytes of payload of the messages.
     pub bytes: u64,
+    /// Number of webhook events in the outbox.
+    pub events: u64,
 }

@@ -91,7 +91,8 @@ impl GapList {
 
     /// Forgets these gaps, except those that have grown meanwhile.
     ///
-    /// Call this only while the value log has no entry that one of them must hide.
+    /// Call this only while no entry that one of them must hide is in the value log, or in the part of a backup that is
+    /// already written.
     pub fn forget(&mut self, gaps: &[Gap]) {
         self.0.retain(|gap| !gaps.contains(gap));
     }

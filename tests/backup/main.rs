@@ -1,4 +1,8 @@
 //! Tests backups of a running server, and the stores that `mesa restore` creates from them.
+//!
+//! - `scheduled`: `mesa backup --every`
+
+mod scheduled;
 
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each suite uses a part of it")]

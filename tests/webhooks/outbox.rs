@@ -3,7 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    support::{http_receiver::Response, seeded_rng::Random},
+    support::{
+        command::{output_text, run_mesa, utf8},
+        http_receiver::Response,
+        seeded_rng::Random,
+    },
     *,
 };
 
@@ -62,6 +66,51 @@ async fn events_in_the_outbox_over_kills_are_sent_with_the_same_id() {
     let distinct: BTreeSet<_> = ids.values().flatten().collect();
     assert_eq!(distinct.len() as u64, all);
     assert!(deliveries > all, "at least one event was sent twice, or the test proves nothing");
+}
+
+// covers: G4
+#[tokio::test(flavor = "multi_thread")]
+async fn events_in_the_outbox_are_part_of_a_backup_and_keep_their_ids() {
+    const MESSAGES: u64 = 300;
+    let settings = "maxEvents: 7, outboxEvents: 256, events: ['message'],";
+    let (receiver, home) = start_receiver(settings);
+    receiver.respond_with(Response::status(503));
+    let server = home.start();
+    let mut alice = Socket::connect(server.address, "alice").await.unwrap();
+    // The last messages exceed the bound, and their count is part of the backup too.
+    send_numbers(&mut alice, 0..MESSAGES).await;
+    wait_for_metric(&server, "mesa_webhook_events_lost_total", |lost| lost == MESSAGES - 256).await;
+    let (file, url) = (home.path("backup.mesa"), format!("http://{}", server.address));
+    let output = tokio::task::block_in_place(|| run_mesa(&["backup", utf8(&file), "--url", &url]));
+    assert!(output.status.success(), "{}", output_text(&output));
+    assert!(output_text(&output).contains("256 webhook events"), "{}", output_text(&output));
+    // The receiver accepts some after the backup: they are sent again, with the same ids.
+    receiver.respond_with(Response::status(200));
+    receiver.wait_until("some events", |receiver| message_numbers(&receiver.events()).len() > 50).await;
+    server.process.kill();
+    let sent = receiver.events();
+
+    let mut restored = home;
+    let store = restored.path("restored");
+    let output = run_mesa(&["restore", utf8(&file), "--store-path", utf8(&store)]);
+    assert!(output.status.success() && output_text(&output).contains("256 webhook events"), "{}", output_text(&output));
+    restored.move_store(store);
+    let before = receiver.events().len();
+    let _server = restored.start();
+    let overflow = |receiver: &super::Receiver| !of_type(&receiver.events()[before..], "overflow").is_empty();
+    receiver.wait_until("overflow event", overflow).await;
+    let events = receiver.events()[before..].to_vec();
+    assert_eq!(message_numbers(&events), (0..256).collect::<Vec<_>>(), "all events of the backup, in order");
+    let ids = |events: &[Value]| -> BTreeMap<u64, String> {
+        let messages = events.iter().filter(|event| event["type"] == "message");
+        let id = |event: &Value| event["id"].as_str().unwrap().to_owned();
+        messages.map(|event| (event["message"]["d"].as_u64().unwrap(), id(event))).collect()
+    };
+    let again = ids(&events);
+    assert!(
+        ids(&sent).iter().filter(|(n, _)| **n < 256).all(|(n, id)| again[n] == *id),
+        "repeated events keep their ids"
+    );
 }
 
 // covers: G4

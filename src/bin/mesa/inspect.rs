@@ -59,7 +59,7 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
 fn write_salvaged(inspection: &mut Inspection, out: &Path, args: &InspectArgs) -> Result<(), Failure> {
     let saved = salvage(inspection, out).map_err(Failure::because)?;
     if args.json {
-        let Contents { users, entries, bytes } = saved;
+        let Contents { users, entries, bytes, .. } = saved;
         output::json(&json!({ "saved": { "path": out, "users": users, "messages": entries, "bytes": bytes } }))?;
         print_damage_json(inspection)?;
         return Ok(());

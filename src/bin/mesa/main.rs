@@ -8,6 +8,7 @@ mod config;
 mod connect;
 mod demo;
 mod dispatch;
+mod duration;
 mod endpoint;
 mod env;
 mod error;

@@ -2,11 +2,7 @@
 
 use mesa::embedded::backup::{format::BackupError, restore::restore};
 
-use crate::{
-    args::RestoreArgs,
-    error::Failure,
-    output::{self, count},
-};
+use crate::{args::RestoreArgs, backup::describe, error::Failure, output};
 
 /// Verifies the backup, and creates the store.
 pub fn run(args: &RestoreArgs) -> Result<(), Failure> {
@@ -16,7 +12,6 @@ pub fn run(args: &RestoreArgs) -> Result<(), Failure> {
         BackupError::Target { .. } => Failure::because(error),
         error => Failure::because(format!("{}: {error}", args.file.display())),
     })?;
-    let (users, entries) = (count(contents.users, "user"), count(contents.entries, "message"));
-    output::line(&format!("{users}, {entries} ({} bytes) in {}", contents.bytes, args.store_path.display()))?;
+    output::line(&format!("{} in {}", describe(&contents), args.store_path.display()))?;
     Ok(())
 }

@@ -12,9 +12,13 @@ use crate::{
     embedded::{
         engine::Engine,
         offline::inspect::{InspectSink, LogFacts},
+        outbox::format::{self as outbox_format, event_key, reported_key},
         tables::{
             contract::{Table, Tables},
-            meta::{CLOCK_KEY, CLOSED, FLUSHED_KEY, FORMAT, FORMAT_KEY, LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_KEY},
+            meta::{
+                CLOCK_KEY, CLOSED, FLOOR_KEY, FLUSHED_KEY, FORMAT, FORMAT_KEY, LOSSY_RESTARTS_KEY, NAMESPACE_KEY,
+                OPEN_KEY,
+            },
             schema::{StoredId, StoredLog, log_key, wal_key},
             sled::Disk,
             unfinished::{self, Operation},
@@ -42,6 +46,10 @@ pub(in crate::embedded) struct StoreBuilder {
     namespace: u32,
     /// Entries of the current user: sequence, bytes of payload, expiry in seconds of the Unix epoch (0 = never).
     user_entries: Vec<(Seq, u32, u32)>,
+    /// Keys of the blocks of the current user.
+    user_blocks: Vec<Vec<u8>>,
+    /// The batch of webhook events that is being written: number of its first event, and of its next piece.
+    batch: (u64, usize),
     /// Number of written blocks of idempotency ids.
     id_blocks: u64,
     contents: Contents,
@@ -74,6 +82,8 @@ impl StoreBuilder {
             engine,
             namespace: fingerprint(namespace),
             user_entries: Vec::new(),
+            user_blocks: Vec::new(),
+            batch: (0, 0),
             id_blocks: 0,
             contents: Contents::default(),
         })
@@ -92,10 +102,38 @@ impl StoreBuilder {
         Ok(())
     }
 
+    /// Writes sequences up to which messages were reported as undelivered.
+    pub(super) fn write_reported(&mut self, reported: &[(String, Seq)]) -> Result<(), StoreError> {
+        let mut all = reported.iter();
+        all.try_for_each(|(user, seq)| {
+            self.put(Table::Outbox, &reported_key(user), &outbox_format::encode_reported(*seq))
+        })
+    }
+
+    /// Writes the next piece of the batch of webhook events whose first event has number `first`.
+    pub(super) fn write_events(&mut self, first: u64, piece: &[u8]) -> Result<(), StoreError> {
+        let at = if self.batch.0 == first { self.batch.1 } else { 0 };
+        self.batch = (first, at + 1);
+        self.put(Table::Outbox, &event_key(first, at), piece)
+    }
+
+    /// Writes the counts of dropped webhook events.
+    pub(super) fn write_lost(&mut self, lost: &[u8]) -> Result<(), StoreError> {
+        self.put(Table::Outbox, outbox_format::LOST_KEY, lost)
+    }
+
+    /// Removes the entries of the current user, who has no row.
+    pub(super) fn discard_entries(&mut self) -> Result<(), StoreError> {
+        self.user_entries.clear();
+        let mut blocks = std::mem::take(&mut self.user_blocks).into_iter();
+        blocks.try_for_each(|key| Ok(self.engine.remove(Table::Log, &key)?))
+    }
+
     /// Writes a user's row, after all entries of that user.
     pub(super) fn write_row(&mut self, user: &str, mut log: StoredLog) -> Result<(), StoreError> {
         let through = log.through();
         let entries = std::mem::take(&mut self.user_entries);
+        self.user_blocks.clear();
         let gaps = GapList::from_stored(&log.gaps);
         let pending = || entries.iter().filter(|(seq, ..)| *seq > through && !gaps.hides(*seq));
         log.head = log.head.max(entries.last().map_or(0, |(seq, ..)| *seq));
@@ -112,9 +150,15 @@ impl StoreBuilder {
     }
 
     /// Makes the store durable, removes the marker, and renames the directory.
-    pub(in crate::embedded) fn finish(mut self, lossy_restarts: u32, clock_ms: u64) -> Result<Contents, StoreError> {
+    pub(in crate::embedded) fn finish(
+        mut self,
+        lossy_restarts: u32,
+        clock_ms: u64,
+        floor: Seq,
+    ) -> Result<Contents, StoreError> {
         self.put(Table::Meta, LOSSY_RESTARTS_KEY, &lossy_restarts.to_be_bytes())?;
         self.put(Table::Meta, CLOCK_KEY, &clock_ms.to_be_bytes())?;
+        self.put(Table::Meta, FLOOR_KEY, &floor.to_be_bytes())?;
         // The keys of id blocks are WAL record numbers, so the WAL continues after them.
         self.put(Table::Meta, FLUSHED_KEY, &wal_key(self.id_blocks))?;
         self.put(Table::Meta, OPEN_KEY, CLOSED)?;
@@ -137,7 +181,9 @@ impl InspectSink for StoreBuilder {
             let first = part[0].0;
             let entries = part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, &payload[..])).collect();
             let block = Block::V1 { namespace: self.namespace, user, entries }.encode();
-            self.put(Table::Log, &log_key(user, first), &block)?;
+            let key = log_key(user, first);
+            self.put(Table::Log, &key, &block)?;
+            self.user_blocks.push(key);
             // A payload has at most 64 KiB.
             self.user_entries
                 .extend(part.iter().map(|(seq, expires_s, payload)| (*seq, saturate(payload.len()), *expires_s)));

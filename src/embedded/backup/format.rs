@@ -2,7 +2,8 @@
 //!
 //! The first line names the version. Each block is its length, a checksum over its number and its body, and the body.
 //! The checksum detects reordered blocks. The last block has the counts of the file, which detects a truncated file.
-//! The entries of a user precede the user's log.
+//! The entries of a user precede the user's log. The logs precede the outbox: a log never states an acknowledgement
+//! whose event the outbox lacks.
 
 use std::io::{self, Read, Write};
 
@@ -12,14 +13,16 @@ use bytes::Bytes;
 pub use crate::store::{BackupError, Contents};
 use crate::{
     embedded::{
+        outbox::format::{Batch, Pieces},
         tables::schema::{StoredId, StoredLog},
+        unreadable::Unreadable,
         value_log::block,
     },
     message::Seq,
 };
 
 /// First line of a backup.
-const MAGIC: &[u8; 16] = b"mesa backup 002\n";
+const MAGIC: &[u8; 16] = b"mesa backup 003\n";
 
 /// First bytes of a backup of any version.
 const MAGIC_PREFIX: &[u8] = b"mesa backup ";
@@ -30,19 +33,30 @@ const BLOCK_BYTES_MAX: usize = 256 << 10;
 /// Idempotency ids in one block.
 const IDS_MAX: usize = 64;
 
+/// Users with a reported sequence in one block.
+const REPORTED_MAX: usize = 128;
+
 /// Holds one part of a backup. Variants are only appended.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(in crate::embedded) enum Block {
     /// The first block.
-    Begin { namespace: String, lossy_restarts: u32, at_ms: u64 },
+    Begin { namespace: String, lossy_restarts: u32 },
     /// Entries of a user, ascending: sequence, expiry in seconds of the Unix epoch (0 = never), payload.
     Entries { user: String, entries: Vec<(Seq, u32, Vec<u8>)> },
     /// A user's log without its entries, which precede it.
     Log { user: String, log: StoredLog },
+    /// This user was erased while the log was read. The entries that precede it are not part of the backup.
+    Erased { user: String },
     /// Idempotency ids and their results.
     Ids(Vec<StoredId>),
-    /// The last block.
-    End { users: u64, entries: u64, bytes: u64 },
+    /// Users, each with the sequence up to which messages were reported as undelivered.
+    Reported(Vec<(String, Seq)>),
+    /// A piece of the batch of webhook events whose first event has number `first`. Batches descend.
+    Events { first: u64, piece: Vec<u8> },
+    /// The encoded counts of dropped webhook events.
+    Lost(Vec<u8>),
+    /// The last block: counts, the time of the store's clock in milliseconds of the Unix epoch, and the sequence floor.
+    End { users: u64, entries: u64, bytes: u64, events: u64, clock_ms: u64, floor: Seq },
     /// The last block of a backup that failed, with the reason.
     Failed(String),
 }
@@ -61,22 +75,58 @@ fn checksum(number: u64, body: &[u8]) -> u32 {
     crc.finalize()
 }
 
+/// Counts the contents of the blocks.
+#[derive(Default)]
+struct Counter {
+    contents: Contents,
+    /// Entries of the user whose log has not followed yet.
+    user: Contents,
+    /// Pieces of the batch of events whose last piece has not followed yet.
+    pieces: Pieces,
+}
+
+impl Counter {
+    fn add(&mut self, block: &Block) -> Result<(), Unreadable> {
+        match block {
+            Block::Entries { entries, .. } => {
+                self.user.entries += entries.len() as u64;
+                self.user.bytes += entries.iter().map(|(.., payload)| payload.len() as u64).sum::<u64>();
+            }
+            Block::Log { .. } => {
+                let user = std::mem::take(&mut self.user);
+                self.contents.users += 1;
+                self.contents.entries += user.entries;
+                self.contents.bytes += user.bytes;
+            }
+            Block::Erased { .. } => self.user = Contents::default(),
+            Block::Events { piece, .. } => {
+                if let Some(Batch::V1 { events, .. }) = self.pieces.push(piece)? {
+                    self.contents.events += events.len() as u64;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
 /// Writes a backup.
 pub(in crate::embedded) struct BackupWriter<W> {
     out: W,
     number: u64,
-    contents: Contents,
+    counter: Counter,
 }
 
 impl<W: Write> BackupWriter<W> {
-    pub fn begin(mut out: W, namespace: String, lossy_restarts: u32, at_ms: u64) -> io::Result<Self> {
+    pub fn begin(mut out: W, namespace: String, lossy_restarts: u32) -> io::Result<Self> {
         out.write_all(MAGIC)?;
-        let mut writer = Self { out, number: 0, contents: Contents::default() };
-        writer.put(&Block::Begin { namespace, lossy_restarts, at_ms })?;
+        let mut writer = Self { out, number: 0, counter: Counter::default() };
+        writer.put(&Block::Begin { namespace, lossy_restarts })?;
         Ok(writer)
     }
 
     fn put(&mut self, block: &Block) -> io::Result<()> {
+        self.counter.add(block).map_err(io::Error::other)?;
         let body = bincode::encode_to_vec(block, bincode_config()).map_err(io::Error::other)?;
         let length = u32::try_from(body.len()).ok().filter(|length| *length as usize <= BLOCK_BYTES_MAX);
         let length = length.ok_or_else(|| io::Error::other(format!("a block of {} bytes", body.len())))?;
@@ -91,8 +141,6 @@ impl<W: Write> BackupWriter<W> {
 
     pub fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> io::Result<()> {
         for part in block::split_entries(entries, |(.., payload)| payload.len()) {
-            self.contents.entries += part.len() as u64;
-            self.contents.bytes += part.iter().map(|(.., payload)| payload.len() as u64).sum::<u64>();
             let entries = part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, payload.to_vec())).collect();
             self.put(&Block::Entries { user: user.to_owned(), entries })?;
         }
@@ -100,19 +148,36 @@ impl<W: Write> BackupWriter<W> {
     }
 
     pub fn log(&mut self, user: &str, log: StoredLog) -> io::Result<()> {
-        self.contents.users += 1;
         self.put(&Block::Log { user: user.to_owned(), log })
+    }
+
+    /// Withdraws the entries of a user who was erased meanwhile.
+    pub fn erased(&mut self, user: &str) -> io::Result<()> {
+        self.put(&Block::Erased { user: user.to_owned() })
+    }
+
+    pub fn reported(&mut self, reported: &[(String, Seq)]) -> io::Result<()> {
+        reported.chunks(REPORTED_MAX).try_for_each(|part| self.put(&Block::Reported(part.to_vec())))
+    }
+
+    pub fn events(&mut self, first: u64, batch: &Batch) -> io::Result<()> {
+        batch.pieces().into_iter().try_for_each(|piece| self.put(&Block::Events { first, piece }))
+    }
+
+    pub fn lost(&mut self, lost: Vec<u8>) -> io::Result<()> {
+        self.put(&Block::Lost(lost))
     }
 
     pub fn ids(&mut self, ids: &[StoredId]) -> io::Result<()> {
         ids.chunks(IDS_MAX).try_for_each(|part| self.put(&Block::Ids(part.to_vec())))
     }
 
-    pub fn end(mut self) -> io::Result<Contents> {
-        let Contents { users, entries, bytes } = self.contents;
-        self.put(&Block::End { users, entries, bytes })?;
+    /// Ends the backup with the time of the store's clock, and the sequence floor.
+    pub fn end(mut self, clock_ms: u64, floor: Seq) -> io::Result<Contents> {
+        let Contents { users, entries, bytes, events } = self.counter.contents;
+        self.put(&Block::End { users, entries, bytes, events, clock_ms, floor })?;
         self.out.flush()?;
-        Ok(self.contents)
+        Ok(self.counter.contents)
     }
 
     /// Ends an incomplete backup with the reason.
@@ -126,7 +191,7 @@ impl<W: Write> BackupWriter<W> {
 pub(in crate::embedded) struct BackupReader<R> {
     from: R,
     number: u64,
-    contents: Contents,
+    counter: Counter,
     ended: bool,
 }
 
@@ -140,7 +205,7 @@ impl<R: Read> BackupReader<R> {
         if magic != *MAGIC {
             return Err(BackupError::Foreign);
         }
-        Ok(Self { from, number: 0, contents: Contents::default(), ended: false })
+        Ok(Self { from, number: 0, counter: Counter::default(), ended: false })
     }
 
     /// Reads the next block. Returns `None` after the last.
@@ -176,15 +241,9 @@ impl<R: Read> BackupReader<R> {
             Block::Begin { .. } if self.number > 0 => return Err(self.damaged("it is a second first block")),
             Block::Begin { .. } => {}
             _ if self.number == 0 => return Err(self.damaged("it is not a first block")),
-            Block::Entries { entries, .. } => {
-                self.contents.entries += entries.len() as u64;
-                self.contents.bytes += entries.iter().map(|(.., payload)| payload.len() as u64).sum::<u64>();
-            }
-            Block::Log { .. } => self.contents.users += 1,
-            Block::Ids(_) => {}
-            Block::End { users, entries, bytes } => {
-                let stated = Contents { users: *users, entries: *entries, bytes: *bytes };
-                if stated != self.contents {
+            Block::End { users, entries, bytes, events, .. } => {
+                let stated = Contents { users: *users, entries: *entries, bytes: *bytes, events: *events };
+                if stated != self.counter.contents {
                     return Err(self.damaged("its counts do not match the file"));
                 }
                 self.ended = true;
@@ -193,12 +252,13 @@ impl<R: Read> BackupReader<R> {
                 }
             }
             Block::Failed(why) => return Err(BackupError::Failed(why.clone())),
+            counted => self.counter.add(counted).map_err(|error| self.damaged(error))?,
         }
         Ok(())
     }
 
     pub fn contents(&self) -> Contents {
-        self.contents
+        self.counter.contents
     }
 
     fn damaged(&self, what: impl ToString) -> BackupError {
@@ -211,6 +271,13 @@ impl<R: Read> BackupReader<R> {
             _ => error.into(),
         })
     }
+}
+
+/// Decodes a block as it was written, without a check of its number.
+#[cfg(test)]
+pub(in crate::embedded) fn decode_block(bytes: &[u8]) -> Result<Block, bincode::error::DecodeError> {
+    let body = bytes.get(8..).unwrap_or_default();
+    bincode::decode_from_slice(body, bincode_config()).map(|(block, _)| block)
 }
 
 /// Verifies a backup. Returns its counts.
@@ -226,16 +293,19 @@ pub fn verify(from: impl Read) -> Result<Contents, BackupError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::OutboxEvent;
 
     fn file() -> Vec<u8> {
         let mut bytes = Vec::new();
-        let mut writer = BackupWriter::begin(&mut bytes, "chat".into(), 2, 7).unwrap();
+        let mut writer = BackupWriter::begin(&mut bytes, "chat".into(), 2).unwrap();
         let entries: Vec<_> = (1..=300).map(|seq| (seq, 0, Bytes::from(vec![b'x'; 1000]))).collect();
         writer.entries("alice", &entries).unwrap();
         writer.log("alice", StoredLog { head: 300, ..StoredLog::default() }).unwrap();
         writer.ids(&[]).unwrap();
-        let contents = writer.end().unwrap();
-        assert_eq!(contents, Contents { users: 1, entries: 300, bytes: 300_000 });
+        let event = OutboxEvent::Connection { connection: "c".into() };
+        writer.events(5, &Batch::V1 { start: 1, events: vec![(7, event)] }).unwrap();
+        let contents = writer.end(7, 9).unwrap();
+        assert_eq!(contents, Contents { users: 1, entries: 300, bytes: 300_000, events: 1 });
         bytes
     }
 

@@ -31,7 +31,7 @@ pub fn restore(file: &Path, directory: &Path) -> Result<Contents, BackupError> {
     super::format::verify(&mut from)?;
     from.rewind()?;
     let mut reader = BackupReader::begin(from)?;
-    let Some(Block::Begin { namespace, lossy_restarts, at_ms }) = reader.next()? else {
+    let Some(Block::Begin { namespace, lossy_restarts }) = reader.next()? else {
         return Err(BackupError::Foreign);
     };
     let target_error = |error: StoreError| {
@@ -41,6 +41,7 @@ pub fn restore(file: &Path, directory: &Path) -> Result<Contents, BackupError> {
         };
         BackupError::Target { path: directory.to_owned(), reason }
     };
+    let (mut end, lossy_restarts) = ((0, 0), lossy_restarts.saturating_add(LOSSY_RESTARTS_ADDED));
     let mut build = StoreBuilder::begin(directory, &namespace, Operation::Restore).map_err(target_error)?;
     while let Some(block) = reader.next()? {
         match block {
@@ -52,10 +53,21 @@ pub fn restore(file: &Path, directory: &Path) -> Result<Contents, BackupError> {
                 build.entries(&user, &entries)
             }
             Block::Log { user, log } => build.write_row(&user, log),
+            Block::Erased { .. } => build.discard_entries(),
             Block::Ids(ids) => build.write_ids(ids),
-            Block::Begin { .. } | Block::End { .. } | Block::Failed(_) => Ok(()),
+            Block::Reported(reported) => build.write_reported(&reported),
+            Block::Events { first, piece } => build.write_events(first, &piece),
+            Block::Lost(lost) => build.write_lost(&lost),
+            Block::End { clock_ms, floor, .. } => {
+                end = (clock_ms, floor);
+                Ok(())
+            }
+            Block::Begin { .. } | Block::Failed(_) => Ok(()),
         }
         .map_err(target_error)?;
     }
-    build.finish(lossy_restarts.saturating_add(LOSSY_RESTARTS_ADDED), at_ms).map_err(target_error)
+    let (clock_ms, floor) = end;
+    let mut contents = build.finish(lossy_restarts, clock_ms, floor).map_err(target_error)?;
+    contents.events = reader.contents().events;
+    Ok(contents)
 }

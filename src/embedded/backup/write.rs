@@ -2,15 +2,23 @@
 //!
 //! For each user it holds all entries up to the head of the log at the time of reading, without a gap. So it has
 //! everything that was answered before the backup began. Entries that are acknowledged during the backup count as
-//! acknowledged. A lock is held only while a page is read, and at most one page of one log is in memory.
+//! acknowledged, and no entry that readers no longer see returns ([`backup_pin`](super::super::user_log::backup_pin)).
+//! A lock is held only while a page is read, and at most one page of one log is in memory.
+//!
+//! The webhook outbox follows the logs. So it has the events of all acknowledgements that the logs have.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    thread,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
 use super::format::{BackupError, BackupWriter, Contents};
 use crate::{
     embedded::{
+        outbox::snapshot::{self, Snapshot},
         store_state::StoreState,
         tables::{
             contract::Table,
@@ -18,7 +26,7 @@ use crate::{
             schema::{Ids, StoredCursor, StoredId, StoredLog},
         },
         unreadable::damaged,
-        user_log::{UserLog, WalSlot},
+        user_log::{UserLog, WalSlot, backup_pin::BackupPin},
         wal::events::{Event, RecordDecoder, RecordError},
         writer::dedup,
     },
@@ -37,6 +45,12 @@ const PAGE_BYTES: usize = 256 << 10;
 /// Attempts to read a page that is flushed meanwhile, as in `read`.
 const ATTEMPTS_MAX: usize = 100;
 
+/// Timeout of a commit in progress, whose entries the backup includes.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Interval at which the backup checks whether that commit is complete.
+const COMMIT_POLL_INTERVAL: Duration = Duration::from_millis(1);
+
 /// Sequence, expiry in seconds of the Unix epoch (0 = never), and payload.
 type Entries = Vec<(Seq, u32, Bytes)>;
 
@@ -46,9 +60,11 @@ impl StoreState {
         let namespace =
             self.engine.get(Table::Meta, NAMESPACE_KEY).map_err(|error| backup_error(&StoreError::from(error)))?;
         let namespace = String::from_utf8_lossy(&namespace.unwrap_or_default()).into_owned();
-        let mut writer = BackupWriter::begin(out, namespace, self.logs.lossy_restarts().count, self.clock.now_ms())?;
+        let mut writer = BackupWriter::begin(out, namespace, self.logs.lossy_restarts().count)?;
         match self.back_up_all(&mut writer) {
-            Ok(()) => Ok(writer.end()?),
+            // The time at the end: the logs lack entries that have expired by now, so a restored clock must not be
+            // behind it.
+            Ok(()) => Ok(writer.end(self.clock.now_ms(), 0)?),
             Err(BackupError::Failed(why)) => {
                 writer.fail(why.clone())?;
                 Err(BackupError::Failed(why))
@@ -68,36 +84,117 @@ impl StoreState {
             }
             match users.last() {
                 Some(last) if users.len() == PAGE_USERS => after = Some(last.clone()),
-                _ => return Ok(()),
+                _ => break,
             }
         }
+        self.back_up_outbox(writer)
     }
 
     fn back_up_user(&self, user: &UserId, writer: &mut BackupWriter<&mut dyn Write>) -> Result<(), BackupError> {
         let to_backup_error = |error: StoreError| backup_error(&error);
-        let first = self.stored_log(user).map_err(to_backup_error)?;
-        let (head, mut after) = (first.head, first.through());
+        let Some(mut log) = self.stored_log(user).map_err(to_backup_error)? else { return Ok(()) };
+        if log.through() >= log.head {
+            // Nothing is pending. The last commit may have changed parts above the head.
+            let head = log.head;
+            truncate(&mut log, head);
+            return Ok(writer.log(user.as_str(), log)?);
+        }
+        let (pin, head) = self.logs.with(user, |log| (log.pins.add(), log.head)).map_err(to_backup_error)?;
+        let after = self.back_up_entries(user, log.through(), head, writer)?;
+        let head = self.stop_collapses(user, &pin)?;
+        self.back_up_entries(user, after, head, writer)?;
+        // Read again: entries removed meanwhile were acknowledged, or have a gap with a reason. This row states both.
+        let log = self.stored_log(user).map_err(to_backup_error)?;
+        match log.filter(|_| !pin.is_erased()) {
+            Some(mut log) => {
+                truncate(&mut log, head);
+                Ok(writer.log(user.as_str(), log)?)
+            }
+            None => Ok(writer.erased(user.as_str())?),
+        }
+    }
+
+    /// Writes entries above `after` up to `head`. Returns the sequence up to which it read.
+    fn back_up_entries(
+        &self,
+        user: &UserId,
+        mut after: Seq,
+        head: Seq,
+        writer: &mut BackupWriter<&mut dyn Write>,
+    ) -> Result<Seq, BackupError> {
         while after < head {
-            let (entries, through) = self.backup_page(user, after, head).map_err(to_backup_error)?;
+            let (entries, through) = self.backup_page(user, after, head).map_err(|error| backup_error(&error))?;
             writer.entries(user.as_str(), &entries)?;
             after = through;
         }
-        // Read again: entries removed meanwhile were acknowledged, or have a gap with a reason. This row states both.
-        let mut log = self.stored_log(user).map_err(to_backup_error)?;
-        truncate(&mut log, head);
-        Ok(writer.log(user.as_str(), log)?)
+        Ok(after)
     }
 
-    /// Reads a user's log without its entries. Does not load it into the cache.
-    fn stored_log(&self, user: &UserId) -> Result<StoredLog, StoreError> {
-        let lossy_restarts = self.logs.lossy_restarts();
-        if let Some(row) = self.logs.with_loaded(user, |log| log.row(lossy_restarts.count)) {
-            return Ok(row);
+    /// Stops collapses of a log. Returns the head up to which entries may have replaced others.
+    ///
+    /// Waits for a commit in progress, whose entries may have replaced others already.
+    fn stop_collapses(&self, user: &UserId, pin: &BackupPin) -> Result<Seq, BackupError> {
+        let stopped = self.logs.with(user, |log| {
+            pin.stop_collapses();
+            log.assigned
+        });
+        let (assigned, since) = (stopped.map_err(|error| backup_error(&error))?, Instant::now());
+        // A log that is not in memory has no commit in progress, nor has one of a user who was erased meanwhile.
+        while !pin.is_erased() && self.logs.with_loaded(user, |log| log.head < assigned).unwrap_or(false) {
+            if let Some(error) = &*self.failed.borrow() {
+                return Err(backup_error(error));
+            }
+            if since.elapsed() > COMMIT_TIMEOUT {
+                let why = format!(
+                    "a commit takes longer than {} s. Look for the cause in the server's log, then start the backup again",
+                    COMMIT_TIMEOUT.as_secs()
+                );
+                return Err(BackupError::Failed(why));
+            }
+            thread::sleep(COMMIT_POLL_INTERVAL);
         }
-        let row = self.engine.get(Table::Users, user.as_str().as_bytes());
-        let row = row?.map(|bytes| StoredLog::decode(&bytes)).transpose();
-        let row = row.map_err(|error| damaged(format!("the row of user {user:?}: {error}")))?;
-        Ok(UserLog::from_row(row, lossy_restarts).row(lossy_restarts.count))
+        Ok(assigned)
+    }
+
+    /// Reads a user's log without its entries. Does not load it into the cache. Returns `None` if there is no row.
+    fn stored_log(&self, user: &UserId) -> Result<Option<StoredLog>, StoreError> {
+        let lossy_restarts = self.logs.lossy_restarts();
+        let row = |log: &UserLog| {
+            let is_known = log.row_lossy_restarts.is_some() || log.dirty;
+            is_known.then(|| log.row(lossy_restarts.count))
+        };
+        self.logs.peek(user, |log| row(log))
+    }
+
+    /// Writes the webhook outbox: reported sequences first, then all events, the last batch first.
+    ///
+    /// A sequence is reported together with its event. So the events that follow include those of all written reported
+    /// sequences, unless a backend has accepted them.
+    fn back_up_outbox(&self, writer: &mut BackupWriter<&mut dyn Write>) -> Result<(), BackupError> {
+        let to_backup_error = |error: StoreError| backup_error(&error);
+        let tables = &*self.engine;
+        let mut result = Ok(());
+        snapshot::visit_reported(tables, &mut |page| {
+            result = writer.reported(page);
+            result.is_ok()
+        })
+        .map_err(to_backup_error)?;
+        result?;
+        let outbox = self.outbox.as_deref();
+        let snapshot = outbox.map_or_else(|| Snapshot::of_tables(tables), |outbox| outbox.snapshot());
+        let snapshot = snapshot.map_err(to_backup_error)?;
+        writer.reported(&snapshot.reported)?;
+        for (first, batch) in snapshot.waiting.iter().rev() {
+            writer.events(*first, batch)?;
+        }
+        let mut result = Ok(());
+        let visited = snapshot.visit_batches(tables, outbox, &mut |first, batch| {
+            result = writer.events(first, batch);
+            result.is_ok()
+        });
+        visited.map_err(to_backup_error)?;
+        result?;
+        snapshot.lost.map_or(Ok(()), |lost| Ok(writer.lost(lost)?))
     }
 
     /// Reads a page of entries above `after` up to `head`. Also returns the sequence up to which it read.
@@ -202,7 +299,8 @@ fn truncate(log: &mut StoredLog, head: Seq) {
         (cursor.through, cursor.ranges) = (acknowledged.through(), acknowledged.ranges().to_vec());
     };
     log.shared.iter_mut().chain(log.devices.iter_mut().map(|(_, cursor)| cursor)).for_each(truncate_cursor);
-    log.head = head;
+    // A log that skipped sequences states the head before.
+    log.head = log.head.min(head);
     log.gaps.retain_mut(|(from, to, _)| {
         *to = (*to).min(head);
         *from <= *to

@@ -163,7 +163,7 @@ impl Outbox {
             state.written_bytes -= batch.bytes;
             remove.push(batch);
         }
-        let batches = self.split_into_batches(&mut state, waiting);
+        let batches = self.split_into_batches(&mut state.next_number, waiting);
         let reported: Vec<_> = if all_taken && !space.little {
             more |= state.reported.len() > STEP_REPORTED_MAX;
             state.reported.iter().take(STEP_REPORTED_MAX).map(|(user, seq)| (user.clone(), *seq)).collect()
@@ -173,11 +173,16 @@ impl Outbox {
         let writes = StepWrites { batches, lost, lost_reported, reported, remove, more };
         let StepWrites { batches, lost, lost_reported, reported, remove, .. } = &writes;
         let any = !batches.is_empty() || lost.is_some() || *lost_reported || !reported.is_empty() || !remove.is_empty();
+        state.step_in_progress = any;
         any.then_some(writes)
     }
 
     /// Packs events into batches, and numbers them.
-    fn split_into_batches(&self, state: &mut OutboxState, waiting: Vec<(u64, OutboxEvent)>) -> Vec<(BatchInfo, Batch)> {
+    pub(super) fn split_into_batches(
+        &self,
+        next_number: &mut u64,
+        waiting: Vec<(u64, OutboxEvent)>,
+    ) -> Vec<(BatchInfo, Batch)> {
         let mut batches = Vec::new();
         let (mut events, mut bytes) = (Vec::new(), 0);
         let mut waiting = waiting.into_iter().peekable();
@@ -185,8 +190,8 @@ impl Outbox {
             bytes += event.bytes();
             events.push((at_ms, event));
             if waiting.peek().is_none_or(|(_, next)| bytes + next.bytes() > BATCH_BYTES_MAX) {
-                let (first, count) = (state.next_number, events.len() as u64);
-                state.next_number += count;
+                let (first, count) = (*next_number, events.len() as u64);
+                *next_number += count;
                 let batch = Batch::V1 { start: self.start, events: std::mem::take(&mut events) };
                 batches.push((BatchInfo { first, count, pieces: 0, bytes: std::mem::take(&mut bytes) }, batch));
             }
@@ -239,6 +244,7 @@ impl Outbox {
                 state.reported.remove(&user);
             }
         }
+        state.step_in_progress = false;
         if let Some(last) = writes.remove.last() {
             state.removed_through = last.last();
         }
@@ -395,7 +401,7 @@ impl Committer {
 /// Reads all batches of the table. Returns the keys of incomplete batches.
 ///
 /// A crash may have interrupted the removal of the first batch, and the write of the last.
-fn read_all(tables: &dyn Tables, state: &mut OutboxState) -> Result<Vec<Vec<u8>>, StoreError> {
+pub(super) fn read_all(tables: &dyn Tables, state: &mut OutboxState) -> Result<Vec<Vec<u8>>, StoreError> {
     let (mut pieces, mut keys, mut incomplete) = (Pieces::default(), Vec::new(), Vec::new());
     let mut damage = None;
     let scanned = tables.scan(Table::Outbox, &[format::EVENT_PREFIX], &mut |key, value| {

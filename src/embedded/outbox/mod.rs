@@ -10,10 +10,11 @@
 //!
 //! - `format`: encoding of keys and values
 //! - `commit`: writes on the commit thread, and opens the outbox
-//! - `store_events`: events of the store itself
+//! - `store_events`: events of the store itself · `snapshot`: the content of a backup
 
 mod commit;
-mod format;
+pub(super) mod format;
+pub(super) mod snapshot;
 mod store_events;
 #[cfg(test)]
 mod tests;
@@ -75,6 +76,8 @@ struct OutboxState {
     batches: VecDeque<BatchInfo>,
     /// Number that the next written event gets.
     next_number: u64,
+    /// The commit thread writes events that are neither waiting nor readable.
+    step_in_progress: bool,
     /// Count of all events, written or waiting.
     events: u64,
     bytes: u64,
@@ -240,7 +243,7 @@ impl crate::store::Outbox for Outbox {
                 state.batches.get(at).copied()
             };
             let Some(batch) = batch else { break };
-            let Batch::V1 { start, events: all } = self.read_batch(batch)?;
+            let Batch::V1 { start, events: all } = read_batch(&*self.tables, batch)?;
             for (number, (at_ms, event)) in (batch.first..).zip(all).filter(|(number, _)| *number > after) {
                 size += event.bytes();
                 if result.len() >= events || !result.is_empty() && size > bytes {
@@ -288,19 +291,6 @@ impl Outbox {
         self.state.lock().next_number > number
     }
 
-    /// Reads and decodes a batch.
-    fn read_batch(&self, batch: BatchInfo) -> Result<Batch, StoreError> {
-        let mut pieces = Pieces::default();
-        for piece in 0..batch.pieces {
-            let value = self.tables.get(Table::Outbox, &format::event_key(batch.first, piece))?;
-            let value = value.ok_or_else(|| damaged(format!("event {} is missing", batch.first)))?;
-            if let Some(batch) = pieces.push(&value).map_err(damaged)? {
-                return Ok(batch);
-            }
-        }
-        Err(damaged(format!("event {} has no end", batch.first)))
-    }
-
     /// Returns whether an event of `bytes` fits. After drops, puts the `overflow` event before it.
     fn has_capacity(&self, state: &mut OutboxState, bytes: u64, now_ms: u64) -> bool {
         if state.lost.any() && !self.report_drops(state, now_ms) {
@@ -340,6 +330,19 @@ impl OutboxState {
         self.waiting_bytes += bytes;
         self.waiting.push((at_ms, event));
     }
+}
+
+/// Reads and decodes a batch.
+fn read_batch(tables: &dyn Tables, batch: BatchInfo) -> Result<Batch, StoreError> {
+    let mut pieces = Pieces::default();
+    for piece in 0..batch.pieces {
+        let value = tables.get(Table::Outbox, &format::event_key(batch.first, piece))?;
+        let value = value.ok_or_else(|| damaged(format!("event {} is missing", batch.first)))?;
+        if let Some(batch) = pieces.push(&value).map_err(damaged)? {
+            return Ok(batch);
+        }
+    }
+    Err(damaged(format!("event {} has no end", batch.first)))
 }
 
 fn damaged(what: impl fmt::Display) -> StoreError {

@@ -22,6 +22,8 @@ pub(in crate::embedded) const OPEN_LOSSY: &[u8] = b"lossy";
 pub(in crate::embedded) const FLUSHED_KEY: &[u8] = b"settled";
 /// The latest known time of the store's clock, in milliseconds of the Unix epoch.
 pub(in crate::embedded) const CLOCK_KEY: &[u8] = b"clock";
+/// The sequence at which a new log starts: at least the head of every erased log.
+pub(in crate::embedded) const FLOOR_KEY: &[u8] = b"floor";
 /// Name of the store's format. A change of any encoding needs another name.
 pub(in crate::embedded) const FORMAT: &[u8] = b"mesa-5";
 

@@ -1,6 +1,7 @@
 //! Tests of the complete embedded store.
 
 pub(super) mod backpressure;
+mod backup;
 mod connected;
 pub(super) mod counts;
 pub(super) mod full_disk;

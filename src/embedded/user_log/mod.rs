@@ -1,5 +1,6 @@
 //! Holds one user's log in memory: positions of entries, cursors and gaps, but no payloads.
 
+pub(super) mod backup_pin;
 pub(super) mod cache;
 mod counting;
 pub(super) mod cursors;
@@ -13,6 +14,7 @@ use std::{
 
 pub use self::usage::{Usage, earlier, is_expired};
 use self::{
+    backup_pin::BackupPins,
     cursors::{Cursor, Cursors},
     lossy_restarts::{LossyRestarts, SEQUENCE_RESERVE},
     usage::{Front, Recount},
@@ -115,6 +117,8 @@ pub struct UserLog {
     pub reported_expired: Vec<(Seq, Seq)>,
     /// A read found unreadable entries.
     pub damaged: bool,
+    /// Backups that read the log.
+    pub pins: BackupPins,
 }
 
 impl UserLog {
@@ -361,6 +365,7 @@ impl UserLog {
             && !self.purging_all
             && self.hold.is_none()
             && !self.cursors.any_attached()
+            && !self.pins.any()
             && self.assigned == self.head
             && self.last_record < first_record
     }

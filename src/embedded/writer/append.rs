@@ -143,7 +143,8 @@ impl Committer {
                 self.shared.release(user, log);
             }
             log.push(slot, message.append.collapse.clone());
-            if log.gaps.is_nearly_full() {
+            // A purge of a pinned log would forget no gap.
+            if log.gaps.is_nearly_full() && !log.pins.any() {
                 commit.purge_hidden.push(user.clone());
             }
         })?;
@@ -159,8 +160,9 @@ impl Committer {
             return Assignment::NeedsRow;
         }
         // With a full gap list, one more gap could remove one that hides an entry in the value log. So nothing
-        // collapses until a purge has shortened the list.
-        let key = message.append.collapse.as_ref().filter(|_| !log.gaps.is_full());
+        // collapses until a purge has shortened the list, nor while a backup reads the last part of the log.
+        let may_collapse = !log.gaps.is_full() && !log.pins.stop_collapses();
+        let key = message.append.collapse.as_ref().filter(|_| may_collapse);
         let replaced = key.and_then(|key| log.pending_with_key(key, message.now_s)).map(|entry| entry.seq);
         // A replacement may exceed the quota: it adds no entry, and few bytes.
         if !log.fits(message.append.payload.as_bytes().len() as u64, &self.limits) && replaced.is_none() {

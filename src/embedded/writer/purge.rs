@@ -352,7 +352,10 @@ impl Committer {
         match &purge.scope {
             Scope::Hidden { gaps, .. } => {
                 self.with_log(user, |log| {
-                    log.gaps.forget(gaps);
+                    // A backup may have read entries that these gaps hide.
+                    if !log.pins.any() {
+                        log.gaps.forget(gaps);
+                    }
                     log.purging_hidden = false;
                 })?;
                 self.put_row_if_flushed(user)

@@ -1,6 +1,6 @@
 //! Parses numbers of the command line. Errors name the accepted values.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 
 /// Parses a time to live.
 pub(super) fn seconds(typed: &str) -> Result<NonZeroU32, String> {
@@ -15,6 +15,10 @@ pub(super) fn port(typed: &str) -> Result<u16, String> {
 
 pub(super) fn whole(typed: &str) -> Result<u64, String> {
     typed.parse().map_err(|_| "give a whole number, 0 or more".into())
+}
+
+pub(super) fn at_least_one(typed: &str) -> Result<NonZeroUsize, String> {
+    typed.parse().map_err(|_| "give a whole number, 1 or more".into())
 }
 
 pub(super) fn count(typed: &str) -> Result<usize, String> {

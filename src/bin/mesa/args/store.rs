@@ -1,10 +1,13 @@
 //! Defines the arguments of commands on a store: inspect, backup, restore, import and export.
 
-use std::path::PathBuf;
+use std::{num::NonZeroUsize, path::PathBuf};
 
 use clap::Args;
 
-use super::{ApiArgs, EXIT_CODES, numbers::count};
+use super::{
+    ApiArgs, EXIT_CODES,
+    numbers::{at_least_one, count},
+};
 
 /// Inspect a store that no server has open, or salvage a damaged one
 ///
@@ -47,17 +50,28 @@ pub struct InspectArgs {
 ///
 /// The backup has every dispatch that was answered before it began, and complete logs. The server serves requests
 /// meanwhile. The file gets its name after it is complete, verified and synced.
+///
+/// With --every, the command takes backups until SIGTERM or SIGINT stops it, and then exits with 0. It names each file
+/// by its time, verifies it, and then removes its own oldest files. A failed backup is reported on standard error and
+/// does not end the command. A backup in progress is removed when the command is stopped.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
   mesa backup monday.mesa
   mesa backup --url http://127.0.0.1:4000 monday.mesa
+  mesa backup --every 1h --keep 24 backups    hourly; keeps the last 24
 
 {EXIT_CODES}"))]
 pub struct BackupArgs {
-    /// File of the backup; must not exist
+    /// File of the backup, which must not exist; with --every: an existing directory
     #[arg(value_name = "FILE")]
-    pub file: PathBuf,
+    pub path: PathBuf,
+    /// Take a backup at once, and then at this interval: 90s, 15m, 1h, 7d
+    #[arg(long, value_name = "TIME")]
+    pub every: Option<String>,
+    /// Backups to keep; the oldest ones are removed [default: 24]
+    #[arg(long, value_name = "N", requires = "every", value_parser = at_least_one)]
+    pub keep: Option<NonZeroUsize>,
     #[command(flatten)]
     pub api: ApiArgs,
 }

@@ -1,0 +1,130 @@
+//! Takes a snapshot of the outbox for a backup.
+
+use std::{thread, time::Duration};
+
+use super::{
+    BatchInfo, Outbox, OutboxState,
+    commit::read_all,
+    damaged,
+    format::{self, Batch, StoredLost},
+    read_batch,
+};
+use crate::{
+    embedded::tables::contract::{Table, Tables},
+    message::Seq,
+    store::StoreError,
+};
+
+/// Interval at which a snapshot checks whether a step of the commit thread is complete.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Attempts to find no step in progress: about 30 s.
+const POLLS_MAX: usize = 30_000;
+
+/// Users per page of the reported sequences.
+const PAGE_REPORTED: usize = 256;
+
+/// Holds the events of an outbox at one time. Those on disk are read later.
+pub(in crate::embedded) struct Snapshot {
+    batches: Vec<BatchInfo>,
+    /// Batches that the commit thread has not written yet, with the number of their first event.
+    pub waiting: Vec<(u64, Batch)>,
+    /// Counts of dropped events, encoded.
+    pub lost: Option<Vec<u8>>,
+    /// Reported sequences that the commit thread has not written yet.
+    pub reported: Vec<(String, Seq)>,
+}
+
+impl Outbox {
+    /// Takes a snapshot of all events, including those that wait for the commit thread.
+    ///
+    /// The commit thread numbers waiting events in their order. So they have the same ids in the snapshot and later.
+    pub(in crate::embedded) fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        for _ in 0..POLLS_MAX {
+            let state = self.state.lock();
+            // During a step, its events are in neither list.
+            if state.step_in_progress {
+                drop(state);
+                thread::sleep(POLL_INTERVAL);
+                continue;
+            }
+            let waiting = self.split_into_batches(&mut state.next_number.clone(), state.waiting.clone());
+            let lost = state
+                .lost
+                .any()
+                .then(|| StoredLost::V1 { since_ms: state.lost.since_ms, lost: state.lost.list() }.encode());
+            let reported = state.reported.iter().filter_map(|(user, seq)| Some((user.as_str().to_owned(), (*seq)?)));
+            return Ok(Snapshot {
+                batches: state.batches.iter().copied().collect(),
+                waiting: waiting.into_iter().map(|(info, batch)| (info.first, batch)).collect(),
+                lost,
+                reported: reported.collect(),
+            });
+        }
+        Err(StoreError::Unreachable("the webhook outbox was written for 30 s without a pause; start again".into()))
+    }
+
+    /// Returns whether a batch is removed, or about to be: a backend has accepted its events.
+    pub(in crate::embedded) fn is_accepted(&self, last: u64) -> bool {
+        self.state.lock().remove_through >= last
+    }
+}
+
+impl Snapshot {
+    /// Takes a snapshot of the tables. Call this only if the store has no outbox, so that nothing changes it.
+    pub(in crate::embedded) fn of_tables(tables: &dyn Tables) -> Result<Self, StoreError> {
+        let mut state = OutboxState::default();
+        read_all(tables, &mut state)?;
+        let lost = tables.get(Table::Outbox, format::LOST_KEY)?.map(|lost| lost.to_vec());
+        Ok(Self { batches: state.batches.into(), waiting: Vec::new(), lost, reported: Vec::new() })
+    }
+
+    /// Visits the batches on disk, the last first, until `visit` returns false.
+    ///
+    /// Batches are removed from the first on. So the first one that is missing ends the visit, and no batch between two
+    /// others is ever missing.
+    pub(in crate::embedded) fn visit_batches(
+        &self,
+        tables: &dyn Tables,
+        outbox: Option<&Outbox>,
+        visit: &mut dyn FnMut(u64, &Batch) -> bool,
+    ) -> Result<(), StoreError> {
+        for info in self.batches.iter().rev() {
+            match read_batch(tables, *info) {
+                Ok(batch) if visit(info.first, &batch) => {}
+                Ok(_) => break,
+                Err(_) if outbox.is_some_and(|outbox| outbox.is_accepted(info.last())) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Visits the written reported sequences in pages, until `visit` returns false.
+pub(in crate::embedded) fn visit_reported(
+    tables: &dyn Tables,
+    visit: &mut dyn FnMut(&[(String, Seq)]) -> bool,
+) -> Result<(), StoreError> {
+    let mut from = format::reported_key("");
+    loop {
+        let (mut page, mut damage) = (Vec::new(), None);
+        tables.scan(Table::Outbox, &from, &mut |key, value| {
+            let Some(user) = format::reported_user(key) else { return false };
+            match format::decode_reported(&value) {
+                Ok(seq) => page.push((user.as_str().to_owned(), seq)),
+                Err(error) => damage = Some(damaged(error)),
+            }
+            page.len() < PAGE_REPORTED && damage.is_none()
+        })?;
+        if let Some(damage) = damage {
+            return Err(damage);
+        }
+        let Some((last, _)) = page.last() else { return Ok(()) };
+        from = format::reported_key(last);
+        from.push(0);
+        if !visit(&page) || page.len() < PAGE_REPORTED {
+            return Ok(());
+        }
+    }
+}
