@@ -297,6 +297,14 @@ impl Dispatcher {
         self.call(self.request(Method::DELETE, self.user_url(id, Some("messages"))?)).await
     }
 
+    /// Erases everything that the server has about a user, after it has disconnected the user.
+    ///
+    /// # Errors
+    /// Fails if the server cannot be reached, or rejects the request: the user is unknown, or connects again and again.
+    pub async fn erase(&self, id: &UserId) -> Result<(), DispatchError> {
+        self.successful_body(self.request(Method::DELETE, self.user_url(id, None)?)).await.map(drop)
+    }
+
     /// Closes all connections of a user, with code 1000: clients do not reconnect.
     ///
     /// # Errors

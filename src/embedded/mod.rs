@@ -75,8 +75,8 @@ use crate::{
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
     store::{
-        Append, AppendResult, Attached, BackupError, CommitListener, Contents, Gap, KnownUser, ReadLimit, ReadResult,
-        SessionReport, Store, StoreError, UserState, clock::millis, fingerprint,
+        Append, AppendResult, Attached, BackupError, CommitListener, Contents, Erasure, Gap, KnownUser, ReadLimit,
+        ReadResult, SessionReport, Store, StoreError, UserState, clock::millis, fingerprint,
     },
 };
 
@@ -123,6 +123,15 @@ impl Store for EmbeddedStore {
         })
     }
 
+    fn erase(&self, user: &UserId) -> BoxFuture<'_, Result<Erasure, StoreError>> {
+        let user = user.clone();
+        Box::pin(async move {
+            let (done, reply) = oneshot::channel();
+            self.shared.queue.put(Op::Erase { user, done }).await?;
+            self.receive_reply(reply).await
+        })
+    }
+
     fn report(&self, user: &UserId, report: SessionReport) {
         let recorded = self.shared.logs.with(user, |log| {
             let ReportEffect { changed, new } = apply_report(log, &report, self.shared.logs.now());
@@ -142,6 +151,9 @@ impl Store for EmbeddedStore {
     fn attach(&self, user: &UserId, device: Option<&DeviceId>) -> Result<Attached, StoreError> {
         let (now, now_ms) = (self.shared.logs.now(), self.shared.clock.now_ms());
         self.shared.logs.with(user, |log| {
+            if log.is_erasing {
+                return Err(StoreError::Unreachable("the user is being erased; connect again".into()));
+            }
             log.used_s = now;
             let acknowledged = log.cursors.attach(device, self.shared.devices_max, now_ms)?;
             self.shared.mark_dirty(user, log);

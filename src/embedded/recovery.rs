@@ -29,12 +29,13 @@ use super::{
     },
     writer::{
         dedup::{DedupTable, decode_summary},
+        erase::{ReplayedErasure, repeat_erasures},
         state::RecordInfo,
     },
 };
 use crate::{
     embedded::tables::meta::{
-        CLOCK_KEY, FLUSHED_KEY, FORMAT, FORMAT_KEY, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTART_RECORD_KEY,
+        CLOCK_KEY, FLOOR_KEY, FLUSHED_KEY, FORMAT, FORMAT_KEY, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTART_RECORD_KEY,
         LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS, OPEN_KEY, OPEN_LOSSY, check_format, check_namespace,
     },
     failpoints::{self, Failpoint},
@@ -87,6 +88,8 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         now: Instant::now(),
         decoder: RecordDecoder::default(),
         results: Vec::new(),
+        erased: Vec::new(),
+        floor: 0,
         last_ms: clock_ms.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0),
     };
     let (mut damage, record_cache) = (None, RecordCache::new(options.record_cache_bytes));
@@ -102,6 +105,13 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     })?;
     if let Some(damage) = damage {
         return Err(damage);
+    }
+    // Before the ids are read and the outbox is opened. A crash may have interrupted an erasure after its item.
+    repeat_erasures(&*engine, &replay.erased)?;
+    let stored_floor = engine.get(Table::Meta, FLOOR_KEY)?.and_then(|bytes| wal_number(&bytes)).unwrap_or(0);
+    let floor = stored_floor.max(replay.floor);
+    if floor > stored_floor {
+        engine.put(Table::Meta, FLOOR_KEY, &floor.to_be_bytes())?;
     }
     let last = replay.records.back().map_or(0, |last| last.number).max(flushed);
     let clock = Clock::new(replay.last_ms, options.ahead_ms.clone());
@@ -120,10 +130,17 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         }
         dedup.insert(&result.id, result.at_ms, decode_summary(&result), clock.now_ms());
     }
-    let logs = LogCache::new(engine.clone(), lossy_restarts);
+    let logs = LogCache::new(engine.clone(), lossy_restarts, floor);
     let mut trim = Vec::new();
     for (user, replayed) in replay.logs {
-        let ReplayedLog { mut log, first, last_append } = replayed;
+        let ReplayedLog { mut log, first, last_append, is_erased } = replayed;
+        if is_erased {
+            continue;
+        }
+        if log.row_lossy_restarts.is_none() && log.head < floor && last_append == 0 {
+            // Nothing was appended to this new log.
+            log.skip_to(floor);
+        }
         let known = lossy_restarts.known(log.row_lossy_restarts, first);
         remove_unflushed_blocks(&*engine, user.as_str(), log.flushed)?;
         if last_append <= lossy_restart_record {
@@ -288,6 +305,10 @@ struct Replay {
     decoder: RecordDecoder,
     /// Results of the idempotency ids in the WAL.
     results: Vec<StoredId>,
+    /// Erasures in the WAL, in their order.
+    erased: Vec<ReplayedErasure>,
+    /// Highest floor of these erasures.
+    floor: Seq,
     /// Latest time in the store, in milliseconds of the Unix epoch.
     last_ms: u64,
 }
@@ -299,6 +320,8 @@ struct ReplayedLog {
     first: Option<Seq>,
     /// Last record with an entry of this log; 0 = none.
     last_append: u64,
+    /// The user was erased, and no later item has the user.
+    is_erased: bool,
 }
 
 impl Replay {
@@ -315,7 +338,7 @@ impl Replay {
         }
         self.last_ms = self.last_ms.max(at_ms);
         for event in events.by_ref() {
-            self.apply_event(number, event.map_err(|error| damaged(&error))?)?;
+            self.apply_event(number, at_ms, event.map_err(|error| damaged(&error))?)?;
         }
         let is_continued = events.is_continued();
         self.decoder = decoder;
@@ -324,7 +347,7 @@ impl Replay {
         Ok(())
     }
 
-    fn apply_event(&mut self, record: u64, event: Event<'_>) -> Result<(), StoreError> {
+    fn apply_event(&mut self, record: u64, at_ms: u64, event: Event<'_>) -> Result<(), StoreError> {
         match event {
             Event::Entry { user, seq, recipient_at, message } => {
                 let Message { at: message_at, payload, expires_s, collapse } = message;
@@ -346,6 +369,15 @@ impl Replay {
                 }
             }
             Event::Summary(id) => self.results.push(id),
+            Event::Erased { user, floor, events } => {
+                let mut log = UserLog::as_stored(None);
+                log.last_record = record;
+                let erased = ReplayedLog { log, first: None, last_append: 0, is_erased: true };
+                *self.replayed(user, record)? = erased;
+                self.results.iter_mut().for_each(|result| result.rejected.retain(|(rejected, _)| rejected != user));
+                self.floor = self.floor.max(floor);
+                self.erased.push(ReplayedErasure { user: user.to_owned(), at_ms, events });
+            }
         }
         Ok(())
     }
@@ -363,10 +395,12 @@ impl Replay {
             let id = UserId::new(user).map_err(|error| damaged(&error))?;
             let row = self.tables.get(Table::Users, user.as_bytes())?;
             let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose().map_err(|error| damaged(&error))?;
-            self.logs.insert(id, ReplayedLog { log: UserLog::as_stored(row), first: None, last_append: 0 });
+            let log = UserLog::as_stored(row);
+            self.logs.insert(id, ReplayedLog { log, first: None, last_append: 0, is_erased: false });
         }
         let replayed = self.logs.get_mut(user).ok_or_else(|| unreadable::damaged("a replayed log is missing"))?;
         replayed.log.last_record = record;
+        replayed.is_erased = false;
         Ok(replayed)
     }
 }
@@ -375,7 +409,9 @@ impl UserLog {
     /// Replays an entry. The row may include it already, because a row is written before the records that it replaces
     /// are removed.
     fn replay(&mut self, slot: WalSlot, key: Option<CollapseKey>) {
-        if has_skipped(self.head, slot.seq) {
+        // A log without a row begins with this entry, perhaps above the floor or after lossy restarts.
+        let is_first = self.row_lossy_restarts.is_none() && self.head == 0 && slot.seq > 1;
+        if is_first || has_skipped(self.head, slot.seq) {
             self.skip_to(slot.seq - 1);
         }
         self.head = self.head.max(slot.seq);

@@ -38,6 +38,15 @@ pub(super) enum ApiError {
     NotFound,
     #[error("unknown user: no message was ever sent to this id, and no client has connected with it; check the id")]
     UserUnknown,
+    #[error(
+        "the user connected again and again for 10 s, so nothing was erased: revoke the tokens of this user, then retry"
+    )]
+    UserOnline,
+    #[error(
+        "a store in Redis cannot erase users yet: clear the user's messages with DELETE /v1/users/{{id}}/messages, and delete \
+         the user's keys in Redis while no server runs"
+    )]
+    EraseUnsupported,
     #[error("this path does not support that method; the header Allow lists those that it does")]
     MethodNotAllowed,
     #[error("unsupported Content-Type: send application/json, or application/x-ndjson for a stream")]
@@ -98,6 +107,8 @@ impl ApiError {
             Self::TooManyWrongKeys(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_wrong_keys"),
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::UserUnknown => (StatusCode::NOT_FOUND, "user_unknown"),
+            Self::UserOnline => (StatusCode::CONFLICT, "user_online"),
+            Self::EraseUnsupported => (StatusCode::NOT_IMPLEMENTED, "not_implemented"),
             Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
             Self::UnsupportedMediaType | Self::UnsupportedEncoding(_) => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type")
@@ -185,6 +196,8 @@ mod tests {
             ApiError::NoKeysConfigured,
             ApiError::NotFound,
             ApiError::UserUnknown,
+            ApiError::UserOnline,
+            ApiError::EraseUnsupported,
             ApiError::MethodNotAllowed,
             ApiError::UnsupportedMediaType,
             ApiError::UnsupportedEncoding(reason()),

@@ -116,7 +116,7 @@ fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
         .route("/v1/backup", get(backup::backup))
         .route("/v1/events", get(events))
         .route("/v1/users", get(users::list))
-        .route("/v1/users/{id}", get(users::show))
+        .route("/v1/users/{id}", get(users::show).delete(users::erase))
         .route("/v1/users/{id}/messages", get(users::messages).delete(users::clear))
         .route("/v1/users/{id}/disconnect", post(users::disconnect))
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })

@@ -10,7 +10,7 @@ use serde_json::{Value, json, value::RawValue};
 
 use super::{State, error::ApiError, parameters};
 use crate::{
-    hub::{DeviceReport, Entry, UserReport},
+    hub::{DeviceReport, Entry, Erasure, UserReport},
     message::{Recipients, Seq, UserId},
     util::rfc3339,
 };
@@ -142,6 +142,16 @@ fn message_json(entry: &Entry) -> Option<Box<RawValue>> {
 pub(super) async fn clear(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
     let cleared = api.hub.clear(&parse_user(path)?).await?;
     Ok(super::json(StatusCode::OK, json!({"cleared": cleared}).to_string()))
+}
+
+/// Serves `DELETE /v1/users/{id}`.
+pub(super) async fn erase(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
+    match api.hub.erase(&parse_user(path)?).await? {
+        Erasure::Erased => Ok(super::json(StatusCode::OK, json!({"erased": true}).to_string())),
+        Erasure::Unknown => Err(ApiError::UserUnknown),
+        Erasure::Online => Err(ApiError::UserOnline),
+        Erasure::Unsupported => Err(ApiError::EraseUnsupported),
+    }
 }
 
 /// Serves `POST /v1/users/{id}/disconnect`.

@@ -44,8 +44,8 @@ pub use self::{
     session::{Attach, Batch, Resumed, SentPosition, Session},
 };
 pub use crate::store::{
-    Entry, EventKind, Gap, Outbox, OutboxEvent, OutboxOptions, QueuedEvent, ReadLimit, Rejected, RejectionReason,
-    Store, StoreError,
+    Entry, Erasure, EventKind, Gap, Outbox, OutboxEvent, OutboxOptions, QueuedEvent, ReadLimit, Rejected,
+    RejectionReason, Store, StoreError,
 };
 use crate::{
     cluster::Cluster,
@@ -286,17 +286,23 @@ impl Hub {
     /// Ends a session. Called when it is dropped.
     fn end_session(&self, user: &UserId, entry: &SessionEntry) {
         self.metrics.sessions.dec();
-        self.registry.unregister_session(user, entry.connection, |sessions| self.set_session_count(user, sessions));
-        self.record_seen(user);
+        // Under the registry's lock: once no session is registered, no report follows. An erasure relies on that.
+        self.registry.unregister_session(user, entry.connection, |sessions, lowest| {
+            self.set_session_count(user, sessions);
+            self.record_seen_above(user, lowest);
+        });
     }
 
     /// Records that the user has connected or disconnected now.
     fn record_seen(&self, user: &UserId) {
+        self.registry.with_lowest_position(user, |lowest| self.record_seen_above(user, lowest));
+    }
+
+    /// Records that the user has connected or disconnected now, and the lowest position of the user's sessions.
+    fn record_seen_above(&self, user: &UserId, lowest: Option<Seq>) {
         if self.settings.store_connected_users {
             let seen = Some(SystemTime::now());
-            self.registry.with_lowest_position(user, |lowest| {
-                self.store.report(user, SessionReport { hold: lowest, seen, ..SessionReport::default() });
-            });
+            self.store.report(user, SessionReport { hold: lowest, seen, ..SessionReport::default() });
         }
     }
 

@@ -2,15 +2,21 @@
 
 use std::{
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{Hub, run_blocking};
 use crate::{
     health::{Health, NotReady},
-    message::{DeviceId, Seq, UserId},
-    store::{DeviceState, Entry, KnownUser, ReadLimit, StoreError, UserState},
+    message::{DeviceId, Recipients, Seq, UserId},
+    store::{DeviceState, Entry, Erasure, KnownUser, ReadLimit, StoreError, UserState},
 };
+
+/// Time for a user's sessions to end before an erasure.
+const ERASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Interval at which an erasure checks whether the user's sessions have ended.
+const ERASE_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Bytes of payload in one page of pending messages (one message at least).
 const PAGE_BYTES_MAX: usize = 4 << 20;
@@ -241,6 +247,27 @@ impl Hub {
             return Ok(0);
         }
         self.store.clear(user).await
+    }
+
+    /// Disconnects a user, and erases everything that the store has about the user. Resolves when that is durable.
+    ///
+    /// [`Erasure::Online`]: the user connected again and again, for 10 s.
+    ///
+    /// # Errors
+    /// When the store accepts no writes.
+    pub async fn erase(&self, user: &UserId) -> Result<Erasure, StoreError> {
+        let end = Instant::now() + ERASE_TIMEOUT;
+        loop {
+            self.disconnect(&Recipients::Users(vec![user.clone()]), &[]).await;
+            // A session ends before its socket is closed.
+            while self.registry.session_count(user) > 0 && Instant::now() < end {
+                tokio::time::sleep(ERASE_POLL_INTERVAL).await;
+            }
+            match self.store.erase(user).await? {
+                Erasure::Online if Instant::now() < end => {}
+                erasure => return Ok(erasure),
+            }
+        }
     }
 
     /// Returns the conditions of the server's components.

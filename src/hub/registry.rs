@@ -106,16 +106,22 @@ impl Registry {
         session
     }
 
-    /// Unregisters a session, and passes the user's number of sessions to `count`.
-    pub(super) fn unregister_session(&self, user: &UserId, connection: ConnectionId, count: impl FnOnce(usize)) {
+    /// Unregisters a session. Passes the user's number of sessions, and the lowest position among them, to `report`.
+    pub(super) fn unregister_session(
+        &self,
+        user: &UserId,
+        connection: ConnectionId,
+        report: impl FnOnce(usize, Option<Seq>),
+    ) {
         let mut shard = self.session_shard(user).lock();
         let Some(sessions) = shard.get_mut(user) else { return };
         sessions.retain(|session| session.connection != connection);
         let remaining = sessions.len();
+        let lowest = sessions.iter().map(|session| session.position.load(Ordering::Acquire)).min();
         if remaining == 0 {
             shard.remove(user);
         }
-        count(remaining);
+        report(remaining, lowest);
     }
 
     /// Calls `report` with the lowest position among a user's sessions; `None` if there are none.

@@ -208,6 +208,19 @@ pub struct SessionReport {
     pub seen: Option<SystemTime>,
 }
 
+/// States the result of [`Store::erase`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Erasure {
+    /// The user is erased.
+    Erased,
+    /// The store had nothing about this user.
+    Unknown,
+    /// Nothing has changed, because a session of the user is attached.
+    Online,
+    /// This store cannot erase users.
+    Unsupported,
+}
+
 /// Holds the result of a read.
 #[derive(Clone, Debug, Default)]
 pub struct ReadResult {
@@ -293,6 +306,17 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// Entries above the hold of the last [`SessionReport`] stay readable.
     fn clear(&self, user: &UserId) -> BoxFuture<'_, Result<u64, StoreError>>;
+
+    /// Erases a user: the log, cursors, webhook events, and the name in results of dispatches. Resolves when that is
+    /// durable.
+    ///
+    /// A log that is created later starts above the head of every erased log, so that no sequence is reused.
+    ///
+    /// # Errors
+    /// Fails if nothing has changed, or if the store has failed.
+    fn erase(&self, _user: &UserId) -> BoxFuture<'_, Result<Erasure, StoreError>> {
+        Box::pin(async { Ok(Erasure::Unsupported) })
+    }
 
     /// Attaches a session, and returns its cursor.
     ///

@@ -202,6 +202,23 @@ impl OutboxEvent {
         }
     }
 
+    /// Returns the user whom the event is about, if there is one.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        match self {
+            Self::Message { user, .. } | Self::Disconnection { user, .. } | Self::RawTypeMessage { user, .. } => {
+                user.as_deref()
+            }
+            Self::Authentication { user, .. }
+            | Self::Undelivered { user, .. }
+            | Self::Delivered { user, .. }
+            | Self::Expired { user, .. }
+            | Self::Dropped { user, .. }
+            | Self::RestartDisconnection { user } => Some(user),
+            Self::Connection { .. } | Self::Overflow { .. } => None,
+        }
+    }
+
     /// Estimates the size of the event on disk, in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {

@@ -42,3 +42,45 @@ async fn users_lists_all_known_users_and_with_online_only_connected_ones() {
     }
     drop(alice);
 }
+
+// covers: G5
+#[tokio::test(flavor = "multi_thread")]
+async fn erased_user_is_disconnected_and_unknown_and_an_old_position_hides_no_new_message() {
+    let home = Home::new();
+    let server = home.start();
+    let mut http = Http::connect(server.address).expect("a connection");
+    for n in 0..3 {
+        http.dispatch(&json!(n), &["alice".into(), "bob".into()]).expect("a response");
+    }
+    let mut alice = Socket::connect(server.address, "alice").await.expect("the client is authenticated");
+    let printed = tokio::task::block_in_place(|| run(&server, &["users", "--erase", "alice"]));
+    assert_eq!(printed, "alice is erased\n");
+    let closed = loop {
+        if let Err(error) = alice.event().await {
+            break error;
+        }
+    };
+    assert!(closed.contains("1000") || closed.contains("Normal"), "expected close code 1000: {closed}");
+    drop(alice);
+    let (status, body) = http.call("GET", "/v1/users/alice", "").expect("a response");
+    assert_eq!(status, 404, "{}", String::from_utf8_lossy(&body));
+    let users: Value = http.get("/v1/users").expect("a page");
+    assert_eq!(users["users"].as_array().expect("users").len(), 1, "{users}");
+
+    // Again: the user is unknown. The API and the command agree.
+    let (status, body) = http.call("DELETE", "/v1/users/alice", "").expect("a response");
+    assert_eq!((status, String::from_utf8_lossy(&body).contains("user_unknown")), (404, true));
+    let url = format!("http://{}", server.address);
+    let output = run_mesa(&["users", "--erase", "alice", "--url", &url]);
+    assert!(!output.status.success() && output_text(&output).contains("user_unknown"), "{}", output_text(&output));
+
+    // A client with the position from before the erasure receives a new message, also after a restart.
+    server.process.kill();
+    let server = home.start();
+    let mut http = Http::connect(server.address).expect("a connection");
+    http.dispatch(&json!("new"), &["alice".into()]).expect("a response");
+    assert_eq!(http.pending_entries("alice"), [(4, json!("new"))], "its sequence is above the erased ones");
+    assert_eq!(http.pending_entries("bob").len(), 3);
+    let page: Value = http.get("/v1/users/alice/messages?after=3").expect("a page");
+    assert_eq!(page["messages"][0]["d"], "new", "{page}");
+}

@@ -1,4 +1,4 @@
-//! `mesa users`: lists the users of a server, or shows one.
+//! `mesa users`: lists the users of a server, shows one, or erases one.
 
 use mesa::dispatcher::{Dispatcher, User};
 
@@ -12,6 +12,11 @@ use crate::{
 /// Runs the command.
 pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
     let dispatcher = endpoint::dispatcher(&args.api)?;
+    if let Some(id) = &args.erase {
+        dispatcher.erase(&user_id(id)?).await.map_err(Failure::because)?;
+        output::line(&format!("{} is erased", printable(id)))?;
+        return Ok(());
+    }
     if let Some(id) = &args.user {
         return show(&dispatcher, id, args.json).await;
     }

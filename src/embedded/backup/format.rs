@@ -101,7 +101,7 @@ impl Counter {
             Block::Erased { .. } => self.user = Contents::default(),
             Block::Events { piece, .. } => {
                 if let Some(Batch::V1 { events, .. }) = self.pieces.push(piece)? {
-                    self.contents.events += events.len() as u64;
+                    self.contents.events += events.iter().filter(|(_, event)| event.is_some()).count() as u64;
                 }
             }
             _ => {}
@@ -303,7 +303,7 @@ mod tests {
         writer.log("alice", StoredLog { head: 300, ..StoredLog::default() }).unwrap();
         writer.ids(&[]).unwrap();
         let event = OutboxEvent::Connection { connection: "c".into() };
-        writer.events(5, &Batch::V1 { start: 1, events: vec![(7, event)] }).unwrap();
+        writer.events(5, &Batch::V1 { start: 1, events: vec![(7, Some(event)), (8, None)] }).unwrap();
         let contents = writer.end(7, 9).unwrap();
         assert_eq!(contents, Contents { users: 1, entries: 300, bytes: 300_000, events: 1 });
         bytes

@@ -64,7 +64,7 @@ impl StoreState {
         match self.back_up_all(&mut writer) {
             // The time at the end: the logs lack entries that have expired by now, so a restored clock must not be
             // behind it.
-            Ok(()) => Ok(writer.end(self.clock.now_ms(), 0)?),
+            Ok(()) => Ok(writer.end(self.clock.now_ms(), self.logs.floor())?),
             Err(BackupError::Failed(why)) => {
                 writer.fail(why.clone())?;
                 Err(BackupError::Failed(why))

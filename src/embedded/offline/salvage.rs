@@ -28,5 +28,5 @@ pub fn salvage(inspection: &mut Inspection, out: &Path) -> Result<Contents, Stor
     inspection.visit(&mut build)?;
     let known = inspection.facts().lossy_restarts;
     let lossy_restarts = if inspection.is_undamaged() { known } else { known.saturating_add(LOSSY_RESTARTS_ADDED) };
-    build.finish(lossy_restarts, 0, 0)
+    build.finish(lossy_restarts, 0, inspection.facts().floor)
 }

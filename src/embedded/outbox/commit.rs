@@ -188,7 +188,7 @@ impl Outbox {
         let mut waiting = waiting.into_iter().peekable();
         while let Some((at_ms, event)) = waiting.next() {
             bytes += event.bytes();
-            events.push((at_ms, event));
+            events.push((at_ms, Some(event)));
             if waiting.peek().is_none_or(|(_, next)| bytes + next.bytes() > BATCH_BYTES_MAX) {
                 let (first, count) = (*next_number, events.len() as u64);
                 *next_number += count;
@@ -406,6 +406,11 @@ pub(super) fn read_all(tables: &dyn Tables, state: &mut OutboxState) -> Result<V
     let mut damage = None;
     let scanned = tables.scan(Table::Outbox, &[format::EVENT_PREFIX], &mut |key, value| {
         let Some((first, piece)) = format::decode_event_key(key) else { return false };
+        if piece > 0 && keys.is_empty() && state.batches.back().is_some_and(|batch| batch.first == first) {
+            // A crash interrupted the erasure of the event in this batch.
+            incomplete.push(key.to_vec());
+            return true;
+        }
         if piece == 0 && state.batches.is_empty() {
             pieces = Pieces::default();
             incomplete.append(&mut keys);
@@ -418,7 +423,8 @@ pub(super) fn read_all(tables: &dyn Tables, state: &mut OutboxState) -> Result<V
         match pieces.push(&value) {
             Ok(None) => true,
             Ok(Some(Batch::V1 { events, .. })) => {
-                let (count, bytes) = (events.len() as u64, events.iter().map(|(_, event)| event.bytes()).sum());
+                let (count, bytes) =
+                    (events.len() as u64, events.iter().flat_map(|(_, event)| event).map(OutboxEvent::bytes).sum());
                 state.batches.push_back(BatchInfo { first, count, pieces: keys.len(), bytes });
                 (state.events, state.bytes) = (state.events + count, state.bytes + bytes);
                 state.next_number = first + count;

@@ -29,8 +29,8 @@ pub enum Batch {
     V1 {
         /// Random number of the start that wrote the batch.
         start: u64,
-        /// Events, each with its time in milliseconds of the Unix epoch.
-        events: Vec<(u64, OutboxEvent)>,
+        /// Events, each with its time in milliseconds of the Unix epoch. `None`: its user was erased.
+        events: Vec<(u64, Option<OutboxEvent>)>,
     },
 }
 
@@ -201,8 +201,9 @@ mod tests {
             OutboxEvent::Dropped { user: alice(), from: 5, to: 9, count: 4 },
             OutboxEvent::Overflow { since_ms: 1_700_000_000_000, lost: vec![(2, 70_000)], at_least: true },
         ];
-        let at = |(at, event): (u64, OutboxEvent)| (1_700_000_000_000 + at, event);
-        Batch::V1 { start: 0x00C0_FFEE, events: (0..).zip(events).map(at).collect() }
+        let at = |(at, event): (u64, OutboxEvent)| (1_700_000_000_000 + at, Some(event));
+        let erased = (1_700_000_000_000 + events.len() as u64, None);
+        Batch::V1 { start: 0x00C0_FFEE, events: (0..).zip(events).map(at).chain([erased]).collect() }
     }
 
     fn raw_type() -> Batch {
@@ -213,12 +214,12 @@ mod tests {
             data: Some(r#"{"x":1}"#.to_owned()),
             kind_json: r#""T\ud83d""#.to_owned(),
         };
-        Batch::V1 { start: 0x00C0_FFEE, events: vec![(1_700_000_000_000, event)] }
+        Batch::V1 { start: 0x00C0_FFEE, events: vec![(1_700_000_000_000, Some(event))] }
     }
 
     fn restart_disconnection() -> Batch {
         let event = OutboxEvent::RestartDisconnection { user: "alice".to_owned() };
-        Batch::V1 { start: 0x00C0_FFEE, events: vec![(1_700_000_000_000, event)] }
+        Batch::V1 { start: 0x00C0_FFEE, events: vec![(1_700_000_000_000, Some(event))] }
     }
 
     fn lost() -> StoredLost {
@@ -244,7 +245,7 @@ mod tests {
     fn batch_larger_than_a_value_decodes_from_all_its_pieces_only() {
         let data = Some("x".repeat(5 * PIECE_BYTES_MAX / 2));
         let event = OutboxEvent::Message { connection: String::new(), user: None, op: 0, data, kind: None };
-        let batch = Batch::V1 { start: 1, events: vec![(1, event)] };
+        let batch = Batch::V1 { start: 1, events: vec![(1, Some(event))] };
         let values = batch.pieces();
         assert_eq!(values.len(), 3);
         let mut pieces = Pieces::default();

@@ -10,9 +10,10 @@
 //!
 //! - `format`: encoding of keys and values
 //! - `commit`: writes on the commit thread, and opens the outbox
-//! - `store_events`: events of the store itself · `snapshot`: the content of a backup
+//! - `store_events`: events of the store itself · `snapshot`: the content of a backup · `erase`: removal of a user
 
 mod commit;
+pub(super) mod erase;
 pub(super) mod format;
 pub(super) mod snapshot;
 mod store_events;
@@ -245,6 +246,7 @@ impl crate::store::Outbox for Outbox {
             let Some(batch) = batch else { break };
             let Batch::V1 { start, events: all } = read_batch(&*self.tables, batch)?;
             for (number, (at_ms, event)) in (batch.first..).zip(all).filter(|(number, _)| *number > after) {
+                let Some(event) = event else { continue };
                 size += event.bytes();
                 if result.len() >= events || !result.is_empty() && size > bytes {
                     return Ok(result);

@@ -200,6 +200,11 @@ pub trait Tables: Send + Sync + 'static {
         Ok(self.last_at_or_before(table, key)?.map(|(key, _)| key))
     }
 
+    /// Removes a block of an erased user. Its bytes are to leave the disk soon.
+    fn remove_erased(&self, key: &[u8]) -> Result<(), EngineError> {
+        self.remove(Table::Log, key)
+    }
+
     /// Replaces values in one batch.
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
         pairs.iter().try_for_each(|(key, value)| self.put(table, key, value))

@@ -35,6 +35,14 @@ impl Memory {
         Self { wal: Arc::new(RwLock::new(self.wal.read().clone())), tables: Arc::new(tables) }
     }
 
+    /// Returns whether any record, key or value contains this text.
+    #[cfg(test)]
+    pub(in crate::embedded) fn contains(&self, text: &str) -> bool {
+        let has = |bytes: &[u8]| bytes.windows(text.len()).any(|part| part == text.as_bytes());
+        let in_tables = |table: &RwLock<Pairs>| table.read().iter().any(|(key, value)| has(key) || has(value));
+        self.wal.read().values().any(|record| has(record)) || self.tables.iter().any(in_tables)
+    }
+
     /// Counts the blocks of this user's log.
     #[doc(hidden)]
     #[must_use]

@@ -348,6 +348,14 @@ impl Tables for Disk {
         if table == Table::Log { self.remove_block(key) } else { self.take(self.tree(table), key).map(drop) }
     }
 
+    fn remove_erased(&self, key: &[u8]) -> Result<(), EngineError> {
+        let row = self.trees.log.get(key).map_err(read_error)?;
+        if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
+            self.value_log.set_erased(row.location);
+        }
+        self.remove_block(key)
+    }
+
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
         if table != Table::Log {
             return pairs.iter().try_for_each(|(key, value)| self.put(table, key, value));

@@ -47,6 +47,7 @@ fn record() -> Vec<u8> {
         Item::Rejected { user: "bob", reason: 1 },
         Item::Summary { id: "order-7", recipients: 2, online: 1, offline: 0, stored: 1 },
         Item::More,
+        Item::Erased { user: "bob", floor: 300, events: 7 },
     ] {
         writer.push(&item);
     }

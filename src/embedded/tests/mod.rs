@@ -4,6 +4,7 @@ pub(super) mod backpressure;
 mod backup;
 mod connected;
 pub(super) mod counts;
+mod erase;
 pub(super) mod full_disk;
 pub(super) mod golden;
 pub(super) mod intercept;

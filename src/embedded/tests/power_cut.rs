@@ -33,7 +33,7 @@ pub(in crate::embedded) struct Cut {
     /// The current content, as readers see it.
     tables: Memory,
     /// Writes that succeed before the power cut.
-    writes_left: AtomicI64,
+    pub(super) writes_left: AtomicI64,
     /// All writes, and how many of them are durable.
     written: Mutex<WriteLog>,
     /// Seed that chooses the length of each prefix.

@@ -23,7 +23,7 @@ use crate::{
         unreadable::damaged,
         writer::cost::Cost,
     },
-    message::UserId,
+    message::{Seq, UserId},
     store::StoreError,
 };
 
@@ -38,6 +38,8 @@ pub struct LogCache {
     hasher: RandomState,
     shards: Vec<Mutex<Shard>>,
     lossy_restarts: LossyRestarts,
+    /// Sequence at which a log without a row starts.
+    floor: AtomicU64,
     opened: Instant,
     /// Bytes that unflushed entries will take on the disk. Each change of a log updates it, on any thread.
     reserved_bytes: AtomicU64,
@@ -50,13 +52,14 @@ pub struct LogCache {
 }
 
 impl LogCache {
-    pub fn new(tables: Arc<dyn Tables>, lossy_restarts: LossyRestarts) -> Self {
+    pub fn new(tables: Arc<dyn Tables>, lossy_restarts: LossyRestarts, floor: Seq) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self {
             tables,
             hasher: RandomState::default(),
             shards,
             lossy_restarts,
+            floor: AtomicU64::new(floor),
             opened: Instant::now(),
             reserved_bytes: AtomicU64::new(0),
             unflushed_bytes: AtomicU64::new(0),
@@ -112,6 +115,16 @@ impl LogCache {
         self.lossy_restarts
     }
 
+    /// Returns the sequence at which a log without a row starts.
+    pub fn floor(&self) -> Seq {
+        self.floor.load(Ordering::SeqCst)
+    }
+
+    /// Raises the sequence at which a log without a row starts.
+    pub fn raise_floor(&self, floor: Seq) {
+        self.floor.fetch_max(floor, Ordering::SeqCst);
+    }
+
     /// Returns the seconds since the store was opened.
     pub fn now(&self) -> u32 {
         u32::try_from(self.opened.elapsed().as_secs()).unwrap_or(u32::MAX)
@@ -149,7 +162,7 @@ impl LogCache {
         let row = self.tables.get(Table::Users, user.as_str().as_bytes())?;
         let row = row.map(|bytes| StoredLog::decode(&bytes)).transpose();
         let row = row.map_err(|error| damaged(format!("the row of user {user:?} cannot be read ({error})")))?;
-        let mut log = UserLog::from_row(row, self.lossy_restarts);
+        let mut log = UserLog::from_row(row, self.lossy_restarts, self.floor());
         log.used_s = self.now();
         Ok(log)
     }
@@ -165,6 +178,15 @@ impl LogCache {
         if self.shard(&user).insert(user, log).is_none() {
             self.loaded.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Removes a log from memory, with its changes.
+    pub fn remove(&self, user: &UserId) -> Option<UserLog> {
+        let mut shard = self.shard(user);
+        let log = shard.remove(user)?;
+        self.loaded.fetch_sub(1, Ordering::Relaxed);
+        self.count_unflushed(user, log.unflushed(), Usage::default());
+        Some(log)
     }
 
     /// Evicts a log that is idle, unless an attach is about to use it. `first_record` is the first record in the WAL.

@@ -80,11 +80,11 @@ mod tests {
     // covers: G5
     #[test]
     fn log_after_several_lossy_restarts_in_a_row_skips_once() {
-        let mut log = UserLog::from_row(None, RESTARTS(0, 0));
+        let mut log = UserLog::from_row(None, RESTARTS(0, 0), 0);
         append(&mut log, RESTARTS(0, 0));
         let mut row = log.row(0);
         for count in 1..=5 {
-            let log = UserLog::from_row(Some(row.clone()), RESTARTS(count, 0));
+            let log = UserLog::from_row(Some(row.clone()), RESTARTS(count, 0), 0);
             assert_eq!(
                 (log.head, log.assigned),
                 (1 + SEQUENCE_RESERVE, 1 + SEQUENCE_RESERVE),
@@ -98,23 +98,23 @@ mod tests {
             // The row as a report writes it: nothing was appended.
             row = log.row(count);
         }
-        let mut log = UserLog::from_row(Some(row), RESTARTS(6, 0));
+        let mut log = UserLog::from_row(Some(row), RESTARTS(6, 0), 0);
         append(&mut log, RESTARTS(6, 0));
-        assert_eq!(UserLog::from_row(Some(log.row(6)), RESTARTS(6, 0)).head, 2 + SEQUENCE_RESERVE);
-        assert_eq!(UserLog::from_row(Some(log.row(6)), RESTARTS(9, 0)).head, 2 + 2 * SEQUENCE_RESERVE);
+        assert_eq!(UserLog::from_row(Some(log.row(6)), RESTARTS(6, 0), 0).head, 2 + SEQUENCE_RESERVE);
+        assert_eq!(UserLog::from_row(Some(log.row(6)), RESTARTS(9, 0), 0).head, 2 + 2 * SEQUENCE_RESERVE);
     }
 
     #[test]
     fn log_of_restored_store_skips_once_for_each_restart() {
         assert_eq!(
-            UserLog::from_row(None, RESTARTS(16, 16)).head,
+            UserLog::from_row(None, RESTARTS(16, 16), 0).head,
             16 * SEQUENCE_RESERVE,
             "a user without a row in the backup"
         );
         let row = StoredLog { head: 9, flushed: 9, lossy_restarts: 1, ..StoredLog::default() };
-        assert_eq!(UserLog::from_row(Some(row.clone()), RESTARTS(3, 3)).head, 9 + 2 * SEQUENCE_RESERVE);
+        assert_eq!(UserLog::from_row(Some(row.clone()), RESTARTS(3, 3), 0).head, 9 + 2 * SEQUENCE_RESERVE);
         assert_eq!(
-            UserLog::from_row(Some(row), RESTARTS(20, 17)).head,
+            UserLog::from_row(Some(row), RESTARTS(20, 17), 0).head,
             9 + 16 * SEQUENCE_RESERVE,
             "later restarts count once"
         );
@@ -133,8 +133,8 @@ mod tests {
 
     #[test]
     fn empty_log_starts_at_one_after_lossy_restarts() {
-        let log = UserLog::from_row(None, RESTARTS(7, 0));
+        let log = UserLog::from_row(None, RESTARTS(7, 0), 0);
         assert_eq!(log.head, 0);
-        assert_eq!(UserLog::from_row(Some(log.row(7)), RESTARTS(9, 0)).head, 0);
+        assert_eq!(UserLog::from_row(Some(log.row(7)), RESTARTS(9, 0), 0).head, 0);
     }
 }

@@ -119,12 +119,19 @@ pub struct UserLog {
     pub damaged: bool,
     /// Backups that read the log.
     pub pins: BackupPins,
+    /// The user is being erased, so no session may attach.
+    pub is_erasing: bool,
 }
 
 impl UserLog {
-    /// Restores a row, and skips sequences for the lossy restarts that it does not include.
-    pub fn from_row(row: Option<StoredLog>, lossy_restarts: LossyRestarts) -> Self {
+    /// Restores a row, and skips sequences for the lossy restarts that it does not include. Without a row, the log
+    /// starts at `floor`.
+    pub fn from_row(row: Option<StoredLog>, lossy_restarts: LossyRestarts, floor: Seq) -> Self {
+        let is_new = row.is_none();
         let mut log = Self::as_stored(row);
+        if is_new && floor > 0 {
+            log.skip_to(floor);
+        }
         log.skip_lossy_restarts(lossy_restarts, log.row_lossy_restarts);
         log.released = log.cursors.through();
         log

@@ -69,6 +69,8 @@ struct ValueLogFile {
     live: u64,
     /// The file was compacted, but has unreadable blocks. It stays until the table no longer refers to them.
     has_unreadable: bool,
+    /// The file has blocks of an erased user, so it is compacted soon.
+    has_erased: bool,
 }
 
 #[derive(Debug, Default)]
@@ -122,7 +124,7 @@ impl ValueLog {
             // The process that wrote the file may not have synced it.
             file.sync_data()?;
             let length = file.metadata()?.len();
-            files.insert(number, ValueLogFile { length, live, has_unreadable: false });
+            files.insert(number, ValueLogFile { length, live, has_unreadable: false, has_erased: false });
         }
         let state = RwLock::new(ValueLogState { files, current: None, next, dirty: false });
         let names = File::open(directory)?;
@@ -185,7 +187,7 @@ impl ValueLog {
             last.sync_data().map_err(io::Error::other)?;
         }
         let mut state = self.state.write();
-        state.files.insert(number, ValueLogFile { length: 0, live: 0, has_unreadable: false });
+        state.files.insert(number, ValueLogFile { length: 0, live: 0, has_unreadable: false, has_erased: false });
         state.next = number + 1;
         state.current = Some((number, file.clone()));
         state.dirty = false;
@@ -270,6 +272,13 @@ impl ValueLog {
         }
     }
 
+    /// Marks the file of a block whose user is erased.
+    pub fn set_erased(&self, location: BlockLocation) {
+        if let Some(file) = self.state.write().files.get_mut(&location.file) {
+            file.has_erased = true;
+        }
+    }
+
     /// Returns the files without live blocks, except the current one.
     pub fn dead_files(&self) -> Vec<u64> {
         let state = self.state.read();
@@ -291,12 +300,13 @@ impl ValueLog {
         }
     }
 
-    /// Creates a file if the current one has only dead blocks, so that the latter can be removed.
+    /// Creates a file if the current one has only dead blocks, or blocks of an erased user, so that the latter can be
+    /// removed.
     pub fn begin_file_if_dead(&self) -> io::Result<()> {
         let is_dead = {
             let state = self.state.read();
             let current = state.current.as_ref().and_then(|(number, _)| state.files.get(number));
-            current.is_some_and(|file| file.live == 0 && file.length > 0)
+            current.is_some_and(|file| file.length > 0 && (file.live == 0 || file.has_erased))
         };
         match if is_dead { self.begin_file().map(drop) } else { Ok(()) } {
             // A later call retries it.
@@ -307,7 +317,8 @@ impl ValueLog {
 
     /// Returns the file to compact, if compaction is due.
     ///
-    /// It is the file with the smallest live part, or the smallest of too many small files.
+    /// It is a file with blocks of an erased user, the file with the smallest live part, or the smallest of too many
+    /// small files.
     pub fn emptiest(&self, mode: CompactionMode) -> Option<u64> {
         let state = self.state.read();
         // Excludes files without live blocks, and those that compaction cannot empty.
@@ -318,6 +329,10 @@ impl ValueLog {
             let files = state.files.iter();
             files.filter(|(number, file)| !state.is_current(**number) && file.live > 0 && !file.has_unreadable)
         };
+        let erased = sealed().find(|(_, file)| file.has_erased).map(|(number, _)| *number);
+        if erased.is_some() {
+            return erased;
+        }
         let emptiest = || sealed().min_by_key(|(_, file)| file.live * 1000 / file.length.max(1));
         if mode == CompactionMode::Eager {
             let is_worth = |file: &ValueLogFile| file.length.saturating_sub(file.live) >= file.length / EAGER_SHARE;

@@ -44,6 +44,9 @@ pub enum Event<'a> {
     Gap { user: &'a str, from: Seq, to: Seq, reason: GapReason },
     /// An append with an idempotency id ended with this result.
     Summary(StoredId),
+    /// The user was erased. A later log of this user starts at `floor` or above. `events` is the number of the first
+    /// event in the last batch of the outbox at that time; 0 = it was empty.
+    Erased { user: &'a str, floor: Seq, events: u64 },
 }
 
 /// States why an item, or the whole record, cannot be decoded.
@@ -125,6 +128,7 @@ impl<'r> RecordEvents<'r, '_> {
                 Event::Summary(StoredId { id, at_ms, recipients, online, offline, stored, rejected, more: false })
             }
             Item::More => return Ok(None),
+            Item::Erased { user, floor, events } => Event::Erased { user, floor, events },
         }))
     }
 }

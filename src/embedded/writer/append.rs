@@ -264,6 +264,10 @@ impl Committer {
     pub(super) fn add_reports(&mut self, commit: &mut Commit, dirty: Vec<UserId>) -> Result<(), EngineError> {
         let mut dirty = dirty.into_iter();
         while let Some(user) = dirty.next() {
+            // Otherwise the log was emptied meanwhile, because its user was erased.
+            if self.shared.logs.with_loaded(&user, |log| log.dirty) != Some(true) {
+                continue;
+            }
             if !self.reserve_report(commit)? {
                 self.postpone_reports(std::iter::once(user).chain(dirty));
                 break;

@@ -70,6 +70,8 @@ impl Committer {
             wal_bytes: recovered.records.iter().map(|record| record.bytes).sum(),
             records: recovered.records,
             flush: None,
+            flush_through: 0,
+            erasure: None,
             next_record: recovered.next_record,
             not_durable: 0,
             wal_not_durable: false,
@@ -110,14 +112,14 @@ impl Committer {
                 // `publish` failed the store, because it could not wake sessions.
                 return Err(EngineError::new(why));
             }
-            let close = match batch.ops.pop() {
-                Some(Op::Close { done }) => Some(done),
-                Some(op) => {
-                    batch.ops.push(op);
-                    None
-                }
-                None => None,
-            };
+            // Neither is part of a commit. Each is always the last operation of a batch.
+            let (mut close, mut erase) = (None, None);
+            match batch.ops.pop() {
+                Some(Op::Close { done }) => close = Some(done),
+                Some(Op::Erase { user, done }) => erase = Some((user, done)),
+                Some(op) => batch.ops.push(op),
+                None => {}
+            }
             let trim = std::mem::take(&mut batch.trim);
             let idle = batch.ops.is_empty() && batch.dirty.is_empty();
             if self.may_commit(&mut batch)? {
@@ -129,6 +131,10 @@ impl Committer {
             self.write_connected()?;
             self.shared.progress.begin(Step::Trim);
             self.trim_step(trim)?;
+            if let Some((user, done)) = erase {
+                self.shared.progress.begin(Step::Commit);
+                self.begin_erasure(user, done)?;
+            }
             if let Some(done) = close {
                 self.shared.progress.begin(Step::Close);
                 let closed = self.close();
@@ -165,7 +171,7 @@ impl Committer {
 
     /// Returns whether another step of background work is due.
     fn has_steps(&self) -> bool {
-        self.flush_is_due() || !self.purges.is_empty() || self.expiry.has_steps()
+        self.erasure.is_some() || self.flush_is_due() || !self.purges.is_empty() || self.expiry.has_steps()
     }
 
     /// Commits a batch. After an error, all its operations have been rejected.
@@ -173,19 +179,7 @@ impl Committer {
         if !batch.ops.is_empty() {
             failpoints::panic_at("commit_thread");
         }
-        let mut commit = Commit {
-            records: Vec::new(),
-            writer: None,
-            number: self.next_record,
-            entries: Vec::new(),
-            first_entries: false,
-            purge_hidden: Vec::new(),
-            purge_all: Vec::new(),
-            count_budget: CountBudget::default(),
-            replies: Vec::new(),
-            bytes: 0,
-            has_replies: false,
-        };
+        let mut commit = Commit::new(self.next_record);
         let mut ops = batch.ops.into_iter();
         let added = ops
             .by_ref()
@@ -249,8 +243,8 @@ impl Committer {
                 let result = self.add_clear(commit, &user);
                 commit.push_reply(result, done, Reply::Clear)
             }
-            // A close is always the last operation in the queue, and `serve` has removed it.
-            Op::Close { .. } => unreachable!("no operation follows a close"),
+            // `serve` has removed it.
+            Op::Close { .. } | Op::Erase { .. } => unreachable!("it is the last operation of a batch"),
         }
     }
 
@@ -388,6 +382,10 @@ impl Committer {
     /// Writes suspended reports, events and rows of connected users, and marks the store as closed.
     pub(in crate::embedded) fn close(&mut self) -> Result<(), EngineError> {
         self.write_suspended()?;
+        if let Err(error) = self.finish_erasure() {
+            // The next start completes it.
+            self.suspend(error)?;
+        }
         if self.table_space() < TableSpace::Little {
             tracing::warn!("the disk is full: the store is left as after a crash, and recovers at the next start");
             // Not even the counts can be stored.
@@ -426,6 +424,23 @@ impl Committer {
 }
 
 impl Commit {
+    /// Begins a commit whose first record is `number`.
+    pub(super) fn new(number: u64) -> Self {
+        Self {
+            records: Vec::new(),
+            writer: None,
+            number,
+            entries: Vec::new(),
+            first_entries: false,
+            purge_hidden: Vec::new(),
+            purge_all: Vec::new(),
+            count_budget: CountBudget::default(),
+            replies: Vec::new(),
+            bytes: 0,
+            has_replies: false,
+        }
+    }
+
     /// Queues the reply until the commit is durable. Replies at once if the operation failed.
     fn push_reply<T>(
         &mut self,

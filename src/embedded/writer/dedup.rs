@@ -112,6 +112,24 @@ impl DedupTable {
         }
     }
 
+    /// Removes a user from all rejected recipients. Returns true if the user was among them.
+    pub fn erase(&mut self, user: &str) -> bool {
+        let mut removed = 0;
+        for known in self.known.values_mut().filter(|known| !known.summary.rejected.is_empty()) {
+            let before = rejected_bytes(&known.summary);
+            known.summary.rejected.retain(|rejected| &*rejected.user != user);
+            removed += before - rejected_bytes(&known.summary);
+        }
+        self.rejected_bytes -= removed;
+        removed > 0
+    }
+
+    /// Returns the rejected recipients of an id, in their stored form.
+    pub fn stored_rejected(&self, id: &str) -> Vec<(String, u8)> {
+        let known = self.known.get(&self.hash(id)).map(|known| &known.summary.rejected);
+        known.into_iter().flatten().map(|Rejected { user, reason }| (user.to_string(), *reason as u8)).collect()
+    }
+
     /// Removes ids that are too old or exceed a limit.
     pub fn expire(&mut self, now_ms: u64) {
         while let Some(oldest) = self.order.front() {

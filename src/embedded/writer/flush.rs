@@ -45,7 +45,8 @@ impl Committer {
     pub(super) fn flush_is_due(&self) -> bool {
         self.flush.is_some()
             || self.records.front().is_some_and(|oldest| {
-                oldest.committed.elapsed() >= self.tuning.flush_delay
+                oldest.number <= self.flush_through
+                    || oldest.committed.elapsed() >= self.tuning.flush_delay
                     || self.wal_bytes > self.wal_bytes_max()
                     || self.is_above_bound()
             })
@@ -143,7 +144,8 @@ impl Committer {
         over = if over > 0 { over + bytes_max / 4 } else { 0 };
         let (mut records, mut bytes, mut is_continued) = (0, 0, false);
         for record in &self.records {
-            let old = now.duration_since(record.committed) >= self.tuning.flush_delay;
+            let old =
+                record.number <= self.flush_through || now.duration_since(record.committed) >= self.tuning.flush_delay;
             // A commit is flushed as a whole: its items of one id may be in several records.
             if !is_continued && (records > 0 && bytes + record.bytes > BATCH_BYTES_MAX || !old && over == 0) {
                 break;
@@ -205,14 +207,23 @@ impl Committer {
 
     /// Writes a user's row, and queues a trim if necessary.
     fn flush_row(&self, user: &UserId) -> Result<(), EngineError> {
-        self.put_row(user)?;
+        // Without a row, the user was erased after these records.
+        if self.with_log(user, |log| log.row_lossy_restarts.is_some())? {
+            self.put_row(user)?;
+        }
         self.with_log(user, |log| self.shared.release(user, log))
     }
 
     /// Writes a user's row, unless the WAL has items of this user. Then the next flush writes it.
+    ///
+    /// Without a row the user is erased or unknown, and stays so.
     pub(super) fn put_row_if_flushed(&self, user: &UserId) -> Result<(), EngineError> {
         let first = self.records.front().map_or(self.next_record, |record| record.number);
-        if self.with_log(user, |log| log.last_record < first && !log.dirty && log.assigned == log.head)? {
+        let is_flushed = self.with_log(user, |log| {
+            let has_row = log.row_lossy_restarts.is_some();
+            has_row && log.last_record < first && !log.dirty && log.assigned == log.head
+        })?;
+        if is_flushed {
             self.put_row(user)?;
         }
         Ok(())
@@ -248,6 +259,10 @@ impl Committer {
         let number = first.number;
         let now_ms = self.shared.clock.now_ms();
         ids.retain(|id| self.dedup.is_within_window(id.at_ms, now_ms) && self.dedup.contains(&id.id));
+        // Without users who were erased after these records.
+        for id in ids.iter_mut().filter(|id| !id.rejected.is_empty()) {
+            id.rejected = self.dedup.stored_rejected(&id.id);
+        }
         let youngest_ms = ids.iter().map(|id| id.at_ms).max().unwrap_or(0);
         let blocks = dedup::pack_blocks(self.shared.namespace, ids).into_iter().enumerate().map(|(at, block)| {
             let mut key = wal_key(number).to_vec();
@@ -295,6 +310,7 @@ impl Committer {
                     flush.ids.push(id);
                     continue;
                 }
+                Event::Erased { .. } => continue,
             };
             let user = match flush.users.get(user) {
                 Some(user) => user.clone(),

@@ -6,6 +6,7 @@
 //! - `flush`: moves entries from the write-ahead log to the value log
 //! - `trim`, `purge`: remove entries from there, in steps · `jobs`: what is left of them · `count`: counts those that
 //!   stay
+//! - `erase`: removes everything about a user
 //! - `quota`, `expiry`: quotas and capacity, removal by TTL and age
 //! - `connected`: the table of users with connections
 //! - `cost`, `suspend`: disk space that appends need, and work that is suspended without space
@@ -17,6 +18,7 @@ pub(super) mod connected;
 pub(super) mod cost;
 pub(super) mod count;
 pub(super) mod dedup;
+pub(super) mod erase;
 pub(super) mod expiry;
 pub(super) mod flush;
 pub(super) mod jobs;

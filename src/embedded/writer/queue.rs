@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::cost::Cost;
 use crate::{
     message::UserId,
-    store::{Append, AppendResult, StoreError},
+    store::{Append, AppendResult, Erasure, StoreError},
 };
 
 /// Limit of operations in one commit.
@@ -31,6 +31,11 @@ pub enum Op {
     Clear {
         user: UserId,
         done: oneshot::Sender<Result<u64, StoreError>>,
+    },
+    /// Erases a user after the commit of all earlier operations.
+    Erase {
+        user: UserId,
+        done: oneshot::Sender<Result<Erasure, StoreError>>,
     },
     /// Closes the store after the commit of all queued operations.
     Close {
@@ -155,7 +160,7 @@ impl Queue {
         }
     }
 
-    /// Takes all queued reports, and operations up to the limits of one commit.
+    /// Takes all queued reports, and operations up to the limits of one commit, or up to an erasure.
     ///
     /// Operations are returned at once. Reports without an operation are returned after `delay`. Without either, the
     /// batch is empty and is returned after `idle`.
@@ -188,7 +193,11 @@ impl Queue {
             if let Op::Append { cost, .. } = &op {
                 bytes += cost.wal;
             }
+            let is_last = matches!(op, Op::Erase { .. });
             batch.ops.push(op);
+            if is_last {
+                break;
+            }
         }
         drop(state);
         let taken = batch.ops.iter().chain(&batch.overdue);
@@ -214,6 +223,7 @@ impl Op {
         match self {
             Self::Append { done, .. } => _ = done.send(Err(error.clone())),
             Self::Clear { done, .. } => _ = done.send(Err(error.clone())),
+            Self::Erase { done, .. } => _ = done.send(Err(error.clone())),
             Self::Close { done } => _ = done.send(Err(error.clone())),
         }
     }

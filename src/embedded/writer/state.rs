@@ -13,7 +13,7 @@ use super::{
     cost::Cost,
     dedup::DedupTable,
     jobs::{CountBudget, Purge, TrimQueue},
-    reply::Reply,
+    reply::{Reply, ReplySender},
 };
 use crate::{
     embedded::{
@@ -26,7 +26,7 @@ use crate::{
         wal::{events::RecordDecoder, record::RecordWriter},
     },
     message::{Seq, UserId},
-    store::{Durability, Limits},
+    store::{Durability, Erasure, Limits},
 };
 
 /// Holds the state of the commit thread, and runs it.
@@ -44,6 +44,10 @@ pub(in crate::embedded) struct Committer {
     pub(in crate::embedded) wal_bytes: usize,
     /// The flush in progress, if any.
     pub(in crate::embedded) flush: Option<Flush>,
+    /// Records up to this one are flushed without a delay.
+    pub(in crate::embedded) flush_through: u64,
+    /// The erasure in progress, if any.
+    pub(in crate::embedded) erasure: Option<ErasureInProgress>,
     pub(in crate::embedded) next_record: u64,
     /// Number of answered appends that are not synced. Always 0 with `Durability::Always`.
     pub(in crate::embedded) not_durable: u64,
@@ -139,6 +143,37 @@ pub(in crate::embedded) struct Flush {
     /// Blocks of ids that are not stored yet, the last first. `None` until all rows are written.
     pub(super) id_blocks: Option<Vec<(Vec<u8>, StoredIds)>>,
     pub(super) decoder: RecordDecoder,
+}
+
+/// Holds the erasure of a user, whose WAL item is durable.
+pub(in crate::embedded) struct ErasureInProgress {
+    pub(super) user: UserId,
+    /// Blocks above this sequence are of a later log of the same user.
+    pub(super) floor: Seq,
+    /// The store had something about the user.
+    pub(super) found: bool,
+    pub(super) stage: ErasureStage,
+    pub(super) done: ReplySender<Erasure>,
+}
+
+/// The next part of an erasure.
+pub(super) enum ErasureStage {
+    Blocks,
+    /// Events above this number are not checked yet.
+    Outbox(u64),
+    /// Idempotency ids from this key on are not checked yet.
+    Ids(Vec<u8>),
+    Checkpoint,
+}
+
+impl Flush {
+    /// Forgets a user who is erased: nothing of this user is written.
+    pub(super) fn forget(&mut self, user: &UserId) {
+        self.users.remove(user);
+        self.users_left.retain(|left| left != user);
+        self.rows_left.retain(|left| left != user);
+        self.pending.remove(user);
+    }
 }
 
 /// Holds an entry that is being moved to the value log.

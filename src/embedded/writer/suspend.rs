@@ -165,7 +165,16 @@ impl Committer {
 
     /// Runs background work as far as there is space for it: flush, reclaiming of space, expiry, and purges.
     pub(in crate::embedded) fn work(&mut self) -> Result<(), EngineError> {
-        if self.flush_is_due() {
+        if self.erasure.is_some() {
+            self.shared.progress.begin(Step::Maintenance);
+            // A flush could remove the record of the erasure before the tables are clean.
+            if self.may_work()? {
+                match self.erase_step() {
+                    Ok(()) => self.resume(),
+                    Err(error) => self.suspend(error)?,
+                }
+            }
+        } else if self.flush_is_due() {
             self.shared.progress.begin(Step::Flush);
             if self.may_work()? {
                 let result = self.flush_step();

@@ -36,7 +36,9 @@ impl Committer {
     /// Must not run during a commit, which needs the released entries until it is written.
     pub(in crate::embedded) fn trim_step(&mut self, users: Vec<UserId>) -> Result<(), EngineError> {
         let job = |user: UserId| TrimJob { from: log_key(user.as_str(), 0), user, remain: false };
-        self.trims.jobs.extend(users.into_iter().map(job));
+        // Otherwise the log was emptied meanwhile, because its user was erased.
+        let is_trimming = |user: &UserId| self.shared.logs.with_loaded(user, |log| log.trimming) == Some(true);
+        self.trims.jobs.extend(users.into_iter().filter(is_trimming).map(job));
         if self.trims.jobs.is_empty() || self.trims.blocked && !self.may_retry() {
             return Ok(());
         }

@@ -140,7 +140,8 @@ impl Hub {
         let session = match Session::begin(self.clone(), user.clone(), entry.clone(), how, now) {
             Ok(session) => session,
             Err(error) => {
-                self.registry.unregister_session(&user, connection, |sessions| self.set_session_count(&user, sessions));
+                self.registry
+                    .unregister_session(&user, connection, |sessions, _| self.set_session_count(&user, sessions));
                 return Err(error);
             }
         };

@@ -290,9 +290,11 @@ pub struct ApiArgs {
     pub key: Option<String>,
 }
 
-/// List users, or show one
+/// List users, show one, or erase one
 ///
 /// Lists all known users, or the online ones. For one user, shows the devices too.
+///
+/// With --erase, disconnects a user and removes everything that the server has about this user, permanently.
 #[derive(Debug, Args)]
 #[command(after_long_help = format!("\
 Examples:
@@ -301,6 +303,7 @@ Examples:
   mesa users alice                with devices and their pending counts
   mesa users --json | jq -r 'select(.pending > 0) | .id'
                                   users with pending messages
+  mesa users --erase alice        removes the user, permanently
 
 {EXIT_CODES}"))]
 pub struct UsersArgs {
@@ -310,6 +313,9 @@ pub struct UsersArgs {
     /// Only online users
     #[arg(long)]
     pub online: bool,
+    /// Disconnect this user, and remove everything about the user
+    #[arg(long, value_name = "USER", conflicts_with_all = ["user", "online", "json"])]
+    pub erase: Option<String>,
     /// One JSON object per line
     #[arg(long)]
     pub json: bool,

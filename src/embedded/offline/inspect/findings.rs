@@ -64,6 +64,8 @@ pub struct Facts {
     pub close_state: CloseState,
     /// Number of lossy restarts. At each, logs skipped sequences that may have been assigned and lost.
     pub lossy_restarts: u32,
+    /// Sequence at which the log of a new user starts. Erased users had at most this head.
+    pub floor: u64,
     /// First and last unflushed record of the WAL, and the number of records.
     pub records: Option<(u64, u64, u64)>,
     /// Bytes of the unflushed records.

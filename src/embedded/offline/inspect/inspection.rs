@@ -24,11 +24,11 @@ use crate::{
             directory::{in_use, try_lock},
             files::{LOCK, REBUILT, SLED_CONF, SLED_DIR, SLED_FILE, UNFINISHED, WATERMARK},
             meta::{
-                CLOSED, FORMAT_KEY, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS, OPEN_KEY,
-                OPEN_LOSSY, check_format,
+                CLOSED, FLOOR_KEY, FORMAT_KEY, FULL_LOSSY_RESTARTS_KEY, LOSSY_RESTARTS_KEY, NAMESPACE_KEY, OPEN_ALWAYS,
+                OPEN_KEY, OPEN_LOSSY, check_format,
             },
             missing::MissingPart,
-            schema::{Ids, StoredLog},
+            schema::{Ids, StoredLog, wal_number},
             unfinished,
             watermark::SyncWatermark,
         },
@@ -106,6 +106,7 @@ impl Inspection {
                 namespace: None,
                 close_state: CloseState::Unknown,
                 lossy_restarts: 0,
+                floor: 0,
                 records: None,
                 wal_bytes: 0,
                 flushed: reader.flushed().map_err(failed)?,
@@ -232,6 +233,7 @@ impl Inspection {
         let namespace = get(NAMESPACE_KEY)?.as_ref().and_then(text);
         let lossy_restarts = get(LOSSY_RESTARTS_KEY)?;
         let open = get(OPEN_KEY)?;
+        let floor = get(FLOOR_KEY)?;
         self.facts.close_state = match open.as_deref() {
             Some(CLOSED) => CloseState::Clean,
             Some(OPEN_ALWAYS) => CloseState::Unclean,
@@ -242,6 +244,12 @@ impl Inspection {
             match lossy_restarts[..].try_into() {
                 Ok(lossy_restarts) => self.facts.lossy_restarts = u32::from_be_bytes(lossy_restarts),
                 Err(_) => self.report("meta", key_name(LOSSY_RESTARTS_KEY), "it is not a number"),
+            }
+        }
+        if let Some(floor) = floor {
+            match wal_number(&floor) {
+                Some(floor) => self.facts.floor = floor,
+                None => self.report("meta", key_name(FLOOR_KEY), "it is not a number"),
             }
         }
         for (key, found) in [(FORMAT_KEY, format.is_some()), (NAMESPACE_KEY, namespace.is_some())] {
@@ -296,6 +304,7 @@ impl Inspection {
             }
         }
         self.facts.records = first.map(|first| (first, next - 1, count));
+        self.facts.floor = self.facts.floor.max(self.wal_events.floor);
     }
 
     fn read_record(&mut self, number: u64, value: &Bytes) {
@@ -316,7 +325,10 @@ impl Inspection {
         }
         for (key, value) in found {
             match Ids::decode(&value) {
-                Ok(Ids::V1 { ids, .. }) => self.ids.extend(ids.into_iter().map(DedupEntry)),
+                Ok(Ids::V1 { mut ids, .. }) => {
+                    ids.iter_mut().for_each(|id| self.wal_events.remove_erased(id));
+                    self.ids.extend(ids.into_iter().map(DedupEntry));
+                }
                 Err(error) => self.report("ids", format!("{key:?}"), error),
             }
         }

@@ -68,6 +68,10 @@ pub struct Assembly {
     restarts_in_row: Option<u32>,
     /// The first entry in the WAL.
     first_in_wal: Option<Seq>,
+    /// The WAL erases the user. Entries up to this sequence no longer exist.
+    erased_through: Option<Seq>,
+    /// No later event has the user.
+    is_gone: bool,
 }
 
 impl Assembly {
@@ -96,7 +100,18 @@ impl Assembly {
             keys,
             restarts_in_row,
             first_in_wal: None,
+            erased_through: None,
+            is_gone: false,
         }
+    }
+
+    /// Returns whether the user is erased, and was not used since.
+    pub fn is_gone(&self) -> bool {
+        self.is_gone
+    }
+
+    fn is_erased(&self, seq: Seq) -> bool {
+        self.erased_through.is_some_and(|through| seq <= through)
     }
 
     pub fn user(&self) -> &str {
@@ -105,10 +120,14 @@ impl Assembly {
 
     /// Adds a WAL event. With `all`, includes entries that are flushed by the row, because their block may be lost.
     pub fn add_wal_event(&mut self, entry: WalEvent, all: bool) {
+        self.is_gone = false;
         match entry {
             WalEvent::Entry { seq, expires_s, payload, collapse } => {
+                let is_first = self.first_in_wal.is_none();
                 self.first_in_wal.get_or_insert(seq);
-                if has_skipped(self.log.head, seq) {
+                // The first entry of a later log may be above the floor of the erasure.
+                let begins_later = is_first && self.erased_through.is_some();
+                if begins_later && seq > self.log.head + 1 || has_skipped(self.log.head, seq) {
                     self.skip_to(seq - 1);
                 }
                 self.log.head = self.log.head.max(seq);
@@ -123,11 +142,19 @@ impl Assembly {
             WalEvent::Cursor { device, cursor } => self.cursors.replay(device, &cursor),
             WalEvent::CursorRemoved { device } => self.cursors.remove(device.as_ref()),
             WalEvent::Gap(gap) => self.gaps.push(gap),
+            WalEvent::Erased { floor } => {
+                let mut later = Self::new(std::mem::take(&mut self.user), None);
+                later.skip_to(floor);
+                *self = Self { erased_through: Some(floor), is_gone: true, ..later };
+            }
         }
     }
 
     /// Adds an entry of a block without a location. Returns false if it differs from an entry with the same sequence.
     pub fn add_orphan_entry(&mut self, seq: Seq, expires_s: u32, payload: Bytes) -> bool {
+        if self.is_erased(seq) {
+            return true;
+        }
         self.log.head = self.log.head.max(seq);
         match self.entries.entry(seq) {
             Entry::Vacant(vacant) => _ = vacant.insert((expires_s, payload)),
@@ -163,7 +190,8 @@ impl Assembly {
             None => Seq::MAX,
         };
         let mut merged: BTreeMap<Seq, (u32, Bytes)> = BTreeMap::new();
-        for (seq, expires_s, payload) in block.into_iter().flatten() {
+        let erased_through = self.erased_through.unwrap_or(0);
+        for (seq, expires_s, payload) in block.into_iter().flatten().filter(|(seq, ..)| *seq > erased_through) {
             self.log.head = self.log.head.max(seq);
             merged.insert(seq, (expires_s, payload));
         }

@@ -98,7 +98,7 @@ impl UserWalk<'_> {
             }
             let wanted = self.only.is_none_or(|only| *only == *user);
             let facts = self.user(&user, sink)?;
-            if wanted {
+            if let Some(facts) = facts.filter(|_| wanted) {
                 sink.log(facts).map_err(VisitError::Sink)?;
             }
             after = Some(user);
@@ -129,7 +129,8 @@ impl UserWalk<'_> {
         error.unwrap_or_else(|| std::io::ErrorKind::Other.into())
     }
 
-    fn user(&mut self, user: &str, sink: &mut dyn InspectSink) -> Result<LogFacts, VisitError> {
+    /// Visits a user. Returns `None` if the user is erased.
+    fn user(&mut self, user: &str, sink: &mut dyn InspectSink) -> Result<Option<LogFacts>, VisitError> {
         let wanted = self.only.is_none_or(|only| only == user);
         let row = self.row(user)?;
         let flushed = row.as_ref().map_or(0, |row| row.flushed);
@@ -161,6 +162,9 @@ impl UserWalk<'_> {
         if wanted && !pending.is_empty() {
             sink.entries(user, &pending).map_err(VisitError::Sink)?;
         }
+        if assembly.is_gone() {
+            return Ok(None);
+        }
         let facts = assembly.finish();
         if self.damaged {
             for (from, to) in &facts.missing {
@@ -168,7 +172,7 @@ impl UserWalk<'_> {
                 self.damage_found.push(damage(user, "entries", format!("{from} to {to}"), what));
             }
         }
-        Ok(facts)
+        Ok(Some(facts))
     }
 
     fn row(&mut self, user: &str) -> Result<Option<StoredLog>, VisitError> {

@@ -33,6 +33,10 @@ pub enum WalEvent {
         device: Option<DeviceId>,
     },
     Gap(Gap),
+    /// The user was erased. All earlier events are dropped.
+    Erased {
+        floor: Seq,
+    },
 }
 
 /// Holds the decoded events of all records.
@@ -42,6 +46,10 @@ pub struct WalEvents {
     pub users: BTreeMap<String, Vec<WalEvent>>,
     /// Idempotency ids and their results.
     pub ids: Vec<StoredId>,
+    /// Highest sequence floor of the erasures.
+    pub floor: Seq,
+    /// Erased users, each with the time of the erasure in milliseconds of the Unix epoch.
+    erased: Vec<(String, u64)>,
     decoder: RecordDecoder,
 }
 
@@ -54,7 +62,7 @@ impl WalEvents {
             Ok(events) => events,
             Err(error) => return (None, Err(error.to_string())),
         };
-        let namespace = Some(events.namespace);
+        let (namespace, at_ms) = (Some(events.namespace), events.at_ms);
         for event in events {
             let (user, entry) = match event {
                 Ok(Event::Entry { user, seq, message, .. }) => {
@@ -69,6 +77,14 @@ impl WalEvents {
                     self.ids.push(id);
                     continue;
                 }
+                Ok(Event::Erased { user, floor, .. }) => {
+                    self.floor = self.floor.max(floor);
+                    let ids = self.ids.iter_mut();
+                    ids.for_each(|id| id.rejected.retain(|(rejected, _)| rejected != user));
+                    self.erased.push((user.to_owned(), at_ms));
+                    self.users.insert(user.to_owned(), vec![WalEvent::Erased { floor }]);
+                    continue;
+                }
                 Err(RecordError::Unreadable(error)) => {
                     return (namespace, Err(format!("a part of it is unreadable: {error}")));
                 }
@@ -80,5 +96,12 @@ impl WalEvents {
             }
         }
         (namespace, Ok(()))
+    }
+
+    /// Removes erased users from the rejected recipients of a stored id.
+    pub fn remove_erased(&self, id: &mut StoredId) {
+        let StoredId { at_ms, rejected, .. } = id;
+        rejected
+            .retain(|(user, _)| !self.erased.iter().any(|(erased, until_ms)| erased == user && *at_ms <= *until_ms));
     }
 }

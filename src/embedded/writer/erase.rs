@@ -1,0 +1,308 @@
+//! Erases a user: removes everything that the store has about this user.
+//!
+//! An item in the WAL erases the user. Once it is durable, a crash repeats the rest: recovery resets the log at the
+//! item, and removes what the tables still have. So before the item everything is there, and after it nothing.
+//!
+//! The order is: the item, durable; the floor; the row and the log in memory; in steps the blocks, the webhook events,
+//! and the user's name in results of dispatches; a checkpoint; the reply. No flush runs meanwhile, because it could
+//! remove the item before the tables are clean.
+//!
+//! A later log of the same user starts at the *floor*, which is at least the head of every erased log. So a client with
+//! an old position receives new messages, although the store no longer has the old head. The floor is put before the row
+//! is removed, and a power cut keeps a prefix of both.
+//!
+//! The erased bytes are not needed any more, but stay in files for some time. So the record is flushed early, and
+//! compaction rewrites the files of the value log that had blocks of this user.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use super::{
+    reply::ReplySender,
+    state::{Commit, Committer, ErasureInProgress, ErasureStage},
+    suspend::NO_TABLE_SPACE,
+};
+use crate::{
+    embedded::{
+        outbox,
+        tables::{
+            contract::{EngineError, Table, TableSpace, Tables},
+            meta::FLOOR_KEY,
+            schema::{Ids, is_log_key_of, log_key},
+        },
+        unreadable,
+        wal::record::Item,
+    },
+    message::{Seq, USER_ID_BYTES_MAX, UserId},
+    store::{Erasure, Outbox as _, StoreError},
+};
+
+/// Time limit of a step, and so the delay that an erasure adds to a commit.
+const STEP_TIMEOUT: Duration = Duration::from_millis(2);
+
+/// Limit of blocks that are removed between two checks of the time and of the table space.
+const BLOCKS_MAX: usize = 32;
+
+/// Attempts to write all webhook events about a user before the erasure.
+const OUTBOX_ATTEMPTS_MAX: usize = 3;
+
+/// Bytes that a record needs for the item.
+const ITEM_BYTES_MAX: usize = USER_ID_BYTES_MAX + 32;
+
+impl Committer {
+    /// Begins to erase a user. Replies when the user is erased, or cannot be.
+    ///
+    /// Must not run during a commit.
+    pub(in crate::embedded) fn begin_erasure(
+        &mut self,
+        user: UserId,
+        done: ReplySender<Erasure>,
+    ) -> Result<(), EngineError> {
+        // One at a time.
+        if let Err(error) = self.finish_erasure() {
+            _ = done.send(Err(error.clone().into()));
+            return self.suspend(error);
+        }
+        match self.commit_erasure(&user)? {
+            Err(error) => _ = done.send(Err(error)),
+            Ok(None) => _ = done.send(Ok(Erasure::Online)),
+            Ok(Some((floor, found))) => {
+                self.erasure = Some(ErasureInProgress { user, floor, found, stage: ErasureStage::Blocks, done });
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the erasure durable, and empties the log. Returns the floor, and whether the user was known.
+    ///
+    /// Returns `None` if a session is attached. The outer error is final. After an inner error nothing has changed.
+    fn commit_erasure(&mut self, user: &UserId) -> Result<Result<Option<(Seq, bool)>, StoreError>, EngineError> {
+        let full = |why: Option<String>| Ok(Err(StoreError::Full(why.unwrap_or_default().into())));
+        if self.suspended.stuck.is_some() {
+            return full(self.why_suspended());
+        }
+        if let Some(outbox) = self.shared.outbox.clone() {
+            // Then all events about the user are in batches, up to the last one. A connection that was just closed may
+            // put one more meanwhile.
+            for _ in 0..OUTBOX_ATTEMPTS_MAX {
+                self.write_outbox()?;
+                if !outbox.has_waiting(user.as_str()) {
+                    break;
+                }
+            }
+            if outbox.has_waiting(user.as_str()) {
+                let why = "webhook events about this user wait for disk space. Free some space, then retry";
+                return Ok(Err(StoreError::Full(why.into())));
+            }
+            outbox.remove_reported(user);
+        }
+        let events = match outbox::erase::last_batch(&*self.shared.engine) {
+            Err(error) if error.is_transient() => return Ok(Err(error.into())),
+            events => events?,
+        };
+        let begun = self.try_with_log(user, |log| {
+            log.is_erasing = !log.cursors.any_attached();
+            log.is_erasing.then(|| (log.assigned, log.row_lossy_restarts.is_some() || log.dirty))
+        });
+        let (head, known) = match begun {
+            Ok(Some(begun)) => begun,
+            Ok(None) => return Ok(Ok(None)),
+            Err(error @ StoreError::Failed(_)) => return Err(error.into()),
+            Err(error) => return Ok(Err(error)),
+        };
+        let floor = self.shared.logs.floor().max(head);
+        let mut commit = Commit::new(self.next_record);
+        if !self.reserve_report(&commit)? {
+            self.with_log(user, |log| log.is_erasing = false)?;
+            return full(self.why_suspended());
+        }
+        commit.ensure_capacity(ITEM_BYTES_MAX);
+        commit.push(&self.shared, &Item::Erased { user: user.as_str(), floor, events });
+        commit.has_replies = true;
+        let number = commit.number;
+        if let Err(error) = self.write(&mut commit) {
+            if !error.is_transient() {
+                return Err(error);
+            }
+            self.with_log(user, |log| log.is_erasing = false)?;
+            return Ok(Err(error.into()));
+        }
+        self.sync_if_not_durable()?;
+        self.finish(commit)?;
+        // Before the row is removed: a log that is created from now on starts at the floor.
+        self.shared.logs.raise_floor(floor);
+        self.shared.engine.put(Table::Meta, FLOOR_KEY, &floor.to_be_bytes())?;
+        self.shared.engine.remove(Table::Users, user.as_str().as_bytes())?;
+        if let Some(log) = self.shared.logs.remove(user) {
+            self.capacity.update(log.block_usage.bytes, 0);
+            log.pins.set_erased();
+        }
+        if let Some(flush) = &mut self.flush {
+            flush.forget(user);
+        }
+        self.trims.jobs.retain(|job| job.user != *user);
+        self.purges.retain(|purge| purge.user != *user);
+        self.flush_through = self.flush_through.max(number);
+        let rejected = self.dedup.erase(user.as_str());
+        // The user has no connections, so the row has only not been removed yet.
+        self.shared.engine.remove(Table::Connected, user.as_str().as_bytes())?;
+        Ok(Ok(Some((floor, known || rejected))))
+    }
+
+    /// Completes the erasure in progress, if there is one.
+    pub(in crate::embedded) fn finish_erasure(&mut self) -> Result<(), EngineError> {
+        while self.erasure.is_some() {
+            self.erase_step()?;
+        }
+        Ok(())
+    }
+
+    /// Runs one step of the erasure. After an error, a retry continues from there.
+    pub(in crate::embedded) fn erase_step(&mut self) -> Result<(), EngineError> {
+        let Some(mut erasure) = self.erasure.take() else { return Ok(()) };
+        let until = Instant::now() + STEP_TIMEOUT;
+        let mut done = Ok(false);
+        while matches!(done, Ok(false)) && Instant::now() < until {
+            done = self.erase_part(&mut erasure);
+        }
+        if let Ok(true) = done {
+            let result = if erasure.found { Erasure::Erased } else { Erasure::Unknown };
+            _ = erasure.done.send(Ok(result));
+        } else {
+            self.erasure = Some(erasure);
+        }
+        done.map(drop)
+    }
+
+    /// Runs a part of a step. Returns true when the erasure is complete.
+    fn erase_part(&mut self, erasure: &mut ErasureInProgress) -> Result<bool, EngineError> {
+        if self.table_space() < TableSpace::Enough {
+            return Err(EngineError::no_space(NO_TABLE_SPACE));
+        }
+        let (engine, user) = (self.shared.engine.clone(), erasure.user.as_str());
+        match &mut erasure.stage {
+            ErasureStage::Blocks => {
+                let blocks = blocks_of(&*engine, user, erasure.floor, BLOCKS_MAX)?;
+                blocks.iter().try_for_each(|key| engine.remove_erased(key))?;
+                erasure.found |= !blocks.is_empty();
+                if blocks.is_empty() {
+                    erasure.stage = ErasureStage::Outbox(0);
+                }
+            }
+            ErasureStage::Outbox(after) => {
+                let next = match self.shared.outbox.clone() {
+                    Some(outbox) => outbox.erase_next(user, *after)?,
+                    // Nothing else writes the table.
+                    None => {
+                        erasure.found |= outbox::erase::erase_stored(&*engine, &|of, _| of == user)?;
+                        engine.remove(Table::Outbox, &outbox::format::reported_key(user))?;
+                        None
+                    }
+                };
+                match next {
+                    Some((last, found)) => (*after, erasure.found) = (last, erasure.found || found),
+                    None => erasure.stage = ErasureStage::Ids(Vec::new()),
+                }
+            }
+            ErasureStage::Ids(from) => match erase_ids(&*engine, &|of, _| of == user, from)? {
+                Some((next, found)) => (*from, erasure.found) = (next, erasure.found || found),
+                None => erasure.stage = ErasureStage::Checkpoint,
+            },
+            ErasureStage::Checkpoint => {
+                self.write_outbox()?;
+                self.shared.engine.checkpoint()?;
+                return Ok(true);
+            }
+        }
+        self.invalidate_disk_state();
+        Ok(false)
+    }
+}
+
+/// Lists the keys of a user's first blocks up to `floor`, at most `limit`.
+fn blocks_of(tables: &dyn Tables, user: &str, floor: Seq, limit: usize) -> Result<Vec<Vec<u8>>, EngineError> {
+    let end = log_key(user, floor);
+    let mut blocks = Vec::new();
+    tables.keys(Table::Log, &log_key(user, 0), &mut |key| {
+        let is_erased = is_log_key_of(key, user) && key <= &end[..];
+        blocks.extend(is_erased.then(|| key.to_vec()));
+        is_erased && blocks.len() < limit
+    })?;
+    Ok(blocks)
+}
+
+/// Removes users from the rejected recipients in the block of ids at or after the key `from`.
+///
+/// `is_erased` gets the user, and the time of the result in milliseconds of the Unix epoch. Returns the key after that
+/// block, and whether a user was removed. Returns `None` if there is no block.
+fn erase_ids(
+    tables: &dyn Tables,
+    is_erased: &dyn Fn(&str, u64) -> bool,
+    from: &[u8],
+) -> Result<Option<(Vec<u8>, bool)>, EngineError> {
+    let mut block = None;
+    tables.scan(Table::Ids, from, &mut |key, value| {
+        block = Some((key.to_vec(), value));
+        false
+    })?;
+    let Some((mut key, value)) = block else { return Ok(None) };
+    let Ids::V1 { namespace, mut ids } = Ids::decode(&value).map_err(EngineError::new)?;
+    let mut found = false;
+    for id in &mut ids {
+        let before = id.rejected.len();
+        id.rejected.retain(|(user, _)| !is_erased(user, id.at_ms));
+        found |= id.rejected.len() < before;
+    }
+    if found {
+        tables.put(Table::Ids, &key, &Ids::V1 { namespace, ids }.encode())?;
+    }
+    key.push(0);
+    Ok(Some((key, found)))
+}
+
+/// Describes an erasure in the WAL, which recovery repeats.
+pub(in crate::embedded) struct ReplayedErasure {
+    pub user: String,
+    /// Time of the erasure, in milliseconds of the Unix epoch.
+    pub at_ms: u64,
+    /// See [`Item::Erased`].
+    pub events: u64,
+}
+
+/// Removes from the tables what they may still have about erased users.
+///
+/// Also removes the row and the blocks of a later log of such a user: the WAL has all its items. Later webhook events
+/// and results of dispatches stay.
+pub(in crate::embedded) fn repeat_erasures(
+    tables: &dyn Tables,
+    erasures: &[ReplayedErasure],
+) -> Result<(), StoreError> {
+    if erasures.is_empty() {
+        return Ok(());
+    }
+    // The last erasure of a user counts.
+    let erased: HashMap<&str, &ReplayedErasure> =
+        erasures.iter().map(|erasure| (erasure.user.as_str(), erasure)).collect();
+    for user in erased.keys() {
+        for key in blocks_of(tables, user, Seq::MAX, usize::MAX)? {
+            tables.remove_erased(&key)?;
+        }
+        tables.remove(Table::Users, user.as_bytes())?;
+        tables.remove(Table::Outbox, &outbox::format::reported_key(user))?;
+    }
+    outbox::erase::erase_stored(tables, &|user, first| {
+        erased.get(user).is_some_and(|erasure| first <= erasure.events)
+    })?;
+    let is_erased = |user: &str, at_ms: u64| erased.get(user).is_some_and(|erasure| at_ms <= erasure.at_ms);
+    let mut from = Vec::new();
+    while let Some((next, _)) = erase_ids(tables, &is_erased, &from).map_err(unreadable_ids)? {
+        from = next;
+    }
+    Ok(())
+}
+
+fn unreadable_ids(error: EngineError) -> StoreError {
+    if error.is_transient() { error.into() } else { unreadable::damaged(format!("dispatch ids: {error}")) }
+}
