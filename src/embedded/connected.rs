@@ -8,8 +8,9 @@
 //!
 //! - A row in the WAL would be written twice: with a record, and into sled by the flush. Each start would replay it.
 //! - No message depends on a row, so a row needs no sync, and no order with any record.
-//! - A put into sled is a change in memory, of some 10 µs. The commit thread would have to wait for the disk only if it
-//!   passed the rows to the system itself, so it leaves that to sled's thread.
+//! - A put into sled is a change in memory: 10,000 of them took 0.11 s in a test build. The commit thread waits for the
+//!   disk only when sled holds 256 KiB of changes, from some 2,700 rows, as with every other table. It leaves the rest to
+//!   sled's thread, and requests no sync.
 //!
 //! Changes are merged by user, and written in steps with a bound. So a storm of connections delays a commit by one step
 //! at most, and the rest waits in memory: one entry for each connected user, and for each disconnected one whose row is
@@ -119,6 +120,11 @@ impl ConnectedUsers {
     /// Returns the first users whom the previous start had connected, and whose rows are not removed.
     pub(super) fn interrupted(&self, limit: usize) -> Vec<UserId> {
         self.0.lock().interrupted.iter().take(limit).cloned().collect()
+    }
+
+    /// Returns the number of these users.
+    pub(super) fn interrupted_count(&self) -> usize {
+        self.0.lock().interrupted.len()
     }
 
     /// Forgets the first `count` of these users. Their rows are removed.

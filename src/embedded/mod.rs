@@ -310,7 +310,7 @@ impl EmbeddedStore {
         committer.refresh_capacity();
         committer.refresh_outbox_space();
         // Before the first event of this start, so that a backend sees the disconnections of the previous one first.
-        committer.report_interrupted()?;
+        committer.report_all_interrupted()?;
         let thread = thread::Builder::new().name("mesa-commit".into()).spawn(move || committer.run());
         let thread = thread.map_err(|error| StoreError::Failed(format!("cannot start a thread: {error}").into()))?;
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::{
     output_text, run_mesa,
-    support::{command::utf8, http::Http, server::Home, socket::Socket},
+    support::{command::utf8, connected::leave_connected, http::Http, server::Home, socket::Socket},
 };
 
 /// Longest time from SIGTERM to the exit.
@@ -56,6 +56,29 @@ async fn inspect_of_one_user_shows_dates() {
     let seen = listed.split("last seen ").nth(1).expect("alice was online").lines().next().expect("a date");
     assert!(shown.contains(&format!("\nlast seen      {seen}\n")), "{seen}\n{shown}");
     drop(server);
+}
+
+#[test]
+fn inspect_lists_trees_and_a_bounded_number_of_connected_users() {
+    let home = Home::new();
+    leave_connected(&home.store(), &["alice", "bob\u{202e}", "carol"]);
+    let inspect = |args: &[&str]| output_text(&run_mesa(&[&["inspect", utf8(&home.store())], args].concat()));
+    let shown = inspect(&["--limit", "2"]);
+    assert!(shown.contains("\nconnected      3 users when the server ended\n"), "{shown}");
+    let trees = shown.lines().find(|line| line.starts_with("trees ")).expect("a line with the trees");
+    assert!(trees.starts_with("trees          log 0, users 0, meta ") && trees.ends_with(", connected 3"), "{trees}");
+    let listed: Vec<_> = shown.lines().skip_while(|line| !line.starts_with("connections ")).skip(1).collect();
+    let [alice, bob, more] = listed[..] else { panic!("{shown}") };
+    assert!(alice.starts_with("          1  20") && alice.ends_with("Z  alice"), "{alice}");
+    assert!(bob.ends_with("Z  bob\\u{202e}"), "{bob}");
+    assert!(more.contains("and 1 connected user more"), "{more}");
+
+    let json = inspect(&["--json"]);
+    let lines: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((&lines[0]["store"]["connected"], &lines[0]["store"]["trees"]["connected"]), (&json!(3), &json!(3)));
+    let users: Vec<_> = lines.iter().filter_map(|line| line["connected"]["user"].as_str()).collect();
+    assert_eq!(users, ["alice", "bob\u{202e}", "carol"]);
+    assert_eq!(lines[1]["connected"]["connections"], 1);
 }
 
 #[test]

@@ -95,6 +95,8 @@ mod tests {
         while store.read_cached(&UserId::new("a").unwrap(), 39, ReadLimit { entries: 1, bytes: 1 }).is_some() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        let connected = UserId::new("connected").unwrap();
+        store.set_connections(&connected, 1);
         store.close().await.unwrap();
         drop(store);
         let never = Duration::from_secs(3600);
@@ -120,6 +122,8 @@ mod tests {
                 }
             }
             let store = open(tuned(never)).unwrap();
+            let interrupted = if step == "rebuilt" { vec![connected.clone()] } else { Vec::new() };
+            assert_eq!(store.take_interrupted(), interrupted, "{step}");
             assert_eq!(seqs(&store), (1..=head).collect::<Vec<_>>(), "{step}");
             append(&store, 5).await;
             head += 5;

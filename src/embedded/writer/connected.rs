@@ -17,8 +17,10 @@ pub(in crate::embedded) const STEP_ROWS_MAX: usize = 256;
 /// Time limit of a step, and so the delay that a storm of connections adds to a commit.
 const STEP_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// Limit of users whose disconnection is put into the outbox at once. The outbox holds several times as many in memory.
-const INTERRUPTED_STEP_MAX: usize = 1024;
+/// Limit of users whose disconnection is put into the outbox in one step, of some milliseconds.
+///
+/// The outbox holds many times as many in memory. Steps between commits are needed only after a start on a full disk.
+const INTERRUPTED_STEP_MAX: usize = 512;
 
 impl Committer {
     /// Writes changed rows, as far as the bounds of one step and the disk allow.
@@ -27,10 +29,12 @@ impl Committer {
     pub(super) fn write_connected(&mut self) -> Result<(), EngineError> {
         self.has_connected_rows = false;
         let connected = self.shared.connected.clone();
-        if connected.changes() == 0 && connected.interrupted(1).is_empty() {
+        let interrupted = connected.interrupted_count();
+        if connected.changes() == 0 && interrupted == 0 || self.table_space() < TableSpace::Enough {
             return Ok(());
         }
-        if self.table_space() < TableSpace::Enough || !self.report_interrupted()? {
+        if !self.report_interrupted()? {
+            self.has_connected_rows = connected.interrupted_count() < interrupted;
             return Ok(());
         }
         let until = Instant::now() + STEP_TIMEOUT;
@@ -50,7 +54,7 @@ impl Committer {
     /// Most of them are removals. Rows that stay are reported at the next start, as after a kill.
     pub(super) fn write_all_connected(&mut self) -> Result<(), EngineError> {
         let connected = self.shared.connected.clone();
-        if !self.report_interrupted()? {
+        if !self.report_all_interrupted()? {
             return Ok(());
         }
         // Later changes come from connections that outlive the server, and are not waited for.
@@ -81,50 +85,59 @@ impl Committer {
         Ok(true)
     }
 
-    /// Puts the disconnections of the users whom the previous start had connected into the outbox, and removes their
+    /// Reports all users whom the previous start had connected, as far as the disk allows. The rest follows later.
+    pub(in crate::embedded) fn report_all_interrupted(&mut self) -> Result<bool, EngineError> {
+        loop {
+            let before = self.shared.connected.interrupted_count();
+            let is_done = self.report_interrupted()?;
+            if is_done || self.shared.connected.interrupted_count() == before {
+                return Ok(is_done);
+            }
+        }
+    }
+
+    /// Puts the disconnections of some users whom the previous start had connected into the outbox, and removes their
     /// rows. Returns true when none is left.
     ///
     /// The order is: the events, which are made as durable as configured, then the removals. A crash keeps a prefix of
     /// both. So it may repeat an event under another id, and never loses one. New rows are written only after all of
     /// that, so that none of them replaces the row of an earlier start.
-    pub(in crate::embedded) fn report_interrupted(&mut self) -> Result<bool, EngineError> {
+    fn report_interrupted(&mut self) -> Result<bool, EngineError> {
         let connected = self.shared.connected.clone();
-        loop {
-            let users = connected.interrupted(INTERRUPTED_STEP_MAX);
-            if users.is_empty() {
-                return Ok(true);
-            }
-            if self.table_space() < TableSpace::Enough {
+        let users = connected.interrupted(INTERRUPTED_STEP_MAX);
+        if users.is_empty() {
+            return Ok(true);
+        }
+        if self.table_space() < TableSpace::Enough {
+            return Ok(false);
+        }
+        if let Some(outbox) = self.shared.outbox.clone().filter(|outbox| outbox.is_enabled(EventKind::Disconnection)) {
+            let last = *self.interrupted_event.get_or_insert_with(|| {
+                for user in &users {
+                    outbox.put(OutboxEvent::RestartDisconnection { user: user.as_str().to_owned() });
+                }
+                outbox.last_number()
+            });
+            self.write_outbox()?;
+            if !outbox.is_written(last) {
+                // The disk has no space for the events, which wait in memory. A later call continues here.
                 return Ok(false);
             }
-            if let Some(outbox) =
-                self.shared.outbox.clone().filter(|outbox| outbox.is_enabled(EventKind::Disconnection))
-            {
-                let last = *self.interrupted_event.get_or_insert_with(|| {
-                    for user in &users {
-                        outbox.put(OutboxEvent::RestartDisconnection { user: user.as_str().to_owned() });
-                    }
-                    outbox.last_number()
-                });
-                self.write_outbox()?;
-                if !outbox.is_written(last) {
-                    // The disk has no space for the events, which wait in memory. A later call continues here.
-                    return Ok(false);
-                }
-                self.interrupted_event = None;
-            }
-            for user in &users {
-                self.shared.engine.remove(Table::Connected, user.as_str().as_bytes())?;
-            }
-            connected.forget_interrupted(users.len());
-            self.invalidate_disk_state();
-            if connected.interrupted(1).is_empty() {
-                // A kill from now on repeats no event that a backend has accepted.
-                match self.durability {
-                    Durability::Always => self.shared.engine.checkpoint()?,
-                    Durability::Interval(_) | Durability::Never => self.shared.engine.write_through()?,
-                }
+            self.interrupted_event = None;
+        }
+        for user in &users {
+            self.shared.engine.remove(Table::Connected, user.as_str().as_bytes())?;
+        }
+        connected.forget_interrupted(users.len());
+        self.invalidate_disk_state();
+        let is_done = connected.interrupted_count() == 0;
+        if is_done {
+            // A kill from now on repeats no event that a backend has accepted.
+            match self.durability {
+                Durability::Always => self.shared.engine.checkpoint()?,
+                Durability::Interval(_) | Durability::Never => self.shared.engine.write_through()?,
             }
         }
+        Ok(is_done)
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{InspectSink, Inspection, LogFacts};
+use super::{Facts, InspectSink, Inspection, LogFacts};
 use crate::{
     embedded::{
         offline::salvage::salvage,
@@ -185,4 +185,28 @@ async fn inspection_without_table_names_shows_every_user_once() {
         let shown: Vec<_> = facts.pending.iter().map(|(seq, ..)| *seq).collect();
         assert_eq!(shown, (ACKNOWLEDGED + 1..=MESSAGES).collect::<Vec<_>>(), "{}", facts.user);
     }
+}
+
+#[tokio::test]
+async fn connected_users_are_listed_with_the_size_of_each_tree_and_are_not_salvaged() {
+    let home = tempfile::tempdir().unwrap();
+    let (path, saved) = (home.path().join("store"), home.path().join("saved"));
+    let store = open(options(&path)).unwrap();
+    for (id, connections) in [("b", 2), ("a", 1), ("c", 1), ("c", 0)] {
+        store.set_connections(&user(id), connections);
+    }
+    // These connections outlive the store.
+    store.close().await.unwrap();
+    drop(store);
+    let mut inspection = Inspection::open(&path).unwrap();
+    let Facts { connected, trees, .. } = inspection.facts();
+    let listed: Vec<_> = connected.iter().map(|one| (one.user.as_str(), one.connections)).collect();
+    assert_eq!(listed, [("a", 1), ("b", 2)]);
+    assert!(connected.iter().all(|one| one.since_ms > 1_700_000_000_000), "{connected:?}");
+    let names: Vec<_> = trees.iter().map(|(name, _)| *name).collect();
+    assert_eq!(names, ["log", "users", "meta", "ids", "outbox", "connected"]);
+    assert_eq!(trees.last(), Some(&("connected", 2)));
+    assert!(inspection.is_undamaged());
+    salvage(&mut inspection, &saved).unwrap();
+    assert_eq!(Inspection::open(&saved).unwrap().facts().connected, []);
 }
