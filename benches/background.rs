@@ -127,7 +127,7 @@ fn print_row(name: &str, latencies: &[Duration]) {
 
 async fn run() {
     let unlimited = Limits { messages: u64::MAX, bytes: u64::MAX, free_bytes: 0, ..Limits::default() };
-    let long = || TestStore::new(unlimited, &[heavy()], MESSAGES, None, true);
+    let long = async || TestStore::new(unlimited, &[heavy()], MESSAGES, None, true).await;
     println!("{:<46}{:>8}{:>14}{:>14}{:>14}", "appends to other users during", "count", "p50", "p99", "max");
 
     let test = long().await;

@@ -124,12 +124,11 @@ impl Need {
             return Outcome { last: block.last, removed: Usage::default(), live, expired, change: Change::Keep };
         }
         let live = live_usage(&kept, &self.counted_after);
-        let change = match kept.is_empty() {
-            true => Change::Remove,
-            false => {
-                let (namespace, user) = owner;
-                Change::Replace(Block::V1 { namespace, user, entries: kept }.encode())
-            }
+        let change = if kept.is_empty() {
+            Change::Remove
+        } else {
+            let (namespace, user) = owner;
+            Change::Replace(Block::V1 { namespace, user, entries: kept }.encode())
         };
         Outcome { last: block.last, removed, live, expired, change }
     }
@@ -214,6 +213,13 @@ impl Committer {
 
     /// Purges the next part of a log. Returns true after the last part. After an error, a retry repeats the part.
     fn purge_part(&mut self, purge: &mut Purge, reads: &mut usize) -> Result<bool, EngineError> {
+        let is_hidden = matches!(purge.scope, Scope::Hidden { .. });
+        let is_queued =
+            self.with_log(&purge.user, |log| if is_hidden { log.purging_hidden } else { log.purging_all })?;
+        if !is_queued {
+            // The log was removed meanwhile, and must get no row.
+            return Ok(true);
+        }
         let (now_s, blocks) = match &purge.scope {
             Scope::Hidden { gaps, after } => {
                 (self.shared.clock.now_s(), self.hidden_blocks(&purge.user, gaps, *after)?)

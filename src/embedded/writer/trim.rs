@@ -80,7 +80,9 @@ impl Committer {
     /// Trims the next part of a log. Returns true after the last part. Subtracts its blocks from `blocks_left`.
     fn trim_part(&self, job: &mut TrimJob, blocks_left: &mut usize) -> Result<bool, EngineError> {
         let user = &job.user;
-        let released = self.with_log(user, |log| log.trimmable())?;
+        // A log that was removed meanwhile has no trim, and must get no row.
+        let released = self.with_log(user, |log| log.trimming.then(|| log.trimmable()))?;
+        let Some(released) = released else { return Ok(true) };
         let ReleasedBlocks { keys, next, remain } = self.count_released(user, &job.from, released)?;
         *blocks_left = blocks_left.saturating_sub(keys.len());
         keys.iter().try_for_each(|key| self.shared.engine.remove(Table::Log, key))?;
