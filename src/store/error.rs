@@ -39,6 +39,10 @@ pub enum StoreError {
     /// Messages arrive faster than the disk takes them, so this one waited for seconds in vain. Nothing was accepted.
     #[error("the store is busy: {0}. Retry in a second")]
     Busy(Arc<str>),
+    /// The disk was full while a commit was written. The commit is kept, and completed when there is space; a crash before
+    /// that may lose it.
+    #[error("{0}; it is not known yet whether the message will be stored. Retry only with an idempotency id")]
+    OutcomeUnknown(Arc<str>),
     /// The user has the maximum number of devices, and all are connected, so another device is rejected.
     #[error("{0} devices of this user are connected, which is the limit (sync.maxDevices)")]
     Devices(usize),

@@ -163,7 +163,7 @@ async fn append_all(store: &Arc<dyn Store>, rejections: &mut usize) -> Vec<Vec<(
             match store.append(Append { collapse, ..Append::new(payload(n), recipients) }).await {
                 Ok(_) => break,
                 Err(StoreError::Full(_)) => {}
-                Err(StoreError::Unreachable(_)) => unknown = true,
+                Err(StoreError::OutcomeUnknown(_)) => unknown = true,
                 Err(error) => panic!("{error}"),
             }
             *rejections += 1;

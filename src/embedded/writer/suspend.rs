@@ -238,8 +238,7 @@ impl Committer {
     /// Returns `error` if it is final. Then all callers get that error.
     pub(super) fn keep_stuck(&mut self, mut commit: Commit, error: EngineError) -> Result<(), EngineError> {
         let rejection = if error.is_transient() {
-            let what = format!("{error}; the outcome is unknown, and the operation is completed when there is space");
-            StoreError::Unreachable(what.into())
+            StoreError::OutcomeUnknown(error.what.clone())
         } else {
             StoreError::Failed(error.what.clone())
         };
