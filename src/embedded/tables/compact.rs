@@ -4,7 +4,7 @@ use std::io;
 
 use super::{
     contract::EngineError,
-    sled::{Disk, Reclaim},
+    sled::{Disk, Reclaim, read_error},
     sled_error,
 };
 use crate::embedded::value_log::{
@@ -20,6 +20,15 @@ const STEP_LOCATIONS_MAX: usize = 256;
 const STEP_FILES_MAX: usize = 4;
 
 impl Disk {
+    /// Removes the block of an erased user, and marks its file for compaction.
+    pub(super) fn remove_erased_block(&self, key: &[u8]) -> Result<(), EngineError> {
+        let row = self.trees.log.get(key).map_err(read_error)?;
+        if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
+            self.value_log.set_erased(row.location);
+        }
+        self.remove_block(key)
+    }
+
     /// Removes a few of the dead files. Returns true if there are more.
     pub(super) fn remove_dead_files(&self, reclaim: &mut Reclaim) -> bool {
         let rest = reclaim.dead_files.len().saturating_sub(STEP_FILES_MAX);

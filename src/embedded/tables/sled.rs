@@ -210,7 +210,7 @@ impl Disk {
         Ok(())
     }
 
-    fn remove_block(&self, key: &[u8]) -> Result<(), EngineError> {
+    pub(super) fn remove_block(&self, key: &[u8]) -> Result<(), EngineError> {
         let before = self.take(&self.trees.log, key)?;
         self.release_block(before);
         Ok(())
@@ -266,7 +266,7 @@ fn too_low(written: std::io::Result<()>) -> std::io::Result<()> {
 }
 
 /// Converts the error of a read from sled. A read may be retried after a lack of descriptors or memory.
-fn read_error(error: sled::Error) -> EngineError {
+pub(super) fn read_error(error: sled::Error) -> EngineError {
     match super::sled_error::system_error_of(&error).map(EngineError::from) {
         Some(error) if error.is_transient() => error,
         _ => EngineError::new(super::sled_error::describe(&error)),
@@ -349,11 +349,7 @@ impl Tables for Disk {
     }
 
     fn remove_erased(&self, key: &[u8]) -> Result<(), EngineError> {
-        let row = self.trees.log.get(key).map_err(read_error)?;
-        if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
-            self.value_log.set_erased(row.location);
-        }
-        self.remove_block(key)
+        self.remove_erased_block(key)
     }
 
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {

@@ -1,7 +1,7 @@
 //! Implements the commit thread: the only thread that writes the store.
 //!
 //! - `state`: what the commit thread owns
-//! - `queue`, `commit`, `reply`: queued operations, the thread, and its replies
+//! - `queue`, `commit`, `reply`: queued operations, the thread, and its replies · `records`: the records of a commit
 //! - `append`, `dedup`: entries, and deduplication by idempotency id
 //! - `flush`: moves entries from the write-ahead log to the value log
 //! - `trim`, `purge`: remove entries from there, in steps · `jobs`: what is left of them · `count`: counts those that
@@ -25,6 +25,7 @@ pub(super) mod jobs;
 pub(super) mod purge;
 pub(super) mod queue;
 pub(super) mod quota;
+pub(super) mod records;
 pub(super) mod reply;
 pub(super) mod state;
 pub(super) mod suspend;

@@ -314,7 +314,7 @@ mod tests {
         embedded::{
             tables::schema::StoredCursor,
             wal::record::{Item, RECORD_BYTES, RecordWriter},
-            writer::commit::FRAME_BYTES,
+            writer::records::FRAME_BYTES,
         },
         message::{DEVICE_CHARACTERS_MAX, Seq, USER_ID_BYTES_MAX},
         store::AckSet,
