@@ -39,9 +39,8 @@ impl Outbox {
             *batch = now;
         }
         // Otherwise the last events would stay until a backend accepts a later one.
-        if is_empty && state.batches.front().is_some_and(|front| front.first == info.first)
-            || is_empty && info.first == state.remove_through + 1
-        {
+        let is_front = state.batches.front().is_some_and(|front| front.first == info.first);
+        if is_empty && (is_front || info.first == state.remove_through + 1) {
             state.remove_through = state.remove_through.max(info.last());
         }
         Ok(Some((info.last(), found)))

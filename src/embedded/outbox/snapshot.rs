@@ -24,6 +24,9 @@ const POLLS_MAX: usize = 30_000;
 /// Users per page of the reported sequences.
 const PAGE_REPORTED: usize = 256;
 
+/// A user, and the sequence up to which messages were reported as undelivered.
+pub(in crate::embedded) type Reported = (String, Seq);
+
 /// Holds the events of an outbox at one time. Those on disk are read later.
 pub(in crate::embedded) struct Snapshot {
     batches: Vec<BatchInfo>,
@@ -32,7 +35,7 @@ pub(in crate::embedded) struct Snapshot {
     /// Counts of dropped events, encoded.
     pub lost: Option<Vec<u8>>,
     /// Reported sequences that the commit thread has not written yet.
-    pub reported: Vec<(String, Seq)>,
+    pub reported: Vec<Reported>,
 }
 
 impl Outbox {
@@ -104,7 +107,7 @@ impl Snapshot {
 /// Visits the written reported sequences in pages, until `visit` returns false.
 pub(in crate::embedded) fn visit_reported(
     tables: &dyn Tables,
-    visit: &mut dyn FnMut(&[(String, Seq)]) -> bool,
+    visit: &mut dyn FnMut(&[Reported]) -> bool,
 ) -> Result<(), StoreError> {
     let mut from = format::reported_key("");
     loop {

@@ -69,7 +69,7 @@ impl Live {
         let collapse = key.map(|key| CollapseKey::new(&format!("key {key}")).unwrap());
         let expires = self.random(8) == 0;
         let ttl = expires.then(|| Duration::from_millis(CLOCK_STEP_MS / 2 + CLOCK_STEP_MS * self.random(3)));
-        let append = Append { collapse, ttl, ..Append::new(payload(), vec![user(at)]) };
+        let append = Append { ttl, collapse, ..Append::new(payload(), vec![user(at)]) };
         let appended = self.runtime.block_on(self.store.append(append)).unwrap();
         let seq = appended.seqs[0].unwrap();
         key.map(|key| self.keys.insert((at, seq), key));
@@ -176,7 +176,7 @@ fn back_up_and_restore(seed: u64) {
     let restored =
         open(DiskOptions { limits: options(&live.ahead_ms).limits, ..DiskOptions::new(home.path().join("restored")) });
     let restored = restored.unwrap();
-    for at in 0..USERS {
+    for (at, before) in before.iter().enumerate() {
         let found = sequences(&*restored, at);
         let (visible, head) = &live.saved[&at];
         let expected: Vec<Seq> =
@@ -184,7 +184,7 @@ fn back_up_and_restore(seed: u64) {
         assert_eq!(found, expected, "user {at}: what readers saw when the log was saved, seed {seed}");
         // What was pending before the backup is pending, or acknowledged, expired, or replaced by a restored entry.
         let acknowledged = restored.state(&user(at)).unwrap().acknowledged;
-        for seq in before[at].iter().filter(|seq| !acknowledged.contains(**seq) && !live.is_expired(at, **seq)) {
+        for seq in before.iter().filter(|seq| !acknowledged.contains(**seq) && !live.is_expired(at, **seq)) {
             let key = live.keys.get(&(at, *seq));
             let is_replaced =
                 || key.is_some() && found.iter().any(|later| later > seq && live.keys.get(&(at, *later)) == key);

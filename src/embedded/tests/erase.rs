@@ -204,7 +204,7 @@ async fn erasures_between_appends_and_flushes_reuse_no_sequence_and_affect_no_ot
         let store = memory::open(&tables, options(flush_delay, Durability::Always)).unwrap();
         for _ in 0..6 {
             let mut own = Vec::new();
-            for _ in 0..1 + round % 4 * 9 {
+            for _ in 0..=round % 4 * 9 {
                 own.push(append(&*store, alice()).await.unwrap());
                 append(&*store, bob()).await.unwrap();
                 of_bob += 1;
@@ -291,7 +291,7 @@ async fn erased_bytes_leave_the_value_log_and_a_restored_backup_has_none() {
     let path = home.path().join("store");
     let limits = Limits { free_bytes: 0, ..Limits::default() };
     let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
-    let store = open(DiskOptions { tuning, limits, ..DiskOptions::new(&path) }).unwrap();
+    let store = open(DiskOptions { limits, tuning, ..DiskOptions::new(&path) }).unwrap();
     for _ in 0..60 {
         append(&*store, alice()).await.unwrap();
         // Bob's messages have no secret.
