@@ -153,6 +153,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
             engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())?;
         }
         log.trimming = log.release() && log.counted < log.released();
+        log.released_in_wal = log.released();
         if failpoints::enabled(Failpoint::SequenceReuse) && log.last_slot().is_none() {
             log.head = log.head.saturating_sub(2);
             log.assigned = log.head;

@@ -158,6 +158,7 @@ impl UserLog {
         }
         log.assigned = log.head;
         log.released = log.cursors.through();
+        log.released_in_wal = log.released;
         log
     }
 

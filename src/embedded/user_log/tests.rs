@@ -54,3 +54,17 @@ fn dropped_front_counts_as_acknowledged_and_dropped_middle_leaves_gap() {
     assert_eq!((visible(&log, 0), log.released()), (vec![4, 5], 2));
     assert_eq!(log.usage(), Usage { entries: 2, bytes: 20 });
 }
+
+#[test]
+fn blocks_are_trimmed_up_to_the_acknowledgements_that_the_row_or_the_wal_has() {
+    let mut before = log(5);
+    before.cursors.acknowledge(None, 1, 3);
+    let mut loaded = UserLog::as_stored(Some(before.row(0)));
+    loaded.dirty = true;
+    assert_eq!(loaded.trimmable(), 3);
+    loaded.cursors.acknowledge(None, 4, 5);
+    loaded.release();
+    assert_eq!((loaded.released(), loaded.trimmable()), (5, 3), "the new acknowledgements are not written yet");
+    loaded.dirty = false;
+    assert_eq!(loaded.trimmable(), 5);
+}

@@ -95,6 +95,11 @@ impl Committer {
             log.trimming = false;
             log.has_blocks &= job.remain;
             log.damaged &= job.remain;
+            if !job.remain {
+                // After a crash, the row may count blocks that were removed before it.
+                log.reset_block_usage();
+                log.blocks_expire_s = 0;
+            }
             if log.released() > released {
                 // Entries were released meanwhile.
                 self.shared.release(user, log);
