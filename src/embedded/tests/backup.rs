@@ -182,21 +182,14 @@ fn back_up_and_restore(seed: u64) {
         let expected: Vec<Seq> =
             visible.iter().copied().filter(|seq| seq <= head && !live.is_expired(at, *seq)).collect();
         assert_eq!(found, expected, "user {at}: what readers saw when the log was saved, seed {seed}");
-        // What was pending before the backup is pending, or acknowledged, expired, or replaced by a restored entry.
+        // What was pending before the backup is pending, acknowledged or expired, or so is a saved entry that replaced it.
         let acknowledged = restored.state(&user(at)).unwrap().acknowledged;
-        for seq in before.iter().filter(|seq| !acknowledged.contains(**seq) && !live.is_expired(at, **seq)) {
+        let is_saved = |seq: &Seq| found.contains(seq) || acknowledged.contains(*seq) || live.is_expired(at, *seq);
+        for seq in before {
             let key = live.keys.get(&(at, *seq));
-            let is_replaced =
-                || key.is_some() && found.iter().any(|later| later > seq && live.keys.get(&(at, *later)) == key);
-            let has_expired = || {
-                key.is_some()
-                    && live
-                        .expiry
-                        .keys()
-                        .any(|(of, later)| *of == at && later > seq && live.keys.get(&(at, *later)) == key)
-            };
+            let mut later = (*seq + 1..=*head).filter(|later| key.is_some() && live.keys.get(&(at, *later)) == key);
             assert!(
-                found.contains(seq) || is_replaced() || has_expired(),
+                is_saved(seq) || later.any(|later| is_saved(&later)),
                 "user {at}: entry {seq} is lost, seed {seed}"
             );
         }

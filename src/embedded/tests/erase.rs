@@ -14,17 +14,21 @@ use crate::{
         self,
         backup::restore::restore,
         options::{Options, Tuning},
+        outbox::format::{Batch, Pieces, event_key},
         tables::{
             DiskOptions,
+            contract::{Table, Tables},
             memory::{self, Memory},
             open,
+            schema::{Ids, StoredId, wal_key},
         },
         wal::contract::Wal,
+        writer::erase::{ReplayedErasure, repeat_erasures},
     },
     message::{DispatchId, Payload, Seq, UserId},
     store::{
-        Append, AppendResult, Durability, Erasure, EventKind, Idempotency, Limits, OutboxOptions, ReadLimit, Rejected,
-        RejectionReason, SessionReport, Store, StoreError,
+        Append, AppendResult, Durability, Erasure, EventKind, Idempotency, Limits, OutboxEvent, OutboxOptions,
+        ReadLimit, Rejected, RejectionReason, SessionReport, Store, StoreError,
     },
 };
 
@@ -226,6 +230,36 @@ async fn erasures_between_appends_and_flushes_reuse_no_sequence_and_affect_no_ot
     wait_until("no trace is left", || !tables.contains(NAME)).await;
     assert_eq!(sequences(&*store, &bob()).len(), of_bob);
     store.close().await.unwrap();
+}
+
+// covers: G4
+#[test]
+fn repeated_erasure_keeps_events_and_results_of_later_messages() {
+    let tables = Memory::default();
+    let event = || OutboxEvent::Expired { user: NAME.to_owned(), from: 1, to: 1 };
+    for first in [1, 2] {
+        let batch = Batch::V1 { start: 1, events: vec![(1, Some(event()))] };
+        tables.put(Table::Outbox, &event_key(first, 0), &batch.pieces()[0]).unwrap();
+    }
+    let id = |at_ms| StoredId {
+        id: format!("order {at_ms}"),
+        at_ms,
+        recipients: 1,
+        online: 0,
+        offline: 0,
+        stored: 0,
+        rejected: vec![(NAME.to_owned(), 1)],
+        more: false,
+    };
+    tables.put(Table::Ids, &wal_key(1), &Ids::V1 { namespace: 0, ids: vec![id(10), id(11)] }.encode()).unwrap();
+    let erasure = ReplayedErasure { user: NAME.to_owned(), at_ms: 10, events: 1 };
+    repeat_erasures(&tables, &[erasure]).unwrap();
+    let read = |first| Pieces::default().push(&tables.get(Table::Outbox, &event_key(first, 0)).unwrap().unwrap());
+    let batches = [1, 2].map(|first| read(first).unwrap().unwrap());
+    let events = batches.map(|Batch::V1 { mut events, .. }| events.remove(0).1);
+    assert_eq!(events, [None, Some(event())]);
+    let Ids::V1 { ids, .. } = Ids::decode(&tables.get(Table::Ids, &wal_key(1)).unwrap().unwrap()).unwrap();
+    assert_eq!([ids[0].rejected.len(), ids[1].rejected.len()], [0, 1]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
