@@ -80,6 +80,8 @@ pub struct UserLog {
     pub purging_hidden: bool,
     /// The log is queued for the commit thread to remove unneeded entries from all its blocks, and to count the others.
     pub purging_all: bool,
+    /// A commit could not count all blocks, and the purge does it.
+    pub counting_by_purge: bool,
     /// Usage of the value log. Excludes gaps, and entries up to `counted`.
     pub block_usage: Usage,
     /// Entries up to this sequence are subtracted from `block_usage`, because they are released or evicted.

@@ -190,7 +190,7 @@ impl Committer {
         let mut from = self.block_key(user, rule.counted + 1)?;
         loop {
             let blocks = self.list_blocks(user, &from, LIST_BLOCKS)?;
-            let Some(left) = budget.blocks.checked_sub(blocks.len()) else { return Ok(true) };
+            let Some(left) = budget.blocks.checked_sub(blocks.len()) else { return self.leave_count_to_purge(user) };
             budget.blocks = left;
             for ListedBlock { key, summary } in &blocks {
                 let Some(block) = summary else { continue };
@@ -201,7 +201,7 @@ impl Committer {
                     }
                     Some(live) => (live, block.first_expiry_s),
                     None => {
-                        let Some(left) = budget.reads.checked_sub(1) else { return Ok(true) };
+                        let Some(left) = budget.reads.checked_sub(1) else { return self.leave_count_to_purge(user) };
                         budget.reads = left;
                         has_expired |= rule.has_expired(block);
                         let live = self.read_block(user, key, |entries| live_usage(entries, &rule))?;
@@ -222,6 +222,12 @@ impl Committer {
             log.blocks_expire_s = expires_s;
         })?;
         Ok(has_expired)
+    }
+
+    /// Gives up a count of all blocks. Returns true: a purge must follow.
+    fn leave_count_to_purge(&self, user: &UserId) -> Result<bool, EngineError> {
+        self.with_log(user, |log| log.counting_by_purge = true)?;
+        Ok(true)
     }
 
     /// Returns the first block of a log that may have counted entries.

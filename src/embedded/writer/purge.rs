@@ -180,8 +180,8 @@ impl Committer {
             let is_due = log.scanned_s.is_none_or(|scanned_s| now_s.saturating_sub(scanned_s) >= COUNT_INTERVAL_S);
             // Before the first count, the usage may be slightly too high because of a crash.
             let may_free = is_expired(log.blocks_expire_s, now_s) || log.scanned_s.is_none();
-            // A purge in progress counts too.
-            log.has_blocks && may_free && is_due && !log.purging_all
+            // A commit that gave up leaves the count to a purge.
+            log.has_blocks && may_free && is_due && !log.counting_by_purge
         })
     }
 
@@ -370,7 +370,7 @@ impl Committer {
                 self.with_log(user, |log| {
                     log.end_recount(*now_s);
                     log.blocks_expire_s = *expires_s;
-                    log.purging_all = false;
+                    (log.purging_all, log.counting_by_purge) = (false, false);
                 })?;
                 // Without the new row, the expiry would find the same user again.
                 self.put_row(user)
