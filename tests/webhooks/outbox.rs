@@ -86,7 +86,8 @@ async fn events_in_the_outbox_are_part_of_a_backup_and_keep_their_ids() {
     assert!(output_text(&output).contains("256 webhook events"), "{}", output_text(&output));
     // The receiver accepts some after the backup: they are sent again, with the same ids.
     receiver.script(std::iter::repeat_n(Response::status(200), 10));
-    receiver.wait_until("some events", |receiver| message_numbers(&receiver.events()).len() >= 70).await;
+    // The first of these requests may have fewer than seven events.
+    receiver.wait_until("some events", |receiver| message_numbers(&receiver.events()).len() > 50).await;
     server.process.kill();
     let sent = receiver.events();
 
