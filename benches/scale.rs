@@ -1,7 +1,7 @@
 //! Measures how the embedded store grows: CPU time, memory, disk and the time to open, for many users.
 //!
-//! For each size, one process appends a message of 256 bytes at a time to users in turn, with 1,000 callers, and is
-//! killed a minute later. Another process opens the store. `cargo bench --bench scale -- 1000000x1` measures one size:
+//! For each size, one process appends messages of 256 bytes to users in turn, with 1,000 callers, and ends 75 s later
+//! without closing its store, as if killed. Another process opens the store. `cargo bench --bench scale -- 1000000x1` measures one size:
 //! users, and messages of each. `x0`: one message of each, which is acknowledged.
 #![allow(missing_docs)]
 

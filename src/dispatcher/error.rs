@@ -73,7 +73,8 @@ pub enum DispatchError {
 impl DispatchError {
     /// Returns whether a retry may succeed: no connection, no response, or status 429, 503 or 507.
     ///
-    /// After one of these statuses the request was not accepted. Without a response it may have been.
+    /// After one of these statuses the request was not accepted, unless the code is `unreachable`, `store_failed` or
+    /// `outcome_unknown`. Then, and without a response, it may have been.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {

@@ -450,7 +450,7 @@ impl Dispatcher {
 fn hint(status: StatusCode, rejection: &Rejection) -> &'static str {
     match status {
         // The texts of these errors end with advice already.
-        _ if matches!(&*rejection.code, "unreachable" | "store_failed") => "",
+        _ if matches!(&*rejection.code, "unreachable" | "store_failed" | "outcome_unknown" | "busy") => "",
         _ if rejection.message.contains("api.keys") => "",
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ". Check the API key: it must be one of the server's api.keys"

@@ -15,6 +15,9 @@ use crate::{
 /// Time for a user's sessions to end before an erasure.
 const ERASE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Interval at which an erasure disconnects a user whose sessions do not end.
+const ERASE_DISCONNECT_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Interval at which an erasure checks whether the user's sessions have ended.
 const ERASE_POLL_INTERVAL: Duration = Duration::from_millis(5);
 
@@ -256,12 +259,20 @@ impl Hub {
     /// # Errors
     /// When the store accepts no writes.
     pub async fn erase(&self, user: &UserId) -> Result<Erasure, StoreError> {
+        if self.store.is_remote() {
+            // Before the disconnect, because nothing will be erased.
+            return Ok(Erasure::Unsupported);
+        }
         let end = Instant::now() + ERASE_TIMEOUT;
         loop {
             self.disconnect(&Recipients::Users(vec![user.clone()]), &[]).await;
-            // A session ends before its socket is closed.
-            while self.registry.session_count(user) > 0 && Instant::now() < end {
+            // A session ends before its socket is closed. Another one may begin meanwhile.
+            let again = Instant::now() + ERASE_DISCONNECT_INTERVAL;
+            while self.registry.session_count(user) > 0 && Instant::now() < again {
                 tokio::time::sleep(ERASE_POLL_INTERVAL).await;
+            }
+            if self.registry.session_count(user) > 0 && Instant::now() < end {
+                continue;
             }
             match self.store.erase(user).await? {
                 Erasure::Online if Instant::now() < end => {}

@@ -66,6 +66,10 @@ async fn unsynced_messages_and_disconnects_reach_clients_of_every_server() {
     let response = group.dispatch(0, &unsynced(1001, &["carol", "dave"], &[])).await;
     assert_eq!((&response["online"], &response["offline"]), (&json!(1), &json!(1)), "{response}");
     assert_eq!(next_data(&mut carol).await, 1001, "the broadcast before it excludes carol");
+    let (status, response) = group.call(0, "DELETE", "/v1/users/carol", &Value::Null).await;
+    assert_eq!(status, 501, "users of a shared Redis cannot be erased: {response}");
+    group.dispatch(0, &message(1002, &["carol"])).await;
+    assert_eq!(next_data(&mut carol).await, 1002, "she stays connected");
     let (_, response) = group.call(0, "POST", "/v1/users/carol/disconnect", &Value::Null).await;
     assert_eq!(response["disconnected"], 1);
     assert!(close_reason(&mut carol).await.contains("code: Normal"));
@@ -73,8 +77,8 @@ async fn unsynced_messages_and_disconnects_reach_clients_of_every_server() {
         json!({ "message": { "op": 5, "t": "DISCONNECT_CLIENT" }, "recipients": ["*"], "excluding": ["alice"] });
     group.dispatch(1, &disconnect).await;
     assert!(close_reason(&mut bob).await.contains("code: Normal"));
-    group.dispatch(1, &message(1002, &["alice"])).await;
-    assert_eq!(next_data(&mut alice).await, 1002, "the excluded client stays connected");
+    group.dispatch(1, &message(1003, &["alice"])).await;
+    assert_eq!(next_data(&mut alice).await, 1003, "the excluded client stays connected");
 }
 
 // covers: G2

@@ -114,5 +114,6 @@ impl Checks {
             );
             self.reject(&[key], text);
         }
+        self.public_secret(key, secret);
     }
 }

@@ -53,6 +53,7 @@ impl Checks {
 
     fn secret(&mut self, secret: &str) {
         let bytes = secret.len();
+        self.public_secret("authentication.jwt.secret", secret);
         if bytes < SECRET_BYTES_MIN {
             self.reject(
                 &["authentication.jwt.secret"],

@@ -70,6 +70,15 @@ impl Checks {
         self.problems.push(Problem::about(about, text));
     }
 
+    /// Warns of a secret that was copied from the documentation.
+    fn public_secret(&mut self, name: &str, secret: &str) {
+        if secret.contains("openssl rand") {
+            self.warn(format!(
+                "{name} is the sample of the documentation, which is public; replace it by the output of `openssl rand -hex 32`"
+            ));
+        }
+    }
+
     fn warn(&mut self, text: impl Into<String>) {
         self.warnings.push(text.into());
     }
