@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::segment::Message;
+use super::segment::{HEADER_BYTES, Message};
 
 /// Size of a disk block in bytes. A misdirected write is off by a multiple of it.
 const BLOCK_BYTES: usize = 512;
@@ -29,8 +29,10 @@ impl MisdirectedWrites {
         self.original = block.and_then(|block| {
             let others = segment.chunks_exact(BLOCK_BYTES).zip((0..).step_by(BLOCK_BYTES));
             let mut same = others.filter(|(other, from)| *from != start && *other == block);
-            // Of two equal blocks that both follow a damaged range, one counts as the original.
-            same.find(|(_, from)| !self.has(from + at - start)).map(|(_, from)| from + at - start)
+            // Of two equal blocks that both follow a damaged range, one counts as the original. No message is read in the
+            // header of the segment, so none there is an original.
+            let is_original = |original: usize| original >= HEADER_BYTES && !self.has(original);
+            same.find(|(_, from)| is_original(from + at - start)).map(|(_, from)| from + at - start)
         });
     }
 
