@@ -150,6 +150,8 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
             // A crash came before the row was written. Without a row, no list of users would include this user.
             let row = log.row(lossy_restarts.count);
             log.row_lossy_restarts = Some(row.lossy_restarts);
+            // The row is durable once the records of this log are removed.
+            log.row_before_entry = Some(log.last_record);
             engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())?;
         }
         log.trimming = log.release() && log.counted < log.released();

@@ -8,6 +8,7 @@ mod erase;
 pub(super) mod full_disk;
 pub(super) mod golden;
 pub(super) mod intercept;
+mod lossy_restarts;
 pub(super) mod power_cut;
 pub(super) mod power_cut_steps;
 pub(super) mod steps;

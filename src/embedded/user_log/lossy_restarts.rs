@@ -4,10 +4,11 @@
 //! sequences. At most [`SEQUENCE_RESERVE`] messages are not durable at any time. So a log that skips that many
 //! sequences reuses none.
 //!
-//! A log skips once, even after several lossy restarts in a row. The first entry of a log after a lossy restart is
-//! synced before it is visible. So the log's row, or the write-ahead log, shows that sequences were assigned since. If
-//! neither does, none were assigned, and the log does not skip again. Lossy restarts before a restore are different:
-//! the log skips once for each ([`LossyRestarts::at_restore`]).
+//! A log skips once, even after several lossy restarts in a row. The first entry of a log, and the first one after a
+//! lossy restart, are synced before they are visible, even if a report has written the row earlier. So the log's row, or
+//! the write-ahead log, shows that sequences were assigned since. If neither does, none were assigned, and the log does
+//! not skip again. Lossy restarts before a restore are different: the log skips once for each
+//! ([`LossyRestarts::at_restore`]).
 
 use crate::message::Seq;
 

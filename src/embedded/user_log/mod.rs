@@ -109,6 +109,10 @@ pub struct UserLog {
     pub dirty: bool,
     /// Number of lossy restarts that the row includes. `None`: there is no row.
     pub row_lossy_restarts: Option<u32>,
+    /// The next entry must be synced before it is visible ([`lossy_restarts`]): no entry followed the row that states
+    /// the lossy restarts. Contains the next record at the write of this row, which is durable once that record is
+    /// removed.
+    pub row_before_entry: Option<u64>,
     /// Head and number of lossy restarts before the log skipped sequences. Set until the next append.
     pub before_skip: Option<(Seq, u32)>,
     /// The last WAL record with an item of this user.
@@ -378,6 +382,7 @@ impl UserLog {
             && !self.pins.any()
             && self.assigned == self.head
             && self.last_record < first_record
+            && self.row_before_entry.is_none_or(|record| record < first_record)
     }
 
     /// Returns what every cursor has acknowledged, and the usage of pending entries up to `head`.

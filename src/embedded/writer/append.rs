@@ -89,14 +89,11 @@ impl Committer {
         let bytes = message.append.payload.as_bytes().len();
         let mut quota_freed = false;
         let (seq, replaced) = loop {
-            let assignment = self.try_with_log(user, |log| self.assign(log, message, commit.number));
+            let assignment = self.try_with_log(user, |log| self.assign(log, message, commit));
             match assignment {
                 Ok(Assignment::Assigned(seq, replaced)) => break (seq, replaced),
                 // Before this commit changes the log: the row must not include changes that may never be committed.
-                Ok(Assignment::NeedsRow) => {
-                    self.put_row(user)?;
-                    commit.first_entries = true;
-                }
+                Ok(Assignment::NeedsRow) => self.put_row(user)?,
                 Ok(Assignment::OverQuota) if quota_freed => return Ok(Err(RejectionReason::Quota)),
                 Ok(Assignment::OverQuota) => {
                     quota_freed = true;
@@ -153,7 +150,7 @@ impl Committer {
     }
 
     /// Assigns the next sequence of a log, if the quota allows it.
-    fn assign(&self, log: &mut UserLog, message: &OpenAppend<'_>, record: u64) -> Assignment {
+    fn assign(&self, log: &mut UserLog, message: &OpenAppend<'_>, commit: &mut Commit) -> Assignment {
         if log.row_lossy_restarts != Some(self.shared.logs.lossy_restarts().count) {
             // From now on the row states that entries may have been appended.
             log.before_skip = None;
@@ -168,8 +165,11 @@ impl Committer {
         if !log.fits(message.append.payload.as_bytes().len() as u64, &self.limits) && replaced.is_none() {
             return Assignment::OverQuota;
         }
+        // The row alone does not show that a sequence was assigned: it may come from a report, and be lost. At head 0,
+        // even a durable row does not.
+        commit.first_entries |= log.row_before_entry.take().is_some() || log.assigned == 0;
         log.assigned += 1;
-        log.last_record = record;
+        log.last_record = commit.number;
         Assignment::Assigned(log.assigned, replaced)
     }
 

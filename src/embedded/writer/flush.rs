@@ -238,7 +238,9 @@ impl Committer {
         let lossy_restarts = self.shared.logs.lossy_restarts().count;
         let row = self.with_log(user, |log| {
             let row = log.row(lossy_restarts);
-            log.row_lossy_restarts = Some(row.lossy_restarts);
+            if log.row_lossy_restarts.replace(row.lossy_restarts) != Some(row.lossy_restarts) {
+                log.row_before_entry = Some(self.next_record);
+            }
             row
         })?;
         self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())
