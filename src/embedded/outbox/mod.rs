@@ -244,7 +244,14 @@ impl crate::store::Outbox for Outbox {
                 state.batches.get(at).copied()
             };
             let Some(batch) = batch else { break };
-            let Batch::V1 { start, events: all } = read_batch(&*self.tables, batch)?;
+            let Batch::V1 { start, events: all } = match read_batch(&*self.tables, batch) {
+                // Removed meanwhile: its events were accepted or erased.
+                Err(_) if self.is_accepted(batch.last()) => {
+                    after = batch.last();
+                    continue;
+                }
+                read => read?,
+            };
             for (number, (at_ms, event)) in (batch.first..).zip(all).filter(|(number, _)| *number > after) {
                 let Some(event) = event else { continue };
                 size += event.bytes();
@@ -335,7 +342,17 @@ impl OutboxState {
 }
 
 /// Reads and decodes a batch.
+///
+/// The erasure of its event may replace the first piece meanwhile, and then remove the others. So a damaged batch is read
+/// once more: the first piece then is the complete batch.
 fn read_batch(tables: &dyn Tables, batch: BatchInfo) -> Result<Batch, StoreError> {
+    match read_pieces(tables, batch) {
+        Err(StoreError::Damaged(_)) => read_pieces(tables, batch),
+        read => read,
+    }
+}
+
+fn read_pieces(tables: &dyn Tables, batch: BatchInfo) -> Result<Batch, StoreError> {
     let mut pieces = Pieces::default();
     for piece in 0..batch.pieces {
         let value = tables.get(Table::Outbox, &format::event_key(batch.first, piece))?;

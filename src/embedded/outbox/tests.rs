@@ -1,6 +1,12 @@
 //! Tests the outbox over tables in memory: durability over power cuts, and counts of dropped events.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use super::*;
 use crate::{
@@ -388,4 +394,84 @@ fn report_is_in_commit_of_later_dispatch_while_another_report_of_the_user_is_del
     });
     let after_kill = embedded::open(Arc::new(copied), Options::default()).unwrap();
     assert_eq!(after_kill.state(&bob()).unwrap().seen, Some(seen));
+}
+
+/// Tables in memory that stop the next read of the outbox after its first value.
+#[derive(Default)]
+struct Stop {
+    tables: Memory,
+    is_armed: AtomicBool,
+    is_stopped: AtomicBool,
+}
+
+impl Intercept for Stop {
+    fn memory(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_read(&self, table: Table, _: &bytes::Bytes) {
+        if table == Table::Outbox && self.is_armed.swap(false, Ordering::SeqCst) {
+            self.is_stopped.store(true, Ordering::SeqCst);
+            until("the test continues the read", || !self.is_stopped.load(Ordering::SeqCst));
+        }
+    }
+}
+
+fn until(what: &str, holds: impl Fn() -> bool) {
+    for _ in 0..30_000 {
+        if holds() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    panic!("{what} within 30 s");
+}
+
+/// Reads the outbox, and erases a user after the first piece was read.
+async fn erase_during(read: impl FnOnce(Arc<dyn Store>) + Send + 'static, has_earlier: bool) {
+    let tables = Arc::new(Stop::default());
+    let store = embedded::open(tables.clone(), options(1000, 10 << 20)).unwrap();
+    let outbox = store.outbox().unwrap();
+    let large = |user: &str| OutboxEvent::Undelivered {
+        user: user.into(),
+        seq: 1,
+        devices: vec![],
+        payload: "x".repeat(300_000),
+    };
+    if has_earlier {
+        outbox.put(client_message(1, 10));
+    }
+    outbox.put(large("bob"));
+    outbox.put(large("alice"));
+    let count = 2 + usize::from(has_earlier);
+    assert!(wait_until(&*store, &outbox, |outbox| all(outbox).len() == count).await);
+    let after = u64::from(has_earlier);
+    assert_eq!(outbox.read(after, 1, u64::MAX).unwrap()[0].event.user(), Some("bob"));
+    tables.is_armed.store(true, Ordering::SeqCst);
+    let reader = tokio::task::spawn_blocking({
+        let store = store.clone();
+        move || read(store)
+    });
+    let stopping = tables.clone();
+    tokio::task::spawn_blocking(move || until("a read", || stopping.is_stopped.load(Ordering::SeqCst))).await.unwrap();
+    _ = store.erase(&bob()).await.unwrap();
+    // After the removal of an empty first batch.
+    assert!(wait_until(&*store, &outbox, |outbox| has_earlier || outbox.status().removed == 1).await);
+    tables.is_stopped.store(false, Ordering::SeqCst);
+    reader.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outbox_is_readable_while_events_of_a_user_are_erased() {
+    for has_earlier in [false, true] {
+        let after = u64::from(has_earlier);
+        erase_during(
+            move |store| {
+                let read = store.outbox().unwrap().read(after, usize::MAX, u64::MAX).unwrap();
+                assert_eq!(read.iter().map(|event| event.event.user()).collect::<Vec<_>>(), [Some("alice")]);
+            },
+            has_earlier,
+        )
+        .await;
+    }
 }
