@@ -176,21 +176,37 @@ impl WalFiles {
 
     /// Removes the last record, as if it had never been appended. No reader refers to it, because it was never
     /// answered.
+    ///
+    /// Does not hold the lock while it changes files, so that readers of other records do not wait. The state changes
+    /// last. So after an error the caller may retry, which repeats the changes.
     pub fn roll_back(&self, number: u64) -> io::Result<()> {
-        let mut state = self.state.write();
-        if state.last() != Some(number) {
-            return Ok(());
+        let (location, mut segment, emptied) = {
+            let state = self.state.read();
+            if state.last() != Some(number) {
+                return Ok(());
+            }
+            let Some(location) = state.locations.back().copied() else { return Ok(()) };
+            let newer = state.segments.iter().rev().take_while(|segment| segment.first > location.segment);
+            let emptied: Vec<u64> = newer.map(|segment| segment.first).collect();
+            let Some(at) = state.segments.len().checked_sub(emptied.len() + 1) else { return Ok(()) };
+            (location, state.segments[at].clone(), emptied)
+        };
+        // The last file first: a crash must not leave a segment that seems to follow a shorter one.
+        for first in &emptied {
+            match fs::remove_file(self.directory.join(file_io::file_name(*first))) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => self.directory_handle.sync_all()?,
+            }
         }
-        let Some(location) = state.locations.pop_back() else { return Ok(()) };
-        state.synced = state.synced.min(number - 1);
-        while state.segments.back().is_some_and(|segment| segment.first > location.segment) {
-            let Some(emptied) = state.segments.pop_back() else { break };
-            fs::remove_file(self.directory.join(file_io::file_name(emptied.first)))?;
-            self.directory_handle.sync_all()?;
-        }
-        let Some(segment) = state.segments.back_mut() else { return Ok(()) };
         segment.cut(u64::from(location.at))?;
-        segment.file.sync_data()
+        segment.file.sync_data()?;
+        let mut state = self.state.write();
+        state.locations.pop_back();
+        state.synced = state.synced.min(number - 1);
+        let left = state.segments.len() - emptied.len();
+        state.segments.truncate(left);
+        state.set_last_segment(segment);
+        Ok(())
     }
 }
 
@@ -371,6 +387,27 @@ mod tests {
         fs::write(home.path().join(file_io::file_name(18)), b"").unwrap();
         let files = open(home.path(), 20, 30).unwrap_or_else(|_| panic!("all records are there"));
         assert_eq!(numbers(&files), (21..=30).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn failed_rollback_can_be_repeated() {
+        let home = tempfile::tempdir().unwrap();
+        let files = open(home.path(), 0, 0).unwrap_or_else(|_| panic!("an empty directory opens"));
+        append(&files, 1..=18, 500_000);
+        files.roll_back(18).unwrap();
+        // The file of the emptied segment cannot be removed.
+        let emptied = home.path().join(file_io::file_name(18));
+        fs::remove_file(&emptied).unwrap();
+        fs::create_dir(&emptied).unwrap();
+        assert!(files.roll_back(17).is_err());
+        assert_eq!(files.record_numbers(), Some((1, 17)));
+        fs::remove_dir(&emptied).unwrap();
+        files.roll_back(17).unwrap();
+        append(&files, 17..=20, 500_000);
+        sync(&files);
+        drop(files);
+        let files = open(home.path(), 0, 20).unwrap_or_else(|_| panic!("all records are there"));
+        assert_eq!(numbers(&files), (1..=20).collect::<Vec<_>>());
     }
 
     #[test]
