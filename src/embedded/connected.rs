@@ -38,6 +38,8 @@ struct State {
     changed: VecDeque<UserId>,
     /// Users in the table whom the previous start had connected, and whose events are not in the outbox.
     interrupted: VecDeque<UserId>,
+    /// The first ones of them are being reported: their events are in the outbox, perhaps not written yet.
+    reporting: usize,
     /// All those users, until the caller of the store takes them.
     untaken: Vec<UserId>,
 }
@@ -117,9 +119,16 @@ impl ConnectedUsers {
         self.0.lock().changed.len()
     }
 
-    /// Returns the first users whom the previous start had connected, and whose rows are not removed.
-    pub(super) fn interrupted(&self, limit: usize) -> Vec<UserId> {
-        self.0.lock().interrupted.iter().take(limit).cloned().collect()
+    /// Returns the first users that are being reported, at most `limit`. If there are none, begins to report some.
+    ///
+    /// Also returns whether it has begun, so that the caller must put the events of these users.
+    pub(super) fn report_next(&self, limit: usize) -> (Vec<UserId>, bool) {
+        let mut state = self.0.lock();
+        let is_new = state.reporting == 0;
+        if is_new {
+            state.reporting = limit.min(state.interrupted.len());
+        }
+        (state.interrupted.iter().take(limit.min(state.reporting)).cloned().collect(), is_new)
     }
 
     /// Returns the number of these users.
@@ -127,13 +136,97 @@ impl ConnectedUsers {
         self.0.lock().interrupted.len()
     }
 
-    /// Forgets the first `count` of these users. Their rows are removed.
-    pub(super) fn forget_interrupted(&self, count: usize) {
-        self.0.lock().interrupted.drain(..count);
+    /// Forgets the first `count` users that are being reported. Their rows are removed.
+    pub(super) fn forget_reported(&self, count: usize) {
+        let mut state = self.0.lock();
+        state.interrupted.drain(..count);
+        state.reporting -= count;
+    }
+
+    /// Forgets an erased user whom the previous start had connected: no event may follow.
+    ///
+    /// Call this only on the commit thread, between two steps.
+    pub(super) fn remove_interrupted(&self, user: &UserId) {
+        let mut state = self.0.lock();
+        state.untaken.retain(|untaken| untaken != user);
+        // The table has one row of each user.
+        if let Some(at) = state.interrupted.iter().position(|interrupted| interrupted == user) {
+            state.interrupted.remove(at);
+            state.reporting -= usize::from(at < state.reporting);
+        }
+    }
+
+    /// Records that the erasure of a user has removed the row. If the user has connected meanwhile, the row is written
+    /// again.
+    ///
+    /// Call this only on the commit thread, after the removal.
+    pub(super) fn set_row_removed(&self, user: &UserId) {
+        let mut state = self.0.lock();
+        let State { users, changed, .. } = &mut *state;
+        let Some(entry) = users.get_mut(user.as_str()) else { return };
+        entry.is_stored = false;
+        if entry.connections > 0 && !std::mem::replace(&mut entry.is_changed, true) {
+            changed.push_back(user.clone());
+        }
     }
 
     /// Returns all users whom the previous start had connected, at the first call.
     pub(super) fn take_untaken(&self) -> Vec<UserId> {
         std::mem::take(&mut self.0.lock().untaken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::tables::memory::Memory;
+
+    fn user(id: &str) -> UserId {
+        UserId::new(id).unwrap()
+    }
+
+    fn interrupted(ids: &[&str]) -> ConnectedUsers {
+        let tables = Memory::default();
+        for id in ids {
+            let row = Connections::V1 { since_ms: 1, count: 1 };
+            tables.put(Table::Connected, id.as_bytes(), &row.encode()).unwrap();
+        }
+        ConnectedUsers::open(&tables).unwrap()
+    }
+
+    #[test]
+    fn removed_interrupted_user_is_not_reported() {
+        let connected = interrupted(&["a", "b", "c", "d"]);
+        connected.remove_interrupted(&user("b"));
+        connected.remove_interrupted(&user("unknown"));
+        assert_eq!(connected.report_next(2), (vec![user("a"), user("c")], true));
+        // During a report: the events of `d` are not in the outbox, those of `c` are.
+        connected.remove_interrupted(&user("c"));
+        assert_eq!(connected.report_next(2), (vec![user("a")], false));
+        connected.remove_interrupted(&user("a"));
+        assert_eq!(connected.report_next(2), (vec![user("d")], true), "events of other users follow");
+        connected.forget_reported(1);
+        assert_eq!((connected.interrupted_count(), connected.report_next(2)), (0, (vec![], true)));
+        assert_eq!(connected.take_untaken(), [user("d")]);
+    }
+
+    #[test]
+    fn row_that_an_erasure_removed_is_written_again_for_a_connected_user() {
+        let connected = ConnectedUsers::open(&Memory::default()).unwrap();
+        let next = || match connected.take_change() {
+            Some(RowChange::Put(user, _)) => format!("put {}", user.as_str()),
+            Some(RowChange::Remove(user)) => format!("remove {}", user.as_str()),
+            Some(RowChange::Nothing) => "nothing".to_owned(),
+            None => "none".to_owned(),
+        };
+        connected.set(&user("a"), 1, 1);
+        assert_eq!(next(), "put a");
+        connected.set_row_removed(&user("a"));
+        connected.set_row_removed(&user("unknown"));
+        assert_eq!([next(), next()], ["put a", "none"]);
+        // Before the last change is written.
+        connected.set(&user("a"), 0, 2);
+        connected.set_row_removed(&user("a"));
+        assert_eq!([next(), next()], ["nothing", "none"]);
     }
 }

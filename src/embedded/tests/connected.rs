@@ -262,7 +262,10 @@ async fn power_cut_at_any_write_loses_no_disconnection_of_the_previous_start() {
 struct FullDisk {
     tables: Memory,
     is_full: std::sync::atomic::AtomicBool,
+    /// The disk has no space for events.
+    has_no_spare: std::sync::atomic::AtomicBool,
     rows: AtomicUsize,
+    checkpoints: AtomicUsize,
 }
 
 impl Intercept for FullDisk {
@@ -277,6 +280,15 @@ impl Intercept for FullDisk {
 
     fn on_table_space(&self) -> TableSpace {
         if self.is_full.load(Ordering::SeqCst) { TableSpace::Little } else { TableSpace::Enough }
+    }
+
+    fn on_disk_free(&self) -> Option<u64> {
+        self.has_no_spare.load(Ordering::SeqCst).then_some(0)
+    }
+
+    fn on_checkpoint(&self) -> Result<(), EngineError> {
+        self.checkpoints.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -302,4 +314,30 @@ async fn full_disk_delays_rows_and_disconnections_until_there_is_space() {
     wait_until("rows and events", || rows(&disk.tables) == map([("bob", 1)])).await;
     assert_eq!(disconnections(&*store), (0..USERS).map(|n| (n.to_string(), 1)).collect());
     store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn start_with_many_interrupted_users_reports_each_once_and_syncs_rarely() {
+    const USERS: usize = 20_000;
+    const CHECKPOINTS_MAX: usize = 12;
+    let killed = Memory::default();
+    for n in 0..USERS {
+        let row = Connections::V1 { since_ms: 1_800_000_000_000, count: 1 };
+        killed.put(Table::Connected, n.to_string().as_bytes(), &row.encode()).unwrap();
+    }
+    for has_no_spare in [false, true] {
+        let disk = FullDisk { tables: killed.deep_clone(), has_no_spare: has_no_spare.into(), ..FullDisk::default() };
+        let disk = Arc::new(disk);
+        let store = embedded::open(disk.clone(), options()).unwrap();
+        let checkpoints = disk.checkpoints.load(Ordering::SeqCst);
+        assert!(checkpoints <= CHECKPOINTS_MAX, "{checkpoints} checkpoints");
+        if has_no_spare {
+            assert_eq!(disconnections(&*store), map([]), "the events wait for disk space");
+            assert_eq!(rows(&disk.tables).len(), USERS);
+            disk.has_no_spare.store(false, Ordering::SeqCst);
+            wait_until("all are reported", || rows(&disk.tables).is_empty()).await;
+        }
+        assert_eq!(disconnections(&*store), (0..USERS).map(|n| (n.to_string(), 1)).collect());
+        store.close().await.unwrap();
+    }
 }

@@ -75,7 +75,7 @@ impl Committer {
             blocks_not_durable: Cell::new(false),
             outbox_not_durable: false,
             has_connected_rows: false,
-            interrupted_event: None,
+            interrupted_event: 0,
             has_garbage: false,
             suspended: Suspended::default(),
             last_sync: now,

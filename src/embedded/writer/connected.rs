@@ -17,10 +17,15 @@ pub(in crate::embedded) const STEP_ROWS_MAX: usize = 256;
 /// Time limit of a step, and so the delay that a storm of connections adds to a commit.
 const STEP_TIMEOUT: Duration = Duration::from_millis(1);
 
-/// Limit of users whose disconnection is put into the outbox in one step, of some milliseconds.
+/// Limit of users whose disconnection is put into the outbox in one step between commits, of some milliseconds.
 ///
-/// The outbox holds many times as many in memory. Steps between commits are needed only after a start on a full disk.
+/// Such steps are needed only after a start on a full disk.
 const INTERRUPTED_STEP_MAX: usize = 512;
+
+/// The same limit while no commit waits: when the store opens or closes. Each step costs a few syncs.
+///
+/// Half of the events that the outbox holds in memory, and with the longest ids less than a third of their bytes.
+const INTERRUPTED_OPEN_MAX: usize = 8192;
 
 impl Committer {
     /// Writes changed rows, as far as the bounds of one step and the disk allow.
@@ -33,7 +38,7 @@ impl Committer {
         if connected.changes() == 0 && interrupted == 0 || self.table_space() < TableSpace::Enough {
             return Ok(());
         }
-        if !self.report_interrupted()? {
+        if !self.report_interrupted(INTERRUPTED_STEP_MAX)? {
             self.has_connected_rows = connected.interrupted_count() < interrupted;
             return Ok(());
         }
@@ -89,7 +94,7 @@ impl Committer {
     pub(in crate::embedded) fn report_all_interrupted(&mut self) -> Result<bool, EngineError> {
         loop {
             let before = self.shared.connected.interrupted_count();
-            let is_done = self.report_interrupted()?;
+            let is_done = self.report_interrupted(INTERRUPTED_OPEN_MAX)?;
             if is_done || self.shared.connected.interrupted_count() == before {
                 return Ok(is_done);
             }
@@ -97,38 +102,37 @@ impl Committer {
     }
 
     /// Puts the disconnections of some users whom the previous start had connected into the outbox, and removes their
-    /// rows. Returns true when none is left.
+    /// rows. Returns true when none is left. `limit` bounds the users.
     ///
     /// The order is: the events, which are made as durable as configured, then the removals. A crash keeps a prefix of
     /// both. So it may repeat an event under another id, and never loses one. New rows are written only after all of
     /// that, so that none of them replaces the row of an earlier start.
-    fn report_interrupted(&mut self) -> Result<bool, EngineError> {
+    fn report_interrupted(&mut self, limit: usize) -> Result<bool, EngineError> {
         let connected = self.shared.connected.clone();
-        let users = connected.interrupted(INTERRUPTED_STEP_MAX);
-        if users.is_empty() {
+        if connected.interrupted_count() == 0 {
             return Ok(true);
         }
         if self.table_space() < TableSpace::Enough {
             return Ok(false);
         }
+        let (users, is_new) = connected.report_next(limit);
         if let Some(outbox) = self.shared.outbox.clone().filter(|outbox| outbox.is_enabled(EventKind::Disconnection)) {
-            let last = *self.interrupted_event.get_or_insert_with(|| {
+            if is_new {
                 for user in &users {
                     outbox.put(OutboxEvent::RestartDisconnection { user: user.as_str().to_owned() });
                 }
-                outbox.last_number()
-            });
+                self.interrupted_event = outbox.last_number();
+            }
             self.write_outbox()?;
-            if !outbox.is_written(last) {
+            if !outbox.is_written(self.interrupted_event) {
                 // The disk has no space for the events, which wait in memory. A later call continues here.
                 return Ok(false);
             }
-            self.interrupted_event = None;
         }
         for user in &users {
             self.shared.engine.remove(Table::Connected, user.as_str().as_bytes())?;
         }
-        connected.forget_interrupted(users.len());
+        connected.forget_reported(users.len());
         self.invalidate_disk_state();
         let is_done = connected.interrupted_count() == 0;
         if is_done {

@@ -59,8 +59,8 @@ pub(in crate::embedded) struct Committer {
     pub(in crate::embedded) outbox_not_durable: bool,
     /// The table `connected` lacks rows, which the bound of one step has left over.
     pub(super) has_connected_rows: bool,
-    /// Number of the last event of the users whose disconnection is being put into the outbox.
-    pub(super) interrupted_event: Option<u64>,
+    /// Number of the last event of the users whose disconnection is being reported.
+    pub(super) interrupted_event: u64,
     /// The engine has more space to reclaim at once.
     pub(in crate::embedded) has_garbage: bool,
     /// Work that is suspended for lack of disk space or descriptors.
