@@ -52,7 +52,13 @@ impl Disk {
         for (key, from, to) in moved.drain(moved.len().saturating_sub(STEP_LOCATIONS_MAX)..) {
             match row_at(&key, from).map_err(|error| self.failed(error))? {
                 Some(row) => self.set_block_row(&key, BlockRow { location: to, ..row })?,
-                None => self.value_log.release(to),
+                None => {
+                    // The block may be that of an erased user, whose original is marked.
+                    if self.value_log.is_erased(file) {
+                        self.value_log.set_erased(to);
+                    }
+                    self.value_log.release(to);
+                }
             }
         }
         if !moved.is_empty() {

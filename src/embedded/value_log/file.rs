@@ -279,6 +279,11 @@ impl ValueLog {
         }
     }
 
+    /// Returns whether a file has blocks of an erased user.
+    pub fn is_erased(&self, number: u64) -> bool {
+        self.state.read().files.get(&number).is_some_and(|file| file.has_erased)
+    }
+
     /// Returns the files without live blocks, except the current one.
     pub fn dead_files(&self) -> Vec<u64> {
         let state = self.state.read();

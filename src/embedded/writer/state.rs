@@ -173,6 +173,14 @@ impl Flush {
         self.users_left.retain(|left| left != user);
         self.rows_left.retain(|left| left != user);
         self.pending.remove(user);
+        let stored = self
+            .id_blocks
+            .iter_mut()
+            .flatten()
+            .flat_map(|(_, StoredIds { block: schema::Ids::V1 { ids, .. }, .. })| ids);
+        for id in self.ids.iter_mut().chain(stored) {
+            id.rejected.retain(|(rejected, _)| rejected != user.as_str());
+        }
     }
 }
 
