@@ -68,7 +68,11 @@ pub trait Handler: Send + Sync + 'static {
     /// Handles the disconnection of a user by a kill of the previous start, or by a power cut.
     ///
     /// The users are those that the store recorded as connected about a second before. Called once for each user, one
-    /// after another, when the server starts. A kill during that repeats or loses some.
+    /// after another, when the server starts. A user who connects again meanwhile comes next, and the call of
+    /// [`Handler::authentication`] for that user begins when this one has ended.
+    ///
+    /// These users are then in memory only: a kill before the last call has ended loses the others for handlers. The
+    /// webhook has them in its outbox, if it receives the event `disconnection`.
     fn restart_disconnection(&self, server: Handle, user: UserId) -> impl Future<Output = ()> + Send {
         _ = (server, user);
         async {}

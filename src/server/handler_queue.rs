@@ -2,7 +2,7 @@
 
 use std::{
     any::Any,
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     panic::AssertUnwindSafe,
     sync::{
         Arc, OnceLock,
@@ -14,7 +14,7 @@ use std::{
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::{
     handle::Handle,
@@ -38,11 +38,32 @@ pub(super) struct HandlerRunner {
     handlers: Vec<Arc<dyn DynHandler>>,
     handle: OnceLock<Handle>,
     peers: [Mutex<HashMap<ConnectionId, Peer>>; SHARDS],
-    /// Users whom a kill of the previous start has disconnected, and whether a task is processing them.
-    restarts: Mutex<(VecDeque<UserId>, bool)>,
+    restarts: Mutex<Restarts>,
     /// Queues that a task is processing.
     running: AtomicUsize,
     done: Notify,
+}
+
+/// Users whom a kill of the previous start has disconnected.
+///
+/// One task calls the handlers for one user after another. An authentication of such a user waits until the handlers
+/// have returned for that user, who is then the next one.
+#[derive(Default)]
+struct Restarts {
+    /// Users for whom the handlers have not returned yet, each with the authentications that wait for that.
+    unhandled: BTreeMap<UserId, Vec<oneshot::Sender<()>>>,
+    /// Those of them with waiting authentications, each once, in order. They come before the others.
+    urgent: VecDeque<UserId>,
+    /// A task is processing these users.
+    is_running: bool,
+}
+
+impl Restarts {
+    /// Returns the next user; `None` if there is none.
+    fn next(&mut self) -> Option<UserId> {
+        let urgent = std::iter::from_fn(|| self.urgent.pop_front()).find(|user| self.unhandled.contains_key(user));
+        urgent.or_else(|| self.unhandled.keys().next().cloned())
+    }
 }
 
 impl HandlerRunner {
@@ -137,12 +158,13 @@ fn handler_event(event: Event<'_>) -> Option<HandlerEvent> {
     })
 }
 
-/// Queues a user whom a kill of the previous start has disconnected. There are as many as were connected then.
+/// Queues a user whom a kill of the previous start has disconnected. There are as many as were connected then. All are
+/// queued before the first connection.
 fn push_restart(runner: &Arc<HandlerRunner>, user: &UserId) {
     {
         let mut restarts = runner.restarts.lock();
-        restarts.0.push_back(user.clone());
-        if std::mem::replace(&mut restarts.1, true) {
+        restarts.unhandled.insert(user.clone(), Vec::new());
+        if std::mem::replace(&mut restarts.is_running, true) {
             return;
         }
     }
@@ -150,18 +172,11 @@ fn push_restart(runner: &Arc<HandlerRunner>, user: &UserId) {
     let runner = runner.clone();
     tokio::spawn(async move {
         while let Some(user) = next_restart(&runner) {
-            let Some(handle) = runner.handle.get().cloned() else { continue };
-            for handler in &runner.handlers {
-                // The handler owns its state, and is called again with the next user.
-                let called = AssertUnwindSafe(async {
-                    if let Some(call) = handler.call_restart(handle.clone(), user.clone()) {
-                        call.await;
-                    }
-                });
-                if let Err(panic) = called.catch_unwind().await {
-                    report_panic(&handle, "restart_disconnection", panic.as_ref(), None, Some(&user));
-                }
+            if let Some(handle) = runner.handle.get() {
+                call_restart(&runner.handlers, handle, &user).await;
             }
+            // Dropping the senders ends the waits for this user.
+            runner.restarts.lock().unhandled.remove(&user);
         }
         if runner.running.fetch_sub(1, Ordering::AcqRel) == 1 {
             runner.done.notify_waiters();
@@ -172,9 +187,44 @@ fn push_restart(runner: &Arc<HandlerRunner>, user: &UserId) {
 /// Takes the next of these users; `None` ends the task.
 fn next_restart(runner: &HandlerRunner) -> Option<UserId> {
     let mut restarts = runner.restarts.lock();
-    let next = restarts.0.pop_front();
-    restarts.1 = next.is_some();
+    let next = restarts.next();
+    restarts.is_running = next.is_some();
     next
+}
+
+/// Calls the handlers, one after another, with a user whom a kill of the previous start has disconnected.
+async fn call_restart(handlers: &[Arc<dyn DynHandler>], handle: &Handle, user: &UserId) {
+    for handler in handlers {
+        // The handler owns its state, and is called again with the next user.
+        let called = AssertUnwindSafe(async {
+            if let Some(call) = handler.call_restart(handle.clone(), user.clone()) {
+                call.await;
+            }
+        });
+        if let Err(panic) = called.catch_unwind().await {
+            report_panic(handle, "restart_disconnection", panic.as_ref(), None, Some(user));
+        }
+    }
+}
+
+/// Waits until the handlers have returned for a user whom a kill of the previous start has disconnected.
+///
+/// So no handler is notified that the user is back before it is notified of the disconnection. The wait is that for
+/// the call in progress, for the users who returned earlier, and for this user.
+async fn wait_for_restart(runner: &HandlerRunner, user: &UserId) {
+    let handled = {
+        let mut restarts = runner.restarts.lock();
+        let Restarts { unhandled, urgent, .. } = &mut *restarts;
+        let Some(waiting) = unhandled.get_mut(user) else { return };
+        if waiting.is_empty() {
+            urgent.push_back(user.clone());
+        }
+        let (sender, handled) = oneshot::channel();
+        waiting.push(sender);
+        handled
+    };
+    // Nothing is sent: the sender is dropped once the handlers have returned.
+    _ = handled.await;
 }
 
 /// Returns the size of a message; `None` for other events, which have no bound.
@@ -205,6 +255,9 @@ fn push(runner: &Arc<HandlerRunner>, peer: Peer, event: HandlerEvent) {
                 failpoints::panic_at("handlers");
                 if matches!(event, HandlerEvent::Authentication) {
                     peer.apply_pending_identity();
+                    if let Some(user) = peer.user() {
+                        wait_for_restart(&runner, &user).await;
+                    }
                 }
                 for handler in &runner.handlers {
                     call_handler(handler.as_ref(), &peer, event.clone()).await;
@@ -283,5 +336,27 @@ fn report_panic(
     if let Some(hub) = handle.hub.upgrade() {
         let client = peer.map(|peer| Client::new(peer.connection(), peer.address().map(|from| from.ip()), user));
         hub.middleware().report_error(&panicked, client.as_ref());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_with_a_waiting_authentication_is_the_next_one() {
+        let user = |id: &str| UserId::new(id).unwrap();
+        let mut restarts = Restarts::default();
+        for id in ["alice", "bob", "carol"] {
+            restarts.unhandled.insert(user(id), Vec::new());
+        }
+        // The handlers have returned for dave meanwhile.
+        restarts.urgent.extend([user("dave"), user("carol")]);
+        let order = std::iter::from_fn(|| {
+            let next = restarts.next()?;
+            restarts.unhandled.remove(&next);
+            Some(next)
+        });
+        assert_eq!(order.collect::<Vec<_>>(), ["carol", "alice", "bob"].map(user));
     }
 }
