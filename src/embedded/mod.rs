@@ -251,7 +251,7 @@ impl Store for EmbeddedStore {
     fn is_in_memory(&self, user: &UserId) -> bool {
         // In the future, so that no flush evicts the log before the attach.
         let used_s = self.shared.logs.now() + 1;
-        self.shared.logs.with_loaded(user, |log| log.used_s = used_s).is_some()
+        self.shared.logs.try_with_loaded(user, |log| log.used_s = used_s).is_some()
     }
 
     fn backup(&self, out: &mut dyn std::io::Write) -> Result<Contents, BackupError> {

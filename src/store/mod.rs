@@ -460,6 +460,8 @@ pub trait Store: Send + Sync + 'static {
     fn current_step(&self) -> Option<(&'static str, Duration)>;
 
     /// Returns whether an attach of this user needs no disk. Then the log stays in memory for at least a second.
+    ///
+    /// Never waits: false also while another thread uses the log.
     fn is_in_memory(&self, user: &UserId) -> bool;
 
     /// Writes a backup of all commits so far. Blocks, possibly for minutes, so it must not run on the event loop.

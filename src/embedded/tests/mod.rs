@@ -1,5 +1,6 @@
 //! Tests of the complete embedded store.
 
+mod attach;
 pub(super) mod backpressure;
 mod backup;
 mod connected;

@@ -131,7 +131,11 @@ impl LogCache {
     }
 
     fn shard(&self, user: &UserId) -> MutexGuard<'_, Shard> {
-        self.shards[self.hasher.hash_one(user) as usize % SHARDS].lock()
+        self.shard_of(user).lock()
+    }
+
+    fn shard_of(&self, user: &UserId) -> &Mutex<Shard> {
+        &self.shards[self.hasher.hash_one(user) as usize % SHARDS]
     }
 
     /// Runs `work` on a user's log, and loads the log first if necessary.
@@ -170,6 +174,14 @@ impl LogCache {
     /// Runs `work` on a user's log if it is in memory.
     pub fn with_loaded<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Option<T> {
         self.shard(user).get_mut(user).map(|log| self.update(user, log, work))
+    }
+
+    /// Runs `work` on a user's log if it is in memory and no other thread has the lock of its shard. Never waits.
+    ///
+    /// The lock may be held during a read from the disk, for the log of another user of the shard.
+    pub fn try_with_loaded<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Option<T> {
+        let mut shard = self.shard_of(user).try_lock()?;
+        shard.get_mut(user).map(|log| self.update(user, log, work))
     }
 
     /// Inserts a log that recovery has assembled.
