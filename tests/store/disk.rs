@@ -1,7 +1,7 @@
 //! Tests the engine on disk: repeated and concurrent opens, damage, failed syncs, and disk usage.
 
 use std::{
-    fs,
+    fs, io,
     path::Path,
     sync::{
         Arc,
@@ -30,19 +30,25 @@ use crate::{
 
 /// Copies the directory of a store, as a crash would leave it.
 pub fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
+    try_copy(from, to).unwrap();
+}
+
+/// Copies the directory of a store. Fails if an open store removes a file meanwhile.
+fn try_copy(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
     if from.join("mark").exists() {
         // The watermark is copied first: it must not cover bytes that are written while the rest is copied.
-        fs::copy(from.join("mark"), to.join("mark")).unwrap();
+        fs::copy(from.join("mark"), to.join("mark"))?;
     }
-    for file in fs::read_dir(from).unwrap() {
-        let file = file.unwrap();
+    for file in fs::read_dir(from)? {
+        let file = file?;
         let target = to.join(file.file_name());
         if target.exists() && file.file_name() == "mark" {
             continue;
         }
-        if file.path().is_dir() { copy(&file.path(), &target) } else { _ = fs::copy(file.path(), target).unwrap() }
+        if file.path().is_dir() { try_copy(&file.path(), &target)? } else { _ = fs::copy(file.path(), target)? }
     }
+    Ok(())
 }
 
 // covers: G5
@@ -418,13 +424,15 @@ pub fn copy_with_watermark(from: &Path) -> tempfile::TempDir {
     let end = Instant::now() + WAIT_TIMEOUT;
     loop {
         let copied = tempfile::tempdir().unwrap();
-        copy(from, copied.path());
-        let inspection = Inspection::open(copied.path()).unwrap();
-        let facts = inspection.facts();
-        if facts.synced_record == facts.records.map(|(_, last, _)| last) {
+        // A copy of an open store may be torn, and is then made again.
+        let inspection = try_copy(from, copied.path())
+            .map_err(|error| StoreError::Failed(error.to_string().into()))
+            .and_then(|()| Inspection::open(copied.path()));
+        let facts = inspection.as_ref().map(Inspection::facts);
+        if facts.is_ok_and(|facts| facts.synced_record == facts.records.map(|(_, last, _)| last)) {
             return copied;
         }
-        assert!(Instant::now() < end, "the sync watermark does not reach the last record");
+        assert!(Instant::now() < end, "the sync watermark does not reach the last record: {:?}", inspection.err());
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -40,6 +40,8 @@ async fn killed_server_reports_each_connected_user_once_as_disconnected() {
     let server = home.start();
     let _alice = Socket::connect(server.address, "alice").await.unwrap();
     wait_for_connected(&home.store(), &[("alice", 1)]);
+    // The two disconnections, and the authentication of alice.
+    wait_for_metric(&server, "mesa_webhook_outbox_events", |events| events >= 3).await;
     server.process.kill();
     receiver.respond_with(Response::status(200));
     let server = home.start();
