@@ -1,6 +1,6 @@
 //! Users with connections, as the table `connected` records them.
 //!
-//! After a kill or a power cut, the table tells which users the server has disconnected without an event. It is a record
+//! After a kill or a power cut, the table states which users the server has disconnected without an event. It is a record
 //! of best effort, about a second old: 20 ms until the commit thread writes a change, and 500 ms until sled's own thread
 //! passes it to the system. Losing a change loses or repeats an event, and never a message.
 //!

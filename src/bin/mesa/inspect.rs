@@ -254,7 +254,7 @@ fn print_store(inspection: &Inspection, summary: &Summary, limit: usize) -> Resu
     print_connected(&facts.connected, limit)
 }
 
-/// Prints who was connected when the server ended.
+/// Prints the connected users at the end of the server.
 fn print_connected(connected: &[ConnectedUser], limit: usize) -> Result<(), Failure> {
     if !connected.is_empty() {
         output::line("")?;

@@ -231,7 +231,7 @@ async fn cut_after(writes: i64) -> bool {
     failed
 }
 
-/// Checks that the start after a power cut reports everybody.
+/// Checks that the start after a power cut reports every connected user.
 async fn check_after_cut(tables: &Memory, writes: i64) {
     let store = memory::open(tables, options()).unwrap();
     let found = disconnections(&*store);

@@ -54,7 +54,7 @@ impl BackupPins {
         self.0.iter().filter_map(Weak::upgrade).any(|pin| pin.stops_collapses.load(Ordering::SeqCst))
     }
 
-    /// Tells the backups that the user is erased.
+    /// Notifies the backups that the user is erased.
     pub fn set_erased(&self) {
         self.0.iter().filter_map(Weak::upgrade).for_each(|pin| pin.is_erased.store(true, Ordering::SeqCst));
     }

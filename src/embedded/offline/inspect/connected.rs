@@ -1,4 +1,4 @@
-//! Reads who was connected, and counts the entries of the sled trees.
+//! Reads the connected users, and counts the entries of the sled trees.
 
 use std::io;
 
