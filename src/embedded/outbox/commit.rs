@@ -14,6 +14,7 @@ use super::{
     BatchInfo, DropCounters, Outbox, OutboxEvent, OutboxOptions, OutboxState, WAITING_BYTES_MAX, WAITING_EVENTS_MAX,
     damaged,
     format::{self, Batch, Pieces, StoredLost},
+    last_live,
 };
 use crate::{
     embedded::{
@@ -150,7 +151,7 @@ impl Outbox {
         let (mut remove, mut pieces) = (Vec::new(), 0);
         let pieces_max = if space.little { LITTLE_SPACE_REMOVED_PIECES_MAX } else { STEP_REMOVED_PIECES_MAX };
         let mut more = state.fits_next();
-        while let Some(batch) = state.batches.front().copied().filter(|batch| batch.last() <= state.remove_through) {
+        while let Some(batch) = state.batches.front().copied().filter(|batch| batch.last_live <= state.remove_through) {
             pieces += batch.pieces;
             if !remove.is_empty() && pieces > pieces_max {
                 more |= !space.little;
@@ -193,7 +194,14 @@ impl Outbox {
                 let (first, count) = (*next_number, events.len() as u64);
                 *next_number += count;
                 let batch = Batch::V1 { start: self.start, events: std::mem::take(&mut events) };
-                batches.push((BatchInfo { first, count, pieces: 0, bytes: std::mem::take(&mut bytes) }, batch));
+                let info = BatchInfo {
+                    first,
+                    count,
+                    last_live: first + count - 1,
+                    pieces: 0,
+                    bytes: std::mem::take(&mut bytes),
+                };
+                batches.push((info, batch));
             }
         }
         batches
@@ -425,7 +433,8 @@ pub(super) fn read_all(tables: &dyn Tables, state: &mut OutboxState) -> Result<V
             Ok(Some(Batch::V1 { events, .. })) => {
                 let (count, bytes) =
                     (events.len() as u64, events.iter().flat_map(|(_, event)| event).map(OutboxEvent::bytes).sum());
-                state.batches.push_back(BatchInfo { first, count, pieces: keys.len(), bytes });
+                let last_live = last_live(first, &events);
+                state.batches.push_back(BatchInfo { first, count, last_live, pieces: keys.len(), bytes });
                 (state.events, state.bytes) = (state.events + count, state.bytes + bytes);
                 state.next_number = first + count;
                 keys.clear();

@@ -6,7 +6,7 @@ use super::{
     BatchInfo, Outbox, OutboxState,
     commit::read_all,
     format::{self, Batch},
-    read_batch,
+    last_live, read_batch,
 };
 use crate::{
     embedded::tables::contract::{EngineError, Table, Tables},
@@ -29,30 +29,30 @@ impl Outbox {
             state.batches.get(at).copied()
         };
         let Some(info) = info else { return Ok(None) };
-        let (now, is_empty) = erase_in_batch(&*self.tables, info, &|of| of == user)?;
-        let found = now.bytes < info.bytes;
-        let mut state = self.state.lock();
+        let (now, unneeded) = erase_in_batch(&*self.tables, info, &|of| of == user)?;
         let saved = info.bytes - now.bytes;
-        state.bytes -= saved;
-        state.written_bytes -= saved;
-        if let Some(batch) = state.batches.iter_mut().find(|batch| batch.first == info.first) {
-            *batch = now;
+        {
+            let mut state = self.state.lock();
+            state.bytes -= saved;
+            state.written_bytes -= saved;
+            if let Some(batch) = state.batches.iter_mut().find(|batch| batch.first == info.first) {
+                *batch = now;
+            }
         }
-        // Otherwise the last events would stay until a backend accepts a later one.
-        let is_front = state.batches.front().is_some_and(|front| front.first == info.first);
-        if is_empty && (is_front || info.first == state.remove_through + 1) {
-            state.remove_through = state.remove_through.max(info.last());
-        }
-        Ok(Some((info.last(), found)))
+        // After the state is changed: a reader that misses a piece reads the batch again.
+        unneeded.iter().try_for_each(|key| self.tables.remove(Table::Outbox, key))?;
+        Ok(Some((info.last(), saved > 0)))
     }
 }
 
-/// Erases the events of some users in a batch. Returns the new description of the batch, and whether no event is left in it.
+/// Erases the events of some users in a batch.
+///
+/// Returns the new description of the batch, and the keys of pieces that the caller must remove.
 fn erase_in_batch(
     tables: &dyn Tables,
     info: BatchInfo,
     is_erased: &dyn Fn(&str) -> bool,
-) -> Result<(BatchInfo, bool), EngineError> {
+) -> Result<(BatchInfo, Vec<[u8; 11]>), EngineError> {
     let Batch::V1 { start, mut events } = read_batch(tables, info)?;
     let mut found = false;
     for (_, event) in &mut events {
@@ -60,21 +60,21 @@ fn erase_in_batch(
             (*event, found) = (None, true);
         }
     }
-    let is_empty = events.iter().all(|(_, event)| event.is_none());
-    if !found {
-        return Ok((info, is_empty));
+    // With more pieces, an earlier attempt may have failed to remove those that are not needed any more.
+    if !found && info.pieces == 1 {
+        return Ok((info, Vec::new()));
     }
     let bytes = events.iter().flat_map(|(_, event)| event).map(OutboxEvent::bytes).sum();
+    let last_live = last_live(info.first, &events);
     let pieces = Batch::V1 { start, events }.pieces();
     // A batch of several pieces has one large event. So the new batch is one value, which replaces the first piece
     // atomically. Pieces that remain after a crash are ignored, and removed when the outbox opens.
-    for (at, piece) in pieces.iter().enumerate() {
+    for (at, piece) in pieces.iter().enumerate().filter(|_| found) {
         tables.put(Table::Outbox, &format::event_key(info.first, at), piece)?;
     }
-    for at in (pieces.len()..info.pieces).rev() {
-        tables.remove(Table::Outbox, &format::event_key(info.first, at))?;
-    }
-    Ok((BatchInfo { pieces: pieces.len(), bytes, ..info }, is_empty))
+    let unneeded = (pieces.len()..info.pieces).rev().map(|at| format::event_key(info.first, at)).collect();
+    // The number of pieces stays, so that the removal of the batch also removes pieces that could not be removed now.
+    Ok((BatchInfo { last_live, bytes, ..info }, unneeded))
 }
 
 /// Returns the number of the first event in the last stored batch; 0 = there is none.
@@ -95,7 +95,8 @@ pub(in crate::embedded) fn erase_stored(
     incomplete.iter().try_for_each(|key| tables.remove(Table::Outbox, key))?;
     let mut found = false;
     for info in state.batches {
-        let (now, _) = erase_in_batch(tables, info, &|user| is_erased(user, info.first))?;
+        let (now, unneeded) = erase_in_batch(tables, info, &|user| is_erased(user, info.first))?;
+        unneeded.iter().try_for_each(|key| tables.remove(Table::Outbox, key))?;
         found |= now.bytes < info.bytes;
     }
     Ok(found)

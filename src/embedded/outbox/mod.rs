@@ -125,12 +125,16 @@ impl DropCounters {
 }
 
 /// Describes a batch that can be read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct BatchInfo {
     /// Number of the first event.
     first: u64,
     /// Number of events.
     count: u64,
+    /// Number of the last event that is not erased; 0 = all are.
+    ///
+    /// The batch is removed when this event is accepted: an erased one is never sent.
+    last_live: u64,
     /// Number of values that store the batch.
     pieces: usize,
     /// Bytes of the events.
@@ -141,6 +145,11 @@ impl BatchInfo {
     fn last(&self) -> u64 {
         self.first + self.count - 1
     }
+}
+
+/// Returns the number of the last event that is not erased; 0 = there is none.
+fn last_live(first: u64, events: &[(u64, Option<OutboxEvent>)]) -> u64 {
+    events.iter().rposition(|(_, event)| event.is_some()).map_or(0, |at| first + at as u64)
 }
 
 impl crate::store::Outbox for Outbox {
@@ -244,14 +253,8 @@ impl crate::store::Outbox for Outbox {
                 state.batches.get(at).copied()
             };
             let Some(batch) = batch else { break };
-            let Batch::V1 { start, events: all } = match read_batch(&*self.tables, batch) {
-                // Removed meanwhile: its events were accepted or erased.
-                Err(_) if self.is_accepted(batch.last()) => {
-                    after = batch.last();
-                    continue;
-                }
-                read => read?,
-            };
+            // Removed meanwhile: the next batch follows.
+            let Some(Batch::V1 { start, events: all }) = self.read_stored(batch)? else { continue };
             for (number, (at_ms, event)) in (batch.first..).zip(all).filter(|(number, _)| *number > after) {
                 let Some(event) = event else { continue };
                 size += event.bytes();
@@ -298,6 +301,22 @@ impl Outbox {
     /// Returns whether all events up to a number are written. Called by the commit thread only.
     pub(in crate::embedded) fn is_written(&self, number: u64) -> bool {
         self.state.lock().next_number > number
+    }
+
+    /// Reads a batch. Returns `None` if it was removed meanwhile.
+    fn read_stored(&self, mut batch: BatchInfo) -> Result<Option<Batch>, StoreError> {
+        loop {
+            let error = match read_batch(&*self.tables, batch) {
+                Ok(read) => return Ok(Some(read)),
+                Err(error) => error,
+            };
+            // The commit thread may have removed the batch or erased its event. It changes the state before that.
+            match self.state.lock().batches.iter().find(|one| one.first == batch.first) {
+                None => return Ok(None),
+                Some(now) if *now != batch => batch = *now,
+                Some(_) => return Err(error),
+            }
+        }
     }
 
     /// Returns whether an event of `bytes` fits. After drops, puts the `overflow` event before it.

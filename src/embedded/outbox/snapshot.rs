@@ -66,11 +66,6 @@ impl Outbox {
         }
         Err(StoreError::Unreachable("the webhook outbox was written for 30 s without a pause; start again".into()))
     }
-
-    /// Returns whether a batch is removed, or about to be: a backend has accepted its events.
-    pub(in crate::embedded) fn is_accepted(&self, last: u64) -> bool {
-        self.state.lock().remove_through >= last
-    }
 }
 
 impl Snapshot {
@@ -93,11 +88,12 @@ impl Snapshot {
         visit: &mut dyn FnMut(u64, &Batch) -> bool,
     ) -> Result<(), StoreError> {
         for info in self.batches.iter().rev() {
-            match read_batch(tables, *info) {
-                Ok(batch) if visit(info.first, &batch) => {}
-                Ok(_) => break,
-                Err(_) if outbox.is_some_and(|outbox| outbox.is_accepted(info.last())) => break,
-                Err(error) => return Err(error),
+            let batch = match outbox {
+                Some(outbox) => outbox.read_stored(*info)?,
+                None => Some(read_batch(tables, *info)?),
+            };
+            if !batch.is_some_and(|batch| visit(info.first, &batch)) {
+                break;
             }
         }
         Ok(())

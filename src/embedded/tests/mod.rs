@@ -6,6 +6,7 @@ mod backup;
 mod connected;
 pub(super) mod counts;
 mod erase;
+mod erase_steps;
 pub(super) mod full_disk;
 pub(super) mod golden;
 pub(super) mod intercept;
