@@ -281,13 +281,14 @@ impl EmbeddedStore {
         let recovered = recovery::recover(engine.clone(), &namespace, &options)?;
         let queue = Queue::new(options.queue, options.tuning.busy_timeout);
         let outbox = options.outbox.clone();
-        let outbox =
-            outbox.map(|options| Outbox::open(engine.clone(), queue.clone(), recovered.clock.clone(), options));
+        let logs = Arc::new(recovered.logs);
+        let outbox = outbox
+            .map(|options| Outbox::open(engine.clone(), queue.clone(), logs.clone(), recovered.clock.clone(), options));
         let connected = Arc::new(ConnectedUsers::open(&*engine)?);
         let shared = Arc::new(StoreState {
             engine,
             namespace: fingerprint(&namespace),
-            logs: recovered.logs,
+            logs,
             record_cache: recovered.record_cache,
             queue,
             listener: RwLock::default(),

@@ -24,7 +24,7 @@ use crate::{
 pub(super) struct StoreState {
     pub engine: Arc<dyn Engine>,
     pub namespace: u32,
-    pub logs: LogCache,
+    pub logs: Arc<LogCache>,
     pub record_cache: RecordCache,
     pub queue: Arc<Queue>,
     pub listener: RwLock<Option<CommitListener>>,

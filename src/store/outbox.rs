@@ -287,7 +287,8 @@ pub trait Outbox: std::fmt::Debug + Send + Sync {
 
     /// Queues an [`OutboxEvent::Undelivered`], and records its sequence as reported.
     ///
-    /// Returns false if the outbox or the disk is full. Then nothing has changed, and the caller retries later.
+    /// Returns false if the outbox or the disk is full, or the message is not pending: it was acknowledged meanwhile, or
+    /// its user is being erased. Then nothing has changed, and the caller reads the log again later.
     #[must_use]
     fn put_undelivered(&self, user: &UserId, seq: Seq, event: OutboxEvent) -> bool;
 

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     embedded::{
         tables::contract::{EngineError, Table, TableSpace, Tables},
+        user_log::cache::LogCache,
         writer::{queue::Queue, state::Committer},
     },
     message::{Seq, UserId},
@@ -95,6 +96,7 @@ impl Outbox {
     pub(in crate::embedded) fn open(
         tables: Arc<dyn Tables>,
         queue: Arc<Queue>,
+        logs: Arc<LogCache>,
         clock: Clock,
         options: OutboxOptions,
     ) -> Result<Arc<Self>, StoreError> {
@@ -124,7 +126,7 @@ impl Outbox {
             );
         }
         let (start, changed) = (u64::from_be_bytes(start), watch::Sender::new(0));
-        Ok(Arc::new(Self { tables, queue, clock, options, start, state: state.into(), changed }))
+        Ok(Arc::new(Self { tables, queue, logs, clock, options, start, state: state.into(), changed }))
     }
 
     /// Collects the writes of the next step. Returns `None` if there are none.

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     embedded::tables::contract::{EngineError, Table, Tables},
+    message::UserId,
     store::OutboxEvent,
 };
 
@@ -17,6 +18,14 @@ impl Outbox {
     /// Returns whether events about a user wait for disk space. Their numbers are known already, so they must stay.
     pub(in crate::embedded) fn has_waiting(&self, user: &str) -> bool {
         self.state.lock().waiting.iter().any(|(_, event)| event.user() == Some(user))
+    }
+
+    /// Removes the reported sequence of a user who is erased, even if the disk has no space for events.
+    pub(in crate::embedded) fn erase_reported(&self, user: &UserId) -> Result<(), EngineError> {
+        if self.state.lock().reported.get(user) == Some(&None) {
+            self.tables.remove(Table::Outbox, &format::reported_key(user.as_str()))?;
+        }
+        Ok(())
     }
 
     /// Erases a user's events in the first batch above number `after`.

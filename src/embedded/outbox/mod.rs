@@ -32,6 +32,7 @@ use tokio::sync::watch;
 use super::{
     tables::contract::{Table, Tables},
     unreadable,
+    user_log::cache::LogCache,
     writer::queue::Queue,
 };
 use crate::{
@@ -56,6 +57,7 @@ const FREE_SHARE: u64 = 8;
 pub struct Outbox {
     tables: Arc<dyn Tables>,
     queue: Arc<Queue>,
+    logs: Arc<LogCache>,
     clock: Clock,
     options: OutboxOptions,
     /// Random number of this start. It is part of the ids of the events that this start writes.
@@ -189,22 +191,12 @@ impl crate::store::Outbox for Outbox {
     }
 
     fn put_undelivered(&self, user: &UserId, seq: Seq, event: OutboxEvent) -> bool {
-        let now_ms = self.clock.now_ms();
-        let mut state = self.state.lock();
-        if state.waiting_bytes.saturating_add(event.bytes()) > state.space {
-            drop(state);
-            // The commit thread then measures the disk again.
-            self.queue.notify_outbox();
-            return false;
-        }
-        if !self.has_capacity(&mut state, event.bytes(), now_ms) {
-            return false;
-        }
-        state.push(now_ms, event);
-        state.reported.insert(user.clone(), Some(seq));
-        drop(state);
-        self.queue.notify_outbox();
-        true
+        // Under the lock of the log: the user may be erased meanwhile, and no event with an erased message may follow.
+        let put = self.logs.peek(user, |log| {
+            !log.is_erasing && !log.cursors.is_acknowledged(seq) && self.put_pending(user, seq, event)
+        });
+        // The caller reads the log again, and gets the error.
+        put.unwrap_or(false)
     }
 
     fn reported(&self, user: &UserId) -> Result<Seq, StoreError> {
@@ -292,6 +284,26 @@ impl crate::store::Outbox for Outbox {
 }
 
 impl Outbox {
+    /// Puts the event of a message that is pending. See [`put_undelivered`](crate::store::Outbox::put_undelivered).
+    fn put_pending(&self, user: &UserId, seq: Seq, event: OutboxEvent) -> bool {
+        let now_ms = self.clock.now_ms();
+        let mut state = self.state.lock();
+        if state.waiting_bytes.saturating_add(event.bytes()) > state.space {
+            drop(state);
+            // The commit thread then measures the disk again.
+            self.queue.notify_outbox();
+            return false;
+        }
+        if !self.has_capacity(&mut state, event.bytes(), now_ms) {
+            return false;
+        }
+        state.push(now_ms, event);
+        state.reported.insert(user.clone(), Some(seq));
+        drop(state);
+        self.queue.notify_outbox();
+        true
+    }
+
     /// Returns the number of the last event, written or waiting.
     pub(in crate::embedded) fn last_number(&self) -> u64 {
         let state = self.state.lock();

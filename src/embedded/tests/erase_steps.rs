@@ -1,19 +1,29 @@
-//! Tests of erasures with webhook events that stay.
+//! Tests of erasures with webhook events that come meanwhile or stay.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
+use super::intercept::Intercept;
 use crate::{
     embedded::{
-        options::Options,
+        self,
+        options::{Options, Tuning},
         outbox::format::{Batch, event_key},
         tables::{
-            contract::{Table, Tables as _},
+            contract::{EngineError, Table, Tables as _},
             memory::{self, Memory},
         },
     },
-    message::UserId,
-    store::{Erasure, EventKind, OutboxEvent, OutboxOptions},
+    message::{Payload, Seq, UserId},
+    store::{Append, Erasure, EventKind, Outbox, OutboxEvent, OutboxOptions, Store},
 };
+
+const SECRET: &str = "secret of erasable";
 
 fn user(id: &str) -> UserId {
     UserId::new(id).unwrap()
@@ -24,6 +34,11 @@ fn options() -> Options {
     Options { outbox: Some(OutboxOptions { events: 1000, bytes: 1 << 20, kinds }), ..Options::default() }
 }
 
+async fn append(store: &dyn Store, user: UserId) -> Seq {
+    let payload = Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(40_000))), None).unwrap();
+    store.append(Append::new(payload, vec![user])).await.unwrap().seqs[0].unwrap()
+}
+
 async fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let waited = tokio::time::timeout(Duration::from_secs(30), async {
         while !condition() {
@@ -31,6 +46,11 @@ async fn wait_until(what: &str, condition: impl Fn() -> bool) {
         }
     });
     waited.await.unwrap_or_else(|_| panic!("{what} within 30 s"));
+}
+
+fn put_undelivered(outbox: &dyn Outbox, id: &str, seq: Seq) -> bool {
+    let event = OutboxEvent::Undelivered { user: id.into(), seq, devices: vec![None], payload: SECRET.into() };
+    outbox.put_undelivered(&user(id), seq, event)
 }
 
 // covers: G2
@@ -70,4 +90,113 @@ async fn accepted_events_next_to_erased_ones_leave_the_outbox_and_are_not_sent_a
         assert_eq!(store.outbox().unwrap().read(0, 99, u64::MAX).unwrap().len(), 0, "{layout:?}");
         store.close().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn refused_erasure_keeps_the_reported_sequence() {
+    let store = memory::open(&Memory::default(), options()).unwrap();
+    let outbox = store.outbox().unwrap();
+    assert_eq!(append(&*store, user("alice")).await, 1);
+    assert!(put_undelivered(&*outbox, "alice", 1));
+    store.attach(&user("alice"), None).unwrap();
+    assert_eq!(store.erase(&user("alice")).await.unwrap(), Erasure::Online);
+    assert_eq!(outbox.reported(&user("alice")).unwrap(), 1);
+    store.detach(&user("alice"), None);
+    assert_eq!(store.erase(&user("alice")).await.unwrap(), Erasure::Erased);
+    assert_eq!(outbox.reported(&user("alice")).unwrap(), 0);
+    store.close().await.unwrap();
+}
+
+/// Reports a message of alice as undelivered at one write after the beginning of the erasure, as a monitor that had
+/// read the message before.
+#[derive(Default)]
+struct LateReport {
+    tables: Memory,
+    outbox: OnceLock<Weak<dyn Outbox>>,
+    /// Writes until the report.
+    writes_left: AtomicUsize,
+    reported: AtomicBool,
+}
+
+impl LateReport {
+    fn on_write(&self) {
+        let Some(outbox) = self.outbox.get().and_then(Weak::upgrade) else { return };
+        if self.writes_left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.reported.store(true, Ordering::SeqCst);
+            _ = put_undelivered(&*outbox, "alice", 1);
+        }
+    }
+}
+
+impl Intercept for LateReport {
+    fn memory(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_append_record(&self, number: u64, record: &[u8]) -> Result<(), EngineError> {
+        use crate::embedded::wal::contract::Wal as _;
+        self.on_write();
+        self.tables.append_record(number, record)
+    }
+
+    fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        self.on_write();
+        self.tables.put(table, key, value)
+    }
+
+    fn on_remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+        self.on_write();
+        self.tables.remove(table, key)
+    }
+
+    fn on_sync(&self) -> Result<(), EngineError> {
+        self.on_write();
+        Ok(())
+    }
+
+    fn on_checkpoint(&self) -> Result<(), EngineError> {
+        self.on_write();
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn report_of_an_undelivered_message_during_an_erasure_leaves_no_body() {
+    let mut writes = 1;
+    loop {
+        let engine = Arc::new(LateReport { writes_left: AtomicUsize::new(writes), ..LateReport::default() });
+        let tuning = Tuning { flush_delay: Duration::from_secs(3600), ..Tuning::default() };
+        let store = embedded::open(engine.clone(), Options { tuning, ..options() }).unwrap();
+        let outbox = store.outbox().unwrap();
+        append(&*store, user("alice")).await;
+        _ = engine.outbox.set(Arc::downgrade(&outbox));
+        assert_eq!(store.erase(&user("alice")).await.unwrap(), Erasure::Erased);
+        let reported = engine.reported.load(Ordering::SeqCst);
+        engine.writes_left.store(0, Ordering::SeqCst);
+        if !reported {
+            // After the erasure.
+            assert!(!put_undelivered(&*outbox, "alice", 1));
+            append(&*store, user("alice")).await;
+            assert!(!put_undelivered(&*outbox, "alice", 1));
+            assert!(put_undelivered(&*outbox, "alice", 2), "a message of the later log");
+        }
+        append(&*store, user("bob")).await;
+        let tables = engine.tables.deep_clone();
+        store.close().await.unwrap();
+        // Also after a crash, which repeats the erasure.
+        for tables in [&engine.tables, &tables] {
+            let store = memory::open(tables, options()).unwrap();
+            let outbox = store.outbox().unwrap();
+            let seqs: Vec<_> = outbox.read(0, 99, u64::MAX).unwrap().into_iter().map(|queued| queued.event).collect();
+            let expected = usize::from(!reported);
+            assert_eq!(seqs.len(), expected, "{seqs:?} after a report at write {writes}");
+            assert_eq!(outbox.reported(&user("alice")).unwrap(), 2 * expected as Seq);
+            store.close().await.unwrap();
+        }
+        if !reported {
+            break;
+        }
+        writes += 1;
+    }
+    assert!(writes > 3, "reports at more than 3 writes, not {writes}");
 }

@@ -3,9 +3,13 @@
 //! An item in the WAL erases the user. Once it is durable, a crash repeats the rest: recovery resets the log at the
 //! item, and removes what the tables still have. So before the item everything is there, and after it nothing.
 //!
-//! The order is: the item, durable; the floor; the row and the log in memory; in steps the blocks, the webhook events,
+//! The order is: the webhook events about the user; the item, durable; the floor; the row and the log in memory; in steps the blocks, the webhook events,
 //! and the user's name in results of dispatches; a checkpoint; the reply. No flush runs meanwhile, because it could
 //! remove the item before the tables are clean.
+//!
+//! Another thread may have read a message before, and report it as undelivered later. The outbox rejects that: at first
+//! because the log is being erased, and then because the new log counts all sequences up to the floor as acknowledged.
+//! Both are checked under the lock of the log. So every event with an erased message is written before the item.
 //!
 //! A later log of the same user starts at the *floor*, which is at least the head of every erased log. So a client with
 //! an old position receives new messages, although the store no longer has the old head. The floor is put before the row
@@ -83,25 +87,6 @@ impl Committer {
         if self.suspended.stuck.is_some() {
             return full(self.why_suspended());
         }
-        if let Some(outbox) = self.shared.outbox.clone() {
-            // Then all events about the user are in batches, up to the last one. A connection that was just closed may
-            // put one more meanwhile.
-            for _ in 0..OUTBOX_ATTEMPTS_MAX {
-                self.write_outbox()?;
-                if !outbox.has_waiting(user.as_str()) {
-                    break;
-                }
-            }
-            if outbox.has_waiting(user.as_str()) {
-                let why = "webhook events about this user wait for disk space. Free some space, then retry";
-                return Ok(Err(StoreError::Full(why.into())));
-            }
-            outbox.remove_reported(user);
-        }
-        let events = match outbox::erase::last_batch(&*self.shared.engine) {
-            Err(error) if error.is_transient() => return Ok(Err(error.into())),
-            events => events?,
-        };
         let begun = self.try_with_log(user, |log| {
             log.is_erasing = !log.cursors.any_attached();
             log.is_erasing.then(|| (log.assigned, log.row_lossy_restarts.is_some() || log.dirty))
@@ -113,24 +98,17 @@ impl Committer {
             Err(error) => return Ok(Err(error)),
         };
         let floor = self.shared.logs.floor().max(head);
-        let mut commit = Commit::new(self.next_record);
-        if !self.reserve_report(&commit)? {
-            self.with_log(user, |log| log.is_erasing = false)?;
-            return full(self.why_suspended());
-        }
-        commit.ensure_capacity(ITEM_BYTES_MAX);
-        commit.push(&self.shared, &Item::Erased { user: user.as_str(), floor, events });
-        commit.has_replies = true;
-        let number = commit.number;
-        if let Err(error) = self.write(&mut commit) {
-            if !error.is_transient() {
-                return Err(error);
+        let number = match self.write_erasure(user, floor)? {
+            Ok(number) => number,
+            Err(error) => {
+                self.with_log(user, |log| log.is_erasing = false)?;
+                return Ok(Err(error));
             }
-            self.with_log(user, |log| log.is_erasing = false)?;
-            return Ok(Err(error.into()));
+        };
+        if let Some(outbox) = &self.shared.outbox {
+            // Before the log is removed, so that a report about a later log is not forgotten.
+            outbox.remove_reported(user);
         }
-        self.sync_if_not_durable()?;
-        self.finish(commit)?;
         // Before the row is removed: a log that is created from now on starts at the floor.
         self.shared.logs.raise_floor(floor);
         self.shared.engine.put(Table::Meta, FLOOR_KEY, &floor.to_be_bytes())?;
@@ -149,6 +127,47 @@ impl Committer {
         // The user has no connections, so the row has only not been removed yet.
         self.shared.engine.remove(Table::Connected, user.as_str().as_bytes())?;
         Ok(Ok(Some((floor, known || rejected))))
+    }
+
+    /// Writes the webhook events about a user, and then the item of the erasure. Returns the number of its record.
+    ///
+    /// The outer error is final. After an inner error, the WAL has no item.
+    fn write_erasure(&mut self, user: &UserId, floor: Seq) -> Result<Result<u64, StoreError>, EngineError> {
+        if let Some(outbox) = self.shared.outbox.clone() {
+            // Then all events about the user are in batches, up to the last one. A connection that was just closed may
+            // put one more meanwhile.
+            for _ in 0..OUTBOX_ATTEMPTS_MAX {
+                self.write_outbox()?;
+                if !outbox.has_waiting(user.as_str()) {
+                    break;
+                }
+            }
+            if outbox.has_waiting(user.as_str()) {
+                let why = "webhook events about this user wait for disk space. Free some space, then retry";
+                return Ok(Err(StoreError::Full(why.into())));
+            }
+        }
+        let events = match outbox::erase::last_batch(&*self.shared.engine) {
+            Err(error) if error.is_transient() => return Ok(Err(error.into())),
+            events => events?,
+        };
+        let mut commit = Commit::new(self.next_record);
+        if !self.reserve_report(&commit)? {
+            return Ok(Err(StoreError::Full(self.why_suspended().unwrap_or_default().into())));
+        }
+        commit.ensure_capacity(ITEM_BYTES_MAX);
+        commit.push(&self.shared, &Item::Erased { user: user.as_str(), floor, events });
+        commit.has_replies = true;
+        let number = commit.number;
+        if let Err(error) = self.write(&mut commit) {
+            if !error.is_transient() {
+                return Err(error);
+            }
+            return Ok(Err(error.into()));
+        }
+        self.sync_if_not_durable()?;
+        self.finish(commit)?;
+        Ok(Ok(number))
     }
 
     /// Completes the erasure in progress, if there is one.
@@ -211,6 +230,9 @@ impl Committer {
                 None => erasure.stage = ErasureStage::Checkpoint,
             },
             ErasureStage::Checkpoint => {
+                if let Some(outbox) = &self.shared.outbox {
+                    outbox.erase_reported(&erasure.user)?;
+                }
                 self.write_outbox()?;
                 self.shared.engine.checkpoint()?;
                 return Ok(true);
