@@ -1,4 +1,4 @@
-//! Tests of erasures with webhook events that come meanwhile or stay.
+//! Tests of erasures with webhook events that come meanwhile or stay, and of erasures that wait for another.
 
 use std::{
     sync::{
@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+
 use super::intercept::Intercept;
 use crate::{
     embedded::{
@@ -15,12 +17,13 @@ use crate::{
         options::{Options, Tuning},
         outbox::format::{Batch, event_key},
         tables::{
-            contract::{EngineError, Table, Tables as _},
+            contract::{EngineError, Table, TableSpace, Tables as _},
             memory::{self, Memory},
         },
+        writer::erase::ERASURES_MAX,
     },
     message::{Payload, Seq, UserId},
-    store::{Append, Erasure, EventKind, Outbox, OutboxEvent, OutboxOptions, Store},
+    store::{Append, Erasure, EventKind, Outbox, OutboxEvent, OutboxOptions, Store, StoreError},
 };
 
 const SECRET: &str = "secret of erasable";
@@ -199,4 +202,75 @@ async fn report_of_an_undelivered_message_during_an_erasure_leaves_no_body() {
         writes += 1;
     }
     assert!(writes > 3, "reports at more than 3 writes, not {writes}");
+}
+
+/// Removes blocks slowly, counts the removals in each turn of the commit thread, and has space if a test wants it.
+#[derive(Default)]
+struct SlowRemovals {
+    tables: Memory,
+    has_space: AtomicBool,
+    turn: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Intercept for SlowRemovals {
+    fn memory(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+        if table == Table::Log {
+            // One part of a step takes longer than a step may.
+            std::thread::sleep(Duration::from_millis(1));
+            self.most.fetch_max(self.turn.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        }
+        self.tables.remove(table, key)
+    }
+
+    fn on_collect_garbage(&self) {
+        self.turn.store(0, Ordering::SeqCst);
+    }
+
+    fn on_table_space(&self) -> TableSpace {
+        if self.has_space.load(Ordering::SeqCst) { TableSpace::Enough } else { TableSpace::Little }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn erasures_wait_for_an_earlier_one_and_each_runs_in_steps() {
+    let engine = Arc::new(SlowRemovals { has_space: true.into(), ..SlowRemovals::default() });
+    let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
+    let store = embedded::open(engine.clone(), Options { tuning, ..Options::default() }).unwrap();
+    for _ in 0..100 {
+        append(&*store, user("alice")).await;
+        append(&*store, user("bob")).await;
+    }
+    wait_until("the WAL is flushed", || {
+        use crate::embedded::wal::contract::Wal as _;
+        engine.tables.record_numbers().is_none()
+    })
+    .await;
+    engine.most.store(0, Ordering::SeqCst);
+
+    let (alice, bob) = (user("alice"), user("bob"));
+    let (first, second) = tokio::join!(store.erase(&alice), store.erase(&bob));
+    assert_eq!((first.unwrap(), second.unwrap()), (Erasure::Erased, Erasure::Erased));
+    let most = engine.most.load(Ordering::SeqCst);
+    assert!((1..=32).contains(&most), "{most} blocks were removed in one turn");
+
+    // The first one waits for space, and the others for the first.
+    engine.has_space.store(false, Ordering::SeqCst);
+    let erase = |n| {
+        let store = store.clone();
+        async move { store.erase(&user(&format!("u{n}"))).await }
+    };
+    let mut erasures: FuturesUnordered<_> = (0..ERASURES_MAX + 2).map(erase).collect();
+    let rejected = tokio::time::timeout(Duration::from_secs(30), erasures.next()).await;
+    let rejected = rejected.expect("an erasure is rejected within 30 s").unwrap();
+    assert!(matches!(rejected, Err(StoreError::Busy(_))), "{rejected:?}");
+    engine.has_space.store(true, Ordering::SeqCst);
+    while let Some(result) = erasures.next().await {
+        assert_eq!(result.unwrap(), Erasure::Unknown);
+    }
+    store.close().await.unwrap();
 }

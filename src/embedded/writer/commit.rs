@@ -69,6 +69,7 @@ impl Committer {
             flush: None,
             flush_through: 0,
             erasure: None,
+            erasures: VecDeque::new(),
             next_record: recovered.next_record,
             not_durable: 0,
             wal_not_durable: false,
@@ -130,7 +131,7 @@ impl Committer {
             self.trim_step(trim)?;
             if let Some((user, done)) = erase {
                 self.shared.progress.begin(Step::Commit);
-                self.begin_erasure(user, done)?;
+                self.queue_erasure(user, done)?;
             }
             if let Some(done) = close {
                 self.shared.progress.begin(Step::Close);
@@ -168,7 +169,11 @@ impl Committer {
 
     /// Returns whether another step of background work is due.
     fn has_steps(&self) -> bool {
-        self.erasure.is_some() || self.flush_is_due() || !self.purges.is_empty() || self.expiry.has_steps()
+        self.erasure.is_some()
+            || !self.erasures.is_empty()
+            || self.flush_is_due()
+            || !self.purges.is_empty()
+            || self.expiry.has_steps()
     }
 
     /// Commits a batch. After an error, all its operations have been rejected.
@@ -379,7 +384,7 @@ impl Committer {
     /// Writes suspended reports, events and rows of connected users, and marks the store as closed.
     pub(in crate::embedded) fn close(&mut self) -> Result<(), EngineError> {
         self.write_suspended()?;
-        if let Err(error) = self.finish_erasure() {
+        if let Err(error) = self.finish_erasures() {
             // The next start completes it.
             self.suspend(error)?;
         }

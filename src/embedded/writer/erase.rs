@@ -3,9 +3,10 @@
 //! An item in the WAL erases the user. Once it is durable, a crash repeats the rest: recovery resets the log at the
 //! item, and removes what the tables still have. So before the item everything is there, and after it nothing.
 //!
-//! The order is: the webhook events about the user; the item, durable; the floor; the row and the log in memory; in steps the blocks, the webhook events,
-//! and the user's name in results of dispatches; a checkpoint; the reply. No flush runs meanwhile, because it could
-//! remove the item before the tables are clean.
+//! The order is: the webhook events about the user; the item, durable; the floor; the row and the log in memory; in
+//! steps the blocks, the webhook events, and the user's name in results of dispatches; a checkpoint; the reply. No flush
+//! runs meanwhile, because it could remove the item before the tables are clean. One user at a time: further erasures
+//! wait for their turn.
 //!
 //! Another thread may have read a message before, and report it as undelivered later. The outbox rejects that: at first
 //! because the log is being erased, and then because the new log counts all sequences up to the floor as acknowledged.
@@ -52,23 +53,45 @@ const BLOCKS_MAX: usize = 32;
 /// Attempts to write all webhook events about a user before the erasure.
 const OUTBOX_ATTEMPTS_MAX: usize = 3;
 
+/// Limit of erasures that wait for another one. Further ones are rejected with `busy`.
+pub(in crate::embedded) const ERASURES_MAX: usize = 16;
+
 /// Bytes that a record needs for the item.
 const ITEM_BYTES_MAX: usize = USER_ID_BYTES_MAX + 32;
 
 impl Committer {
-    /// Begins to erase a user. Replies when the user is erased, or cannot be.
+    /// Erases a user after those that wait already. Replies when the user is erased, or cannot be.
     ///
     /// Must not run during a commit.
-    pub(in crate::embedded) fn begin_erasure(
+    pub(in crate::embedded) fn queue_erasure(
         &mut self,
         user: UserId,
         done: ReplySender<Erasure>,
     ) -> Result<(), EngineError> {
-        // One at a time.
-        if let Err(error) = self.finish_erasure() {
-            _ = done.send(Err(error.clone().into()));
-            return self.suspend(error);
+        if self.erasure.is_none() && self.erasures.is_empty() {
+            return self.begin_erasure(user, done);
         }
+        if self.erasures.len() >= ERASURES_MAX {
+            let busy = format!("{ERASURES_MAX} erasures of users wait for an earlier one");
+            _ = done.send(Err(StoreError::Busy(busy.into())));
+        } else {
+            self.erasures.push_back((user, done));
+        }
+        Ok(())
+    }
+
+    /// Begins the next erasure if none is in progress.
+    ///
+    /// Not while dispatches wait for the flush, which waits for the erasure.
+    pub(in crate::embedded) fn begin_next_erasure(&mut self) -> Result<(), EngineError> {
+        if self.erasure.is_some() || self.is_congested() {
+            return Ok(());
+        }
+        let Some((user, done)) = self.erasures.pop_front() else { return Ok(()) };
+        self.begin_erasure(user, done)
+    }
+
+    fn begin_erasure(&mut self, user: UserId, done: ReplySender<Erasure>) -> Result<(), EngineError> {
         match self.commit_erasure(&user)? {
             Err(error) => _ = done.send(Err(error)),
             Ok(None) => _ = done.send(Ok(Erasure::Online)),
@@ -170,12 +193,20 @@ impl Committer {
         Ok(Ok(number))
     }
 
-    /// Completes the erasure in progress, if there is one.
-    pub(in crate::embedded) fn finish_erasure(&mut self) -> Result<(), EngineError> {
-        while self.erasure.is_some() {
-            self.erase_step()?;
+    /// Completes the erasure in progress, and those that wait.
+    ///
+    /// After an error, those that wait get it. Nothing of them has begun.
+    pub(in crate::embedded) fn finish_erasures(&mut self) -> Result<(), EngineError> {
+        loop {
+            while self.erasure.is_some() {
+                if let Err(error) = self.erase_step() {
+                    self.erasures.drain(..).for_each(|(_, done)| _ = done.send(Err(error.clone().into())));
+                    return Err(error);
+                }
+            }
+            let Some((user, done)) = self.erasures.pop_front() else { return Ok(()) };
+            self.begin_erasure(user, done)?;
         }
-        Ok(())
     }
 
     /// Runs one step of the erasure. After an error, a retry continues from there.

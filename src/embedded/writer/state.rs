@@ -48,6 +48,8 @@ pub(in crate::embedded) struct Committer {
     pub(in crate::embedded) flush_through: u64,
     /// The erasure in progress, if any.
     pub(in crate::embedded) erasure: Option<ErasureInProgress>,
+    /// Erasures that wait for it, at most [`ERASURES_MAX`](super::erase::ERASURES_MAX).
+    pub(super) erasures: VecDeque<(UserId, ReplySender<Erasure>)>,
     pub(in crate::embedded) next_record: u64,
     /// Number of answered appends that are not synced. Always 0 with `Durability::Always`.
     pub(in crate::embedded) not_durable: u64,

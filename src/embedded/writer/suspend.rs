@@ -165,6 +165,7 @@ impl Committer {
 
     /// Runs background work as far as there is space for it: flush, reclaiming of space, expiry, and purges.
     pub(in crate::embedded) fn work(&mut self) -> Result<(), EngineError> {
+        self.begin_next_erasure()?;
         if self.erasure.is_some() {
             self.shared.progress.begin(Step::Maintenance);
             // A flush could remove the record of the erasure before the tables are clean.
