@@ -162,7 +162,7 @@ fn back_up_and_restore(seed: u64) {
     let (tables, ahead_ms) = (Memory::default(), Arc::default());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let store = memory::open(&tables, options(&ahead_ms)).unwrap();
-    let changes = if seed % 2 == 0 { 15 } else { 120 };
+    let changes = if seed.is_multiple_of(2) { 15 } else { 120 };
     let (keys, expiry, saved) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let mut live =
         Live { store: store.clone(), tables, ahead_ms, runtime, changes, seed, keys, expiry, last_ms: 0, saved };

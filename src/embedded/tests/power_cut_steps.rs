@@ -38,7 +38,7 @@ fn append(seq: Seq) -> Append {
     let payload = Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(3000))), None).unwrap();
     let collapse = (seq % 2 == 1).then(|| CollapseKey::new(&format!("key {seq}")).unwrap());
     let ttl = expires(seq).then_some(Duration::from_secs(1000));
-    Append { collapse, ttl, ..Append::new(payload, vec![user()]) }
+    Append { ttl, collapse, ..Append::new(payload, vec![user()]) }
 }
 
 fn sequences(store: &dyn Store) -> Vec<Seq> {

@@ -138,7 +138,7 @@ fn options() -> Options {
     let tuning =
         Tuning { flush_delay: Duration::ZERO, expiry_interval: Duration::from_millis(20), ..Tuning::default() };
     let limits = Limits { messages: u64::MAX, bytes: u64::MAX, free_bytes: 0, ..Limits::default() };
-    Options { tuning, limits, ..Options::default() }
+    Options { limits, tuning, ..Options::default() }
 }
 
 fn open(probe: &Probe, options: &Options) -> Arc<dyn Store> {
@@ -374,7 +374,7 @@ async fn messages_above_the_quota_read_a_block_once() {
             let fitting = limits.messages.min(limits.bytes / bytes) - count as u64;
             match overflow {
                 Overflow::Reject => assert_eq!((accepted, dropped), (fitting, 0)),
-                _ => assert_eq!((accepted, dropped), (200, 200 - fitting)),
+                Overflow::DropOldest => assert_eq!((accepted, dropped), (200, 200 - fitting)),
             }
             let all = check_turns(&probe, "quota");
             assert!(all.read <= 12, "{overflow:?}: {all:?}");

@@ -19,23 +19,22 @@ use crate::{embedded::tables::contract::Cause, store::StoreError};
 /// Time limit of a flush step, and so the delay that a flush adds to a commit.
 const STEP_TIMEOUT: Duration = Duration::from_millis(2);
 
-/// Time limit of a flush step close to the second bound.
-const LONGEST_STEP_TIMEOUT: Duration = Duration::from_millis(50);
+/// Microseconds that are added to it at the second bound, and a part of them before.
+const EXTRA_TIMEOUT_US: u64 = 48_000;
 
-/// Ratio of the second bound to the first.
-const BOUND_FACTOR: usize = 2;
+/// A fill level at the first bound. At the second bound it is twice that.
+const FIRST_BOUND: u64 = 1000;
 
 impl Committer {
     /// Returns whether operations must wait for a flush.
     pub(super) fn is_congested(&self) -> bool {
         let is_disk_full = self.suspended.why.as_ref().is_some_and(|why| why.cause == Cause::NoSpace);
-        let [wal, memory] = self.fill_levels();
-        !is_disk_full && (wal >= BOUND_FACTOR as f64 || memory >= BOUND_FACTOR as f64)
+        !is_disk_full && self.fill_levels().into_iter().any(|level| level >= 2 * FIRST_BOUND)
     }
 
     /// Returns whether the WAL or its memory is above its first bound.
     pub(super) fn is_above_bound(&self) -> bool {
-        self.fill_levels().into_iter().any(|level| level > 1.0)
+        self.fill_levels().into_iter().any(|level| level > FIRST_BOUND)
     }
 
     /// Returns the bytes of records that must be flushed so that the WAL and its memory are below their first bounds.
@@ -43,22 +42,28 @@ impl Committer {
         let [_, memory] = self.fill_levels();
         let by_wal = self.wal_bytes.saturating_sub(self.wal_bytes_max());
         // The share of the WAL that holds the excess entries, if all records have as many.
-        let by_memory = if memory > 1.0 { self.wal_bytes as f64 * (1.0 - memory.recip()) } else { 0.0 };
-        by_wal.max(by_memory as usize)
+        let excess = u128::from(memory.saturating_sub(FIRST_BOUND)) * self.wal_bytes as u128;
+        let by_memory = excess / u128::from(memory.max(1));
+        by_wal.max(usize::try_from(by_memory).unwrap_or(usize::MAX))
     }
 
     /// Returns the time limit of a flush step.
     pub(super) fn flush_step_timeout(&self) -> Duration {
-        let level = self.fill_levels().into_iter().fold(0.0, f64::max);
-        let share = ((level - 1.0) / (BOUND_FACTOR as f64 - 1.0)).clamp(0.0, 1.0);
-        STEP_TIMEOUT + (LONGEST_STEP_TIMEOUT - STEP_TIMEOUT).mul_f64(share)
+        let level = self.fill_levels().into_iter().max().unwrap_or(0);
+        let share = level.saturating_sub(FIRST_BOUND).min(FIRST_BOUND);
+        STEP_TIMEOUT + Duration::from_micros(EXTRA_TIMEOUT_US * share / FIRST_BOUND)
     }
 
-    /// Returns the sizes of the WAL and of its memory, as multiples of their first bounds.
-    fn fill_levels(&self) -> [f64; 2] {
-        let memory_max = self.tuning.memory_bytes_max.max(1);
-        let wal_max = self.tuning.wal_bytes_max.max(1);
-        [self.wal_bytes as f64 / wal_max as f64, self.shared.logs.pinned_bytes() as f64 / memory_max as f64]
+    /// Returns the fill levels of the WAL and of its memory, each in thousandths of its first bound.
+    fn fill_levels(&self) -> [u64; 2] {
+        let level = |bytes: u64, bound: usize| {
+            let level = u128::from(bytes) * u128::from(FIRST_BOUND) / bound.max(1) as u128;
+            u64::try_from(level).unwrap_or(u64::MAX)
+        };
+        [
+            level(self.wal_bytes as u64, self.tuning.wal_bytes_max),
+            level(self.shared.logs.pinned_bytes(), self.tuning.memory_bytes_max),
+        ]
     }
 
     /// Rejects operations that have waited too long for a flush.

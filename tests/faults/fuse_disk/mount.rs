@@ -74,9 +74,9 @@ impl Disk {
         self.change(|tree| {
             let file = tree.file_mut(ino)?;
             if fails {
-                file.fail_sync()
+                file.fail_sync();
             } else {
-                file.sync()
+                file.sync();
             }
             Ok(!fails)
         })
