@@ -147,8 +147,10 @@ impl Committer {
         self.purges.retain(|purge| purge.user != *user);
         self.flush_through = self.flush_through.max(number);
         let rejected = self.dedup.erase(user.as_str());
-        // The user has no connections, so the row has only not been removed yet.
+        // No disconnection is reported after the erasure. A connection that begins meanwhile gets its row again.
+        self.shared.connected.remove_interrupted(user);
         self.shared.engine.remove(Table::Connected, user.as_str().as_bytes())?;
+        self.shared.connected.set_row_removed(user);
         Ok(Ok(Some((floor, known || rejected))))
     }
 
