@@ -95,9 +95,20 @@ impl ConnectionHandle {
         now: Instant,
     ) -> BoxFuture<'static, Result<Session, StoreError>> {
         let (hub, id, mailbox) = (self.hub.clone(), self.id, self.mailbox.clone());
-        if hub.store.is_remote() || !hub.store.is_in_memory(&user) {
-            // A caller that drops the future drops the resulting session too.
+        // A caller that drops the future drops the resulting session too.
+        if hub.store.is_remote() {
             return Box::pin(run_blocking(move || hub.attach(id, mailbox, user, how, now)));
+        }
+        if !hub.store.is_in_memory(&user) {
+            return Box::pin(async move {
+                // Few at a time, so that a storm of connections does not start a thread for each.
+                let permit = hub.cold_reads.clone().acquire_owned().await.expect("the semaphore is never closed");
+                let attach = move || {
+                    let _permit = permit;
+                    hub.attach(id, mailbox, user, how, now)
+                };
+                run_blocking(attach).await
+            });
         }
         Box::pin(std::future::ready(hub.attach(id, mailbox, user, how, now)))
     }
