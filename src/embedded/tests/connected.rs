@@ -6,13 +6,12 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 
-use super::{intercept::Intercept, power_cut::Cut};
+use super::{intercept::Intercept, power_cut::Cut, wait::until};
 use crate::{
     embedded::{
         self,
@@ -65,15 +64,6 @@ fn disconnections(store: &dyn Store) -> BTreeMap<String, usize> {
         }
     }
     found
-}
-
-async fn wait_until(what: &str, holds: impl Fn() -> bool) {
-    let waited = tokio::time::timeout(Duration::from_secs(30), async {
-        while !holds() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    });
-    waited.await.unwrap_or_else(|_| panic!("{what}"));
 }
 
 fn map<const N: usize, T>(pairs: [(&str, T); N]) -> BTreeMap<String, T> {
@@ -152,14 +142,14 @@ async fn storm_of_connections_is_merged_by_user_and_written_in_bounded_steps_bet
         }
         drop(gate);
     }
-    wait_until("all users have a row", || rows(&tables.tables).len() == USERS).await;
+    until("all users have a row", || rows(&tables.tables).len() == USERS).await;
     assert_eq!(tables.rows.load(Ordering::SeqCst), USERS, "one write for each user, and none for a short connection");
     assert!(rows(&tables.tables).values().all(|connections| *connections == 3));
 
     for n in 0..USERS {
         store.set_connections(&user(n), 0);
     }
-    wait_until("no user has a row", || rows(&tables.tables).is_empty()).await;
+    until("no user has a row", || rows(&tables.tables).is_empty()).await;
     assert_eq!(tables.rows.load(Ordering::SeqCst), 2 * USERS);
     store.append(append()).await.unwrap();
     let rows_max = tables.rows_max.load(Ordering::SeqCst);
@@ -175,7 +165,7 @@ async fn killed_store_reports_connected_users_once_and_closed_store_reports_none
     for (id, connections) in [("alice", 1), ("bob", 1), ("bob", 2), ("carol", 1), ("carol", 0)] {
         store.set_connections(&user(id), connections);
     }
-    wait_until("rows", || rows(&tables) == map([("alice", 1), ("bob", 2)])).await;
+    until("rows", || rows(&tables) == map([("alice", 1), ("bob", 2)])).await;
     let killed = tables.deep_clone();
     for id in ["alice", "bob"] {
         store.set_connections(&user(id), 0);
@@ -192,7 +182,7 @@ async fn killed_store_reports_connected_users_once_and_closed_store_reports_none
     assert_eq!(store.take_interrupted(), [], "once");
     // Alice is back, and the server is killed again.
     store.set_connections(&user("alice"), 1);
-    wait_until("row", || rows(&killed) == map([("alice", 1)])).await;
+    until("row", || rows(&killed) == map([("alice", 1)])).await;
     let killed = killed.deep_clone();
     let store = memory::open(&killed, options()).unwrap();
     assert_eq!(disconnections(&*store), map([("alice", 2), ("bob", 1)]));
@@ -311,7 +301,7 @@ async fn full_disk_delays_rows_and_disconnections_until_there_is_space() {
     assert_eq!((disk.rows.load(Ordering::SeqCst), disconnections(&*store)), (0, map([])));
     assert_eq!(rows(&disk.tables).len(), USERS, "kept for their events");
     disk.is_full.store(false, Ordering::SeqCst);
-    wait_until("rows and events", || rows(&disk.tables) == map([("bob", 1)])).await;
+    until("rows and events", || rows(&disk.tables) == map([("bob", 1)])).await;
     assert_eq!(disconnections(&*store), (0..USERS).map(|n| (n.to_string(), 1)).collect());
     store.close().await.unwrap();
 }
@@ -335,7 +325,7 @@ async fn start_with_many_interrupted_users_reports_each_once_and_syncs_rarely() 
             assert_eq!(disconnections(&*store), map([]), "the events wait for disk space");
             assert_eq!(rows(&disk.tables).len(), USERS);
             disk.has_no_spare.store(false, Ordering::SeqCst);
-            wait_until("all are reported", || rows(&disk.tables).is_empty()).await;
+            until("all are reported", || rows(&disk.tables).is_empty()).await;
         }
         assert_eq!(disconnections(&*store), (0..USERS).map(|n| (n.to_string(), 1)).collect());
         store.close().await.unwrap();

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::intercept::Intercept;
+use super::{intercept::Intercept, wait::until};
 use crate::{
     embedded::{
         self,
@@ -52,16 +52,6 @@ impl Intercept for ReadCounter {
 
 fn user(id: &str) -> UserId {
     UserId::new(id).unwrap()
-}
-
-async fn until(what: &str, done: impl Fn() -> bool) {
-    for _ in 0..30_000 {
-        if done() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    panic!("{what} took more than 30 s");
 }
 
 /// Opens a store in which each user has `count` flushed messages. Returns also the bytes of one message.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use super::power_cut::Cut;
+use super::{power_cut::Cut, wait::until};
 use crate::{
     embedded::{
         self,
@@ -82,15 +82,6 @@ fn events_of(store: &dyn Store, user: &UserId) -> usize {
     events.iter().filter(|queued| queued.event.user() == Some(user.as_str())).count()
 }
 
-async fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let waited = tokio::time::timeout(Duration::from_secs(30), async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    });
-    waited.await.unwrap_or_else(|_| panic!("{what} within 30 s"));
-}
-
 /// Everything that a store may have about alice.
 #[derive(Debug, PartialEq, Eq)]
 struct Traces {
@@ -125,9 +116,9 @@ async fn fill(durability: Durability) -> Memory {
         let acknowledged = if flush_delay.is_zero() { 2 } else { 4 };
         [alice(), bob()].iter().for_each(|user| acknowledge(&*store, user, acknowledged));
         let has_events = || events_of(&*store, &alice()) == acknowledged as usize / 2;
-        wait_until("the events are written", has_events).await;
+        until("the events are written", has_events).await;
         if flush_delay.is_zero() {
-            wait_until("the WAL is flushed", || tables.record_numbers().is_none()).await;
+            until("the WAL is flushed", || tables.record_numbers().is_none()).await;
         }
         store.close().await.unwrap();
     }
@@ -172,7 +163,7 @@ async fn cut_after(writes: i64, durability: Durability) -> bool {
     // A retry completes it, and nothing is left once the WAL is flushed.
     assert!(matches!(store.erase(&alice()).await.unwrap(), Erasure::Erased | Erasure::Unknown));
     assert_eq!(traces(&*store).await, gone, "cut after {writes}");
-    wait_until("no trace is left", || !tables.contains(NAME)).await;
+    until("no trace is left", || !tables.contains(NAME)).await;
     assert_eq!(store.erase(&alice()).await.unwrap(), Erasure::Unknown, "cut after {writes}");
     // A client with the old position receives a new message, also after a restart.
     let seq = append(&*store, alice()).await.unwrap();
@@ -227,7 +218,7 @@ async fn erasures_between_appends_and_flushes_reuse_no_sequence_and_affect_no_ot
         store.close().await.unwrap();
     }
     let store = memory::open(&tables, options(Duration::ZERO, Durability::Always)).unwrap();
-    wait_until("no trace is left", || !tables.contains(NAME)).await;
+    until("no trace is left", || !tables.contains(NAME)).await;
     assert_eq!(sequences(&*store, &bob()).len(), of_bob);
     store.close().await.unwrap();
 }
@@ -275,7 +266,7 @@ async fn user_with_an_attached_session_is_not_erased() {
     // The report of the detached session was queued before, and must not make the user known again.
     append(&*store, bob()).await.unwrap();
     assert!(!store.state(&alice()).unwrap().known);
-    assert_eq!(store.erase(&UserId::new("nobody").unwrap()).await.unwrap(), Erasure::Unknown);
+    assert_eq!(store.erase(&UserId::new("unknown").unwrap()).await.unwrap(), Erasure::Unknown);
     store.close().await.unwrap();
 }
 
@@ -332,7 +323,7 @@ async fn erased_bytes_leave_the_value_log_and_a_restored_backup_has_none() {
         let payload = Payload::encode(0, Some("1"), None).unwrap();
         store.append(Append::new(payload, vec![bob()])).await.unwrap();
     }
-    wait_until("the entries are in the value log", || !files_with(&path.join("value-log"), NAME).is_empty()).await;
+    until("the entries are in the value log", || !files_with(&path.join("value-log"), NAME).is_empty()).await;
     let (file, restored) = (home.path().join("backup.mesa"), home.path().join("restored"));
     let bytes = {
         let store = store.clone();
@@ -348,7 +339,7 @@ async fn erased_bytes_leave_the_value_log_and_a_restored_backup_has_none() {
     assert_eq!((contents.users, contents.entries), (1, 60), "only bob, because alice was erased meanwhile");
     for text in [NAME, SECRET] {
         let value_log = path.join("value-log");
-        wait_until("the erased bytes leave the value log", || files_with(&value_log, text).is_empty()).await;
+        until("the erased bytes leave the value log", || files_with(&value_log, text).is_empty()).await;
     }
     assert_eq!(sequences(&*store, &bob()).len(), 60);
 

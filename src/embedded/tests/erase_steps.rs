@@ -10,7 +10,7 @@ use std::{
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 
-use super::intercept::Intercept;
+use super::{intercept::Intercept, wait::until};
 use crate::{
     embedded::{
         self,
@@ -40,15 +40,6 @@ fn options() -> Options {
 async fn append(store: &dyn Store, user: UserId) -> Seq {
     let payload = Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(40_000))), None).unwrap();
     store.append(Append::new(payload, vec![user])).await.unwrap().seqs[0].unwrap()
-}
-
-async fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let waited = tokio::time::timeout(Duration::from_secs(30), async {
-        while !condition() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    });
-    waited.await.unwrap_or_else(|_| panic!("{what} within 30 s"));
 }
 
 fn put_undelivered(outbox: &dyn Outbox, id: &str, seq: Seq) -> bool {
@@ -87,7 +78,7 @@ async fn accepted_events_next_to_erased_ones_leave_the_outbox_and_are_not_sent_a
         assert_eq!(numbers, expected, "{layout:?}");
         // As the delivery of webhooks: up to the last event that the backend has accepted.
         numbers.iter().for_each(|number| outbox.remove(*number));
-        wait_until(&format!("the outbox is empty after {layout:?}"), || outbox.status().events == 0).await;
+        until(&format!("the outbox is empty after {layout:?}"), || outbox.status().events == 0).await;
         store.close().await.unwrap();
         let store = memory::open(&tables, options()).unwrap();
         assert_eq!(store.outbox().unwrap().read(0, 99, u64::MAX).unwrap().len(), 0, "{layout:?}");
@@ -245,7 +236,7 @@ async fn erasures_wait_for_an_earlier_one_and_each_runs_in_steps() {
         append(&*store, user("alice")).await;
         append(&*store, user("bob")).await;
     }
-    wait_until("the WAL is flushed", || {
+    until("the WAL is flushed", || {
         use crate::embedded::wal::contract::Wal as _;
         engine.tables.record_numbers().is_none()
     })

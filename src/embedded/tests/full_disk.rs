@@ -6,12 +6,12 @@ use std::{
         Arc,
         atomic::{AtomicI64, AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
 
-use super::intercept::Intercept;
+use super::{intercept::Intercept, wait::until};
 use crate::{
     embedded::{
         self,
@@ -27,8 +27,6 @@ use crate::{
         Append, EventKind, Idempotency, Limits, OutboxEvent, OutboxOptions, ReadLimit, SessionReport, Store, StoreError,
     },
 };
-
-const WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Bytes that may be put into the tables between two checks of their space.
 ///
@@ -140,14 +138,6 @@ fn read(store: &Arc<dyn Store>, user: &UserId) -> Vec<(Seq, Bytes)> {
     let all = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
     let entries = store.read(user, 0, all).unwrap().entries;
     entries.iter().map(|entry| (entry.seq, entry.payload.as_bytes().clone())).collect()
-}
-
-async fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + WAIT_TIMEOUT;
-    while !done() {
-        assert!(Instant::now() < end, "{what}: not within {WAIT_TIMEOUT:?}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 /// Appends messages, and retries rejected appends. Returns the expected messages of each user, in order.

@@ -14,3 +14,4 @@ mod lossy_restarts;
 pub(super) mod power_cut;
 pub(super) mod power_cut_steps;
 pub(super) mod steps;
+mod wait;

@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering, time::Duration};
 
-use super::power_cut::Cut;
+use super::{power_cut::Cut, wait::until};
 use crate::{
     embedded::{
         self,
@@ -44,16 +44,6 @@ fn append(seq: Seq) -> Append {
 fn sequences(store: &dyn Store) -> Vec<Seq> {
     let all = ReadLimit { entries: usize::MAX, bytes: usize::MAX };
     store.read(&user(), 0, all).unwrap().entries.iter().map(|entry| entry.seq).collect()
-}
-
-async fn until(what: &str, done: impl Fn() -> bool) {
-    for _ in 0..30_000 {
-        if done() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    panic!("{what} took more than 30 s");
 }
 
 /// Cuts the power after a number of writes, and checks the store. Returns false if no write failed.

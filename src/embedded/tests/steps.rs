@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::intercept::Intercept;
+use super::{intercept::Intercept, wait::until};
 use crate::{
     embedded::{
         self,
@@ -122,16 +122,6 @@ fn user(id: &str) -> UserId {
 
 fn payload(bytes: usize) -> Payload {
     Payload::encode(0, Some(&format!("\"{}\"", "x".repeat(bytes))), Some("N")).unwrap()
-}
-
-async fn until(what: &str, done: impl Fn() -> bool) {
-    for _ in 0..30_000 {
-        if done() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
-    panic!("{what} took more than 30 s");
 }
 
 fn options() -> Options {

@@ -1,4 +1,4 @@
-//! Summary of a block: the table has it beside the block's location.
+//! Summary of a block. The table `log` stores it together with the block's location.
 //!
 //! Trims, quotas and expiry decide by the summary whether they need the block. So they read only blocks of which they
 //! need a part of the entries.
