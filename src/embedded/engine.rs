@@ -21,6 +21,9 @@ pub trait Engine: Wal + Tables {
         Ok(false)
     }
 
+    /// Records that the store is closed. Whoever opens it next waits until nothing refers to this engine any more.
+    fn set_closed(&self) {}
+
     /// Returns the free bytes of the disk that holds the store; `None` in memory.
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {
         Ok(None)

@@ -270,6 +270,7 @@ impl Store for EmbeddedStore {
                 // The thread has replied, so it is about to end.
                 _ = thread.join();
             }
+            self.shared.engine.set_closed();
             Ok(())
         })
     }
@@ -337,6 +338,7 @@ impl Drop for EmbeddedStore {
         if let Some(thread) = self.thread.lock().take() {
             _ = thread.join();
         }
+        self.shared.engine.set_closed();
     }
 }
 

@@ -41,6 +41,9 @@ pub(super) type MiddlewareFactory = Box<dyn FnOnce(&Handle) -> Arc<dyn Middlewar
 /// Time for the `before_exit` function; then the server stops anyway.
 const BEFORE_EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Time for aborted tasks to end.
+const TASKS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// All components of a server except its listener.
 pub(super) struct Runtime {
     pub(super) context: Arc<ServerContext>,
@@ -148,8 +151,15 @@ impl Runtime {
         }
         maintenance.abort();
         let stopped = shutdown::stop(&context, &store, limiter, stop, accepting, resp, failed).await;
-        // Last, because the outbox now has the final disconnections. The next start sends them.
-        drop(webhook_tasks);
+        // Both hold the store. An aborted task ends only when its thread next polls it.
+        _ = timeout(TASKS_TIMEOUT, async {
+            _ = maintenance.await;
+            // Last, because the outbox now has the final disconnections. The next start sends them.
+            if let Some(tasks) = webhook_tasks {
+                tasks.stop().await;
+            }
+        })
+        .await;
         stopped.map_err(ServerError::from)
     }
 }

@@ -60,7 +60,14 @@ pub struct Webhook {
 /// Runs the tasks of a webhook. Dropping it stops them; unsent events stay in the outbox.
 #[derive(Debug)]
 pub struct WebhookTasks {
-    _tasks: JoinSet<()>,
+    tasks: JoinSet<()>,
+}
+
+impl WebhookTasks {
+    /// Stops the tasks, and waits until they have ended.
+    pub async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
 }
 
 impl Webhook {
@@ -112,7 +119,7 @@ impl Webhook {
         tasks.spawn(supervise(health.clone(), "webhook_metrics", 0, is_over, move |lost| {
             Box::pin(observe_outbox(outbox.clone(), metrics.clone(), lost))
         }));
-        WebhookTasks { _tasks: tasks }
+        WebhookTasks { tasks }
     }
 }
 

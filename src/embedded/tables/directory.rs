@@ -3,6 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read, Seek, Write},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
@@ -15,7 +16,7 @@ use super::{
 };
 use crate::{embedded::tables::contract::Cause, logging::system_error, store::StoreError};
 
-/// Timeout for the system to release the lock of a killed process. Then the store does not open.
+/// Timeout for the lock of a killed process, or of a closed store, to be released. Then the store does not open.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Bytes per read of sled's file.
@@ -77,6 +78,15 @@ impl StoreDir {
             _ => {}
         }
         Ok(Self { path: path.to_owned(), lock })
+    }
+
+    /// Records that the lock is released soon, so that an opener waits for it.
+    ///
+    /// A task that ends after its store was closed may still hold it, and with it the lock.
+    pub(in crate::embedded) fn set_closed(&self) {
+        // Whitespace names no holder: see `try_lock`. If this fails, an opener does not wait.
+        let length = self.lock.metadata().map_or(0, |file| file.len().min(LOCK_BYTES_MAX)) as usize;
+        _ = self.lock.write_all_at(&vec![b' '; length], 0);
     }
 
     /// Returns the path of sled's directory.
@@ -231,6 +241,23 @@ fn is_running(holder: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::embedded::tables::DiskOptions;
+
+    #[test]
+    fn opener_of_closed_store_waits_for_its_last_user() {
+        let home = tempfile::tempdir().unwrap();
+        let open = || crate::embedded::tables::open(DiskOptions::new(home.path()));
+        let store = open().unwrap();
+        tokio::runtime::Runtime::new().unwrap().block_on(store.close()).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(move || {
+                // Longer than an opener needs to find the lock. If it is not, this test shows nothing.
+                thread::sleep(Duration::from_millis(300));
+                drop(store);
+            });
+            open().unwrap();
+        });
+    }
 
     #[test]
     fn dropped_directory_is_unlocked_despite_copied_handle() {

@@ -252,7 +252,7 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
         reclaim: Mutex::new(Reclaim { compaction: None, checkpoint: Instant::now(), dead_files: Vec::new() }),
         failed: AtomicBool::new(false),
         sync: options.sync.clone(),
-        _dir: dir,
+        dir,
     })
 }
 

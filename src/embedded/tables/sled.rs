@@ -76,7 +76,7 @@ pub struct Disk {
     /// Called instead of syncing the WAL, in tests.
     pub(super) sync: Option<Arc<dyn Fn() -> std::io::Result<()> + Send + Sync>>,
     /// Holds the lock of the directory until everything above is closed.
-    pub(super) _dir: StoreDir,
+    pub(super) dir: StoreDir,
 }
 
 /// The trees of sled.
@@ -491,6 +491,10 @@ impl Engine for Disk {
             self.checkpoint()?;
         }
         Ok(false)
+    }
+
+    fn set_closed(&self) {
+        self.dir.set_closed();
     }
 
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {
