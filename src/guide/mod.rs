@@ -10,6 +10,7 @@
 //! | [`cli`] | the commands of `mesa` |
 //! | [`http_api`] | dispatch, idempotency, users, health, error codes |
 //! | [`resume_protocol`] | frames, sequences, acknowledgement, gaps, devices |
+//! | [`javascript_client`] | `mesa-client` for browsers and Node: resume, positions, gaps, reconnects |
 //! | [`authentication`] | JWT, JWKS, webhook, API keys |
 //! | [`webhooks`] | events for a backend: types, signature, at-least-once delivery |
 //! | [`portals`] | client events for backends as server-sent events |
@@ -36,6 +37,7 @@ macro_rules! links {
 [Command line]: crate::guide::cli
 [HTTP API]: crate::guide::http_api
 [Resume protocol]: crate::guide::resume_protocol
+[JavaScript client]: crate::guide::javascript_client
 [Authentication]: crate::guide::authentication
 [Webhooks]: crate::guide::webhooks
 [Portals]: crate::guide::portals
@@ -78,6 +80,10 @@ pub mod http_api {}
 #[doc = links!()]
 #[doc = include_str!("resume-protocol.md")]
 pub mod resume_protocol {}
+
+#[doc = links!()]
+#[doc = include_str!("javascript-client.md")]
+pub mod javascript_client {}
 
 #[doc = links!()]
 #[doc = include_str!("authentication.md")]

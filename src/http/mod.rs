@@ -6,6 +6,7 @@
 //! - [`users`]: everything under `/v1/users`
 //! - [`backup`]: `GET /v1/backup`
 //! - [`sse`]: `GET /v1/events`
+//! - [`client_script`]: the JavaScript client
 //! - [`health`]: liveness, readiness, metrics
 //! - [`parameters`]: names and errors of query parameters
 //! - [`error`]: errors of the API · [`error_response`]: errors of requests that never reach the API
@@ -13,6 +14,7 @@
 mod api;
 mod auth;
 mod backup;
+mod client_script;
 mod dispatch;
 mod error;
 pub(crate) mod error_response;
@@ -127,6 +129,8 @@ fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))
+        .route(client_script::SCRIPT_PATH, get(client_script::script))
+        .route(client_script::TYPES_PATH, get(client_script::types))
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .merge(guarded)
         .fallback(|| async { ApiError::NotFound })

@@ -1,5 +1,6 @@
 //! Tests HTTP as bytes on sockets, against the built binary.
 //!
+//! - `client_script`: the JavaScript client
 //! - `connection_limits`: more connections than the process may open files
 //! - `timeouts`: silent, idle and slow connections
 //! - `request_heads`: ambiguous and malformed heads
@@ -11,6 +12,7 @@
 #[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 
+mod client_script;
 mod connection_limits;
 mod early_responses;
 mod origins;

@@ -9,7 +9,7 @@ const { after } = require('node:test');
 const { testWithEachClient } = require('./lib/suite');
 
 /** Version that each client announces. */
-const VERSIONS = { original158: '1.5.8', original138: '1.3.8', 'mesa-js-client': '1.5.3' };
+const VERSIONS = { original158: '1.5.8', original138: '1.3.8', 'mesa-js-client': '1.5.3', 'mesa-client': '1.5.3' };
 
 // 1.5.8 reads its version from ../../package.json, relative to the working directory.
 const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'mesa-versions-'));

@@ -66,6 +66,7 @@ fn invalid_value_is_an_error_with_key_and_hint() {
         ("{ path: '/healthz' }", "/healthz"),
         ("{ path: '/readyz' }", "/readyz"),
         ("{ path: '/metrics' }", "/metrics"),
+        ("{ path: '/client.js' }", "/client.js"),
         ("{ redisProtocol: { port: 4000 } }", "redisProtocol.port and port are both 4000; choose two ports"),
         (
             "{ redisProtocol: { port: 1 }, limits: { frameBytes: 16777216 } }",

@@ -15,7 +15,8 @@ use super::{
 use crate::util::millis::millis;
 
 /// Paths of the HTTP API, and `/admin`, which is reserved. The WebSocket cannot be at or below them.
-const PATHS_RESERVED: &[&str] = &["/v1", "/healthz", "/readyz", "/metrics", "/openapi.json", "/admin"];
+const PATHS_RESERVED: &[&str] =
+    &["/v1", "/healthz", "/readyz", "/metrics", "/client.js", "/client.d.ts", "/openapi.json", "/admin"];
 
 /// Longest `path`, in bytes.
 const PATH_BYTES_MAX: usize = 256;

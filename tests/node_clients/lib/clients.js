@@ -1,5 +1,5 @@
 'use strict';
-// Wraps the three published clients in one interface. Their code is unchanged; the wrapper only adds listeners.
+// Wraps the three published clients and mesa-client in one interface. Their code is unchanged; the wrapper only adds listeners.
 
 const WebSocket = require('ws');
 
@@ -9,6 +9,7 @@ globalThis.WebSocket = WebSocket;
 const MesaJsClient = require('mesa-js-client');
 const original138 = require('stock138');
 const original158 = require('stock158');
+const mesaClient = require('./mesa_client');
 const { ChangeNotifier, withTimeout } = require('./wait');
 
 /** Connects listeners: both versions of the original emit events, mesa-js-client has callbacks. */
@@ -31,6 +32,10 @@ const KINDS = {
     client.onDisconnected = on.disconnected;
     client.onError = () => {};
     return client;
+  },
+  'mesa-client': (url, on) => {
+    const client = mesaClient.createClient(url, { autoConnect: false });
+    return client.on('connected', on.connected).on('message', on.message).on('disconnected', on.disconnected).on('error', () => {});
   },
 };
 
@@ -91,7 +96,7 @@ class TestClient {
 
   /** Sends a message (op 0). */
   send(d, t) {
-    const { Message } = { original138, original158 }[this.kind] ?? {};
+    const { Message } = { original138, original158, 'mesa-client': mesaClient }[this.kind] ?? {};
     if (Message) this.client.send(new Message(0, d, t));
     else this.client.send(0, d, t);
   }
@@ -136,6 +141,7 @@ class TestClient {
 
   /** Closes the socket, and stops reconnection: 1.5.8 and 1.3.8 reconnect even after `disconnect()`. */
   discard() {
+    if (this.kind === 'mesa-client') this.client.disconnect();
     this.client.registerClose = () => {};
     clearInterval(this.client.reconnectionInterval);
     clearInterval(this.client.reconnectionIntervalId);

@@ -35,6 +35,11 @@ class Proxy {
     }
   }
 
+  /** Serves new connections again. Frozen ones stay as they are. */
+  thaw() {
+    this.#frozen = false;
+  }
+
   /** Breaks every connection. */
   cut() {
     for (const pair of this.#pairs) this.#break(pair);

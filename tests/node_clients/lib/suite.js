@@ -1,12 +1,12 @@
 'use strict';
-// Runs a test over all three published clients, each with its own server.
+// Runs a test over the published clients and mesa-client, each with its own server.
 
 const test = require('node:test');
 const { KINDS, TestClient } = require('./clients');
 const { startServer } = require('./server');
 
 /**
- * Runs `scenario` once for each published client.
+ * Runs `scenario` once for each client.
  *
  * Its argument has `server`, `t`, `kind`, and `connect(url?)`, which returns a connected client of that kind. Server and
  * clients are removed when the scenario ends.

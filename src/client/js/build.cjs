@@ -1,0 +1,98 @@
+'use strict';
+// Writes the other forms of `mesa.js`: `mesa.min.js`, without comments and with short private names, and `mesa.cjs` with
+// `mesa.d.cts`, for `require`. The server contains `mesa.min.js`, so that file is in the repository.
+
+const fs = require('node:fs');
+const path = require('node:path');
+
+/** Splits a source without regular expressions into comments, strings, and code. Code in templates is code. */
+function tokenize(source) {
+  const tokens = [];
+  /** Depth of braces at which each open template continues. */
+  const templates = [];
+  let depth = 0;
+  let at = 0;
+  const take = (type, pattern) => {
+    pattern.lastIndex = at;
+    const [text] = pattern.exec(source) ?? [];
+    if (text === undefined) throw new Error(`unterminated ${type} at ${source.slice(at, at + 40)}`);
+    tokens.push({ type, text });
+    at += text.length;
+    return text;
+  };
+  const takeTemplate = () => {
+    if (take('string', /(?:[^`\\$]|\\[^]|\$(?!\{))*(?:`|\$\{)/y).endsWith('`')) return;
+    depth += 1;
+    templates.push(depth);
+  };
+  while (at < source.length) {
+    const next = source[at];
+    if (source.startsWith('//', at)) take('comment', /[^\n]*/y);
+    else if (source.startsWith('/*', at)) take('comment', /\/\*[^]*?\*\//y);
+    else if (next === "'") take('string', /'(?:[^'\\\n]|\\.)*'/y);
+    else if (next === '"') take('string', /"(?:[^"\\\n]|\\.)*"/y);
+    else if (next === '`') {
+      take('string', /`/y);
+      takeTemplate();
+    } else if (next === '}' && depth === templates.at(-1)) {
+      templates.pop();
+      depth -= 1;
+      take('string', /\}/y);
+      takeTemplate();
+    } else {
+      if (next === '{') depth += 1;
+      if (next === '}') depth -= 1;
+      take('code', /[^'"`/{}]+|[{}/]/y);
+    }
+  }
+  return tokens;
+}
+
+/** Removes white space that has no meaning. Line ends stay where a statement may end without a semicolon. */
+function squeeze(code) {
+  return code
+    .replace(/\s*\n\s*/g, '\n')
+    .replace(/ *([{}()[\];,:=?<>|&!*]) */g, '$1')
+    .replace(/([{([;,:=?&|>])\n/g, '$1')
+    .replace(/\n([}\])?:&|.])/g, '$1')
+    .replace(/;\}|,(?=[}\])])/g, (text) => text.slice(1))
+    .replace(/(\d)_(?=\d)/g, '$1');
+}
+
+/** Returns the source without comments and white space, and with short names of private members. */
+function strip(source) {
+  const names = new Map();
+  const shorten = (name) => {
+    if (!names.has(name)) names.set(name, `#${String.fromCharCode(97 + (names.size % 26))}${Math.floor(names.size / 26) || ''}`);
+    return names.get(name);
+  };
+  let stripped = '';
+  let code = '';
+  for (const { type, text } of [...tokenize(source), { type: 'string', text: '' }]) {
+    if (type === 'code') code += text.replace(/#[A-Za-z]\w*/g, shorten);
+    if (type !== 'string') continue;
+    stripped += squeeze(code) + text;
+    code = '';
+  }
+  return `${stripped.trim()}\n`;
+}
+
+/** Returns the source as a CommonJS module. */
+function toCommonJs(source) {
+  const names = [...source.matchAll(/^export (?:class|const|function) (\w+)/gm)].map(([, name]) => name);
+  const body = source.replace(/^export default \w+;\n/m, '').replace(/^export /gm, '');
+  const exported = `module.exports = { ${names.join(', ')}, default: Client };`;
+  // By this mark compilers of `import` statements find the default export.
+  return `'use strict';\n${body}\n${exported}\nObject.defineProperty(module.exports, '__esModule', { value: true });\n`;
+}
+
+const file = (name) => path.join(__dirname, name);
+
+if (require.main === module) {
+  const source = fs.readFileSync(file('mesa.js'), 'utf8');
+  fs.writeFileSync(file('mesa.min.js'), strip(source));
+  fs.writeFileSync(file('mesa.cjs'), toCommonJs(source));
+  fs.copyFileSync(file('mesa.d.ts'), file('mesa.d.cts'));
+}
+
+module.exports = { strip, toCommonJs };
