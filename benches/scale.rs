@@ -18,7 +18,7 @@ use futures_util::future::join_all;
 use mesa::{
     embedded::tables::{DiskOptions, open},
     message::UserId,
-    store::{Append, Limits, SessionReport},
+    store::{Append, Limits, SessionReport, Store, StoreError},
 };
 use support::payload;
 
@@ -44,7 +44,7 @@ fn main() {
         ["open", path] => reopen(Path::new(path)),
         ref sizes => {
             let all = sizes.is_empty();
-            println!("users x pending  CPU µs/message  peak MB     idle MB  disk MB  open s  open CPU s  opened MB");
+            println!("users x pending  store µs  callers µs  peak MB  idle MB  disk MB  open s  open CPU s  opened MB");
             for (users, pending) in SIZES {
                 if all || sizes.contains(&format!("{users}x{pending}").as_str()) {
                     measure(*users, *pending);
@@ -65,10 +65,11 @@ fn measure(users: usize, pending: usize) {
     let filled = run(&["fill", path, &users.to_string(), &pending.to_string()]);
     let disk = size_of_directory(directory.path()).expect("the files of the store");
     let opened = run(&["open", path]);
-    let [cpu, peak, idle] = filled[..] else { panic!("expected three figures: {filled:?}") };
+    let [store, callers, peak, idle] = filled[..] else { panic!("expected four figures: {filled:?}") };
     let [seconds, open_cpu, open_peak] = opened[..] else { panic!("expected three figures: {opened:?}") };
     println!(
-        "{:>15}  {cpu:>14.1}  {peak:>7.0}  {idle:>10.0}  {:>7.0}  {seconds:>6.2}  {open_cpu:>10.2}  {open_peak:>9.0}",
+        "{:>15}  {store:>8.1}  {callers:>10.1}  {peak:>7.0}  {idle:>7.0}  {:>7.0}  {seconds:>6.2}  {open_cpu:>10.2}  \
+         {open_peak:>9.0}",
         format!("{users} x {pending}"),
         disk as f64 / 1e6,
     );
@@ -92,20 +93,28 @@ fn user(n: usize) -> UserId {
     UserId::new(&format!("user-{n:07}")).expect("an id")
 }
 
-/// Fills a store, and prints CPU time for each message in microseconds, and peak and idle memory in megabytes.
+/// Appends a message. While the store is busy, which it reports after 5 s, the caller retries.
+async fn append(store: &dyn Store, append: Append) {
+    loop {
+        match store.append(append.clone()).await {
+            Err(StoreError::Busy(_)) => {}
+            appended => return drop(appended.expect("a commit")),
+        }
+    }
+}
+
+/// Fills a store. Prints CPU time for each message, of the store and of its callers, in microseconds, and peak and idle
+/// memory in megabytes.
 fn fill(path: &Path, users: usize, pending: usize) {
     let runtime = support::runtime();
     let _in_runtime = runtime.enter();
     let store = open(options(path)).expect("a store");
-    let before = cpu_seconds();
-    let messages = users * pending.max(1);
+    let (before, callers_before) = (cpu_seconds(), callers_cpu_seconds());
+    let (messages, payload) = (users * pending.max(1), payload());
     runtime.block_on(async {
         for first in (0..messages).step_by(CALLERS) {
-            let appends = (first..messages.min(first + CALLERS)).map(|n| {
-                let append = Append::new(payload(), vec![user(n % users)]);
-                let store = &store;
-                async move { store.append(append).await.expect("a commit") }
-            });
+            let appends = (first..messages.min(first + CALLERS))
+                .map(|n| append(&*store, Append::new(payload.clone(), vec![user(n % users)])));
             join_all(appends).await;
             for n in (first..messages.min(first + CALLERS)).filter(|_| pending == 0) {
                 store.report(&user(n), SessionReport { acknowledged: Some((1, 1)), ..SessionReport::default() });
@@ -116,8 +125,9 @@ fn fill(path: &Path, users: usize, pending: usize) {
     while let Some(left) = end.checked_duration_since(Instant::now()) {
         std::thread::sleep(left.min(Duration::from_secs(1)));
     }
-    let cpu = (cpu_seconds() - before) * 1e6 / messages as f64;
-    println!("{cpu} {} {}", memory_mb("VmHWM:"), memory_mb("VmRSS:"));
+    let callers = (callers_cpu_seconds() - callers_before) * 1e6 / messages as f64;
+    let store = (cpu_seconds() - before) * 1e6 / messages as f64 - callers;
+    println!("{store} {callers} {} {}", memory_mb("VmHWM:"), memory_mb("VmRSS:"));
     // As if killed.
     std::process::exit(0);
 }
@@ -134,9 +144,27 @@ fn reopen(path: &Path) {
     std::process::exit(0);
 }
 
-/// Returns the CPU time of this process in seconds (`man 5 proc`: fields 14 and 15 of `stat`, in ticks of 10 ms).
+/// Returns the CPU time of this process in seconds.
 fn cpu_seconds() -> f64 {
-    let stat = fs::read_to_string("/proc/self/stat").expect("Linux");
+    cpu_seconds_in(&fs::read_to_string("/proc/self/stat").expect("Linux"))
+}
+
+/// Returns the CPU time of the callers in seconds: of this thread and of the runtime. All other threads are the store's.
+fn callers_cpu_seconds() -> f64 {
+    let mut seconds = 0.0;
+    for task in fs::read_dir("/proc/self/task").expect("Linux").flatten() {
+        // A thread may end meanwhile.
+        let Ok(stat) = fs::read_to_string(task.path().join("stat")) else { continue };
+        let is_main = task.file_name().to_str() == Some(&std::process::id().to_string());
+        if is_main || stat.contains("(tokio") {
+            seconds += cpu_seconds_in(&stat);
+        }
+    }
+    seconds
+}
+
+/// Returns the CPU time in a file `stat` (`man 5 proc`: fields 14 and 15, in ticks of 10 ms).
+fn cpu_seconds_in(stat: &str) -> f64 {
     let fields = stat.rsplit(')').next().expect("fields after the name");
     let ticks: f64 = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<f64>().expect("ticks")).sum();
     ticks / 100.0

@@ -266,6 +266,8 @@ impl StoreState {
         if limit == 0 {
             return Ok(users);
         }
+        // First: the flush writes a row before it removes the user from this list.
+        let without_row = self.logs.users_without_row(after, limit);
         let mut from = after.map_or_else(Vec::new, |after| after.as_str().as_bytes().to_vec());
         if after.is_some() {
             // The lowest key above `after`.
@@ -275,6 +277,12 @@ impl StoreState {
             users.extend(std::str::from_utf8(key).ok().and_then(|id| UserId::new(id).ok()));
             users.len() < limit
         })?;
+        if !without_row.is_empty() {
+            users.extend(without_row);
+            users.sort_unstable();
+            users.dedup();
+            users.truncate(limit);
+        }
         Ok(users)
     }
 

@@ -147,6 +147,17 @@ pub enum CompactionMode {
     Eager,
 }
 
+/// A block that is added to the value log.
+#[derive(Clone, Debug)]
+pub struct NewBlock {
+    /// Key in [`Table::Log`].
+    pub key: Vec<u8>,
+    /// The encoded block.
+    pub value: Vec<u8>,
+    /// Summary of its entries. `None`: the block has none.
+    pub summary: Option<BlockSummary>,
+}
+
 /// Ordered tables of small values.
 ///
 /// # Contract
@@ -203,6 +214,13 @@ pub trait Tables: Send + Sync + 'static {
     /// Removes a block of an erased user. Its bytes are to leave the disk soon.
     fn remove_erased(&self, key: &[u8]) -> Result<(), EngineError> {
         self.remove(Table::Log, key)
+    }
+
+    /// Adds blocks whose keys do not exist yet. All blocks are written before the first key exists.
+    ///
+    /// An error that may be retried means that no block was added.
+    fn put_blocks(&self, blocks: &[NewBlock]) -> Result<(), EngineError> {
+        blocks.iter().try_for_each(|block| self.put(Table::Log, &block.key, &block.value))
     }
 
     /// Replaces values in one batch.

@@ -4,12 +4,13 @@
 //! - [`sled`]: an engine on disk
 //! - [`memory`]: an engine for tests
 //! - `schema`: keys and rows · `meta`: keys of the table `meta` · `files`: names of files
-//! - `compact`: compaction of the value log
+//! - `blocks`: puts and removes blocks · `compact`: compaction of the value log
 //! - `open`, `directory`, `foreign`, `missing`, `unfinished`: opens a store directory
 //! - `watermark`: how far each file was synced
 //! - `space`: reserved disk space
 //! - `open_error`, `sled_error`: error messages
 
+mod blocks;
 mod compact;
 pub(super) mod contract;
 pub(super) mod directory;

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
-    contract::{Cause, CompactionMode, EngineError, Table, TableSpace, Tables},
+    contract::{Cause, CompactionMode, EngineError, NewBlock, Table, TableSpace, Tables},
     directory::StoreDir,
     files::SLED_FILE,
     space::{Runway, WriteCounter},
@@ -114,13 +114,18 @@ impl Disk {
     }
 
     /// Sets a value in sled. Returns the previous one.
-    fn insert(&self, tree: &sled::Tree, key: &[u8], value: &[u8]) -> Result<Option<sled::IVec>, EngineError> {
+    pub(super) fn insert(
+        &self,
+        tree: &sled::Tree,
+        key: &[u8],
+        value: &[u8],
+    ) -> Result<Option<sled::IVec>, EngineError> {
         self.count_write(key.len() + value.len())?;
         tree.insert(key, value).map_err(|error| self.tables_failed(error))
     }
 
     /// Removes a value from sled, and returns it.
-    fn take(&self, tree: &sled::Tree, key: &[u8]) -> Result<Option<sled::IVec>, EngineError> {
+    pub(super) fn take(&self, tree: &sled::Tree, key: &[u8]) -> Result<Option<sled::IVec>, EngineError> {
         self.count_write(key.len())?;
         tree.remove(key).map_err(|error| self.tables_failed(error))
     }
@@ -143,7 +148,7 @@ impl Disk {
         EngineError::new(error)
     }
 
-    fn tables_failed(&self, error: sled::Error) -> EngineError {
+    pub(super) fn tables_failed(&self, error: sled::Error) -> EngineError {
         self.failed(super::sled_error::describe(&error))
     }
 
@@ -175,52 +180,6 @@ impl Disk {
             }
         }
         Ok(Some(location.missing().to_value()))
-    }
-
-    fn put_block(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        if self.trees.log.contains_key(key).map_err(|error| self.tables_failed(error))? {
-            return self.replace_blocks(&[(key, value)]);
-        }
-        let location = self.value_log.append(key, value).map_err(|error| self.retryable(error))?;
-        self.set_block_row(key, BlockRow { location, summary: BlockSummary::of(value) })
-    }
-
-    /// Replaces blocks. Syncs the new ones before any location is set.
-    ///
-    /// sled may write a location at any time, and the block that it replaces is still needed until then.
-    fn replace_blocks(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), EngineError> {
-        let mut rows: Vec<BlockRow> = Vec::with_capacity(pairs.len());
-        for (key, value) in pairs {
-            match self.value_log.append(key, value) {
-                Ok(location) => rows.push(BlockRow { location, summary: BlockSummary::of(value) }),
-                Err(error) => {
-                    rows.into_iter().for_each(|row| self.value_log.release(row.location));
-                    return Err(self.retryable(error));
-                }
-            }
-        }
-        self.value_log.sync().map_err(|error| self.failed(error))?;
-        pairs.iter().zip(rows).try_for_each(|((key, _), row)| self.set_block_row(key, row))
-    }
-
-    /// Sets the location and the summary of a block, as one value. So a crash never leaves one without the other.
-    pub(super) fn set_block_row(&self, key: &[u8], row: BlockRow) -> Result<(), EngineError> {
-        let before = self.insert(&self.trees.log, key, &row.encode())?;
-        self.release_block(before);
-        Ok(())
-    }
-
-    pub(super) fn remove_block(&self, key: &[u8]) -> Result<(), EngineError> {
-        let before = self.take(&self.trees.log, key)?;
-        self.release_block(before);
-        Ok(())
-    }
-
-    /// Marks the block of a replaced or removed row as dead.
-    fn release_block(&self, row: Option<sled::IVec>) {
-        if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
-            self.value_log.release(row.location);
-        }
     }
 
     fn sync_wal(&self) -> std::io::Result<()> {
@@ -350,6 +309,10 @@ impl Tables for Disk {
 
     fn remove_erased(&self, key: &[u8]) -> Result<(), EngineError> {
         self.remove_erased_block(key)
+    }
+
+    fn put_blocks(&self, blocks: &[NewBlock]) -> Result<(), EngineError> {
+        self.put_new_blocks(blocks)
     }
 
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {

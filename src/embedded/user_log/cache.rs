@@ -1,8 +1,9 @@
 //! Caches user logs in memory. A log is loaded from the table of users on first use.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     hash::BuildHasher,
+    ops::Bound,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -49,6 +50,8 @@ pub struct LogCache {
     pinned_bytes: AtomicU64,
     /// Number of logs in memory.
     loaded: AtomicU64,
+    /// Users whose logs are in memory and have no row yet ([`UserLog::lacks_row`]).
+    without_row: Mutex<BTreeSet<UserId>>,
 }
 
 impl LogCache {
@@ -65,7 +68,25 @@ impl LogCache {
             unflushed_bytes: AtomicU64::new(0),
             pinned_bytes: AtomicU64::new(0),
             loaded: AtomicU64::new(0),
+            without_row: Mutex::default(),
         }
+    }
+
+    /// Lists a user although the table has no row of this user yet. Call this while the log is locked.
+    pub fn set_without_row(&self, user: &UserId, log: &mut UserLog) {
+        log.lacks_row = true;
+        self.without_row.lock().insert(user.clone());
+    }
+
+    /// Records that the row of a user was written.
+    pub fn set_row_written(&self, user: &UserId) {
+        self.without_row.lock().remove(user);
+    }
+
+    /// Lists users above `after` that have no row yet, at most `limit`, in the order of their ids.
+    pub fn users_without_row(&self, after: Option<&UserId>, limit: usize) -> Vec<UserId> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        self.without_row.lock().range::<UserId, _>((from, Bound::Unbounded)).take(limit).cloned().collect()
     }
 
     /// Returns the bytes that unflushed entries will take on the disk.
@@ -196,6 +217,9 @@ impl LogCache {
     pub fn remove(&self, user: &UserId) -> Option<UserLog> {
         let mut shard = self.shard(user);
         let log = shard.remove(user)?;
+        if log.lacks_row {
+            self.set_row_written(user);
+        }
         self.loaded.fetch_sub(1, Ordering::Relaxed);
         self.count_unflushed(user, log.unflushed(), Usage::default());
         Some(log)

@@ -109,6 +109,8 @@ pub struct UserLog {
     pub dirty: bool,
     /// Number of lossy restarts that the row includes. `None`: there is no row.
     pub row_lossy_restarts: Option<u32>,
+    /// The row is written with the first flush. Until then the write-ahead log has all of the log.
+    pub lacks_row: bool,
     /// The next entry must be synced before it is visible ([`lossy_restarts`]): no entry followed the row that states
     /// the lossy restarts. Contains the next record at the write of this row, which is durable once that record is
     /// removed.

@@ -143,9 +143,24 @@ impl ValueLog {
     ///
     /// On a full disk the call has no effect, and the caller may retry it.
     pub fn append(&self, key: &[u8], value: &[u8]) -> io::Result<BlockLocation> {
-        // A key is a user id and a sequence, so its length fits into 16 bits.
-        let key_length = u16::try_from(key.len()).map_err(io::Error::other)?;
-        let bytes = framing::encode(Kind::Block, &[&key_length.to_be_bytes(), key, value]);
+        let locations = self.append_all(&[(key, value)])?;
+        locations.first().copied().ok_or_else(|| io::Error::other("a block has no location"))
+    }
+
+    /// Appends blocks with one write, as [`append`](Self::append) does with one block. All are in the same file.
+    pub fn append_all(&self, blocks: &[(&[u8], &[u8])]) -> io::Result<Vec<BlockLocation>> {
+        if blocks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (mut bytes, mut lengths) = (Vec::new(), Vec::with_capacity(blocks.len()));
+        for (key, value) in blocks {
+            // A key is a user id and a sequence, so its length fits into 16 bits.
+            let key_length = u16::try_from(key.len()).map_err(io::Error::other)?;
+            let frame = framing::encode(Kind::Block, &[&key_length.to_be_bytes(), key, value]);
+            lengths.push(to_u32(frame.len() as u64)?);
+            // One block is written without a copy.
+            if bytes.is_empty() { bytes = frame } else { bytes.extend_from_slice(&frame) }
+        }
         let current = self.state.read().current.clone();
         let length = |number: u64| self.state.read().files.get(&number).map_or(0, |file| file.length);
         let (number, file) = match current {
@@ -158,7 +173,13 @@ impl ValueLog {
             None => self.begin_file()?,
         };
         let at = length(number);
-        let location = BlockLocation { file: number, offset: to_u32(at)?, length: to_u32(bytes.len() as u64)? };
+        let mut end = at;
+        let locations = lengths.into_iter().map(|length| {
+            let location = BlockLocation { file: number, offset: to_u32(end)?, length };
+            end += u64::from(length);
+            Ok(location)
+        });
+        let locations = locations.collect::<io::Result<Vec<_>>>()?;
         // Without the lock, so that readers do not wait. There is one writer.
         file.write_all_at(&bytes, at)?;
         let mut state = self.state.write();
@@ -169,7 +190,7 @@ impl ValueLog {
             .ok_or_else(|| io::Error::other("the current file of the value log is not known"))?;
         known.length += bytes.len() as u64;
         known.live += bytes.len() as u64;
-        Ok(location)
+        Ok(locations)
     }
 
     /// Creates a file, and makes it the current one.
@@ -380,6 +401,17 @@ mod tests {
             BlockRead::Block(value) => Some(value.to_vec()),
             _ => None,
         }
+    }
+
+    #[test]
+    fn blocks_of_one_write_are_read_one_by_one() {
+        let home = tempfile::tempdir().unwrap();
+        let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
+        files.append(b"before", b"0").unwrap();
+        let locations = files.append_all(&[(b"a", b"one"), (b"b", b""), (b"c", b"three")]).unwrap();
+        let found = [b"a", b"b", b"c"].iter().zip(&locations).map(|(key, at)| read(&files, *at, *key).unwrap());
+        assert_eq!(found.collect::<Vec<_>>(), [&b"one"[..], b"", b"three"]);
+        assert_eq!(files.append_all(&[]).unwrap(), []);
     }
 
     #[test]

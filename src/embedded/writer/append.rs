@@ -48,7 +48,7 @@ struct OpenAppend<'a> {
 enum Assignment {
     /// The assigned sequence, and the entry that the new one replaces.
     Assigned(Seq, Option<Seq>),
-    /// The row must be written first: it is missing, or does not include the latest lossy restart.
+    /// The row must be written first: it does not include the latest lossy restart.
     NeedsRow,
     /// The user's quota is exhausted.
     OverQuota,
@@ -89,7 +89,7 @@ impl Committer {
         let bytes = message.append.payload.as_bytes().len();
         let mut quota_freed = false;
         let (seq, replaced) = loop {
-            let assignment = self.try_with_log(user, |log| self.assign(log, message, commit));
+            let assignment = self.try_with_log(user, |log| self.assign(user, log, message, commit));
             match assignment {
                 Ok(Assignment::Assigned(seq, replaced)) => break (seq, replaced),
                 // Before this commit changes the log: the row must not include changes that may never be committed.
@@ -150,8 +150,10 @@ impl Committer {
     }
 
     /// Assigns the next sequence of a log, if the quota allows it.
-    fn assign(&self, log: &mut UserLog, message: &OpenAppend<'_>, commit: &mut Commit) -> Assignment {
-        if log.row_lossy_restarts != Some(self.shared.logs.lossy_restarts().count) {
+    fn assign(&self, user: &UserId, log: &mut UserLog, message: &OpenAppend<'_>, commit: &mut Commit) -> Assignment {
+        let lossy_restarts = self.shared.logs.lossy_restarts().count;
+        let is_new = log.row_lossy_restarts.is_none();
+        if !is_new && log.row_lossy_restarts != Some(lossy_restarts) {
             // From now on the row states that entries may have been appended.
             log.before_skip = None;
             return Assignment::NeedsRow;
@@ -165,9 +167,14 @@ impl Committer {
         if !log.fits(message.append.payload.as_bytes().len() as u64, &self.limits) && replaced.is_none() {
             return Assignment::OverQuota;
         }
+        if is_new {
+            // The flush writes the row. Until then, this entry in the WAL shows that a sequence was assigned.
+            (log.before_skip, log.row_lossy_restarts) = (None, Some(lossy_restarts));
+            self.shared.logs.set_without_row(user, log);
+        }
         // The row alone does not show that a sequence was assigned: it may come from a report, and be lost. At head 0,
         // even a durable row does not.
-        commit.first_entries |= log.row_before_entry.take().is_some() || log.assigned == 0;
+        commit.first_entries |= is_new || log.row_before_entry.take().is_some() || log.assigned == 0;
         log.assigned += 1;
         log.last_record = commit.number;
         Assignment::Assigned(log.assigned, replaced)

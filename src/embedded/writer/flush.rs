@@ -17,12 +17,15 @@ use super::{
 use crate::{
     embedded::{
         tables::{
-            contract::{Cause, EngineError, Table, TableSpace},
+            contract::{Cause, EngineError, NewBlock, Table, TableSpace},
             meta::{CLOCK_KEY, FLUSHED_KEY},
-            schema::{StoredId, log_key, wal_key},
+            schema::{StoredId, StoredLog, log_key, wal_key},
         },
-        user_log::{earlier, is_expired},
-        value_log::block::{Block, ENTRY_OVERHEAD_BYTES, split_entries},
+        user_log::{Usage, UserLog, earlier, is_expired},
+        value_log::{
+            block::{Block, ENTRY_OVERHEAD_BYTES, split_entries},
+            summary::BlockSummary,
+        },
         wal::events::Event,
     },
     message::{Seq, UserId},
@@ -33,12 +36,27 @@ use crate::{
 /// Limit of records in one flush, in bytes; at least one commit. They stay in memory until the flush ends.
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
-/// Bytes of one user's entries that are moved before the time is checked again: about six blocks. One entry may exceed
-/// it.
+/// Bytes of entries that are moved before the time is checked again: about six blocks. One entry may exceed it.
 const PART_BYTES: usize = 256 << 10;
+
+/// Limit of users whose entries are moved before the time is checked again.
+const GROUP_USERS_MAX: usize = 64;
 
 /// Limit of id blocks that one step stores, each of at most 48 KiB. Table space is checked before each step.
 const STEP_ID_BLOCKS_MAX: usize = 16;
+
+/// Entries of one user that are moved together.
+struct Part {
+    user: UserId,
+    /// All entries of the user that are left. The first `count` are moved.
+    entries: VecDeque<FlushEntry>,
+    count: usize,
+    /// The last sequence that is moved.
+    last: Seq,
+    /// Usage of those that are still pending, and the expiry of the first of them.
+    usage: Usage,
+    expires_s: u32,
+}
 
 impl Committer {
     /// Returns whether a flush is due or under way.
@@ -76,29 +94,18 @@ impl Committer {
             if flush.read < flush.records {
                 self.read_record(flush)?;
                 if flush.read == flush.records {
-                    flush.users_left = flush.users.drain().collect();
                     // With a durability other than `always`, a power cut could otherwise keep a block and lose its
                     // record.
                     self.sync_if_not_durable()?;
                 }
-            } else if let Some(user) = flush.users_left.pop() {
-                if let Some(mut entries) = flush.pending.remove(&user) {
-                    let flushed = self.flush_entries(&user, &mut entries);
-                    if !entries.is_empty() {
-                        flush.pending.insert(user.clone(), entries);
-                        flush.users_left.push(user);
-                        flushed?;
-                        continue;
-                    }
-                    flushed?;
-                }
-                flush.rows_left.push(user);
+            } else if !flush.users.is_empty() {
+                self.flush_group(flush)?;
             } else if !flush.barrier_done {
                 // Rows refer to the blocks, and include the changes in the WAL.
                 self.shared.engine.barrier()?;
                 self.blocks_not_durable.set(false);
                 flush.barrier_done = true;
-            } else if let Some(user) = flush.rows_left.pop() {
+            } else if let Some(user) = flush.rows_left.pop_front() {
                 if self.durability != Durability::Always {
                     // The row has the current state, which may be later than the barrier.
                     self.sync_if_not_durable()?;
@@ -169,49 +176,111 @@ impl Committer {
         collected.map_err(|error| EngineError { cause: Cause::Failed, ..error })
     }
 
-    /// Moves a part of a user's entries to the value log. Leaves the entries that are not moved in `entries`.
-    fn flush_entries(&mut self, user: &UserId, entries: &mut VecDeque<FlushEntry>) -> Result<(), EngineError> {
-        let mut bytes = 0;
-        let count = entries.iter().take_while(|entry| {
-            let fits = bytes < PART_BYTES;
-            bytes += entry.payload.len() + ENTRY_OVERHEAD_BYTES;
-            fits
-        });
-        let count = count.count();
-        let part = &entries.make_contiguous()[..count];
-        let Some(last) = part.last().map(|entry| entry.seq) else { return Ok(()) };
+    /// Moves entries of the next users to the value log, with one write. After an error, a retry repeats it.
+    ///
+    /// Readers find the entries in the WAL until their blocks are written and have rows.
+    fn flush_group(&mut self, flush: &mut Flush) -> Result<(), EngineError> {
         let now_s = self.shared.clock.now_s();
-        self.drop_expired(user, now_s)?;
-        // Entries that were acknowledged, collapsed or dropped meanwhile have no slot.
-        let in_wal: Vec<bool> =
-            self.with_log(user, |log| part.iter().map(|entry| log.slot(entry.seq).is_some()).collect())?;
-        let in_wal = part.iter().zip(in_wal).filter(|(_, in_wal)| *in_wal).map(|(entry, _)| entry);
-        let live: Vec<_> = in_wal.filter(|entry| !is_expired(entry.expires_s, now_s)).collect();
-        if !live.is_empty() {
-            self.check_margin()?;
+        let (mut parts, mut blocks, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for _ in 0..GROUP_USERS_MAX {
+            if bytes >= PART_BYTES {
+                break;
+            }
+            let Some((user, entries)) = flush.users.pop_first() else { break };
+            if entries.is_empty() {
+                flush.rows_left.push_back(user);
+                continue;
+            }
+            parts.push(Part { user, entries, count: 0, last: 0, usage: Usage::default(), expires_s: 0 });
+            let Some(part) = parts.last_mut() else { break };
+            if let Err(error) = self.prepare_part(part, now_s, &mut bytes, &mut blocks) {
+                flush.users.extend(parts.into_iter().map(|part| (part.user, part.entries)));
+                return Err(error);
+            }
         }
-        let mut done = 0;
-        let put = self.put_blocks(user, &live, &mut done);
-        if let Err(error) = put {
-            entries.retain(|entry| entry.seq > done);
+        if !blocks.is_empty()
+            && let Err(error) = self.put_blocks(&blocks)
+        {
+            flush.users.extend(parts.into_iter().map(|part| (part.user, part.entries)));
             return Err(error);
         }
-        let expired: Vec<_> =
-            part.iter().filter(|entry| is_expired(entry.expires_s, now_s)).map(|entry| entry.seq).collect();
-        entries.drain(..count);
-        self.with_log(user, |log| {
+        for mut part in parts {
+            self.finish_part(&mut part, now_s)?;
+            if part.entries.is_empty() {
+                flush.rows_left.push_back(part.user);
+            } else {
+                flush.users.insert(part.user, part.entries);
+            }
+        }
+        Ok(())
+    }
+
+    /// Selects the next entries of a user, and adds blocks of those that are still pending. Adds their size to `bytes`.
+    fn prepare_part(
+        &self,
+        part: &mut Part,
+        now_s: u32,
+        bytes: &mut usize,
+        blocks: &mut Vec<NewBlock>,
+    ) -> Result<(), EngineError> {
+        let user = &part.user;
+        let fits = |entry: &&FlushEntry| {
+            let fits = *bytes < PART_BYTES;
+            *bytes += entry.payload.len() + ENTRY_OVERHEAD_BYTES;
+            fits
+        };
+        part.count = part.entries.iter().take_while(fits).count();
+        let selected = &part.entries.make_contiguous()[..part.count];
+        part.last = selected.last().map_or(0, |entry| entry.seq);
+        self.drop_expired(user, now_s)?;
+        // Entries that were acknowledged, collapsed or dropped meanwhile have no slot.
+        let live: Vec<_> = self.with_log(user, |log| {
+            let is_live = |entry: &&FlushEntry| log.slot(entry.seq).is_some() && !is_expired(entry.expires_s, now_s);
+            selected.iter().filter(is_live).collect()
+        })?;
+        for run in split_entries(&live, |entry| entry.payload.len()) {
+            let entries: Vec<_> = run.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
+            for (_, expires_s, payload) in &entries {
+                part.usage.add(payload.len() as u64);
+                part.expires_s = earlier(part.expires_s, *expires_s);
+            }
+            let summary = BlockSummary::of_entries(&entries);
+            let value = Block::V1 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
+            blocks.push(NewBlock { key: log_key(user.as_str(), run[0].seq), value, summary });
+        }
+        Ok(())
+    }
+
+    /// Writes blocks, and then the rows that locate them.
+    fn put_blocks(&mut self, blocks: &[NewBlock]) -> Result<(), EngineError> {
+        self.check_margin()?;
+        self.blocks_not_durable.set(true);
+        self.shared.engine.put_blocks(blocks)
+    }
+
+    /// Records that the selected entries are in the value log: from now on, readers read them from there.
+    fn finish_part(&self, part: &mut Part, now_s: u32) -> Result<(), EngineError> {
+        let moved = part.entries.drain(..part.count);
+        let expired = moved.filter(|entry| is_expired(entry.expires_s, now_s));
+        let expired: Vec<_> = expired.map(|entry| entry.seq).collect();
+        self.with_log(&part.user, |log| {
+            log.block_usage.entries += part.usage.entries;
+            log.block_usage.bytes += part.usage.bytes;
+            log.blocks_expire_s = earlier(log.blocks_expire_s, part.expires_s);
             log.remove_collapse_entries(&expired);
-            log.set_flushed(last);
+            log.set_flushed(part.last);
         })
     }
 
     /// Writes a user's row, and queues a trim if necessary.
     fn flush_row(&self, user: &UserId) -> Result<(), EngineError> {
-        // Without a row, the user was erased after these records.
-        if self.with_log(user, |log| log.row_lossy_restarts.is_some())? {
-            self.put_row(user)?;
-        }
-        self.with_log(user, |log| self.shared.release(user, log))
+        let row = self.with_log(user, |log| {
+            // Without this number, the user was erased after these records, and has no row.
+            let row = log.row_lossy_restarts.is_some().then(|| self.next_row(log));
+            self.shared.release(user, log);
+            row
+        })?;
+        row.map_or(Ok(()), |row| self.put_stored(user, row))
     }
 
     /// Writes a user's row, unless the WAL has items of this user. Then the next flush writes it.
@@ -231,19 +300,30 @@ impl Committer {
 
     /// Writes a user's row.
     pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
+        let row = self.with_log(user, |log| self.next_row(log))?;
+        self.put_stored(user, row)
+    }
+
+    /// Returns the row of a log, which is about to be written, and whether it is the first one.
+    fn next_row(&self, log: &mut UserLog) -> (StoredLog, bool) {
+        let row = log.row(self.shared.logs.lossy_restarts().count);
+        if log.row_lossy_restarts.replace(row.lossy_restarts) != Some(row.lossy_restarts) {
+            log.row_before_entry = Some(self.next_record);
+        }
+        (row, std::mem::take(&mut log.lacks_row))
+    }
+
+    fn put_stored(&self, user: &UserId, (row, lacked_row): (StoredLog, bool)) -> Result<(), EngineError> {
         if self.blocks_not_durable.replace(false) {
             // The row may refer to one of the blocks that are not durable.
             self.shared.engine.barrier()?;
         }
-        let lossy_restarts = self.shared.logs.lossy_restarts().count;
-        let row = self.with_log(user, |log| {
-            let row = log.row(lossy_restarts);
-            if log.row_lossy_restarts.replace(row.lossy_restarts) != Some(row.lossy_restarts) {
-                log.row_before_entry = Some(self.next_record);
-            }
-            row
-        })?;
-        self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())
+        self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())?;
+        if lacked_row {
+            // After the put, so that a list of users never lacks this user.
+            self.shared.logs.set_row_written(user);
+        }
+        Ok(())
     }
 
     /// Records in the tables that the oldest `records` are flushed, so that recovery ignores them.
@@ -314,45 +394,23 @@ impl Committer {
                 }
                 Event::Erased { .. } => continue,
             };
-            let user = match flush.users.get(user) {
-                Some(user) => user.clone(),
-                None => {
-                    let user = UserId::new(user).map_err(|error| damaged(&error))?;
-                    flush.users.insert(user.clone());
-                    user
-                }
+            let user = UserId::new(user).map_err(|error| damaged(&error))?;
+            let Event::Entry { seq, message, .. } = event else {
+                flush.users.entry(user).or_default();
+                continue;
             };
-            if let Event::Entry { seq, message, .. } = event {
-                let is_pending = self.with_log(&user, |log| {
-                    log.slot(seq).is_some_and(|slot| slot.record == number && seq > log.flushed)
-                })?;
-                if is_pending {
-                    let (expires_s, payload) = (message.expires_s, value.slice_ref(message.payload));
-                    flush.pending.entry(user).or_default().push_back(FlushEntry { seq, expires_s, payload });
-                }
+            // A log with entries in the WAL is in memory.
+            let is_pending = self
+                .shared
+                .logs
+                .with_loaded(&user, |log| log.slot(seq).is_some_and(|slot| slot.record == number) && seq > log.flushed);
+            let entries = flush.users.entry(user).or_default();
+            if is_pending == Some(true) {
+                let (expires_s, payload) = (message.expires_s, value.slice_ref(message.payload));
+                entries.push_back(FlushEntry { seq, expires_s, payload });
             }
         }
         flush.decoder = decoder;
-        Ok(())
-    }
-
-    /// Writes entries as blocks. Sets `done` to the last sequence that is in a block.
-    fn put_blocks(&self, user: &UserId, entries: &[&FlushEntry], done: &mut Seq) -> Result<(), EngineError> {
-        for part in split_entries(entries, |entry| entry.payload.len()) {
-            let entries = part.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
-            let value = Block::V1 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
-            self.blocks_not_durable.set(true);
-            self.shared.engine.put(Table::Log, &log_key(user.as_str(), part[0].seq), &value)?;
-            *done = part[part.len() - 1].seq;
-            // From now on, readers read these entries from the value log.
-            self.with_log(user, |log| {
-                for entry in part {
-                    log.block_usage.add(entry.payload.len() as u64);
-                    log.blocks_expire_s = earlier(log.blocks_expire_s, entry.expires_s);
-                }
-                log.set_flushed(*done);
-            })?;
-        }
         Ok(())
     }
 }

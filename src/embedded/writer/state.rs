@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::Instant,
 };
@@ -129,17 +129,15 @@ pub(in crate::embedded) struct Flush {
     pub(super) read: usize,
     /// Number of records removed so far.
     pub(super) removed: usize,
-    /// Users that occur in the records read so far.
-    pub(super) users: HashSet<UserId, foldhash::fast::RandomState>,
-    /// Users whose entries are not moved yet.
-    pub(super) users_left: Vec<UserId>,
-    /// Users whose rows are not written yet. They are written after the barrier.
-    pub(super) rows_left: Vec<UserId>,
+    /// Users that occur in the records read so far, with their pending entries that are not moved yet.
+    ///
+    /// In the order of the tables, so that consecutive writes are in the same pages of sled.
+    pub(super) users: BTreeMap<UserId, VecDeque<FlushEntry>>,
+    /// Users whose rows are not written yet, in the same order. They are written after the barrier.
+    pub(super) rows_left: VecDeque<UserId>,
     /// Users whose rows are written, and whose logs may leave memory once the records are removed.
     pub(super) logs_left: Vec<UserId>,
     pub(super) barrier_done: bool,
-    /// Pending entries of these users.
-    pub(super) pending: HashMap<UserId, VecDeque<FlushEntry>, foldhash::fast::RandomState>,
     /// Idempotency ids of the records.
     pub(super) ids: Vec<StoredId>,
     /// Blocks of ids that are not stored yet, the last first. `None` until all rows are written.
@@ -172,9 +170,7 @@ impl Flush {
     /// Forgets a user who is erased: nothing of this user is written.
     pub(super) fn forget(&mut self, user: &UserId) {
         self.users.remove(user);
-        self.users_left.retain(|left| left != user);
         self.rows_left.retain(|left| left != user);
-        self.pending.remove(user);
         let stored = self
             .id_blocks
             .iter_mut()

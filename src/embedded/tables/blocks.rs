@@ -1,0 +1,57 @@
+//! Puts and removes blocks: their bytes in the value log, and their rows in sled.
+
+use super::{
+    contract::{EngineError, NewBlock},
+    sled::Disk,
+};
+use crate::embedded::value_log::{location::BlockRow, summary::BlockSummary};
+
+impl Disk {
+    pub(super) fn put_block(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
+        if self.trees.log.contains_key(key).map_err(|error| self.tables_failed(error))? {
+            return self.replace_blocks(&[(key, value)]);
+        }
+        let location = self.value_log.append(key, value).map_err(|error| self.retryable(error))?;
+        self.set_block_row(key, BlockRow { location, summary: BlockSummary::of(value) })
+    }
+
+    /// Replaces blocks. Syncs the new ones before any location is set.
+    ///
+    /// sled may write a location at any time, and the block that it replaces is still needed until then.
+    pub(super) fn replace_blocks(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), EngineError> {
+        let locations = self.value_log.append_all(pairs).map_err(|error| self.retryable(error))?;
+        self.value_log.sync().map_err(|error| self.failed(error))?;
+        pairs.iter().zip(locations).try_for_each(|((key, value), location)| {
+            self.set_block_row(key, BlockRow { location, summary: BlockSummary::of(value) })
+        })
+    }
+
+    /// Sets the location and the summary of a block, as one value. So a crash never leaves one without the other.
+    pub(super) fn set_block_row(&self, key: &[u8], row: BlockRow) -> Result<(), EngineError> {
+        let before = self.insert(&self.trees.log, key, &row.encode())?;
+        self.release_block(before);
+        Ok(())
+    }
+
+    pub(super) fn remove_block(&self, key: &[u8]) -> Result<(), EngineError> {
+        let before = self.take(&self.trees.log, key)?;
+        self.release_block(before);
+        Ok(())
+    }
+
+    /// Marks the block of a replaced or removed row as dead.
+    fn release_block(&self, row: Option<sled::IVec>) {
+        if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
+            self.value_log.release(row.location);
+        }
+    }
+
+    /// Adds blocks whose keys do not exist yet, with one write for all of them.
+    pub(super) fn put_new_blocks(&self, blocks: &[NewBlock]) -> Result<(), EngineError> {
+        let pairs: Vec<_> = blocks.iter().map(|block| (&block.key[..], &block.value[..])).collect();
+        let locations = self.value_log.append_all(&pairs).map_err(|error| self.retryable(error))?;
+        blocks.iter().zip(locations).try_for_each(|(block, location)| {
+            self.set_block_row(&block.key, BlockRow { location, summary: block.summary })
+        })
+    }
+}
