@@ -11,6 +11,7 @@
 //! | [`http_api`] | dispatch, idempotency, users, health, error codes |
 //! | [`resume_protocol`] | frames, sequences, acknowledgement, gaps, devices |
 //! | [`javascript_client`] | `mesa-client` for browsers and Node: resume, positions, gaps, reconnects |
+//! | [`client_protocol`] | how to write a client in another language, and check it |
 //! | [`authentication`] | JWT, JWKS, webhook, API keys |
 //! | [`webhooks`] | events for a backend: types, signature, at-least-once delivery |
 //! | [`portals`] | client events for backends as server-sent events |
@@ -38,6 +39,7 @@ macro_rules! links {
 [HTTP API]: crate::guide::http_api
 [Resume protocol]: crate::guide::resume_protocol
 [JavaScript client]: crate::guide::javascript_client
+[Client protocol]: crate::guide::client_protocol
 [Authentication]: crate::guide::authentication
 [Webhooks]: crate::guide::webhooks
 [Portals]: crate::guide::portals
@@ -84,6 +86,10 @@ pub mod resume_protocol {}
 #[doc = links!()]
 #[doc = include_str!("javascript-client.md")]
 pub mod javascript_client {}
+
+#[doc = links!()]
+#[doc = include_str!("client-protocol.md")]
+pub mod client_protocol {}
 
 #[doc = links!()]
 #[doc = include_str!("authentication.md")]

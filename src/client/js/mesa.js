@@ -573,7 +573,7 @@ export class Client {
 
   #enqueue(item) {
     const log = this.#log;
-    if (item.to <= log.received) {
+    if (item.to <= log?.received) {
       // A repeat. The server did not know that it was received.
       this.#acknowledgeSoon();
       return;
