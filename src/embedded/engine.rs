@@ -21,6 +21,10 @@ pub trait Engine: Wal + Tables {
         Ok(false)
     }
 
+    /// Returns the bytes of the blocks in [`Table::Log`](crate::embedded::tables::contract::Table::Log), with their
+    /// overhead. Right after opening it may be an estimate.
+    fn live_bytes(&self) -> u64;
+
     /// Records that the store is closed. Whoever opens it next waits until nothing refers to this engine any more.
     fn set_closed(&self) {}
 

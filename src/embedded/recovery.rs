@@ -63,8 +63,6 @@ pub(super) struct RecoveredWal {
     pub dedup: DedupTable,
     /// Keys of stored blocks of ids, oldest first, with the time of the youngest id.
     pub id_blocks: VecDeque<(Vec<u8>, u64)>,
-    /// Bytes of payload in the value log, as the rows of all users state.
-    pub value_log_bytes: u64,
 }
 
 /// Opens a store: checks it, completes an interrupted flush, and replays the WAL.
@@ -163,8 +161,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         trim.extend(log.trimming.then(|| user.clone()));
         logs.insert(user, log);
     }
-    let value_log_bytes = value_log_bytes(&*engine)?;
-    let wal = RecoveredWal { records: replay.records, next_record: last + 1, dedup, id_blocks, value_log_bytes };
+    let wal = RecoveredWal { records: replay.records, next_record: last + 1, dedup, id_blocks };
     Ok(Recovered { logs, clock, wal, record_cache, trim })
 }
 
@@ -216,18 +213,6 @@ fn read_ids(
     });
     read?;
     damage.map_or(Ok(blocks), |damage| Err(unreadable::damaged(damage)))
-}
-
-/// Returns the bytes of payload in the value log, as the rows of all users state.
-///
-/// An unreadable row is reported when its user is read.
-fn value_log_bytes(tables: &dyn Tables) -> Result<u64, EngineError> {
-    let mut bytes = 0;
-    tables.scan(Table::Users, &[], &mut |_, value| {
-        bytes += StoredLog::decode(&value).map_or(0, |row| row.block_usage.1);
-        true
-    })?;
-    Ok(bytes)
 }
 
 /// Removes the blocks of an incomplete flush.

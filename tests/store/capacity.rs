@@ -73,14 +73,20 @@ async fn acknowledged_messages_do_not_fill_the_store() {
 
 #[tokio::test]
 async fn full_store_rejects_the_first_append_after_it_was_opened() {
-    let location = Location::Memory(mesa::embedded::tables::memory::Memory::default());
-    let options = open_options(Limits { store_bytes: Some(1 << 20), ..Limits::default() });
-    let store = location.open_with(FLUSH_AT_LIMIT, &options);
-    fill_up(&*store).await;
-    let store = reopen(store, &location, FLUSH_AT_LIMIT, &options).await;
-    let result = store.append(Append::new(sized(1, 20_000), vec![user("another")])).await;
-    assert!(matches!(result, Err(StoreError::Full(_))), "{result:?}");
-    assert!(store.full_reason().is_some());
+    for location in Location::embedded() {
+        for tuning in [FLUSH_AT_LIMIT, FLUSH_AT_ONCE] {
+            let options = open_options(Limits { store_bytes: Some(1 << 20), ..Limits::default() });
+            let mut store = location.open_with(tuning, &options);
+            fill_up(&*store).await;
+            for _ in 0..2 {
+                store = reopen(store, &location, tuning, &options).await;
+                let result = store.append(Append::new(sized(1, 20_000), vec![user("another")])).await;
+                assert!(matches!(result, Err(StoreError::Full(_))), "{result:?}");
+                assert!(store.full_reason().is_some());
+            }
+            store.close().await.unwrap();
+        }
+    }
 }
 
 /// Each append scans the user's log for expired entries to remove, and is rejected nevertheless.

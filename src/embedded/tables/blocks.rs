@@ -1,7 +1,10 @@
 //! Puts and removes blocks: their bytes in the value log, and their rows in sled.
 
+use std::sync::atomic::Ordering;
+
 use super::{
-    contract::{EngineError, NewBlock},
+    contract::{EngineError, NewBlock, Table},
+    meta::VALUE_LOG_FILE_KEY,
     sled::Disk,
 };
 use crate::embedded::value_log::{location::BlockRow, summary::BlockSummary};
@@ -28,22 +31,32 @@ impl Disk {
 
     /// Sets the location and the summary of a block, as one value. So a crash never leaves one without the other.
     pub(super) fn set_block_row(&self, key: &[u8], row: BlockRow) -> Result<(), EngineError> {
+        self.record_file(row.location.file)?;
         let before = self.insert(&self.trees.log, key, &row.encode())?;
-        self.release_block(before);
+        self.release_block(key, before);
         Ok(())
     }
 
     pub(super) fn remove_block(&self, key: &[u8]) -> Result<(), EngineError> {
         let before = self.take(&self.trees.log, key)?;
-        self.release_block(before);
+        self.release_block(key, before);
         Ok(())
     }
 
     /// Marks the block of a replaced or removed row as dead.
-    fn release_block(&self, row: Option<sled::IVec>) {
+    fn release_block(&self, key: &[u8], row: Option<sled::IVec>) {
         if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
-            self.value_log.release(row.location);
+            self.value_log.release_row(Table::Log, key, row.location);
         }
+    }
+
+    /// Stores the number of a file, before the first row refers to it: see [`VALUE_LOG_FILE_KEY`].
+    fn record_file(&self, number: u64) -> Result<(), EngineError> {
+        if number > self.last_file.load(Ordering::Relaxed) {
+            self.insert(&self.trees.meta, VALUE_LOG_FILE_KEY, &number.to_be_bytes())?;
+            self.last_file.store(number, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Adds blocks whose keys do not exist yet, with one write for all of them.

@@ -1,6 +1,9 @@
-//! Compaction of the value log in steps, with updates of the block locations, and removal of dead files.
+//! Background work on the value log: the count of live bytes, compaction, and removal of dead files.
 
-use std::io;
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use super::{
     contract::EngineError,
@@ -19,7 +22,49 @@ const STEP_LOCATIONS_MAX: usize = 256;
 /// Limit of files that are removed in one step. The removal of a file of 8 MiB may take a millisecond.
 const STEP_FILES_MAX: usize = 4;
 
+/// Limit of rows that one step counts, and the time after which it ends earlier.
+const STEP_ROWS_MAX: usize = 4096;
+const STEP_TIMEOUT: Duration = Duration::from_millis(1);
+
 impl Disk {
+    /// Counts some live bytes of files that earlier processes wrote. Returns true if there are more.
+    ///
+    /// A failed read affects no user, so it does not stop the store.
+    pub(super) fn count_live_bytes(&self) -> Result<bool, EngineError> {
+        let Some(mut step) = self.value_log.begin_count() else { return Ok(false) };
+        let until = Instant::now() + STEP_TIMEOUT;
+        let (table, from) = step.from();
+        let mut rows = self.tree(table).range(from.to_vec()..);
+        for _ in 0..STEP_ROWS_MAX {
+            let Some(pair) = rows.next() else {
+                step.end_table();
+                break;
+            };
+            let (key, row) = match pair.map_err(read_error) {
+                Ok(pair) => pair,
+                // A later turn retries it.
+                Err(error) if error.is_transient() => {
+                    self.value_log.end_count(step);
+                    return Ok(false);
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        %error,
+                        "the live bytes of the value log cannot be counted: its files are not compacted until the next start"
+                    );
+                    self.value_log.abandon_count();
+                    return Ok(false);
+                }
+            };
+            step.add(&key, BlockRow::decode(&row).map(|row| row.location));
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        self.value_log.end_count(step);
+        Ok(self.value_log.begin_count().is_some())
+    }
+
     /// Removes the block of an erased user, and marks its file for compaction.
     pub(super) fn remove_erased_block(&self, key: &[u8]) -> Result<(), EngineError> {
         let row = self.trees.log.get(key).map_err(read_error)?;
@@ -66,5 +111,80 @@ impl Disk {
         }
         self.value_log.set_compacted(file);
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::embedded::{
+        engine::Engine,
+        file_io,
+        tables::{
+            DiskOptions,
+            contract::{CompactionMode, NewBlock, Table, Tables},
+            files::VALUE_LOG,
+            open::open_engine,
+        },
+    };
+
+    fn open(path: &Path) -> Disk {
+        open_engine(&DiskOptions::new(path)).unwrap()
+    }
+
+    fn put(disk: &Disk, keys: std::ops::Range<u64>) {
+        let block = |n: u64| NewBlock { key: n.to_be_bytes().to_vec(), value: vec![7; 100], summary: None };
+        disk.put_blocks(&keys.map(block).collect::<Vec<_>>()).unwrap();
+        disk.checkpoint().unwrap();
+    }
+
+    /// Returns the bytes and the file of a block.
+    fn block(disk: &Disk, n: u64) -> Option<(usize, u64)> {
+        let row = disk.trees.log.get(n.to_be_bytes()).unwrap()?;
+        let value = disk.get(Table::Log, &n.to_be_bytes()).unwrap()?;
+        Some((value.len(), BlockRow::decode(&row).unwrap().location.file))
+    }
+
+    #[test]
+    fn opening_counts_no_row_and_later_steps_remove_dead_files() {
+        const ROWS: u64 = 2 * STEP_ROWS_MAX as u64 + 10;
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("store");
+        put(&open(&path), 0..ROWS);
+        put(&open(&path), ROWS..ROWS + 10);
+        let disk = open(&path);
+        let files = || file_io::file_numbers(&path.join(VALUE_LOG)).unwrap();
+        assert!(disk.value_log.live_by_file().values().all(|live| *live == 0), "no row was visited");
+        // All but one block of the first file die, some before the count and some during it.
+        (0..ROWS / 2).for_each(|n| disk.remove(Table::Log, &n.to_be_bytes()).unwrap());
+        disk.checkpoint().unwrap();
+        assert_eq!(files().len(), 3, "no file is removed before the count");
+        assert!(disk.collect_garbage(CompactionMode::Normal).unwrap(), "one step does not count all rows");
+        (ROWS / 2..ROWS).for_each(|n| disk.remove(Table::Log, &n.to_be_bytes()).unwrap());
+        disk.checkpoint().unwrap();
+        assert_eq!(files().len(), 3);
+        while disk.collect_garbage(CompactionMode::Normal).unwrap() {}
+        disk.checkpoint().unwrap();
+        let (bytes, file) = block(&disk, ROWS).expect("a block of the second file");
+        assert_eq!(bytes, 100);
+        assert_eq!(files(), [file, file + 1], "the dead file is removed, and the files with blocks stay");
+    }
+
+    #[test]
+    fn number_of_file_with_rows_is_stored_before_the_file_can_be_lost() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("store");
+        put(&open(&path), 0..1);
+        let lost = block(&open(&path), 0).unwrap().1;
+        for number in file_io::file_numbers(&path.join(VALUE_LOG)).unwrap() {
+            std::fs::remove_file(path.join(VALUE_LOG).join(file_io::file_name(number))).unwrap();
+        }
+        let disk = open(&path);
+        put(&disk, 1..2);
+        let other = block(&disk, 1).unwrap().1;
+        assert!(other > lost, "{other} is the number of a lost file");
+        assert_eq!(block(&disk, 0).map(|(_, file)| file), Some(lost), "the row still refers to the lost file");
     }
 }

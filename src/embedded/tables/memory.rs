@@ -155,6 +155,10 @@ impl Engine for Memory {
     fn checkpoint(&self) -> Result<(), EngineError> {
         Ok(())
     }
+
+    fn live_bytes(&self) -> u64 {
+        self.table(Table::Log).read().values().map(|block| block.len() as u64).sum()
+    }
 }
 
 /// Opens a store in memory.

@@ -24,6 +24,10 @@ pub(in crate::embedded) const FLUSHED_KEY: &[u8] = b"settled";
 pub(in crate::embedded) const CLOCK_KEY: &[u8] = b"clock";
 /// The sequence at which a new log starts: at least the head of every erased log.
 pub(in crate::embedded) const FLOOR_KEY: &[u8] = b"floor";
+/// Highest number of a file of the value log to which a row refers or has referred.
+pub(in crate::embedded) const VALUE_LOG_FILE_KEY: &[u8] = b"value-log-file";
+/// Live bytes of the value log at the last flush or close: an estimate of those at the next opening.
+pub(in crate::embedded) const LIVE_BYTES_KEY: &[u8] = b"live-bytes";
 /// Name of the store's format. A change of any encoding needs another name.
 pub(in crate::embedded) const FORMAT: &[u8] = b"mesa-5";
 

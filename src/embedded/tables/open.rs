@@ -37,10 +37,13 @@ use crate::{
         options::Options,
         tables::{
             contract::Table,
-            meta::{FLUSHED_KEY, FORMAT_KEY, NAMESPACE_KEY, check_format, check_namespace},
+            meta::{
+                FLUSHED_KEY, FORMAT_KEY, LIVE_BYTES_KEY, NAMESPACE_KEY, VALUE_LOG_FILE_KEY, check_format,
+                check_namespace,
+            },
             schema::wal_number,
         },
-        value_log::{file::ValueLog, location::BlockRow},
+        value_log::file::ValueLog,
         wal::{layout::OpenError, scan::WalScan, segment::WalFiles},
     },
     health::Health,
@@ -139,7 +142,7 @@ pub(in crate::embedded) fn create(path: &Path, operation: Operation) -> Result<D
     open_engine(&DiskOptions { operation: Some(operation), ..DiskOptions::new(path) })
 }
 
-fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
+pub(super) fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     let cannot_open = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let dir = StoreDir::new(&options.path)?;
     unfinished::check(&options.path, options.operation)?;
@@ -230,10 +233,12 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
         WalFiles::open(&wal_dir, flushed, watermark.record)
     };
     let wal = wal.map_err(|damage| wal_error(path, damage))?;
-    let locations: sled::Result<Vec<_>> = trees.log.iter().values().collect();
-    let locations = locations.map_err(|error| cannot_open(sled_reason(&error)))?;
-    let locations = locations.iter().filter_map(|row| BlockRow::decode(row)).map(|row| row.location);
-    let value_log = ValueLog::open(&path.join(VALUE_LOG), locations);
+    let number = |key: &[u8]| -> Result<Option<u64>, StoreError> {
+        let value = trees.meta.get(key).map_err(|error| cannot_open(sled_reason(&error)))?;
+        Ok(value.and_then(|value| Some(u64::from_be_bytes(value[..].try_into().ok()?))))
+    };
+    let last_file = number(VALUE_LOG_FILE_KEY)?.unwrap_or(0);
+    let value_log = ValueLog::open(&path.join(VALUE_LOG), last_file, number(LIVE_BYTES_KEY)?);
     let value_log = value_log.map_err(|error| cannot_open(io_reason("its directory `value-log`", &error)))?;
     let watermark_file =
         WatermarkFile::open(path).map_err(|error| cannot_open(io_reason("its file `mark`", &error)))?;
@@ -244,6 +249,7 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
         trees,
         wal,
         value_log,
+        last_file: AtomicU64::new(last_file),
         file,
         watermark: watermark_file,
         tail: Mutex::new(tail),

@@ -17,7 +17,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -59,6 +59,8 @@ pub struct Disk {
     pub(in crate::embedded) trees: Trees,
     pub(super) wal: WalFiles,
     pub(in crate::embedded) value_log: ValueLog,
+    /// Highest number of a file of the value log that `meta` has. Written by the commit thread only.
+    pub(super) last_file: AtomicU64,
     /// Second handle of sled's file, to sync it.
     pub(super) file: File,
     /// The sync watermark.
@@ -102,7 +104,7 @@ pub(super) struct Reclaim {
 
 impl Disk {
     /// Returns the tree of a table.
-    fn tree(&self, table: Table) -> &sled::Tree {
+    pub(super) fn tree(&self, table: Table) -> &sled::Tree {
         match table {
             Table::Log => &self.trees.log,
             Table::Users => &self.trees.users,
@@ -453,7 +455,11 @@ impl Engine for Disk {
         if is_due && !self.value_log.dead_files().is_empty() {
             self.checkpoint()?;
         }
-        Ok(false)
+        self.count_live_bytes()
+    }
+
+    fn live_bytes(&self) -> u64 {
+        self.value_log.live_bytes()
     }
 
     fn set_closed(&self) {

@@ -188,6 +188,10 @@ impl<T: Intercept> Engine for T {
         Ok(false)
     }
 
+    fn live_bytes(&self) -> u64 {
+        self.memory().live_bytes()
+    }
+
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {
         Ok(self.on_disk_free())
     }

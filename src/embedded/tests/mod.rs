@@ -12,6 +12,7 @@ mod full_disk;
 pub(super) mod golden;
 pub(super) mod intercept;
 mod lossy_restarts;
+mod opening;
 pub(super) mod power_cut;
 pub(super) mod power_cut_steps;
 pub(super) mod steps;

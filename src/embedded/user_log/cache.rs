@@ -44,8 +44,6 @@ pub struct LogCache {
     opened: Instant,
     /// Bytes that unflushed entries will take on the disk. Each change of a log updates it, on any thread.
     reserved_bytes: AtomicU64,
-    /// Bytes of payload of unflushed entries. Each change of a log updates it, on any thread.
-    unflushed_bytes: AtomicU64,
     /// Memory of the logs with unflushed entries, in bytes. Each change of a log updates it, on any thread.
     pinned_bytes: AtomicU64,
     /// Number of logs in memory.
@@ -65,7 +63,6 @@ impl LogCache {
             floor: AtomicU64::new(floor),
             opened: Instant::now(),
             reserved_bytes: AtomicU64::new(0),
-            unflushed_bytes: AtomicU64::new(0),
             pinned_bytes: AtomicU64::new(0),
             loaded: AtomicU64::new(0),
             without_row: Mutex::default(),
@@ -94,11 +91,6 @@ impl LogCache {
         self.reserved_bytes.load(Ordering::Relaxed)
     }
 
-    /// Returns the bytes of payload of unflushed entries.
-    pub fn unflushed_bytes(&self) -> u64 {
-        self.unflushed_bytes.load(Ordering::Relaxed)
-    }
-
     /// Returns the estimated memory of the logs with unflushed entries, in bytes. They cannot leave memory.
     pub fn pinned_bytes(&self) -> u64 {
         self.pinned_bytes.load(Ordering::Relaxed)
@@ -125,7 +117,6 @@ impl LogCache {
         let cost = |usage: Usage| Cost::of_entries(user, usage.entries, usage.bytes);
         // Each thread subtracts only what was added under the same lock, so no counter goes below zero.
         self.reserved_bytes.fetch_add(cost(after).wrapping_sub(cost(before)), Ordering::Relaxed);
-        self.unflushed_bytes.fetch_add(after.bytes.wrapping_sub(before.bytes), Ordering::Relaxed);
         let pinned =
             |usage: Usage| usage.entries * size_of::<WalSlot>() as u64 + u64::from(usage.entries > 0) * LOG_BYTES;
         self.pinned_bytes.fetch_add(pinned(after).wrapping_sub(pinned(before)), Ordering::Relaxed);

@@ -119,7 +119,7 @@ mod tests {
     fn step_over_small_blocks_checks_few_and_all_steps_copy_each_once() {
         const BLOCKS: usize = 1_000;
         let home = tempfile::tempdir().unwrap();
-        let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
+        let files = ValueLog::open(home.path(), 0, None).unwrap();
         let keys: Vec<_> = (0..BLOCKS as u64).map(u64::to_be_bytes).collect();
         let file = keys.iter().map(|key| files.append(key, b"block").unwrap().file).max().unwrap();
         let mut compaction = Compaction { file, offset: 0, moved: Vec::new() };

@@ -8,7 +8,8 @@
 //! a file is compacted once an eighth of it is dead.
 //!
 //! A process appends only to files that it began itself. So nothing follows the torn end that a crash leaves in an
-//! earlier file, and no location refers to that end.
+//! earlier file, and no location refers to that end. The live bytes of earlier files are counted in steps after the
+//! store is open: see [`live_count`](super::live_count).
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,16 +23,20 @@ use std::{
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-use super::{location::BlockLocation, spare_descriptors::SpareDescriptors};
+use super::{
+    live_count::{CountPosition, CountStep},
+    location::BlockLocation,
+    spare_descriptors::SpareDescriptors,
+};
 use crate::embedded::{
     file_io::{self, create_directory, read_at, to_u32},
     framing::{self, Kind},
-    tables::contract::{Cause, CompactionMode},
+    tables::contract::{Cause, CompactionMode, Table},
     unreadable::Unreadable,
 };
 
 /// Size above which no block is appended to a file if a new file can be created.
-const FILE_BYTES: u64 = 8 << 20;
+pub(super) const FILE_BYTES: u64 = 8 << 20;
 
 /// Size above which no block is ever appended to a file, because offsets have 32 bits.
 const FILE_BYTES_MAX: u64 = 1 << 31;
@@ -46,7 +51,7 @@ const EAGER_SHARE: u64 = 8;
 
 /// Number of files less than a quarter full, above which the smallest is compacted. Each start of a server may leave
 /// one.
-const SMALL_FILES_MAX: usize = 16;
+pub(super) const SMALL_FILES_MAX: usize = 16;
 
 /// Number of files that are open for reading. A further one closes the file that was opened first.
 const HANDLES_MAX: usize = 32;
@@ -65,7 +70,7 @@ pub enum BlockRead {
 #[derive(Debug)]
 struct ValueLogFile {
     length: u64,
-    /// Bytes of live frames: those to which the table refers.
+    /// Bytes of live frames: those to which the tables refer. In a file of an earlier process, as far as counted.
     live: u64,
     /// The file was compacted, but has unreadable blocks. It stays until the table no longer refers to them.
     has_unreadable: bool,
@@ -82,9 +87,32 @@ struct ValueLogState {
     next: u64,
     /// The current file has blocks that are not durable.
     dirty: bool,
+    /// Number of the first file that this process writes.
+    first_own: u64,
+    /// Position of the count of live bytes in earlier files; `None` when it is complete.
+    count: Option<CountPosition>,
+    /// The count cannot be completed.
+    is_uncountable: bool,
+    /// Live bytes of all files. An estimate until the count is complete.
+    live: u64,
 }
 
 impl ValueLogState {
+    /// Returns whether the live bytes of a file are known.
+    fn is_counted(&self, number: u64) -> bool {
+        self.count.is_none() || number >= self.first_own
+    }
+
+    /// Subtracts a block that no row locates any more. `was_counted`: the live bytes of its file include it.
+    fn release(&mut self, location: BlockLocation, was_counted: bool) {
+        let Some(file) = self.files.get_mut(&location.file) else { return };
+        let length = u64::from(location.length);
+        self.live = self.live.saturating_sub(length);
+        if was_counted {
+            file.live = file.live.saturating_sub(length);
+        }
+    }
+
     fn is_current(&self, number: u64) -> bool {
         self.current.as_ref().is_some_and(|(current, _)| *current == number)
     }
@@ -102,31 +130,36 @@ pub struct ValueLog {
 }
 
 impl ValueLog {
-    /// Opens the files in `directory`, which is created if missing.
+    /// Opens the files in `directory`, which is created if missing. Only their lengths are read.
     ///
-    /// `locations` are those of the table. A file to which no location refers is removed.
-    pub fn open(directory: &Path, locations: impl Iterator<Item = BlockLocation>) -> io::Result<Self> {
+    /// `last_file` is at least the number of each file to which a row refers. A lost file may have had that number, and
+    /// a new one must not take it. `live` is an estimate of the live bytes; without it, all bytes count.
+    pub fn open(directory: &Path, last_file: u64, live: Option<u64>) -> io::Result<Self> {
         create_directory(directory)?;
-        let (mut live, mut next) = (BTreeMap::<u64, u64>::new(), 1);
-        for location in locations {
-            *live.entry(location.file).or_default() += u64::from(location.length);
-            next = next.max(location.file + 1);
-        }
-        let mut files = BTreeMap::new();
+        let mut next = last_file.saturating_add(1);
+        let (mut files, mut bytes) = (BTreeMap::new(), 0);
         for number in file_io::file_numbers(directory)? {
             next = next.max(number.saturating_add(1));
-            let path = directory.join(file_io::file_name(number));
-            let Some(live) = live.get(&number).copied() else {
-                fs::remove_file(&path)?;
-                continue;
-            };
-            let file = File::open(&path)?;
+            let file = File::open(directory.join(file_io::file_name(number)))?;
             // The process that wrote the file may not have synced it.
             file.sync_data()?;
             let length = file.metadata()?.len();
-            files.insert(number, ValueLogFile { length, live, has_unreadable: false, has_erased: false });
+            bytes += length;
+            files.insert(number, ValueLogFile { length, live: 0, has_unreadable: false, has_erased: false });
         }
-        let state = RwLock::new(ValueLogState { files, current: None, next, dirty: false });
+        let count = (!files.is_empty()).then(CountPosition::start);
+        let live = live.unwrap_or(bytes).min(bytes);
+        let state = ValueLogState {
+            files,
+            current: None,
+            next,
+            dirty: false,
+            first_own: next,
+            count,
+            is_uncountable: false,
+            live,
+        };
+        let state = RwLock::new(state);
         let names = File::open(directory)?;
         let spare_descriptors = SpareDescriptors::default();
         let value_log =
@@ -190,6 +223,7 @@ impl ValueLog {
             .ok_or_else(|| io::Error::other("the current file of the value log is not known"))?;
         known.length += bytes.len() as u64;
         known.live += bytes.len() as u64;
+        state.live += bytes.len() as u64;
         Ok(locations)
     }
 
@@ -286,10 +320,54 @@ impl ValueLog {
         self.spare_descriptors.refill(&self.names);
     }
 
-    /// Marks a block as dead.
+    /// Marks a block of this process as dead, to which no row refers.
     pub fn release(&self, location: BlockLocation) {
-        if let Some(file) = self.state.write().files.get_mut(&location.file) {
-            file.live = file.live.saturating_sub(u64::from(location.length));
+        self.state.write().release(location, true);
+    }
+
+    /// Marks the block of a row as dead that was removed or replaced.
+    pub fn release_row(&self, table: Table, key: &[u8], location: BlockLocation) {
+        let mut state = self.state.write();
+        let was_counted = state.is_counted(location.file)
+            || state.count.as_ref().is_some_and(|position| position.is_after(table, key));
+        state.release(location, was_counted);
+    }
+
+    /// Returns the live bytes of all files: an estimate until they are counted.
+    pub fn live_bytes(&self) -> u64 {
+        self.state.read().live
+    }
+
+    #[cfg(test)]
+    pub fn live_by_file(&self) -> BTreeMap<u64, u64> {
+        self.state.read().files.iter().map(|(number, file)| (*number, file.live)).collect()
+    }
+
+    /// Begins a step that counts live bytes of earlier files. Returns `None` if they are counted, or cannot be.
+    pub fn begin_count(&self) -> Option<CountStep> {
+        let state = self.state.read();
+        state.count.clone().filter(|_| !state.is_uncountable).map(CountStep::new)
+    }
+
+    /// Gives up the count, because a row cannot be read. Earlier files stay as they are until the next opening.
+    pub fn abandon_count(&self) {
+        self.state.write().is_uncountable = true;
+    }
+
+    /// Adds the live bytes that a step has found. No row may change between its begin and its end.
+    pub fn end_count(&self, step: CountStep) {
+        let (position, live) = step.finish();
+        let mut state = self.state.write();
+        let first_own = state.first_own;
+        // Blocks in files of this process were counted when they were appended.
+        for (number, bytes) in live.into_iter().filter(|(number, _)| *number < first_own) {
+            if let Some(file) = state.files.get_mut(&number) {
+                file.live += bytes;
+            }
+        }
+        state.count = position;
+        if state.count.is_none() {
+            state.live = state.files.values().map(|file| file.live).sum();
         }
     }
 
@@ -305,10 +383,12 @@ impl ValueLog {
         self.state.read().files.get(&number).is_some_and(|file| file.has_erased)
     }
 
-    /// Returns the files without live blocks, except the current one.
+    /// Returns the files that are known to have no live blocks, except the current one.
     pub fn dead_files(&self) -> Vec<u64> {
         let state = self.state.read();
-        let dead = state.files.iter().filter(|(number, file)| file.live == 0 && !state.is_current(**number));
+        let is_dead =
+            |number: u64, file: &ValueLogFile| file.live == 0 && !state.is_current(number) && state.is_counted(number);
+        let dead = state.files.iter().filter(|(number, file)| is_dead(**number, file));
         dead.map(|(number, _)| *number).collect()
     }
 
@@ -344,9 +424,12 @@ impl ValueLog {
     /// Returns the file to compact, if compaction is due.
     ///
     /// It is a file with blocks of an erased user, the file with the smallest live part, or the smallest of too many
-    /// small files.
+    /// small files. Compaction moves blocks, so it waits until the live bytes are counted.
     pub fn emptiest(&self, mode: CompactionMode) -> Option<u64> {
         let state = self.state.read();
+        if state.count.is_some() {
+            return None;
+        }
         // Excludes files without live blocks, and those that compaction cannot empty.
         let files = || state.files.values().filter(|file| file.live > 0 && !file.has_unreadable);
         let sum = |of: fn(&ValueLogFile) -> u64| files().map(of).sum::<u64>();
@@ -390,102 +473,4 @@ pub fn block_offset(bytes: &[u8], key: &[u8]) -> Option<usize> {
 pub fn split_body(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let (length, rest) = body.split_first_chunk()?;
     rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(files: &ValueLog, location: BlockLocation, key: &[u8]) -> Option<Vec<u8>> {
-        match files.read(location, key).unwrap() {
-            BlockRead::Block(value) => Some(value.to_vec()),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn blocks_of_one_write_are_read_one_by_one() {
-        let home = tempfile::tempdir().unwrap();
-        let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
-        files.append(b"before", b"0").unwrap();
-        let locations = files.append_all(&[(b"a", b"one"), (b"b", b""), (b"c", b"three")]).unwrap();
-        let found = [b"a", b"b", b"c"].iter().zip(&locations).map(|(key, at)| read(&files, *at, *key).unwrap());
-        assert_eq!(found.collect::<Vec<_>>(), [&b"one"[..], b"", b"three"]);
-        assert_eq!(files.append_all(&[]).unwrap(), []);
-    }
-
-    #[test]
-    fn block_is_read_only_by_its_key_and_file_without_live_blocks_is_removed() {
-        let home = tempfile::tempdir().unwrap();
-        let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
-        let big = vec![7; FILE_BYTES as usize / 10];
-        let locations: Vec<_> = (0..25_u8).map(|n| files.append(&[n], &big).unwrap()).collect();
-        files.sync().unwrap();
-        assert_eq!(read(&files, locations[3], &[3]), Some(big.clone()));
-        assert_eq!(read(&files, locations[3], &[4]), None, "the block has another key");
-        assert_eq!(file_io::file_numbers(home.path()).unwrap(), [1, 2, 3]);
-        locations.iter().filter(|location| location.file == 1).for_each(|location| files.release(*location));
-        assert_eq!(files.dead_files(), [1]);
-        files.remove(&[1]);
-        assert!(matches!(files.read(locations[3], &[3]).unwrap(), BlockRead::Missing));
-        drop(files);
-        let files =
-            ValueLog::open(home.path(), locations.iter().copied().filter(|location| location.file == 3)).unwrap();
-        assert_eq!(file_io::file_numbers(home.path()).unwrap(), [3, 4], "the other files are removed");
-        assert_eq!(files.append(b"new", b"value").unwrap().file, 4, "an earlier file is not appended to");
-        assert_eq!(read(&files, locations[24], &[24]), Some(big));
-    }
-
-    #[test]
-    fn small_files_above_limit_are_compacted() {
-        let home = tempfile::tempdir().unwrap();
-        let mut locations = Vec::new();
-        for n in 0..=SMALL_FILES_MAX as u8 + 1 {
-            let files = ValueLog::open(home.path(), locations.iter().copied()).unwrap();
-            assert_eq!(files.emptiest(CompactionMode::Normal), (n as usize > SMALL_FILES_MAX).then_some(1), "{n}");
-            locations.push(files.append(&[n], &vec![n; 100 + usize::from(n)]).unwrap());
-        }
-    }
-
-    #[test]
-    fn eager_compaction_selects_file_with_an_eighth_dead() {
-        let home = tempfile::tempdir().unwrap();
-        let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
-        let locations: Vec<_> = (0..60_u8).map(|n| files.append(&[n], &vec![7; 500_000]).unwrap()).collect();
-        let of = |file| locations.iter().filter(move |location| location.file == file);
-        assert_eq!(files.emptiest(CompactionMode::Eager), None);
-        of(1).take(2).for_each(|location| files.release(*location));
-        assert_eq!(files.emptiest(CompactionMode::Eager), None, "two of seventeen blocks are dead");
-        of(2).take(3).for_each(|location| files.release(*location));
-        assert_eq!(files.emptiest(CompactionMode::Eager), Some(2));
-        assert_eq!(files.emptiest(CompactionMode::Normal), None);
-        let last = locations.last().unwrap().file;
-        of(last).for_each(|location| files.release(*location));
-        assert_eq!(files.emptiest(CompactionMode::Eager), Some(2), "the current file is not compacted");
-    }
-
-    #[test]
-    fn compaction_selects_emptiest_file_when_more_is_dead_than_live() {
-        let home = tempfile::tempdir().unwrap();
-        let files = ValueLog::open(home.path(), [].into_iter()).unwrap();
-        let locations: Vec<_> = (0..60_u8).map(|n| files.append(&[n], &vec![7; 1_000_000]).unwrap()).collect();
-        let last_of = |file| locations.iter().rposition(|location| location.file == file);
-        let mut released = 0;
-        for (n, location) in locations.iter().enumerate() {
-            assert!(released > 30 || files.emptiest(CompactionMode::Normal).is_none(), "{released} of 60 are dead");
-            // One block of the third file stays, and two or three of each other file.
-            if n % 4 != 0 && location.file != 3 || location.file == 3 && Some(n) != last_of(3) {
-                files.release(*location);
-                released += 1;
-            }
-        }
-        assert_eq!(files.emptiest(CompactionMode::Normal), Some(3));
-        files.set_compacted(3);
-        assert!(
-            files.emptiest(CompactionMode::Normal).is_some_and(|other| other != 3),
-            "a file that cannot be emptied is not compacted again"
-        );
-        assert_eq!(BlockLocation::decode(&locations[9].encode()), Some(locations[9]));
-        assert_eq!(BlockLocation::decode(&locations[9].encode()[1..]), None);
-    }
 }

@@ -62,7 +62,7 @@ impl Committer {
             tuning: options.tuning,
             limits: options.limits,
             dedup: recovered.dedup,
-            capacity: Capacity::new(recovered.value_log_bytes),
+            capacity: Capacity::new(),
             expiry: ExpiryScan::new(recovered.id_blocks),
             wal_bytes: recovered.records.iter().map(|record| record.bytes).sum(),
             records: recovered.records,
@@ -401,6 +401,7 @@ impl Committer {
         let engine = &self.shared.engine;
         engine.checkpoint()?;
         engine.put(Table::Meta, CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;
+        self.put_live_bytes()?;
         engine.put(Table::Meta, OPEN_KEY, CLOSED)?;
         engine.checkpoint()
     }
@@ -416,11 +417,6 @@ impl Committer {
 
     /// Runs `work` on a user's log. The error distinguishes an unreadable log from an unreadable table.
     pub(super) fn try_with_log<T>(&self, user: &UserId, work: impl FnOnce(&mut UserLog) -> T) -> Result<T, StoreError> {
-        self.shared.logs.with(user, |log| {
-            let before = log.block_usage.bytes;
-            let result = work(log);
-            self.capacity.update(before, log.block_usage.bytes);
-            result
-        })
+        self.shared.logs.with(user, work)
     }
 }

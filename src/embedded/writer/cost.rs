@@ -25,8 +25,6 @@ const ID_BYTES: u64 = 1024;
 pub struct Cost {
     /// Bytes of records in the WAL.
     pub wal: u64,
-    /// Bytes of payload, once for each recipient.
-    pub payload: u64,
     /// Bytes on the disk after the flush.
     pub flushed: u64,
 }
@@ -47,7 +45,6 @@ impl Cost {
                 recipient_items += ID_BYTES + rejected + ids + count * RECIPIENT_BYTES;
             }
             cost.wal += recipient_items + (1 + recipient_items / RECIPIENTS_BYTES) * (bytes + RECORD_BYTES);
-            cost.payload += bytes * count;
             cost.flushed += (bytes + ENTRY_BYTES) * count + 3 * ids;
         }
         cost

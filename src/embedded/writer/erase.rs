@@ -137,7 +137,6 @@ impl Committer {
         self.shared.engine.put(Table::Meta, FLOOR_KEY, &floor.to_be_bytes())?;
         self.shared.engine.remove(Table::Users, user.as_str().as_bytes())?;
         if let Some(log) = self.shared.logs.remove(user) {
-            self.capacity.update(log.block_usage.bytes, 0);
             log.pins.set_erased();
         }
         if let Some(flush) = &mut self.flush {

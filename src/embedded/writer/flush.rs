@@ -330,6 +330,7 @@ impl Committer {
     fn put_flushed(&self, records: usize) -> Result<(), EngineError> {
         let Some(last) = records.checked_sub(1).and_then(|at| self.records.get(at)) else { return Ok(()) };
         self.shared.engine.put(Table::Meta, CLOCK_KEY, &self.shared.clock.now_ms().to_be_bytes())?;
+        self.put_live_bytes()?;
         self.shared.engine.put(Table::Meta, FLUSHED_KEY, &wal_key(last.number))
     }
 

@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     embedded::{
-        tables::contract::{EngineError, TableSpace},
+        tables::{
+            contract::{EngineError, Table, TableSpace},
+            meta::LIVE_BYTES_KEY,
+        },
         user_log::UserLog,
     },
     message::{Seq, UserId},
@@ -38,15 +41,8 @@ const HYSTERESIS_SHARE: u64 = 16;
 const ORDINARY_BYTES_MAX: u64 = 128 << 10;
 
 impl Capacity {
-    pub(in crate::embedded) fn new(value_log_bytes: u64) -> Self {
-        let (value_log_bytes, was_scarce) = (Cell::new(value_log_bytes), Cell::new(false));
-        Self { value_log_bytes, last_check: Instant::now(), was_scarce, last_rejected: Cost::default() }
-    }
-
-    /// Applies a change of one user's usage of the value log.
-    pub(in crate::embedded) fn update(&self, before: u64, after: u64) {
-        let bytes = self.value_log_bytes.get();
-        self.value_log_bytes.set((bytes + after).saturating_sub(before));
+    pub(in crate::embedded) fn new() -> Self {
+        Self { last_check: Instant::now(), was_scarce: Cell::new(false), last_rejected: Cost::default() }
     }
 
     /// Returns whether `free` bytes are too few. Once they are, a [sixteenth](HYSTERESIS_SHARE) more than `least` must
@@ -126,12 +122,13 @@ impl Committer {
 
     /// Returns why appends of this cost are rejected, if they are.
     fn rejection(&mut self, cost: &Cost) -> Option<StoreError> {
-        let (pending, most) = (self.pending_bytes(), self.limits.store_bytes.unwrap_or(u64::MAX));
-        let why = if pending.saturating_add(cost.payload) > most {
+        let over_limit = self.limits.store_bytes.map(|most| (self.pending_bytes(), most));
+        let over_limit = over_limit.filter(|(pending, most)| pending.saturating_add(cost.flushed) > *most);
+        let why = if let Some((pending, most)) = over_limit {
             format!(
-                "this would be {} bytes of messages for all its recipients together; {pending} bytes are pending, and {most} \
-                 are allowed (store.maxBytes)",
-                cost.payload
+                "this would take {} bytes for all its recipients together; pending messages take {pending} bytes, and \
+                 {most} are allowed (store.maxBytes)",
+                cost.flushed
             )
         } else {
             let (free, reserved) = (self.disk_free()?, self.shared.logs.reserved_bytes());
@@ -155,9 +152,16 @@ impl Committer {
         Some(StoreError::Full(why.into()))
     }
 
-    /// Returns the bytes of payload that are pending.
+    /// Returns the bytes that pending messages take in the value log, or will take after their flush.
+    ///
+    /// Until the live bytes are counted after opening, those of the value log are an estimate of the last flush.
     fn pending_bytes(&self) -> u64 {
-        self.capacity.value_log_bytes.get() + self.shared.logs.unflushed_bytes()
+        self.shared.engine.live_bytes() + self.shared.logs.reserved_bytes()
+    }
+
+    /// Stores the live bytes of the value log, so that the next opening need not count them first.
+    pub(super) fn put_live_bytes(&self) -> Result<(), EngineError> {
+        self.shared.engine.put(Table::Meta, LIVE_BYTES_KEY, &self.shared.engine.live_bytes().to_be_bytes())
     }
 
     /// Returns the bound of the WAL. Above it, records are flushed before they are old.
@@ -165,16 +169,16 @@ impl Committer {
     /// Entries in the WAL count as pending until the flush, even if they are acknowledged. With little capacity left,
     /// the bound is lower, so that these entries are subtracted early.
     pub(in crate::embedded) fn wal_bytes_max(&self) -> usize {
-        let left =
-            self.limits.store_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.capacity.value_log_bytes.get()));
+        let left = self.limits.store_bytes.map_or(u64::MAX, |max| max.saturating_sub(self.shared.engine.live_bytes()));
         self.tuning.wal_bytes_max.min(usize::try_from(left / WAL_SHARE).unwrap_or(usize::MAX))
     }
 
     /// Returns why the store is full by its limit of pending bytes, if it is.
     fn why_over_limit(&self) -> Option<String> {
-        let (pending, most) = (self.pending_bytes(), self.limits.store_bytes?);
-        let is_full = pending >= most || pending.saturating_add(self.capacity.last_rejected.payload) > most;
-        is_full.then(|| format!("{pending} bytes are pending, and {most} are allowed (store.maxBytes)"))
+        let most = self.limits.store_bytes?;
+        let pending = self.pending_bytes();
+        let is_full = pending >= most || pending.saturating_add(self.capacity.last_rejected.flushed) > most;
+        is_full.then(|| format!("pending messages take {pending} bytes, and {most} are allowed (store.maxBytes)"))
     }
 
     /// Returns why the last rejected append still does not fit into the WAL or the tables.
@@ -195,7 +199,7 @@ impl Committer {
         self.capacity.is_scarce(left, least.saturating_add(self.capacity.last_rejected.flushed)).then(|| {
             format!(
                 "the disk has {free} bytes left, {reserved} of them reserved for accepted messages, and {least} must \
-                 stay free (store.minFree), a sixteenth more after it was full; {} bytes are pending",
+                 stay free (store.minFree), a sixteenth more after it was full; pending messages take {} bytes",
                 self.pending_bytes()
             )
         })
@@ -277,9 +281,9 @@ mod tests {
 
     #[test]
     fn full_disk_has_capacity_again_with_a_sixteenth_more_free() {
-        let capacity = Capacity::new(0);
+        let capacity = Capacity::new();
         let scarce = [1600, 1599, 1600, 1699, 1700, 1600, 1599].map(|free| capacity.is_scarce(free, 1600));
         assert_eq!(scarce, [false, true, true, true, false, false, true]);
-        assert!([0, 0].iter().all(|free| !Capacity::new(0).is_scarce(*free, 0)), "no bytes must stay free");
+        assert!([0, 0].iter().all(|free| !Capacity::new().is_scarce(*free, 0)), "no bytes must stay free");
     }
 }

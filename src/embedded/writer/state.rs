@@ -191,8 +191,6 @@ pub(super) struct FlushEntry {
 
 /// Holds the capacity of the store, as last measured.
 pub(in crate::embedded) struct Capacity {
-    /// Bytes of payload in the value log.
-    pub(super) value_log_bytes: Cell<u64>,
     pub(super) last_check: Instant,
     /// The disk had too little space at the last check.
     pub(super) was_scarce: Cell<bool>,

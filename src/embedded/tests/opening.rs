@@ -1,0 +1,73 @@
+//! Tests that opening a store reads what it needs, however many users and blocks the store has.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use super::{intercept::Intercept, wait::until};
+use crate::{
+    embedded::{
+        self,
+        options::{Options, Tuning},
+        tables::{contract::Table, memory::Memory},
+        wal::contract::Wal,
+    },
+    message::{Payload, UserId},
+    store::Append,
+};
+
+/// Tables in memory that count the rows read from the tables of users and of blocks.
+#[derive(Clone, Default)]
+struct RowCounter {
+    tables: Memory,
+    rows: Arc<AtomicU64>,
+}
+
+impl Intercept for RowCounter {
+    fn memory(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_read(&self, table: Table, _: &Bytes) {
+        if matches!(table, Table::Log | Table::Users) {
+            self.rows.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn options(flush_delay: Duration) -> Options {
+    // No step of the expiry reads rows during the test.
+    let tuning = Tuning { flush_delay, expiry_interval: Duration::from_secs(3600), ..Tuning::default() };
+    Options { tuning, ..Options::default() }
+}
+
+#[tokio::test]
+async fn opening_reads_only_rows_of_users_with_items_in_the_wal() {
+    const USERS: usize = 500;
+    let tables = RowCounter::default();
+    let store = embedded::open(Arc::new(tables.clone()), options(Duration::ZERO)).unwrap();
+    let payload = Payload::encode(0, Some("1"), None).unwrap();
+    let users: Vec<_> = (0..USERS).map(|n| UserId::new(&format!("user-{n}")).unwrap()).collect();
+    store.append(Append::new(payload.clone(), users.clone())).await.unwrap();
+    until("flush", || tables.tables.record_numbers().is_none()).await;
+    store.close().await.unwrap();
+    for in_wal in [0, 3] {
+        let store = embedded::open(Arc::new(tables.clone()), options(Duration::from_secs(3600))).unwrap();
+        if in_wal > 0 {
+            store.append(Append::new(payload.clone(), users[..in_wal].to_vec())).await.unwrap();
+        }
+        store.close().await.unwrap();
+        drop(store);
+        tables.rows.store(0, Ordering::Relaxed);
+        let store = embedded::open(Arc::new(tables.clone()), options(Duration::from_secs(3600))).unwrap();
+        let rows = tables.rows.load(Ordering::Relaxed);
+        assert!(rows <= in_wal as u64, "{rows} rows were read, for {in_wal} users in the WAL");
+        store.close().await.unwrap();
+    }
+}
