@@ -219,9 +219,11 @@ fn read_ids(
 ///
 /// No row refers to them, and their entries are still in the WAL. Otherwise they would overlap the blocks of the next
 /// flush.
+///
+/// Reads keys only: the next key is usually another user's, whose block would be read for nothing.
 fn remove_unflushed_blocks(tables: &dyn Tables, user: &str, flushed: Seq) -> Result<(), EngineError> {
     let mut unfinished = Vec::new();
-    tables.scan(Table::Log, &log_key(user, flushed + 1), &mut |key, _| {
+    tables.keys(Table::Log, &log_key(user, flushed + 1), &mut |key| {
         let is_own = is_log_key_of(key, user);
         if is_own {
             unfinished.push(key.to_vec());
