@@ -13,7 +13,7 @@ const { Message, createClient, fileStore } = require('./lib/mesa_client');
 const { startProxy } = require('./lib/proxy');
 const { Recorder } = require('./lib/recorder');
 const { startServer } = require('./lib/server');
-const { range } = require('./lib/suite');
+const { dispatchStream, range } = require('./lib/suite');
 const { pollUntil, withTimeout } = require('./lib/wait');
 
 const SECRET = 'a secret of 32 bytes for tests..';
@@ -39,16 +39,6 @@ function createStore() {
       positions.set(key, position);
     },
   };
-}
-
-/** Dispatches `count` numbers as one stream, which is faster than single dispatches. */
-async function dispatchStream(server, count, user, from = 0) {
-  const { request, results } = server.openStream();
-  for (const n of range(count, from)) {
-    request.write(`${JSON.stringify({ message: { op: 0, d: { n }, t: 'NUMBER' }, recipients: [user] })}\n`);
-  }
-  request.end();
-  for await (const result of results) assert.equal(result.error, undefined);
 }
 
 // covers: G2

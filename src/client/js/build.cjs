@@ -1,9 +1,11 @@
 'use strict';
-// Writes the other forms of `mesa.js`: `mesa.min.js`, without comments and with short private names, and `mesa.cjs` with
+// Writes the other forms of `mesa.js`: `mesa.min.js`, without comments and with short names, and `mesa.cjs` with
 // `mesa.d.cts`, for `require`. The server contains `mesa.min.js`, so that file is in the repository.
 
 const fs = require('node:fs');
 const path = require('node:path');
+
+const LETTERS = 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ';
 
 /** Splits a source without regular expressions into comments, strings, and code. Code in templates is code. */
 function tokenize(source) {
@@ -59,19 +61,23 @@ function squeeze(code) {
     .replace(/(\d)_(?=\d)/g, '$1');
 }
 
-/** Returns the source without comments and white space, and with short names of private members. */
+/** Returns the source without comments and white space, and with short names of private members and constants. */
 function strip(source) {
   const names = new Map();
   const shorten = (name) => {
-    if (!names.has(name)) names.set(name, `#${String.fromCharCode(97 + (names.size % 26))}${Math.floor(names.size / 26) || ''}`);
+    const { size } = names;
+    const short = LETTERS[size % LETTERS.length] + (LETTERS[Math.floor(size / LETTERS.length) - 1] ?? '');
+    if (!names.has(name)) names.set(name, `${name.startsWith('#') ? '#' : '$'}${short}`);
     return names.get(name);
   };
+  const constants = [...source.matchAll(/^const ([A-Z_]+) =/gm)].map(([, name]) => name);
+  const pattern = new RegExp(`#[A-Za-z]\\w*|(?<!\\.)\\b(?:${constants.join('|')})\\b`, 'g');
   let stripped = '';
   let code = '';
   for (const { type, text } of [...tokenize(source), { type: 'string', text: '' }]) {
-    if (type === 'code') code += text.replace(/#[A-Za-z]\w*/g, shorten);
+    if (type === 'code') code += text;
     if (type !== 'string') continue;
-    stripped += squeeze(code) + text;
+    stripped += squeeze(code.replace(pattern, shorten)) + text;
     code = '';
   }
   return `${stripped.trim()}\n`;

@@ -24,6 +24,9 @@ const FLUSH_INTERVAL = 20;
 /** Milliseconds by which an acknowledgement is delayed at most. Servers limit the frames per second. */
 const ACK_DELAY = 50;
 
+/** Milliseconds without a frame before a probe, if neither the server nor the application has set an interval. */
+const HEARTBEAT_INTERVAL = 25_000;
+
 /** Close codes after which another attempt fails the same way. The server defines them in `close_code.rs`. */
 const FINAL_CODES = [1000, 1002, 1003, 1007, 1008, 1009];
 
@@ -38,7 +41,6 @@ const AFTER_ACKNOWLEDGED = Number.MAX_SAFE_INTEGER;
 const DEFAULTS = {
   autoConnect: true,
   reconnectDelayMax: 30_000,
-  heartbeatInterval: 25_000,
   timeout: 10_000,
   queueMax: 1024,
   version: '1.5.3',
@@ -58,8 +60,7 @@ function deferred() {
 }
 
 function closeError(code, reason) {
-  const text = `The connection closed with ${code}${reason && `: ${reason}`}. See "Close codes" in the protocol.`;
-  return Object.assign(new Error(text), { code, reason });
+  return Object.assign(new Error(`The connection closed with ${code} ${reason}; see the close codes of mesa.`), { code, reason });
 }
 
 /** A message, as in the original. */
@@ -100,8 +101,8 @@ export class Client {
   #isInitialSessionConnection = true;
   /** Set by `disconnect()`. */
   #stopped = false;
-  /** Set when no attempt to connect follows. */
-  #ended = false;
+  /** Why no attempt to connect follows. */
+  #ended;
   #connecting;
   #attempts = 0;
   #retryTimer;
@@ -119,6 +120,8 @@ export class Client {
   #handlerFailed = false;
   /** Positions in the user's log: handled, received, and saved. */
   #log;
+  /** Identifies server, user and device. */
+  #key;
   /** Whether the next op 2 has the position of `#log`. */
   #exact = false;
   /** The Web Lock of the tab that saves and acknowledges. */
@@ -154,14 +157,6 @@ export class Client {
     const rest = (this.#listeners.get(event) ?? []).filter((each) => each !== listener && each.listener !== listener);
     this.#listeners.set(event, rest);
     return this;
-  }
-
-  addListener(event, listener) {
-    return this.on(event, listener);
-  }
-
-  removeListener(event, listener) {
-    return this.off(event, listener);
   }
 
   removeAllListeners(event) {
@@ -201,10 +196,17 @@ export class Client {
 
   connect() {
     const { signal } = this.#options;
-    if (signal?.aborted) return Promise.reject(signal.reason);
-    if (this.ws?.readyState === OPEN) return Promise.reject(new Error('The client is connected: call disconnect() first.'));
-    this.#stopped = this.#ended = false;
     const connecting = (this.#connecting ??= deferred());
+    if (signal?.aborted || this.ws?.readyState === OPEN) {
+      this.#connecting = undefined;
+      connecting.reject(signal?.aborted ? signal.reason : new Error('The client is connected: call disconnect() first.'));
+      return connecting.promise;
+    }
+    // After `disconnect()` the server may not have answered yet.
+    if (this.ws?.readyState > OPEN) this.#drop('connect() was called');
+    this.#connecting = connecting;
+    this.#stopped = false;
+    this.#ended = undefined;
     this.#listen('addEventListener');
     if (!this.ws) this.#open(false);
     return connecting.promise;
@@ -226,7 +228,7 @@ export class Client {
     const WebSocket = this.#options.WebSocket ?? globalThis.WebSocket;
     let ws;
     try {
-      if (!WebSocket) throw new Error("There is no global WebSocket: pass one, as in new Client(url, { WebSocket: require('ws') }).");
+      if (!WebSocket) throw new Error("No global WebSocket: pass one, as in new Client(url, { WebSocket: require('ws') }).");
       ws = new WebSocket(this.url);
     } catch (error) {
       // The constructor calls this method before there are listeners.
@@ -259,20 +261,20 @@ export class Client {
     ws.onerror = ({ error, message }) => {
       if (!this.#stopped) this.#report(error ?? new Error(message || `The connection to ${this.url} failed.`));
     };
-    ws.onclose = ({ code, reason }) => this.#closed(code, `${reason}`);
+    ws.onclose = ({ code, reason }) => this.#closed(code, reason ?? '');
   }
 
   /** Ends the connection without waiting for the server, which may be unreachable. */
-  #drop(reason) {
+  #drop(reason, again) {
     const { ws } = this;
     ws.onopen = ws.onmessage = ws.onclose = null;
     ws.onerror = () => {};
     ws.terminate?.();
     ws.close();
-    this.#closed(1006, reason);
+    this.#closed(1006, reason, again);
   }
 
-  #closed(code, reason) {
+  #closed(code, reason, again) {
     this.ws = null;
     this.authenticated = this.#exact = this.#resumes = this.#resumed = false;
     clearTimeout(this.#watchTimer);
@@ -280,7 +282,7 @@ export class Client {
     const auth = this.#auth;
     const isExpired = code === 1008 && typeof auth?.data === 'function' && reason.includes('expired');
     const reconnects = this.#options.reconnect ?? (auth?.managed || this.#reconnectInterval);
-    const willAttemptReconnect = !!reconnects && !this.#stopped && (isExpired || !FINAL_CODES.includes(code));
+    const willAttemptReconnect = !this.#stopped && (again || (!!reconnects && (isExpired || !FINAL_CODES.includes(code))));
     if (willAttemptReconnect) this.#retry();
     const error = closeError(code, reason);
     if (auth && !(auth.managed && willAttemptReconnect)) {
@@ -294,7 +296,7 @@ export class Client {
 
   #end(error) {
     this.#isInitialSessionConnection ||= this.#stopped;
-    this.#ended = true;
+    this.#ended = error;
     this.#stopRetry();
     this.#listen('removeEventListener');
     this.#connecting?.reject(error);
@@ -349,7 +351,8 @@ export class Client {
   }
 
   #received() {
-    this.#watch(this.#hello.c_heartbeat_interval ?? this.#options.heartbeatInterval, () => this.#probe());
+    const delay = this.#options.heartbeatInterval ?? this.#hello.c_heartbeat_interval ?? HEARTBEAT_INTERVAL;
+    this.#watch(delay, () => this.#probe());
   }
 
   #probe() {
@@ -418,29 +421,25 @@ export class Client {
   async #authenticate() {
     const auth = this.#auth;
     const ws = (this.#authenticating = this.ws);
-    let { data } = auth;
-    // Without a function, op 2 is written before this method returns, as in the original.
-    if (typeof data === 'function') {
-      try {
-        data = await data();
-      } catch (error) {
-        if (ws !== this.ws) return;
-        this.#report(error);
-        this.#drop('the application has no token');
-        return;
-      }
-      if (ws !== this.ws || auth !== this.#auth) return;
-    }
     const { device, resume } = auth.options;
-    this.#resumes ||= !!resume;
-    this.#write(2, {
-      ...(typeof data === 'object' ? data : { token: data }),
-      shouldSync: auth.shouldSync,
-      device,
-      after: resume ? (this.#exact ? this.#log.position : AFTER_ACKNOWLEDGED) : undefined,
-    });
-    // The server does not answer a newer token for an authenticated connection.
-    if (this.authenticated) auth.resolve(this.#user);
+    try {
+      let { data } = auth;
+      // Without a function, op 2 is written before this method returns, as in the original.
+      if (typeof data === 'function') data = await data();
+      if (ws !== this.ws || auth !== this.#auth) return;
+      this.#resumes ||= !!resume;
+      this.#write(2, {
+        ...(typeof data === 'object' ? data : { token: data }),
+        shouldSync: auth.shouldSync,
+        device,
+        after: resume ? (this.#exact ? this.#log.position : AFTER_ACKNOWLEDGED) : undefined,
+      });
+      // The server does not answer a newer token for an authenticated connection.
+      if (this.authenticated) auth.resolve(this.#user);
+    } catch (error) {
+      this.#report(error);
+      if (ws === this.ws) this.#drop('the application has no token');
+    }
   }
 
   #accepted(user) {
@@ -449,6 +448,13 @@ export class Client {
     if (!this.#handlerFailed) this.#attempts = 0;
     const auth = this.#auth;
     if (!auth) return;
+    const { device, user: name = user?.id } = auth.options;
+    const key = JSON.stringify([this.url.split('?')[0], name, device]);
+    if (key !== this.#key) {
+      this.#inbox = [];
+      this.#log = undefined;
+    }
+    this.#key = key;
     // `false` discards only what was pending before the first connection.
     if (auth.managed) auth.shouldSync = true;
     auth.resolve(user);
@@ -459,7 +465,7 @@ export class Client {
 
   send(message, data, type) {
     const { queueMax } = this.#options;
-    if (this.#queue.length >= queueMax) throw new Error(`${queueMax} messages wait to be sent: await drained() before the next one.`);
+    if (this.#queue.length >= queueMax) throw new Error(`${queueMax} messages wait to be sent: await drained() first.`);
     if (typeof message !== 'object') message = new Message(message, data, type);
     this.#store(this.messages.sent, message);
     this.#queue.push(message.serialize());
@@ -478,7 +484,7 @@ export class Client {
   #flush() {
     const { ws } = this;
     if (ws?.readyState === OPEN && (this.authenticated || !this.#auth?.managed)) {
-      while (this.#queue.length && ws.bufferedAmount < BUFFERED_MAX) ws.send(this.#queue.shift());
+      while (this.#queue.length && !(ws.bufferedAmount > BUFFERED_MAX)) ws.send(this.#queue.shift());
       clearTimeout(this.#flushTimer);
       if (this.#queue.length) this.#flushTimer = setTimeout(() => this.#flush(), FLUSH_INTERVAL);
     }
@@ -488,11 +494,8 @@ export class Client {
   // Delivery.
 
   #deliver(message) {
-    if (this.#resumes) {
-      this.#enqueue({ event: 'message', value: message, to: this.#resumed ? message.sequence : undefined });
-      return;
-    }
-    this.emit('message', message);
+    if (this.#resumes) this.#enqueue({ event: 'message', value: message, to: this.#resumed ? message.sequence : undefined });
+    else this.emit('message', message);
     this.#store(this.messages.received, message);
   }
 
@@ -506,17 +509,16 @@ export class Client {
   }
 
   #openLog(first, last) {
-    const { resume, device, user = this.#user?.id } = this.#auth.options;
+    const { resume, user = this.#user?.id } = this.#auth.options;
     if (user === undefined && resume !== true) {
-      this.#report(new Error('The server sends no user id, and a position belongs to a user: pass the option `user` to authenticate().'));
+      this.#report(new Error('The server names no user: pass the option `user` to authenticate().'));
       this.disconnect();
       return;
     }
-    const key = JSON.stringify([this.url.split('?')[0], user, device]);
     // A log that ends before our position is another log, with unrelated sequences.
-    if (this.#log?.key !== key || last < this.#log.received) {
-      this.#inbox = [];
-      this.#log = { key, last, store: resume === true ? {} : resume, position: 0, received: 0, saved: 0 };
+    if (!this.#log || last < this.#log.received) {
+      this.#inbox = this.#inbox.filter(({ to }) => !to);
+      this.#log = { key: this.#key, last, store: resume === true ? {} : resume, position: 0, received: 0, saved: 0 };
       const log = this.#log;
       log.loaded = this.#load(log).then(() => {
         log.position = log.saved;
@@ -524,7 +526,7 @@ export class Client {
         if (log === this.#log) this.#checkStart(first, log.saved);
       });
     } else this.#checkStart(first, this.#log.received);
-    this.#lead(key);
+    this.#lead();
     this.#acknowledgeSoon();
   }
 
@@ -534,7 +536,9 @@ export class Client {
     // Without a store, the position before the first message is that of the server.
     if (this.#exact || !this.#resumed || first <= reached + 1 || !(position || store.load)) return;
     this.#forgetInbox();
-    this.#drop('the client resumes at its own position');
+    this.#drop('the client resumes at its own position', true);
+    // A listener may have called `disconnect()` or `connect()`.
+    if (this.#retryTimer === undefined) return;
     this.#exact = true;
     this.#attempt();
   }
@@ -550,7 +554,8 @@ export class Client {
   }
 
   /** Waits until this tab is the one that saves and acknowledges. Tabs of a device share a cursor. */
-  #lead(key) {
+  #lead() {
+    const { key } = this.#log;
     if (this.#lock?.key === key) return;
     this.#lock?.release?.();
     const lock = { key };
@@ -561,11 +566,10 @@ export class Client {
       return;
     }
     const lead = async () => {
-      const log = this.#log;
-      await this.#load(log);
+      if (this.#log) await this.#load(this.#log);
       if (this.#lock !== lock) return;
       const released = new Promise((resolve) => { lock.release = resolve; });
-      this.#save(log);
+      this.#save(this.#log);
       await released;
     };
     locks.request(`mesa-client ${key}`, lead).catch((error) => this.#report(error));
@@ -631,7 +635,7 @@ export class Client {
 
   /** Saves the position, then schedules its acknowledgement: an entry acknowledged before could be lost by a crash. */
   async #save(log) {
-    if (log !== this.#log || !this.#lock?.release) return;
+    if (!log || log !== this.#log || !this.#lock?.release) return;
     const { position } = log;
     if (position > log.saved) {
       try {
@@ -657,24 +661,19 @@ export class Client {
   /** Iterates over messages. A message counts as handled when the loop asks for the next one. */
   async *[Symbol.asyncIterator]() {
     const queue = [];
-    let end = this.#ended && {};
     let wake;
     const onMessage = (message) => new Promise((resolve, reject) => {
       queue.push({ message, resolve, reject });
       if (queue.length > INBOX_MAX && this.ws) this.#drop('the application is slower than the server');
       wake?.();
     });
-    const onDisconnected = (code, reason, { willAttemptReconnect }) => {
-      if (willAttemptReconnect) return;
-      end = { error: this.#stopped ? undefined : closeError(code, reason) };
-      wake?.();
-    };
+    const onDisconnected = () => wake?.();
     this.on('message', onMessage).on('disconnected', onDisconnected);
     try {
       for (;;) {
         while (!queue.length) {
-          if (end?.error) throw end.error;
-          if (end) return;
+          if (this.#ended && this.#stopped) return;
+          if (this.#ended) throw this.#ended;
           await new Promise((resolve) => { wake = resolve; });
         }
         yield queue[0].message;
@@ -686,6 +685,9 @@ export class Client {
     }
   }
 }
+
+Client.prototype.addListener = Client.prototype.on;
+Client.prototype.removeListener = Client.prototype.off;
 
 export default Client;
 

@@ -24,6 +24,7 @@ class Page {
   #socket;
   #calls = new Map();
   #lastId = 0;
+  #handlers = new Map();
   /** Uncaught exceptions of the page. */
   exceptions = [];
 
@@ -41,6 +42,7 @@ class Page {
 
   #handle({ id, result, error, method, params }) {
     if (method === 'Runtime.exceptionThrown') this.exceptions.push(params.exceptionDetails.exception?.description);
+    this.#handlers.get(method)?.(params);
     const call = this.#calls.get(id);
     if (!call) return;
     this.#calls.delete(id);
@@ -57,6 +59,11 @@ class Page {
     return withTimeout(`the browser to answer ${method}`, response);
   }
 
+  /** Calls `handler` with the parameters of each event `method` of the debugging protocol. */
+  on(method, handler) {
+    this.#handlers.set(method, handler);
+  }
+
   async navigate(url) {
     await this.call('Page.navigate', { url });
   }
@@ -65,6 +72,14 @@ class Page {
   async evaluate(expression) {
     const { result, exceptionDetails } = await this.call('Runtime.evaluate', { expression, returnByValue: true });
     return exceptionDetails ? undefined : result.value;
+  }
+
+  /** Runs the body of an async function in the page. Resolves with what it returns, and rejects if it throws. */
+  async run(body) {
+    const options = { expression: `(async () => { ${body} })()`, awaitPromise: true, returnByValue: true };
+    const { result, exceptionDetails } = await this.call('Runtime.evaluate', options);
+    if (exceptionDetails) throw new Error(exceptionDetails.exception?.description ?? exceptionDetails.text);
+    return result.value;
   }
 
   /** Resolves once an expression is truthy in the page. */
