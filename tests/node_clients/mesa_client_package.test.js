@@ -52,7 +52,7 @@ test('package_has_the_version_of_the_server_and_loads_in_each_form', () => {
   const [, version] = /^version = "(.*)"/m.exec(fs.readFileSync(path.join(DIRECTORY, '../../../Cargo.toml'), 'utf8'));
   assert.equal(JSON.parse(read('package.json')).version, version);
   const names = ['Client', 'Message', 'default', 'fileStore', 'indexedDBStore', 'localStorageStore', 'version'];
-  const print = 'console.log(JSON.stringify([Object.keys(client).sort(), client.version, client.default === client.Client]))';
+  const print = 'new client.Client("ws://localhost/", { autoConnect: false }); console.log(JSON.stringify([Object.keys(client).sort(), client.version, client.default === client.Client]))';
   for (const [type, load] of [
     ['module', "import * as client from 'mesa-client';"],
     ['module', "import * as client from 'mesa-client/min';"],

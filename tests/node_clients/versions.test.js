@@ -9,7 +9,7 @@ const { after } = require('node:test');
 const { testWithEachClient } = require('./lib/suite');
 
 /** Version that each client announces. */
-const VERSIONS = { original158: '1.5.8', original138: '1.3.8', 'mesa-js-client': '1.5.3', 'mesa-client': '1.5.3' };
+const VERSIONS = { original158: '1.5.8', original138: '1.3.8', 'mesa-js-client': '1.5.3', 'mesa-client': '1.5.3', 'mesa-client in Chromium': '1.5.3' };
 
 // 1.5.8 reads its version from ../../package.json, relative to the working directory.
 const directory = fs.mkdtempSync(path.join(os.tmpdir(), 'mesa-versions-'));
@@ -45,13 +45,8 @@ for (const version of ['1.5.8', '1.3.8']) {
 testWithEachClient('client_of_any_version_stays_with_enforcement_off', { client: { version: '9.9.9' } }, async ({ server, connect }) => {
   const client = await connect();
   await client.authenticateAs('alice');
-  client.client.send(...(client.kind === 'mesa-js-client' ? [0, { v: '1' }, 'CLIENT_VERSION'] : [versionMessage('1')]));
+  client.send({ v: '1' }, 'CLIENT_VERSION');
   await server.dispatchNumber(0, 'alice');
   await client.waitForNumber(0);
   assert.deepEqual(client.closeCodes, []);
 });
-
-/** Returns the version message of a client of the original. */
-function versionMessage(v) {
-  return { serialize: () => JSON.stringify({ op: 0, d: { v }, t: 'CLIENT_VERSION' }) };
-}

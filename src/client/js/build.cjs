@@ -71,7 +71,7 @@ function strip(source) {
     return names.get(name);
   };
   const constants = [...source.matchAll(/^const ([A-Z_]+) =/gm)].map(([, name]) => name);
-  const pattern = new RegExp(`#[A-Za-z]\\w*|(?<!\\.)\\b(?:${constants.join('|')})\\b`, 'g');
+  const pattern = new RegExp(`#[A-Za-z]\\w*|(?<!\\w\\.)\\b(?:${constants.join('|')})\\b`, 'g');
   let stripped = '';
   let code = '';
   for (const { type, text } of [...tokenize(source), { type: 'string', text: '' }]) {

@@ -35,6 +35,9 @@ class Page {
       page.#socket.once('open', resolve).once('error', reject);
     }));
     page.#socket.on('message', (data) => page.#handle(JSON.parse(data)));
+    page.#socket.on('close', () => {
+      for (const { reject } of page.#calls.values()) reject(new Error('the browser closed the page'));
+    });
     await page.call('Runtime.enable');
     await page.call('Page.enable');
     return page;

@@ -6,6 +6,14 @@ const test = require('node:test');
 const { KINDS, TestClient } = require('./clients');
 const { startServer } = require('./server');
 
+/** Functions that create the clients, by kind. */
+let clients = Object.fromEntries(KINDS.map((kind) => [kind, undefined]));
+
+/** Replaces the clients of the tests that are defined afterwards. */
+function setClients(replacements) {
+  clients = replacements;
+}
+
 /**
  * Runs `scenario` once for each client.
  *
@@ -13,11 +21,12 @@ const { startServer } = require('./server');
  * clients are removed when the scenario ends.
  */
 function testWithEachClient(name, config, scenario) {
-  test(name, { concurrency: KINDS.length }, async (t) => {
-    const runs = KINDS.map((kind) => t.test(kind, async (run) => {
+  const kinds = Object.entries(clients);
+  test(name, { concurrency: kinds.length }, async (t) => {
+    const runs = kinds.map(([kind, create]) => t.test(kind, async (run) => {
       const server = await startServer(run, config);
       const connect = (url = server.url) => {
-        const client = new TestClient(kind, url);
+        const client = new TestClient(kind, url, create);
         run.after(() => client.discard());
         return client.connect();
       };
@@ -40,4 +49,4 @@ async function dispatchStream(server, count, user, from = 0) {
   for await (const result of results) assert.equal(result.error, undefined);
 }
 
-module.exports = { dispatchStream, range, testWithEachClient };
+module.exports = { dispatchStream, range, setClients, testWithEachClient };
