@@ -12,6 +12,7 @@ use std::{
 use super::{
     engine::Engine,
     options::Options,
+    outbox::replay::ReplayedEvents,
     tables::{
         contract::{EngineError, Table, Tables},
         schema::{Ids as IdBlock, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number},
@@ -77,6 +78,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     let last_before = engine.record_numbers().map_or(0, |(_, last)| last).max(flushed);
     let (lossy_restarts, lossy_restart_record) = mark_open(&*engine, options.durability, last_before)?;
     let clock_ms = engine.get(Table::Meta, CLOCK_KEY)?;
+    let stored_events = ReplayedEvents::after_stored(&*engine)?;
     let mut replay = Replay {
         tables: engine.clone(),
         namespace: fingerprint(namespace),
@@ -87,6 +89,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         decoder: RecordDecoder::default(),
         results: Vec::new(),
         erased: Vec::new(),
+        events: stored_events,
         floor: 0,
         last_ms: clock_ms.and_then(|bytes| Some(u64::from_be_bytes(bytes[..].try_into().ok()?))).unwrap_or(0),
     };
@@ -104,6 +107,8 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
     if let Some(damage) = damage {
         return Err(damage);
     }
+    // Also if this start has no outbox: the next flush removes the records.
+    replay.events.put(&*engine)?;
     // Before the ids are read and the outbox is opened. A crash may have interrupted an erasure after its item.
     repeat_erasures(&*engine, &replay.erased)?;
     let stored_floor = engine.get(Table::Meta, FLOOR_KEY)?.and_then(|bytes| wal_number(&bytes)).unwrap_or(0);
@@ -297,6 +302,8 @@ struct Replay {
     results: Vec<StoredId>,
     /// Erasures in the WAL, in their order.
     erased: Vec<ReplayedErasure>,
+    /// Webhook events that only the WAL has.
+    events: ReplayedEvents,
     /// Highest floor of these erasures.
     floor: Seq,
     /// Latest time in the store, in milliseconds of the Unix epoch.
@@ -368,6 +375,7 @@ impl Replay {
                 self.floor = self.floor.max(floor);
                 self.erased.push(ReplayedErasure { user: user.to_owned(), at_ms, events });
             }
+            Event::Events { first, piece, bytes } => self.events.push(first, piece, bytes),
         }
         Ok(())
     }

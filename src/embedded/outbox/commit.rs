@@ -1,4 +1,7 @@
-//! Opens the outbox, and writes its events on the commit thread.
+//! Opens the outbox, and writes its events on the commit thread, after `writer::events` has written them into the WAL.
+//!
+//! The number of the last removed event is put before the removal, so that recovery repeats no removed event, and no
+//! number is used twice.
 //!
 //! A batch is stored as one or more values, its pieces. A crash may leave a batch without its last piece, which is
 //! ignored.
@@ -23,7 +26,7 @@ use crate::{
         writer::{queue::Queue, state::Committer},
     },
     message::{Seq, UserId},
-    store::{Durability, StoreError, clock::Clock},
+    store::{StoreError, clock::Clock},
 };
 
 /// Limit of events in one batch, in bytes; at least one event. A batch is usually one value.
@@ -64,12 +67,12 @@ const LITTLE_SPACE_REMOVED_PIECES_MAX: usize = 16;
 const STEP_REPORTED_MAX: usize = 1000;
 
 /// Limit of steps in a row: twice as many as the waiting events can need. Further ones follow the next commit.
-const STEPS_MAX: usize =
+pub(in crate::embedded) const STEPS_MAX: usize =
     2 * (WAITING_BYTES_MAX / STEP_BYTES_MAX + WAITING_EVENTS_MAX as u64 / STEP_REPORTED_MAX as u64) as usize;
 
 /// States the disk space for the outbox.
 #[derive(Clone, Copy)]
-struct OutboxSpace {
+pub(in crate::embedded) struct OutboxSpace {
     /// Bytes on the disk that the outbox may take.
     spare: u64,
     /// Bytes that fit into sled's file before it grows; 0 if they are ignored.
@@ -78,8 +81,13 @@ struct OutboxSpace {
     little: bool,
 }
 
+impl OutboxSpace {
+    /// No event may be written, only removed.
+    pub(in crate::embedded) const REMOVALS: Self = Self { spare: 0, slack: 0, little: true };
+}
+
 /// Holds the writes of one step.
-struct StepWrites {
+pub(in crate::embedded) struct StepWrites {
     batches: Vec<(BatchInfo, Batch)>,
     /// Counts of dropped events to store.
     lost: Option<StoredLost>,
@@ -88,7 +96,24 @@ struct StepWrites {
     reported: Vec<(UserId, Option<Seq>)>,
     remove: Vec<BatchInfo>,
     /// There are writes for another step.
-    more: bool,
+    pub(in crate::embedded) more: bool,
+}
+
+impl StepWrites {
+    /// Returns whether the step has events.
+    pub(in crate::embedded) fn has_events(&self) -> bool {
+        !self.batches.is_empty()
+    }
+
+    /// Returns whether the step has counts of dropped events, which are not in the WAL.
+    pub(in crate::embedded) fn has_counts(&self) -> bool {
+        self.lost.is_some()
+    }
+
+    /// Iterates over the batches of events, encoded as pieces, each with the number of its first event.
+    pub(in crate::embedded) fn batches(&self) -> impl Iterator<Item = (u64, Vec<Vec<u8>>)> {
+        self.batches.iter().map(|(info, batch)| (info.first, batch.pieces()))
+    }
 }
 
 impl Outbox {
@@ -106,6 +131,7 @@ impl Outbox {
         let incomplete = read_all(&*tables, &mut state)?;
         // A crash interrupted the write or the removal of these batches.
         incomplete.iter().try_for_each(|key| tables.remove(Table::Outbox, key))?;
+        state.next_number = state.next_number.max(removed_through(&*tables)? + 1);
         state.removed_through = state.batches.front().map_or(state.next_number, |batch| batch.first) - 1;
         state.remove_through = state.removed_through;
         (state.written, state.written_bytes) = (state.events, state.bytes);
@@ -130,7 +156,7 @@ impl Outbox {
     }
 
     /// Collects the writes of the next step. Returns `None` if there are none.
-    fn collect_step(&self, space: OutboxSpace) -> Option<StepWrites> {
+    pub(in crate::embedded) fn collect_step(&self, space: OutboxSpace) -> Option<StepWrites> {
         let now_ms = self.clock.now_ms();
         let mut state = self.state.lock();
         state.update_space(space);
@@ -176,7 +202,7 @@ impl Outbox {
         let writes = StepWrites { batches, lost, lost_reported, reported, remove, more };
         let StepWrites { batches, lost, lost_reported, reported, remove, .. } = &writes;
         let any = !batches.is_empty() || lost.is_some() || *lost_reported || !reported.is_empty() || !remove.is_empty();
-        state.step_in_progress = any;
+        state.steps_in_progress += usize::from(any);
         any.then_some(writes)
     }
 
@@ -210,7 +236,7 @@ impl Outbox {
     }
 
     /// Writes one step into the table.
-    fn write(&self, writes: &mut StepWrites) -> Result<(), EngineError> {
+    pub(in crate::embedded) fn write(&self, writes: &mut StepWrites) -> Result<(), EngineError> {
         for (written, batch) in &mut writes.batches {
             let pieces = batch.pieces();
             written.pieces = pieces.len();
@@ -231,6 +257,9 @@ impl Outbox {
                 None => self.tables.remove(Table::Outbox, &key)?,
             }
         }
+        if let Some(last) = writes.remove.last() {
+            self.tables.put(Table::Outbox, format::REMOVED_KEY, &last.last().to_be_bytes())?;
+        }
         for batch in &writes.remove {
             // From the end, so that a crash leaves an incomplete batch, which is ignored.
             for piece in (0..batch.pieces).rev() {
@@ -241,7 +270,7 @@ impl Outbox {
     }
 
     /// Makes the written events readable. They are as durable as configured.
-    fn publish(&self, writes: StepWrites) {
+    pub(in crate::embedded) fn publish(&self, writes: StepWrites) {
         let mut state = self.state.lock();
         for (written, _) in writes.batches {
             state.written += written.count;
@@ -254,7 +283,7 @@ impl Outbox {
                 state.reported.remove(&user);
             }
         }
-        state.step_in_progress = false;
+        state.steps_in_progress -= 1;
         if let Some(last) = writes.remove.last() {
             state.removed_through = last.last();
         }
@@ -322,46 +351,6 @@ impl OutboxState {
 }
 
 impl Committer {
-    /// Writes the waiting events of the outbox, and makes them as durable as configured.
-    ///
-    /// If the disk has no space for them besides the accepted messages, events wait in memory, up to their bound.
-    /// Further events are dropped and counted.
-    pub(in crate::embedded) fn write_outbox(&mut self) -> Result<(), EngineError> {
-        let Some(outbox) = self.shared.outbox.clone() else { return Ok(()) };
-        for _ in 0..STEPS_MAX {
-            if !self.write_outbox_step(&outbox)? {
-                return Ok(());
-            }
-        }
-        self.shared.queue.notify_outbox();
-        Ok(())
-    }
-
-    /// Writes one step. Returns true if there are writes for another step.
-    fn write_outbox_step(&mut self, outbox: &Outbox) -> Result<bool, EngineError> {
-        let Some(space) = self.space_for_events() else {
-            outbox.state.lock().space = 0;
-            return Ok(false);
-        };
-        let Some(mut writes) = outbox.collect_step(space) else { return Ok(false) };
-        outbox.write(&mut writes)?;
-        // The last measurement of the disk is outdated.
-        self.invalidate_disk_state();
-        // A removal needs no sync: if it is lost, it is repeated.
-        if !writes.batches.is_empty() || writes.lost.is_some() {
-            match self.durability {
-                Durability::Always => self.shared.engine.checkpoint()?,
-                Durability::Interval(_) | Durability::Never => {
-                    self.shared.engine.write_through()?;
-                    (self.outbox_not_durable, self.not_durable) = (true, self.not_durable + 1);
-                }
-            }
-        }
-        let more = writes.more;
-        outbox.publish(writes);
-        Ok(more)
-    }
-
     /// Computes the disk space of the outbox, before the first event is put.
     pub(in crate::embedded) fn refresh_outbox_space(&mut self) {
         if let (Some(outbox), Some(space)) = (self.shared.outbox.clone(), self.space_for_events()) {
@@ -370,10 +359,10 @@ impl Committer {
     }
 
     /// Returns the disk space of the outbox. `None`: nothing may be written.
-    fn space_for_events(&mut self) -> Option<OutboxSpace> {
+    pub(in crate::embedded) fn space_for_events(&mut self) -> Option<OutboxSpace> {
         match self.table_space() {
             TableSpace::None => None,
-            TableSpace::Little => Some(OutboxSpace { spare: 0, slack: 0, little: true }),
+            TableSpace::Little => Some(OutboxSpace::REMOVALS),
             TableSpace::Enough => {
                 let spare = self.spare_space();
                 let is_close = (1..SLACK_SPARE_MAX).contains(&spare);
@@ -454,6 +443,35 @@ pub(super) fn read_all(tables: &dyn Tables, state: &mut OutboxState) -> Result<V
         None => {
             incomplete.extend(keys);
             Ok(incomplete)
+        }
+    }
+}
+
+/// Returns the number of the last event that was removed; 0 = none.
+fn removed_through(tables: &dyn Tables) -> Result<u64, StoreError> {
+    let Some(stored) = tables.get(Table::Outbox, format::REMOVED_KEY)? else { return Ok(0) };
+    let number = stored[..].try_into().map(u64::from_be_bytes);
+    number.map_err(|_| damaged("the number of the last removed event cannot be read"))
+}
+
+/// Returns the number of the last event that is in the table with all pieces, or was removed from it.
+///
+/// Removes a batch without its last piece: a crash has interrupted its write, so the WAL has it.
+pub(super) fn stored_through(tables: &dyn Tables) -> Result<u64, StoreError> {
+    let removed = removed_through(tables)?;
+    loop {
+        let key = tables.last_key_at_or_before(Table::Outbox, &format::event_key(u64::MAX, usize::MAX))?;
+        let Some((first, last_piece)) = key.and_then(|key| format::decode_event_key(&key)) else { return Ok(removed) };
+        let mut pieces = Pieces::default();
+        for piece in 0..=last_piece {
+            let value = tables.get(Table::Outbox, &format::event_key(first, piece))?;
+            let Some(value) = value else { break };
+            if let Some(Batch::V1 { events, .. }) = pieces.push(&value).map_err(damaged)? {
+                return Ok(removed.max(first + events.len() as u64 - 1));
+            }
+        }
+        for piece in (0..=last_piece).rev() {
+            tables.remove(Table::Outbox, &format::event_key(first, piece))?;
         }
     }
 }

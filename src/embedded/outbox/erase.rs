@@ -28,16 +28,21 @@ impl Outbox {
         Ok(())
     }
 
-    /// Erases a user's events in the first batch above number `after`.
+    /// Erases a user's events in the first batch above number `after`, if it begins at or below `through`.
     ///
     /// Returns the last number of the batch, and whether it had such events. Returns `None` after the last batch.
-    pub(in crate::embedded) fn erase_next(&self, user: &str, after: u64) -> Result<Option<(u64, bool)>, EngineError> {
+    pub(in crate::embedded) fn erase_next(
+        &self,
+        user: &str,
+        after: u64,
+        through: u64,
+    ) -> Result<Option<(u64, bool)>, EngineError> {
         let info = {
             let state = self.state.lock();
             let at = state.batches.partition_point(|batch| batch.last() <= after);
             state.batches.get(at).copied()
         };
-        let Some(info) = info else { return Ok(None) };
+        let Some(info) = info.filter(|info| info.first <= through) else { return Ok(None) };
         let (now, unneeded) = erase_in_batch(&*self.tables, info, &|of| of == user)?;
         let saved = info.bytes - now.bytes;
         {

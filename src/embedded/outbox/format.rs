@@ -123,6 +123,8 @@ pub fn decode_reported(bytes: &[u8]) -> Result<Seq, Unreadable> {
 pub const EVENT_PREFIX: u8 = b'e';
 /// Key of the counts of dropped events.
 pub const LOST_KEY: &[u8] = b"lost";
+/// Key of the number of the last event that was removed.
+pub const REMOVED_KEY: &[u8] = b"removed";
 /// Prefix of the keys of reported sequences.
 const REPORTED_PREFIX: u8 = b'w';
 
@@ -166,6 +168,7 @@ pub fn key_label(key: &[u8]) -> String {
             format!("the sequence reported as undelivered of user {:?}", String::from_utf8_lossy(user))
         }
         _ if LOST_KEY.starts_with(key) => "the counts of dropped events".into(),
+        _ if REMOVED_KEY.starts_with(key) => "the number of the last removed event".into(),
         _ => format!("key {:?}", String::from_utf8_lossy(key)),
     }
 }
@@ -259,7 +262,7 @@ mod tests {
         let keys = [event_key(1, 0), event_key(1, 1), event_key(255, 0), event_key(256, 0)];
         assert!(keys.is_sorted());
         assert_eq!(decode_event_key(&keys[1]), Some((1, 1)));
-        assert!(keys[3].as_slice() < LOST_KEY && LOST_KEY < &reported_key("a")[..]);
+        assert!(keys[3].as_slice() < LOST_KEY && LOST_KEY < REMOVED_KEY && REMOVED_KEY < &reported_key("a")[..]);
         assert_eq!(decode_event_key(LOST_KEY), None);
         assert_eq!(reported_user(&reported_key("älice")).unwrap().as_str(), "älice");
         assert_eq!(reported_user(&event_key(1, 0)), None);

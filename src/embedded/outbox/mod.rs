@@ -9,12 +9,13 @@
 //! For each user, the outbox also stores the sequence up to which messages were reported as undelivered.
 //!
 //! - `format`: encoding of keys and values
-//! - `commit`: writes on the commit thread, and opens the outbox
+//! - `commit`: writes on the commit thread, and opens the outbox · `replay`: events that only the write-ahead log has
 //! - `store_events`: events of the store itself · `snapshot`: the content of a backup · `erase`: removal of a user
 
 mod commit;
 pub(super) mod erase;
 pub(super) mod format;
+pub(super) mod replay;
 pub(super) mod snapshot;
 mod store_events;
 #[cfg(test)]
@@ -39,6 +40,7 @@ use crate::{
     message::{Seq, UserId},
     store::{EventKind, Outbox as _, OutboxEvent, OutboxOptions, OutboxStatus, QueuedEvent, StoreError, clock::Clock},
 };
+pub(super) use commit::{OutboxSpace, STEPS_MAX, StepWrites};
 pub use format::key_label;
 use format::{Batch, Pieces};
 
@@ -79,8 +81,8 @@ struct OutboxState {
     batches: VecDeque<BatchInfo>,
     /// Number that the next written event gets.
     next_number: u64,
-    /// The commit thread writes events that are neither waiting nor readable.
-    step_in_progress: bool,
+    /// Steps of the commit thread with events that are neither waiting nor readable.
+    steps_in_progress: usize,
     /// Count of all events, written or waiting.
     events: u64,
     bytes: u64,
@@ -312,7 +314,20 @@ impl Outbox {
 
     /// Returns whether all events up to a number are written. Called by the commit thread only.
     pub(in crate::embedded) fn is_written(&self, number: u64) -> bool {
-        self.state.lock().next_number > number
+        let state = self.state.lock();
+        state.steps_in_progress == 0 && state.next_number > number
+    }
+
+    /// Records that no event may be put into the table at present.
+    pub(in crate::embedded) fn set_no_space(&self) {
+        self.state.lock().space = 0;
+    }
+
+    /// Returns an upper bound of the bytes that the waiting events take in the WAL.
+    pub(in crate::embedded) fn waiting_wal_bytes(&self) -> u64 {
+        let state = self.state.lock();
+        // A piece has its record, and each event its lengths.
+        state.waiting_bytes + state.waiting_bytes / 64 + 64 * state.waiting.len() as u64
     }
 
     /// Reads a batch. Returns `None` if it was removed meanwhile.

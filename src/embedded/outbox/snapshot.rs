@@ -46,7 +46,7 @@ impl Outbox {
         for _ in 0..POLLS_MAX {
             let state = self.state.lock();
             // During a step, its events are in neither list.
-            if state.step_in_progress {
+            if state.steps_in_progress > 0 {
                 drop(state);
                 thread::sleep(POLL_INTERVAL);
                 continue;

@@ -18,6 +18,7 @@ use crate::{
             memory::{self, Memory},
         },
         tests::{intercept::Intercept, power_cut::Cut},
+        wal::contract::Wal,
     },
     store::{SessionReport, Store},
 };
@@ -139,6 +140,16 @@ impl Intercept for Recorder {
         &self.tables
     }
 
+    fn on_append_record(&self, number: u64, record: &[u8]) -> Result<(), EngineError> {
+        self.done.lock().push("record");
+        self.tables.append_record(number, record)
+    }
+
+    fn on_sync(&self) -> Result<(), EngineError> {
+        self.done.lock().push("sync");
+        Ok(())
+    }
+
     fn on_put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
         if table == Table::Outbox {
             self.done.lock().push("put");
@@ -166,7 +177,9 @@ async fn readable_event_was_synced_before() {
         recorder.done.lock().clear();
         outbox.put(client_message(n, 10));
         assert!(wait_until(&*store, &outbox, |outbox| all(outbox).len() == n).await);
-        assert_eq!(recorder.done.lock()[..2], ["put", "checkpoint"]);
+        let done = recorder.done.lock();
+        assert_eq!(done[..3], ["record", "sync", "put"]);
+        assert!(!done.contains(&"checkpoint"), "events cost no sync of the tables: {done:?}");
     }
 }
 

@@ -7,6 +7,7 @@ mod connected;
 pub(super) mod counts;
 mod erase;
 mod erase_steps;
+mod events;
 pub(super) mod flush;
 mod full_disk;
 pub(super) mod golden;

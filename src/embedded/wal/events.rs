@@ -47,6 +47,8 @@ pub enum Event<'a> {
     /// The user was erased. A later log of this user starts at `floor` or above. `events` is the number of the first
     /// event in the last batch of the outbox at that time; 0 = it was empty.
     Erased { user: &'a str, floor: Seq, events: u64 },
+    /// A piece of a batch of webhook events, whose first event has the number `first`.
+    Events { first: u64, piece: u32, bytes: &'a [u8] },
 }
 
 /// States why an item, or the whole record, cannot be decoded.
@@ -129,6 +131,7 @@ impl<'r> RecordEvents<'r, '_> {
             }
             Item::More => return Ok(None),
             Item::Erased { user, floor, events } => Event::Erased { user, floor, events },
+            Item::Events { first, piece, bytes } => Event::Events { first, piece, bytes },
         }))
     }
 }

@@ -58,6 +58,9 @@ pub enum Item<'a> {
     /// The user was erased. A later log of this user starts at `floor` or above. `events` is the number of the first
     /// event in the last batch of the outbox at that time; 0 = it was empty.
     Erased { user: &'a str, floor: Seq, events: u64 },
+    /// A piece of a batch of webhook events. `first` is the number of its first event. The pieces of a batch are in one
+    /// commit, in order.
+    Events { first: u64, piece: u32, bytes: &'a [u8] },
 }
 
 /// Encodes a record item by item.

@@ -26,6 +26,7 @@ use super::{
 use crate::{
     embedded::{
         options::Options,
+        outbox::StepWrites,
         progress::Step,
         recovery::RecoveredWal,
         store_state::StoreState,
@@ -74,7 +75,7 @@ impl Committer {
             not_durable: 0,
             wal_not_durable: false,
             blocks_not_durable: Cell::new(false),
-            outbox_not_durable: false,
+            unput_events: VecDeque::new(),
             has_connected_rows: false,
             interrupted_event: 0,
             has_garbage: false,
@@ -255,9 +256,30 @@ impl Committer {
     /// # Errors
     /// After a transient error, the WAL has no record of the commit.
     pub(in crate::embedded) fn write(&mut self, commit: &mut Commit) -> Result<(), EngineError> {
+        // A stuck commit has its events already.
+        if commit.records.is_empty() || commit.writer.is_some() {
+            // With the records that depend on these events, so that a crash cannot leave such a record without its event.
+            self.add_events(commit)?;
+        }
+        self.write_records(commit)
+    }
+
+    /// Writes the records, and then the events that they have into the table of the outbox.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub(in crate::embedded) fn write_records(&mut self, commit: &mut Commit) -> Result<(), EngineError> {
         commit.finish_record();
-        // Reports alone need no sync: losing them repeats messages and loses none.
+        self.append_records(commit)?;
+        self.unput_events.extend(commit.events.drain(..));
+        self.put_events().map(drop)
+    }
+
+    /// Appends the records to the WAL, and makes them as durable as configured.
+    fn append_records(&mut self, commit: &mut Commit) -> Result<(), EngineError> {
+        // Reports alone need no sync: losing them repeats messages and loses none. Events need one before they are read.
         commit.has_replies |= commit.replies.iter().any(|reply| matches!(reply, Reply::Append(..) | Reply::Clear(..)));
+        commit.has_replies |= commit.events.iter().any(StepWrites::has_events);
         if commit.records.is_empty() {
             // All operations were retries of known ids.
             return Ok(());
@@ -265,8 +287,6 @@ impl Committer {
         if failpoints::enabled(Failpoint::EarlyResponse) {
             commit.replies.drain(..).for_each(Reply::send);
         }
-        // Before the records that depend on these events, so that a crash cannot leave such a record without its event.
-        self.write_outbox()?;
         let engine = &self.shared.engine;
         for (at, (number, record)) in commit.records.iter().enumerate() {
             if failpoints::one_in(Failpoint::LostRecord, 50) {
@@ -282,7 +302,8 @@ impl Committer {
             }
         }
         self.wal_not_durable = true;
-        self.not_durable += commit.entries.len().max(commit.replies.len()) as u64;
+        let has_events = usize::from(!commit.events.is_empty());
+        self.not_durable += commit.entries.len().max(commit.replies.len()).max(has_events) as u64;
         match self.durability {
             Durability::Always if commit.has_replies => self.sync(),
             Durability::Always => Ok(()),
@@ -312,13 +333,9 @@ impl Committer {
         if self.wal_not_durable { self.sync() } else { Ok(()) }
     }
 
-    /// Syncs all WAL records, and the outbox events that were written with them.
+    /// Syncs all WAL records.
     fn sync(&mut self) -> Result<(), EngineError> {
-        if std::mem::take(&mut self.outbox_not_durable) {
-            self.shared.engine.checkpoint()?;
-        } else {
-            self.shared.engine.sync()?;
-        }
+        self.shared.engine.sync()?;
         self.wal_not_durable = false;
         self.not_durable = 0;
         self.last_sync = Instant::now();

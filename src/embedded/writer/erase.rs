@@ -95,17 +95,19 @@ impl Committer {
         match self.commit_erasure(&user)? {
             Err(error) => _ = done.send(Err(error)),
             Ok(None) => _ = done.send(Ok(Erasure::Online)),
-            Ok(Some((floor, found))) => {
-                self.erasure = Some(ErasureInProgress { user, floor, found, stage: ErasureStage::Blocks, done });
+            Ok(Some((floor, events, found))) => {
+                self.erasure =
+                    Some(ErasureInProgress { user, floor, events, found, stage: ErasureStage::Blocks, done });
             }
         }
         Ok(())
     }
 
-    /// Makes the erasure durable, and empties the log. Returns the floor, and whether the user was known.
+    /// Makes the erasure durable, and empties the log. Returns the floor, the number of the first event in the last
+    /// batch of the outbox, and whether the user was known.
     ///
     /// Returns `None` if a session is attached. The outer error is final. After an inner error nothing has changed.
-    fn commit_erasure(&mut self, user: &UserId) -> Result<Result<Option<(Seq, bool)>, StoreError>, EngineError> {
+    fn commit_erasure(&mut self, user: &UserId) -> Result<Result<Option<(Seq, u64, bool)>, StoreError>, EngineError> {
         let full = |why: Option<String>| Ok(Err(StoreError::Full(why.unwrap_or_default().into())));
         if self.suspended.stuck.is_some() {
             return full(self.why_suspended());
@@ -121,8 +123,8 @@ impl Committer {
             Err(error) => return Ok(Err(error)),
         };
         let floor = self.shared.logs.floor().max(head);
-        let number = match self.write_erasure(user, floor)? {
-            Ok(number) => number,
+        let (number, events) = match self.write_erasure(user, floor)? {
+            Ok(written) => written,
             Err(error) => {
                 self.with_log(user, |log| log.is_erasing = false)?;
                 return Ok(Err(error));
@@ -150,23 +152,24 @@ impl Committer {
         self.shared.connected.remove_interrupted(user);
         self.shared.engine.remove(Table::Connected, user.as_str().as_bytes())?;
         self.shared.connected.set_row_removed(user);
-        Ok(Ok(Some((floor, known || rejected))))
+        Ok(Ok(Some((floor, events, known || rejected))))
     }
 
-    /// Writes the webhook events about a user, and then the item of the erasure. Returns the number of its record.
+    /// Writes the webhook events about a user, and then the item of the erasure. Returns the number of its record, and
+    /// that of the first event in the last batch of the outbox.
     ///
     /// The outer error is final. After an inner error, the WAL has no item.
-    fn write_erasure(&mut self, user: &UserId, floor: Seq) -> Result<Result<u64, StoreError>, EngineError> {
+    fn write_erasure(&mut self, user: &UserId, floor: Seq) -> Result<Result<(u64, u64), StoreError>, EngineError> {
         if let Some(outbox) = self.shared.outbox.clone() {
             // Then all events about the user are in batches, up to the last one. A connection that was just closed may
             // put one more meanwhile.
             for _ in 0..OUTBOX_ATTEMPTS_MAX {
                 self.write_outbox()?;
-                if !outbox.has_waiting(user.as_str()) {
+                if !outbox.has_waiting(user.as_str()) && self.unput_events.is_empty() {
                     break;
                 }
             }
-            if outbox.has_waiting(user.as_str()) {
+            if outbox.has_waiting(user.as_str()) || !self.unput_events.is_empty() {
                 let why = "webhook events about this user wait for disk space. Free some space, then retry";
                 return Ok(Err(StoreError::Full(why.into())));
             }
@@ -183,7 +186,8 @@ impl Committer {
         commit.push(&self.shared, &Item::Erased { user: user.as_str(), floor, events });
         commit.has_replies = true;
         let number = commit.number;
-        if let Err(error) = self.write(&mut commit) {
+        // Without events, because the commit is given up if it cannot be written.
+        if let Err(error) = self.write_records(&mut commit) {
             if !error.is_transient() {
                 return Err(error);
             }
@@ -191,7 +195,7 @@ impl Committer {
         }
         self.sync_if_not_durable()?;
         self.finish(commit)?;
-        Ok(Ok(number))
+        Ok(Ok((number, events)))
     }
 
     /// Completes the erasure in progress, and those that wait.
@@ -244,10 +248,12 @@ impl Committer {
             }
             ErasureStage::Outbox(after) => {
                 let next = match self.shared.outbox.clone() {
-                    Some(outbox) => outbox.erase_next(user, *after)?,
+                    Some(outbox) => outbox.erase_next(user, *after, erasure.events)?,
                     // Nothing else writes the table.
                     None => {
-                        erasure.found |= outbox::erase::erase_stored(&*engine, &|of, _| of == user)?;
+                        let events = erasure.events;
+                        erasure.found |=
+                            outbox::erase::erase_stored(&*engine, &|of, first| of == user && first <= events)?;
                         engine.remove(Table::Outbox, &outbox::format::reported_key(user))?;
                         None
                     }
@@ -344,6 +350,8 @@ pub(in crate::embedded) fn repeat_erasures(
             tables.remove_erased(&key)?;
         }
         tables.remove(Table::Users, user.as_bytes())?;
+        // Nobody is connected now. The disconnection would be reported after the erasure.
+        tables.remove(Table::Connected, user.as_bytes())?;
         tables.remove(Table::Outbox, &outbox::format::reported_key(user))?;
     }
     outbox::erase::erase_stored(tables, &|user, first| {

@@ -128,6 +128,9 @@ impl Committer {
                     self.put_flushed(flush.records)?;
                     // Events of expired entries must be stored before their records are removed.
                     self.write_outbox()?;
+                    if !self.put_events()? {
+                        return Err(EngineError::no_space(NO_TABLE_SPACE));
+                    }
                     self.shared.engine.checkpoint()?;
                 }
                 self.remove_oldest()?;
@@ -393,7 +396,8 @@ impl Committer {
                     flush.ids.push(id);
                     continue;
                 }
-                Event::Erased { .. } => continue,
+                // The table of the outbox has the events.
+                Event::Erased { .. } | Event::Events { .. } => continue,
             };
             let user = UserId::new(user).map_err(|error| damaged(&error))?;
             let Event::Entry { seq, message, .. } = event else {

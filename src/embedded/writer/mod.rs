@@ -7,6 +7,7 @@
 //! - `trim`, `purge`: remove entries from there, in steps · `jobs`: what is left of them · `count`: counts those that
 //!   stay
 //! - `erase`: removes everything about a user
+//! - `events`: webhook events
 //! - `quota`, `expiry`: quotas and capacity, removal by TTL and age
 //! - `connected`: the table of users with connections
 //! - `cost`, `suspend`: disk space that appends need, and work that is suspended without space
@@ -19,6 +20,7 @@ pub(super) mod cost;
 pub(super) mod count;
 pub(super) mod dedup;
 pub(super) mod erase;
+pub(super) mod events;
 pub(super) mod expiry;
 pub(super) mod flush;
 pub(super) mod jobs;

@@ -30,6 +30,7 @@ impl Commit {
             purge_all: Vec::new(),
             count_budget: CountBudget::default(),
             replies: Vec::new(),
+            events: Vec::new(),
             bytes: 0,
             has_replies: false,
         }

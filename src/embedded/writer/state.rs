@@ -18,6 +18,7 @@ use super::{
 use crate::{
     embedded::{
         options::Tuning,
+        outbox::StepWrites,
         store_state::StoreState,
         tables::{
             contract::{EngineError, TableSpace},
@@ -57,8 +58,9 @@ pub(in crate::embedded) struct Committer {
     pub(super) wal_not_durable: bool,
     /// Blocks were written after the last barrier.
     pub(super) blocks_not_durable: Cell<bool>,
-    /// The outbox has events that are not synced, which the durability permits.
-    pub(in crate::embedded) outbox_not_durable: bool,
+    /// Steps of the outbox whose events are in the WAL, and not in the table yet, because that has no space. At most
+    /// as many as the outbox has waiting events.
+    pub(in crate::embedded) unput_events: VecDeque<StepWrites>,
     /// The table `connected` lacks rows, which the bound of one step has left over.
     pub(super) has_connected_rows: bool,
     /// Number of the last event of the users whose disconnection is being reported.
@@ -107,10 +109,12 @@ pub(in crate::embedded) struct Commit {
     /// What the commit may still do to count logs again.
     pub(super) count_budget: CountBudget,
     pub(super) replies: Vec<Reply>,
+    /// Steps of the outbox whose events are in the records.
+    pub(in crate::embedded) events: Vec<StepWrites>,
     /// Bytes of the finished records, with their overhead in a segment.
     pub(super) bytes: u64,
-    /// The commit has replies, so it must be as durable as configured.
-    pub(super) has_replies: bool,
+    /// The commit has replies or events, so it must be as durable as configured.
+    pub(in crate::embedded) has_replies: bool,
 }
 
 /// Holds idempotency ids that are stored as one value.
@@ -150,6 +154,8 @@ pub(in crate::embedded) struct ErasureInProgress {
     pub(super) user: UserId,
     /// Blocks above this sequence are of a later log of the same user.
     pub(super) floor: Seq,
+    /// Batches of events above this number are of a later log of the same user.
+    pub(super) events: u64,
     /// The store had something about the user.
     pub(super) found: bool,
     pub(super) stage: ErasureStage,

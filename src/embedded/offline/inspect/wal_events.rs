@@ -85,6 +85,8 @@ impl WalEvents {
                     self.users.insert(user.to_owned(), vec![WalEvent::Erased { floor }]);
                     continue;
                 }
+                // They are about no log.
+                Ok(Event::Events { .. }) => continue,
                 Err(RecordError::Unreadable(error)) => {
                     return (namespace, Err(format!("a part of it is unreadable: {error}")));
                 }
