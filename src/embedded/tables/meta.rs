@@ -29,7 +29,7 @@ pub(in crate::embedded) const VALUE_LOG_FILE_KEY: &[u8] = b"value-log-file";
 /// Live bytes of the value log at the last flush or close: an estimate of those at the next opening.
 pub(in crate::embedded) const LIVE_BYTES_KEY: &[u8] = b"live-bytes";
 /// Name of the store's format. A change of any encoding needs another name.
-pub(in crate::embedded) const FORMAT: &[u8] = b"mesa-5";
+pub(in crate::embedded) const FORMAT: &[u8] = b"mesa-6";
 
 /// Rejects a store of another format. A new store has no format yet.
 pub(in crate::embedded) fn check_format(found: Option<&[u8]>) -> Result<(), StoreError> {
@@ -84,7 +84,7 @@ mod tests {
                 assert_eq!(
                     error.to_string(),
                     format!(
-                        "the store has format {format}, and this version of mesa reads only mesa-5: use the version that \
+                        "the store has format {format}, and this version of mesa reads only mesa-6: use the version that \
                          wrote the store"
                     )
                 );
