@@ -5,23 +5,16 @@
 //! or treats as nearly empty. All data is still readable without sled. So it is copied to new files, which replace the
 //! old files when they are complete. The old files are moved away, not deleted.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
-use super::sled_file::{RawTables, Segments, TABLES};
+use super::sled_file::{RawTables, TABLES};
 use crate::embedded::tables::{
     directory::StoreDir,
-    files::SLED_FILE,
     open_error::{io_reason, sled_reason},
     sled::{close_sled, discard_sled},
     sled_error,
     watermark::WatermarkFile,
 };
-
-/// Returns whether sled's files must be rebuilt.
-pub fn is_needed(sled_dir: &Path) -> io::Result<bool> {
-    Ok(fs::metadata(sled_dir.join(SLED_FILE)).is_ok_and(|db| db.len() > 0)
-        && Segments::find(sled_dir)?.snapshot_is_stale())
-}
 
 /// Rebuilds sled's files. `open` opens sled in a directory.
 pub fn rebuild(dir: &StoreDir, path: &Path, open: impl FnOnce(&Path) -> sled::Result<sled::Db>) -> Result<(), String> {
@@ -57,13 +50,13 @@ fn copy_tables(db: &sled::Db, tables: &RawTables) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::{fs, sync::Arc, time::Duration};
 
     use super::*;
     use crate::{
         embedded::{
             options::Tuning,
-            tables::{DiskOptions, open},
+            tables::{DiskOptions, files::SLED_FILE, open},
         },
         message::{Payload, UserId},
         store::{Append, ReadLimit, Store},

@@ -19,9 +19,6 @@ use crate::{embedded::tables::contract::Cause, logging::system_error, store::Sto
 /// Timeout for the lock of a killed process, or of a closed store, to be released. Then the store does not open.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Bytes per read of sled's file.
-const READ_BYTES: usize = 1 << 20;
-
 /// Holds the lock of a store's directory until dropped.
 pub(in crate::embedded) struct StoreDir {
     path: PathBuf,
@@ -166,20 +163,6 @@ impl StoreDir {
             }
         }
         Ok(moved)
-    }
-
-    /// Reads sled's data file once, to detect a disk error before sled opens it.
-    ///
-    /// sled treats an unreadable part as the end of its log, and *overwrites* what follows. Reading also fills the page
-    /// cache.
-    pub(super) fn read_through(&self) -> io::Result<()> {
-        let mut log = match File::open(self.sled_dir().join(SLED_FILE)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            opened => opened?,
-        };
-        let mut buffer = vec![0; READ_BYTES];
-        while log.read(&mut buffer)? > 0 {}
-        Ok(())
     }
 
     /// Makes the names of new files durable, including that of the store in its parent directory.

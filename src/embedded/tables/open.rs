@@ -32,7 +32,7 @@ use crate::{
         offline::{
             reader::flushed_through,
             rebuild,
-            sled_file::{self, RawTables, Segments, TABLES, Tail},
+            sled_file::{RawTables, Segments, TABLES, Tail},
         },
         options::Options,
         tables::{
@@ -142,21 +142,22 @@ pub(in crate::embedded) fn create(path: &Path, operation: Operation) -> Result<D
     open_engine(&DiskOptions { operation: Some(operation), ..DiskOptions::new(path) })
 }
 
-pub(super) fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
+pub(in crate::embedded) fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
     let cannot_open = |reason: String| StoreError::Open { path: options.path.clone(), reason };
     let dir = StoreDir::new(&options.path)?;
     unfinished::check(&options.path, options.operation)?;
     let sled_dir = dir.sled_dir();
     let unreadable = |error: std::io::Error| cannot_open(io_reason("its file `log/db` cannot be read", &error));
     dir.finish_replacement().map_err(|error| cannot_open(io_reason("its directory `log`", &error)))?;
-    dir.read_through().map_err(unreadable)?;
-    let scanned = check_store(&sled_dir, &options.path, options.namespace.as_deref().unwrap_or_default())?;
+    let (scanned, mut segments) =
+        check_store(&sled_dir, &options.path, options.namespace.as_deref().unwrap_or_default())?;
     if let Some(operation) = options.operation {
         // After the checks, because a rejected store must stay usable for its server.
         unfinished::begin(&options.path, operation)
             .map_err(|error| cannot_open(io_reason("cannot mark it", &error)))?;
     }
-    if rebuild::is_needed(&sled_dir).map_err(unreadable)? {
+    if segments.as_ref().is_some_and(Segments::snapshot_is_stale) {
+        segments = None;
         rebuild::rebuild(&dir, &options.path, |staging| open_sled(staging, options.cache_bytes))
             .map_err(cannot_open)?;
     }
@@ -174,7 +175,10 @@ pub(super) fn open_engine(options: &DiskOptions) -> Result<Disk, StoreError> {
         BallastError::NoSpace { wanted, free } => cannot_open(open_error::no_space("its file `log/db`", wanted, free)),
         BallastError::Io(error) => cannot_open(io_reason("its file `log/db`", &error)),
     })?;
-    rewrite_unsynced(&sled_dir, &options.path).map_err(unreadable)?;
+    // New or rebuilt files have other segments.
+    let segments = segments.map_or_else(|| Segments::find(&sled_dir), Ok).map_err(unreadable)?;
+    rewrite_unsynced(&segments, &sled_dir, &options.path).map_err(unreadable)?;
+    drop(segments);
     let db = match open_sled(&sled_dir, options.cache_bytes) {
         Err(sled::Error::Corruption { .. }) => {
             // The snapshot is truncated. sled's log is usually intact.
@@ -293,10 +297,11 @@ fn damaged(path: &Path, what: impl std::fmt::Display) -> StoreError {
     StoreError::Damaged(reason.into())
 }
 
-/// Rejects a damaged store, and a store of another format or namespace. Returns the scan of the WAL.
+/// Rejects a damaged store, and a store of another format or namespace. Returns the scan of the WAL, and the segments of
+/// sled's file, if it has any.
 ///
 /// Runs before sled opens its files, because sled skips what it cannot read and overwrites what follows.
-fn check_store(sled_dir: &Path, path: &Path, namespace: &str) -> Result<WalScan, StoreError> {
+fn check_store(sled_dir: &Path, path: &Path, namespace: &str) -> Result<(WalScan, Option<Segments>), StoreError> {
     if SyncWatermark::is_foreign(path) {
         return Err(damaged(path, "its file `mark` was not written by mesa"));
     }
@@ -313,12 +318,12 @@ fn check_store(sled_dir: &Path, path: &Path, namespace: &str) -> Result<WalScan,
         let reason = format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced");
         return Err(damaged(path, reason));
     }
-    if let Some(damage) = sled_file::check(sled_dir, watermark.end).map_err(unread)? {
-        return Err(damaged(path, damage));
-    }
-    let mut flushed = 0;
-    if length > 0 {
-        let tables = RawTables::open_one(sled_dir, Table::Meta).map_err(unread)?;
+    let (mut flushed, mut segments) = (0, None);
+    if length > 0 || watermark.end > 0 {
+        // Reads the file once. So a disk error is found before sled opens it.
+        let found = segments.insert(Segments::find(sled_dir).map_err(unread)?);
+        let tables = RawTables::open_one(found, Table::Meta, watermark.end).map_err(unread)?;
+        let tables = tables.map_err(|damage| damaged(path, damage))?;
         check_format(tables.get(Table::Meta, FORMAT_KEY).map_err(unread)?.as_deref())?;
         check_namespace(tables.get(Table::Meta, NAMESPACE_KEY).map_err(unread)?.as_deref(), namespace)?;
         if let Some(missing) = MissingPart::find_other(path, &tables).map_err(unread)? {
@@ -326,15 +331,16 @@ fn check_store(sled_dir: &Path, path: &Path, namespace: &str) -> Result<WalScan,
         }
         flushed = flushed_through(&tables).map_err(unread)?;
     }
-    WalFiles::check(&path.join(WAL), flushed, watermark.record).map_err(|damage| wal_error(path, damage))
+    let wal = WalFiles::check(&path.join(WAL), flushed, watermark.record).map_err(|damage| wal_error(path, damage))?;
+    Ok((wal, segments))
 }
 
 /// Writes the part of sled's log that is not known to be synced once more: see [`rewrite`].
 ///
 /// The caller syncs it. After a failed sync, sled's file may otherwise lack it in spite of a later successful sync.
-fn rewrite_unsynced(sled_dir: &Path, path: &Path) -> std::io::Result<()> {
+fn rewrite_unsynced(segments: &Segments, sled_dir: &Path, path: &Path) -> std::io::Result<()> {
     let synced = SyncWatermark::read(path).unwrap_or_default().end;
-    let ranges = Segments::find(sled_dir)?.ranges_after(synced)?;
+    let ranges = segments.ranges_after(synced)?;
     let file = File::options().read(true).write(true).open(sled_dir.join(SLED_FILE))?;
     ranges.into_iter().try_for_each(|(from, to)| rewrite(&file, from, to))
 }

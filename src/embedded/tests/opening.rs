@@ -14,8 +14,15 @@ use super::{intercept::Intercept, wait::until};
 use crate::{
     embedded::{
         self,
+        engine::Engine,
         options::{Options, Tuning},
-        tables::{contract::Table, memory::Memory},
+        tables::{
+            DiskOptions,
+            contract::{CompactionMode, Table, Tables},
+            files::{SLED_DIR, SLED_FILE},
+            memory::Memory,
+            open::open_engine,
+        },
         wal::contract::Wal,
     },
     message::{Payload, UserId},
@@ -70,4 +77,31 @@ async fn opening_reads_only_rows_of_users_with_items_in_the_wal() {
         assert!(rows <= in_wal as u64, "{rows} rows were read, for {in_wal} users in the WAL");
         store.close().await.unwrap();
     }
+}
+
+/// Returns the bytes that this thread has read from files; `None` if the system does not tell.
+fn bytes_read() -> Option<u64> {
+    let counters = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    counters.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok())
+}
+
+#[test]
+fn opening_reads_file_of_tables_once_before_sled_does() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("store");
+    let disk = open_engine(&DiskOptions::new(&path)).unwrap();
+    for n in 0..20_000_u64 {
+        disk.put(Table::Outbox, &n.to_be_bytes(), &[7; 3000]).unwrap();
+    }
+    disk.checkpoint().unwrap();
+    // Writes the sync watermark. What follows it would be read to be written once more.
+    disk.collect_garbage(CompactionMode::Off).unwrap();
+    drop(disk);
+    let length = std::fs::metadata(path.join(SLED_DIR).join(SLED_FILE)).unwrap().len();
+    let Some(before) = bytes_read() else { return };
+    let disk = open_engine(&DiskOptions::new(&path)).unwrap();
+    let read = bytes_read().unwrap() - before;
+    drop(disk);
+    // Once by this store, at most once by sled, and the last segments to find the end.
+    assert!(read < length * 5 / 2, "{read} bytes were read of a file of {length}");
 }

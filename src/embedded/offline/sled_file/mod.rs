@@ -22,7 +22,7 @@ mod trees;
 
 pub(in crate::embedded) use self::{segment_log::DamagedRange, trees::LostKeys};
 pub(in crate::embedded) use self::{
-    segment_log::{Segments, check},
+    segment_log::Segments,
     tail::Tail,
     trees::{Pairs, RawTables, TABLES},
 };

@@ -4,6 +4,7 @@
 //! later segments were written. After a crash the last segment may end early.
 
 use std::{
+    cell::Cell,
     collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File},
     io,
@@ -86,6 +87,9 @@ pub struct SledLog {
     pub breaks: usize,
     /// Number of positions so far at which reused segments are missing.
     reused: usize,
+    /// What follows the intact messages at the beginning of a segment that ends early, before `end`, and was not reused.
+    /// By log position.
+    torn: BTreeMap<u64, DamagedRange>,
     file: File,
 }
 
@@ -109,6 +113,12 @@ pub struct Segments {
     headless: BTreeMap<u64, Segment>,
     /// Everything up to this position was written before the last segment was begun.
     stable: u64,
+    /// Log position of the newest snapshot, or 0.
+    snapshot: u64,
+    /// Length of the file, in bytes.
+    length: u64,
+    /// The end of the log, once it was determined.
+    end: Cell<Option<(u64, bool)>>,
     damaged: Vec<DamagedRange>,
 }
 
@@ -122,9 +132,18 @@ impl Segments {
         };
         let length = file.metadata()?.len();
         // Segments before a snapshot may have been reused.
-        let stable = snapshot_lsn(directory);
-        let mut segments =
-            Self { file, size, known: BTreeMap::new(), headless: BTreeMap::new(), stable, damaged: Vec::new() };
+        let snapshot = snapshot_lsn(directory);
+        let mut segments = Self {
+            file,
+            size,
+            known: BTreeMap::new(),
+            headless: BTreeMap::new(),
+            stable: snapshot,
+            snapshot,
+            length,
+            end: Cell::new(None),
+            damaged: Vec::new(),
+        };
         let mut unknown = Vec::new();
         for at in (0..length).step_by(size) {
             let mut bytes = [0; HEADER_BYTES];
@@ -201,6 +220,15 @@ impl Segments {
 
     /// Returns the end of the log that sled detects, and whether it is the end of a segment.
     pub fn end(&self) -> io::Result<(u64, bool)> {
+        if let Some(end) = self.end.get() {
+            return Ok(end);
+        }
+        let end = self.find_end()?;
+        self.end.set(Some(end));
+        Ok(end)
+    }
+
+    fn find_end(&self) -> io::Result<(u64, bool)> {
         let size = self.size as u64;
         let mut lsn = self.stable / size * size;
         // sled may have reused the segment of an older snapshot. Then it continues with the next segment.
@@ -222,7 +250,7 @@ impl Segments {
 impl Segments {
     /// Returns the ranges of the file that hold the log after position `synced`: first byte, and first byte after it.
     pub fn ranges_after(&self, synced: u64) -> io::Result<Vec<(u64, u64)>> {
-        let (end, size, length) = (self.end()?.0, self.size as u64, self.file.metadata()?.len());
+        let (end, size, length) = (self.end()?.0, self.size as u64, self.length);
         let first = (synced / size * size).min(end);
         let range = |(lsn, segment): (&u64, &Segment)| {
             (segment.at + synced.saturating_sub(*lsn), length.min(segment.at + size.min(end - lsn)))
@@ -232,20 +260,20 @@ impl Segments {
 }
 
 impl SledLog {
-    /// Reads the log in `directory` up to the end that sled detects. With `past_end`, reads everything readable.
-    pub fn read(directory: &Path, past_end: bool) -> io::Result<Self> {
-        let mut segments = Segments::find(directory)?;
+    /// Reads the log up to the end that sled detects, each segment once. With `past_end`, reads everything readable.
+    pub fn read(segments: &Segments, past_end: bool) -> io::Result<Self> {
         let size = segments.size as u64;
         let (end, full) = segments.end()?;
         let mut log = Self {
             pages: HashMap::new(),
             names: None,
-            damaged: std::mem::take(&mut segments.damaged),
+            damaged: segments.damaged.clone(),
             has_data_past_end: false,
             end,
             without_image: HashSet::new(),
             breaks: 0,
             reused: 0,
+            torn: BTreeMap::new(),
             file: segments.file.try_clone()?,
         };
         // A damaged segment without a known position may be any of the missing segments.
@@ -277,7 +305,11 @@ impl SledLog {
                 {
                     let to = next.unwrap_or(bytes.len().max(torn));
                     let what = "its content is not what was written";
-                    log.damaged.push(DamagedRange { from: segment.at + torn as u64, to: segment.at + to as u64, what });
+                    let damaged = DamagedRange { from: segment.at + torn as u64, to: segment.at + to as u64, what };
+                    if !is_end && at == HEADER_BYTES {
+                        log.torn.insert(*lsn, damaged.clone());
+                    }
+                    log.damaged.push(damaged);
                     log.breaks += 1;
                 }
                 match next {
@@ -327,48 +359,34 @@ impl SledLog {
     }
 }
 
-/// Checks the part of the log that sled will read. Returns the first damaged range.
+/// Checks the part of the log that sled will read. Returns the first damaged range. `log` was read from `segments`.
 ///
 /// A log that a crash truncated after `synced` is not damaged.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn check(directory: &Path, synced: u64) -> io::Result<Option<DamagedRange>> {
-    let length = fs::metadata(directory.join(SLED_FILE)).map_or(0, |db| db.len());
-    if length == 0 && synced == 0 {
-        return Ok(None);
+pub fn check(segments: &Segments, log: &SledLog, synced: u64) -> Option<DamagedRange> {
+    if segments.length == 0 && synced == 0 {
+        return None;
     }
-    let segments = Segments::find(directory)?;
     let size = segments.size as u64;
     // The snapshot has the locations of all earlier messages. Those are checked when they are read.
-    let first = snapshot_lsn(directory) / size * size;
-    let (end, full) = segments.end()?;
+    let (first, end) = (segments.snapshot / size * size, log.end);
     if segments.known.is_empty()
         && let Some(damaged) = segments.damaged.first()
     {
-        return Ok(Some(damaged.clone()));
+        return Some(damaged.clone());
     }
     for (lsn, segment) in segments.known.range(first..end.max(first)) {
-        let bytes = segments.read(segment.at)?;
         if !segment.header {
-            return Ok(segments.damaged.into_iter().find(|damaged| damaged.from == segment.at));
+            return segments.damaged.iter().find(|damaged| damaged.from == segment.at).cloned();
         }
-        let torn = segment::visit_messages(&bytes, segments.size, HEADER_BYTES, lsn / size, |_| {});
-        if let SegmentEnd::At(torn) = torn
-            && lsn + (torn as u64) < end
-            && !is_reused(&bytes, torn, lsn / size, end / size, full)
-        {
-            let to = segment::find_message(&bytes, torn, lsn / size).unwrap_or(bytes.len().max(torn));
-            let what = "its content is not what was written";
-            return Ok(Some(DamagedRange { from: segment.at + torn as u64, to: segment.at + to as u64, what }));
+        if let Some(torn) = log.torn.get(lsn) {
+            return Some(torn.clone());
         }
     }
-    if end < synced {
-        let from = segments.offset_of(end / size * size).map_or(length, |segment| segment + end % size);
+    (end < synced).then(|| {
+        let from = segments.offset_of(end / size * size).map_or(segments.length, |segment| segment + end % size);
         let what = "synced data is missing or damaged";
-        return Ok(Some(DamagedRange { from, to: length.max(from), what }));
-    }
-    Ok(None)
+        DamagedRange { from, to: segments.length.max(from), what }
+    })
 }
 
 /// Returns whether sled was reusing this early-ending segment at a crash. Then no data in it was needed.

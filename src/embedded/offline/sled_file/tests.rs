@@ -9,10 +9,10 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    RawTables, Tail, check,
+    RawTables, Tail,
     page::Node,
     segment::{self, Kind},
-    segment_log::Segments,
+    segment_log::{self, DamagedRange, Segments, SledLog},
 };
 use crate::embedded::tables::contract::Table;
 
@@ -37,6 +37,11 @@ fn open(path: &Path) -> sled::Db {
         opened = config.open();
     }
     opened.unwrap()
+}
+
+fn check(path: &Path, synced: u64) -> std::io::Result<Option<DamagedRange>> {
+    let segments = Segments::find(path)?;
+    Ok(segment_log::check(&segments, &SledLog::read(&segments, false)?, synced))
 }
 
 type Pairs = Vec<(Bytes, Bytes)>;
@@ -100,7 +105,7 @@ fn table_of_an_undamaged_log_that_is_read_alone_has_the_same_pairs() {
         fill(home.path(), seed);
         let (_, all) = raw(home.path(), false);
         for ((_, table), pairs) in NAMES.iter().zip(&all) {
-            let one = RawTables::open_one(home.path(), *table).unwrap();
+            let one = RawTables::open_one(&Segments::find(home.path()).unwrap(), *table, 0).unwrap().unwrap();
             assert!(one.pairs(*table, &[]).map(Result::unwrap).eq(pairs.iter().cloned()), "{table:?}");
         }
     }

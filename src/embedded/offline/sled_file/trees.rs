@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::{
     page::{Data, Link, Node, tree_names},
-    segment_log::{DamagedRange, Page, SledLog},
+    segment_log::{DamagedRange, Page, Segments, SledLog, check},
 };
 use crate::embedded::tables::contract::Table;
 
@@ -64,7 +64,7 @@ pub(in crate::embedded) const TABLES: [(&str, Table); 6] = [
 impl RawTables {
     /// Reads sled's directory up to the end that sled detects. With `past_end`, reads everything readable.
     pub fn open(directory: &Path, past_end: bool) -> io::Result<Self> {
-        let (mut tables, roots) = Self::read_log(directory, past_end)?;
+        let (mut tables, roots) = Self::with_roots(SledLog::read(&Segments::find(directory)?, past_end)?)?;
         let mut seen = HashSet::new();
         for (name, table) in TABLES {
             let root = roots.iter().find(|(known, _)| known == name.as_bytes()).map(|(_, page)| *page);
@@ -86,22 +86,29 @@ impl RawTables {
         Ok(tables)
     }
 
-    /// Reads one table only, up to the end that sled detects. The others are empty, and no lost keys are found.
+    /// Reads one table only, up to the end that sled detects, or returns the first damaged range of what sled will read.
     ///
-    /// Does not read the pages of the other tables, which may be many.
-    pub fn open_one(directory: &Path, table: Table) -> io::Result<Self> {
-        let (mut tables, roots) = Self::read_log(directory, false)?;
+    /// Does not read the pages of the other tables, which may be many: they are empty, and no lost keys are found. A log
+    /// that a crash truncated after `synced` is not damaged.
+    ///
+    /// # Errors
+    /// When a part up to the end cannot be read. sled would take that part for the end, and overwrite what follows.
+    pub fn open_one(segments: &Segments, table: Table, synced: u64) -> io::Result<Result<Self, DamagedRange>> {
+        let log = SledLog::read(segments, false)?;
+        if let Some(damaged) = check(segments, &log, synced) {
+            return Ok(Err(damaged));
+        }
+        let (mut tables, roots) = Self::with_roots(log)?;
         let name = TABLES.iter().find_map(|(name, named)| (*named == table).then_some(name.as_bytes()));
         let root = roots.iter().find(|(known, _)| Some(&known[..]) == name);
         if let Some((_, root)) = root {
             tables.leaves[table as usize] = tables.find_leaves(vec![*root], &mut HashSet::new())?;
         }
-        Ok(tables)
+        Ok(Ok(tables))
     }
 
-    /// Reads the log. Returns tables without any leaf, and the names of the trees with their root pages.
-    fn read_log(directory: &Path, past_end: bool) -> io::Result<(Self, Vec<(Bytes, u64)>)> {
-        let log = SledLog::read(directory, past_end)?;
+    /// Returns tables without any leaf, and the names of the trees with their root pages.
+    fn with_roots(log: SledLog) -> io::Result<(Self, Vec<(Bytes, u64)>)> {
         let roots = match log.names {
             Some(location) => tree_names(log.body(location)?).unwrap_or_default(),
             None => Vec::new(),
