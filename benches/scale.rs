@@ -2,7 +2,7 @@
 //!
 //! For each size, one process appends messages of 256 bytes to users in turn, with 1,000 callers, and ends 75 s later
 //! without closing its store, as if killed. Another process opens the store. `cargo bench --bench scale -- 1000000x1` measures one size:
-//! users, and messages of each. `x0`: one message of each, which is acknowledged.
+//! users, and messages of each. `x0`: one message of each, which is acknowledged. `--svg FILE` also draws plots of all sizes.
 #![allow(missing_docs)]
 
 mod support;
@@ -20,7 +20,10 @@ use mesa::{
     message::UserId,
     store::{Append, Limits, SessionReport, Store, StoreError},
 };
-use support::payload;
+use support::{
+    payload,
+    svg::{self, Panel, Series},
+};
 
 /// Allocator of the binary.
 #[global_allocator]
@@ -42,16 +45,59 @@ fn main() {
     match args[..] {
         ["fill", path, users, pending] => fill(Path::new(path), number(users), number(pending)),
         ["open", path] => reopen(Path::new(path)),
-        ref sizes => {
-            let all = sizes.is_empty();
-            println!("users x pending  store µs  callers µs  peak MB  idle MB  disk MB  open s  open CPU s  opened MB");
-            for (users, pending) in SIZES {
-                if all || sizes.contains(&format!("{users}x{pending}").as_str()) {
-                    measure(*users, *pending);
-                }
-            }
+        ["--svg", file] => {
+            let measured = measure_all(&[]);
+            fs::write(file, draw(&measured)).expect("a file that can be written");
         }
+        ref sizes => _ = measure_all(sizes),
     }
+}
+
+/// Figures of one size.
+struct Figures {
+    users: usize,
+    pending: usize,
+    /// CPU of the store for each message, in microseconds.
+    store: f64,
+    /// Memory in megabytes: at its peak, and a minute later.
+    peak: f64,
+    idle: f64,
+    disk: f64,
+    /// Seconds to open the store after a kill.
+    open: f64,
+}
+
+/// Measures these sizes, or all, and prints a row for each.
+fn measure_all(sizes: &[&str]) -> Vec<Figures> {
+    println!("users x pending  store µs  callers µs  peak MB  idle MB  disk MB  open s  open CPU s  opened MB");
+    let is_wanted =
+        |(users, pending): &(usize, usize)| sizes.is_empty() || sizes.contains(&format!("{users}x{pending}").as_str());
+    SIZES.iter().copied().filter(is_wanted).map(|(users, pending)| measure(users, pending)).collect()
+}
+
+/// Draws the figures of all sizes against the number of users.
+fn draw(measured: &[Figures]) -> String {
+    let series = |name, pending: usize, figure: fn(&Figures) -> f64| {
+        let of = measured.iter().filter(|one| one.pending == pending);
+        Series { name, points: of.map(|one| (one.users as f64, figure(one))).collect() }
+    };
+    let both = |title, figure| Panel {
+        title,
+        series: vec![series("1 message each", 1, figure), series("10 messages each", 10, figure)],
+    };
+    let memory = vec![
+        series("peak, 1 each", 1, |one| one.peak),
+        series("peak, 10 each", 10, |one| one.peak),
+        series("a minute later, 1 each", 1, |one| one.idle),
+        series("a minute later, 10 each", 10, |one| one.idle),
+    ];
+    let panels = [
+        both("CPU of the store for a message, µs", |one| one.store),
+        Panel { title: "memory, MB", series: memory },
+        both("disk, MB", |one| one.disk),
+        both("open after a kill, s", |one| one.open),
+    ];
+    svg::draw(&panels, "users")
 }
 
 fn number(text: &str) -> usize {
@@ -59,11 +105,11 @@ fn number(text: &str) -> usize {
 }
 
 /// Measures one size in processes of their own, and prints a row.
-fn measure(users: usize, pending: usize) {
+fn measure(users: usize, pending: usize) -> Figures {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().to_str().expect("a path in UTF-8");
     let filled = run(&["fill", path, &users.to_string(), &pending.to_string()]);
-    let disk = size_of_directory(directory.path()).expect("the files of the store");
+    let disk = size_of_directory(directory.path()).expect("the files of the store") as f64 / 1e6;
     let opened = run(&["open", path]);
     let [store, callers, peak, idle] = filled[..] else { panic!("expected four figures: {filled:?}") };
     let [seconds, open_cpu, open_peak] = opened[..] else { panic!("expected three figures: {opened:?}") };
@@ -71,8 +117,9 @@ fn measure(users: usize, pending: usize) {
         "{:>15}  {store:>8.1}  {callers:>10.1}  {peak:>7.0}  {idle:>7.0}  {:>7.0}  {seconds:>6.2}  {open_cpu:>10.2}  \
          {open_peak:>9.0}",
         format!("{users} x {pending}"),
-        disk as f64 / 1e6,
+        disk,
     );
+    Figures { users, pending, store, peak, idle, disk, open: seconds }
 }
 
 /// Runs this program, which prints figures. It ends without closing its store.

@@ -3,6 +3,8 @@
 // Each benchmark is a separate program and uses a part of this.
 #![allow(dead_code, missing_docs)]
 
+pub mod svg;
+
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use criterion::Criterion;
