@@ -55,6 +55,11 @@ use crate::{
 /// Durability does not depend on it, the reuse of space does.
 const BACKGROUND_FLUSH_MS: u64 = 500;
 
+/// Share of the memory for caches that sled counts for its pages: one byte in so many.
+///
+/// sled counts the bytes of a page in its file, which take about four times as many in memory.
+const SLED_CACHE_SHARE: u64 = 8;
+
 /// Timeout for the system to release sled's lock of a killed process. Then the store does not open.
 const SLED_LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -70,7 +75,7 @@ pub struct DiskOptions {
     /// Memory for caches, in bytes.
     ///
     /// One half holds the newest WAL records; the WAL is never much longer than 64 MiB. The other half holds pages of
-    /// sled, which takes a multiple of it under load.
+    /// sled. Under load, sled takes more.
     pub cache_bytes: u64,
     /// Operations that may wait for the commit thread. Further callers wait until the queue has capacity.
     pub queue: usize,
@@ -358,7 +363,7 @@ fn open_sled(sled_dir: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
 fn open_with_retry(sled_dir: &Path, cache_bytes: u64) -> sled::Result<sled::Db> {
     let config = sled::Config::new()
         .path(sled_dir)
-        .cache_capacity(cache_bytes / 2)
+        .cache_capacity(cache_bytes / SLED_CACHE_SHARE)
         .segment_size(SEGMENT_BYTES)
         .flush_every_ms(Some(BACKGROUND_FLUSH_MS));
     let since = Instant::now();

@@ -31,7 +31,8 @@ use crate::{
 /// Number of shards. With fewer, threads wait for each other more often; with more, an iteration takes longer.
 pub const SHARDS: usize = 64;
 
-type Shard = HashMap<UserId, UserLog, RandomState>;
+/// Logs are boxed, because a table of them would have up to twice their size, and be copied when it grows.
+type Shard = HashMap<UserId, Box<UserLog>, RandomState>;
 
 /// Caches user logs in shards, each with a lock.
 pub struct LogCache {
@@ -158,7 +159,7 @@ impl LogCache {
         }
         let mut log = self.load(user)?;
         let result = self.update(user, &mut log, work);
-        shard.insert(user.clone(), log);
+        shard.insert(user.clone(), Box::new(log));
         self.loaded.fetch_add(1, Ordering::Relaxed);
         Ok(result)
     }
@@ -199,7 +200,7 @@ impl LogCache {
     /// Inserts a log that recovery has assembled.
     pub fn insert(&self, user: UserId, log: UserLog) {
         self.count_unflushed(&user, Usage::default(), log.unflushed());
-        if self.shard(&user).insert(user, log).is_none() {
+        if self.shard(&user).insert(user, Box::new(log)).is_none() {
             self.loaded.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -213,7 +214,7 @@ impl LogCache {
         }
         self.loaded.fetch_sub(1, Ordering::Relaxed);
         self.count_unflushed(user, log.unflushed(), Usage::default());
-        Some(log)
+        Some(*log)
     }
 
     /// Evicts a log that is idle, unless an attach is about to use it. `first_record` is the first record in the WAL.
