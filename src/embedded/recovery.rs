@@ -146,6 +146,7 @@ pub(super) fn recover(engine: Arc<dyn Engine>, namespace: &str, options: &Option
         }
         let known = lossy_restarts.known(log.row_lossy_restarts, first);
         remove_unflushed_blocks(&*engine, user.as_str(), log.flushed)?;
+        remove_merged_blocks(&*engine, user.as_str(), log.flushed)?;
         if last_append <= lossy_restart_record {
             log.skip_lossy_restarts(lossy_restarts, known);
         }
@@ -236,6 +237,28 @@ fn remove_unflushed_blocks(tables: &dyn Tables, user: &str, flushed: Seq) -> Res
         is_own
     })?;
     unfinished.iter().try_for_each(|key| tables.remove(Table::Log, key))
+}
+
+/// Removes the blocks of an interrupted merge whose entries the last block has too.
+///
+/// A merge sets the last block first, so only that block can have entries of others. Its entries begin before its key.
+fn remove_merged_blocks(tables: &dyn Tables, user: &str, flushed: Seq) -> Result<(), EngineError> {
+    if flushed == 0 {
+        return Ok(());
+    }
+    let mut last = None;
+    tables.summaries_before(&log_key(user, flushed), &mut |key, summary| {
+        last = summary.filter(|_| is_log_key_of(key, user)).map(|block| (log_key(user, block.first), key.to_vec()));
+        false
+    })?;
+    let Some((first, last)) = last.filter(|(first, last)| first < last) else { return Ok(()) };
+    let mut merged = Vec::new();
+    tables.keys(Table::Log, &first, &mut |key| {
+        let is_before = key < &last[..];
+        merged.extend(is_before.then(|| key.to_vec()));
+        is_before
+    })?;
+    merged.iter().try_for_each(|key| tables.remove(Table::Log, key))
 }
 
 /// Rejects a store of another format, and writes the format into a new store.

@@ -2,10 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+
 use super::{
-    contract::{EngineError, NewBlock, Table},
+    contract::{BlockCopy, EngineError, NewBlock, Table, Tables},
     meta::VALUE_LOG_FILE_KEY,
-    sled::Disk,
+    sled::{Disk, read_error},
 };
 use crate::embedded::value_log::{location::BlockRow, summary::BlockSummary};
 
@@ -57,6 +59,54 @@ impl Disk {
             self.last_file.store(number, Ordering::Relaxed);
         }
         Ok(())
+    }
+
+    /// Visits blocks from the key `from` on, in order, until `visit` returns false.
+    pub(super) fn scan_blocks(
+        &self,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], Bytes) -> bool,
+    ) -> Result<(), EngineError> {
+        let mut from = from.to_vec();
+        'rows: loop {
+            for pair in self.trees.log.range(&from[..]..) {
+                let (key, row) = pair.map_err(read_error)?;
+                let Some(block) = self.block(&key, &row)? else {
+                    // The row was removed after the iterator had read it. Perhaps a merge has moved the entries to a
+                    // later row, of which the iterator may know an older version. So this reads the rows again.
+                    from = key.to_vec();
+                    continue 'rows;
+                };
+                if !visit(&key, block) {
+                    return Ok(());
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    /// Writes a copy of other blocks. No row refers to it yet.
+    pub(super) fn write_block_copy(&self, mut block: NewBlock) -> Result<BlockCopy, EngineError> {
+        let written = self.value_log.append(&block.key, &block.value);
+        let location = Some(written.map_err(|error| self.retryable(error))?);
+        block.value = Vec::new();
+        Ok(BlockCopy { block, location })
+    }
+
+    /// Sets the row of a copy.
+    pub(super) fn set_block_copy(&self, BlockCopy { block, location }: BlockCopy) -> Result<(), EngineError> {
+        match location {
+            Some(location) => self.set_block_row(&block.key, BlockRow { location, summary: block.summary }),
+            None => self.put(Table::Log, &block.key, &block.value),
+        }
+    }
+
+    /// Marks a copy as dead, and its file for compaction.
+    pub(super) fn discard_block_copy(&self, copy: &BlockCopy) {
+        if let Some(location) = copy.location {
+            self.value_log.release(location);
+            self.value_log.set_erased(location);
+        }
     }
 
     /// Adds blocks whose keys do not exist yet, with one write for all of them.

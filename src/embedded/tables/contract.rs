@@ -4,12 +4,16 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::{embedded::value_log::summary::BlockSummary, logging::system_error, store::StoreError};
+use crate::{
+    embedded::value_log::{location::BlockLocation, summary::BlockSummary},
+    logging::system_error,
+    store::StoreError,
+};
 
 /// Names a table. Keys are ordered as bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// User and first sequence → block of entries.
+    /// User and sequence → block of entries. The sequence is that of the first entry, or of a later one in a merged block.
     Log,
     /// User → row.
     Users,
@@ -158,6 +162,15 @@ pub struct NewBlock {
     pub summary: Option<BlockSummary>,
 }
 
+/// A block that is written and has no key.
+#[derive(Clone, Debug)]
+pub struct BlockCopy {
+    /// The block. With a location, its value is empty.
+    pub block: NewBlock,
+    /// Where the engine has written it, if it has a value log.
+    pub location: Option<BlockLocation>,
+}
+
 /// Ordered tables of small values.
 ///
 /// # Contract
@@ -195,6 +208,12 @@ pub trait Tables: Send + Sync + 'static {
         from: &[u8],
         visit: &mut dyn FnMut(&[u8], Option<BlockSummary>) -> bool,
     ) -> Result<(), EngineError>;
+    /// As [`summaries`](Self::summaries), but visits the keys from `from` on in descending order.
+    fn summaries_before(
+        &self,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], Option<BlockSummary>) -> bool,
+    ) -> Result<(), EngineError>;
     /// Returns the pair with the highest key at or below `key`.
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError>;
     /// Passes all writes to the system, so that a killed process does not lose them.
@@ -222,6 +241,21 @@ pub trait Tables: Send + Sync + 'static {
     fn put_blocks(&self, blocks: &[NewBlock]) -> Result<(), EngineError> {
         blocks.iter().try_for_each(|block| self.put(Table::Log, &block.key, &block.value))
     }
+
+    /// Writes a block that is to replace others. No key refers to it yet.
+    ///
+    /// [`set_copy`](Self::set_copy) follows after a barrier, or [`discard_copy`](Self::discard_copy).
+    fn write_copy(&self, block: NewBlock) -> Result<BlockCopy, EngineError> {
+        Ok(BlockCopy { block, location: None })
+    }
+
+    /// Replaces the block of an existing key by a copy.
+    fn set_copy(&self, copy: BlockCopy) -> Result<(), EngineError> {
+        self.put(Table::Log, &copy.block.key, &copy.block.value)
+    }
+
+    /// Discards a copy. Its bytes are to leave the disk soon, because its user may be erased.
+    fn discard_copy(&self, _copy: BlockCopy) {}
 
     /// Replaces values in one batch.
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {

@@ -136,6 +136,17 @@ impl Tables for Memory {
         self.scan(Table::Log, from, &mut |key, block| visit(key, BlockSummary::of(&block)))
     }
 
+    fn summaries_before(
+        &self,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], Option<BlockSummary>) -> bool,
+    ) -> Result<(), EngineError> {
+        let pairs = self.table(Table::Log).read();
+        let mut range = pairs.range::<[u8], _>((Bound::Unbounded, Bound::Included(from))).rev();
+        while range.next().is_some_and(|(key, block)| visit(key, BlockSummary::of(block))) {}
+        Ok(())
+    }
+
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
         let pairs = self.table(table).read();
         let mut range = pairs.range::<[u8], _>((Bound::Unbounded, Bound::Included(key)));

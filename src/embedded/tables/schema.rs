@@ -157,6 +157,7 @@ pub fn wal_number(key: &[u8]) -> Option<u64> {
 
 /// Encodes the key of a block of entries.
 ///
+/// The block has no entry of a lower key, except that of a merge, which has all entries since the block before.
 /// A NUL ends the user id. Ids contain no control characters, so the keys of two users never interleave.
 pub fn log_key(user: &str, first: Seq) -> Vec<u8> {
     let mut key = Vec::with_capacity(user.len() + 9);

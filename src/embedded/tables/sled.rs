@@ -26,7 +26,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
-    contract::{Cause, CompactionMode, EngineError, NewBlock, Table, TableSpace, Tables},
+    contract::{BlockCopy, Cause, CompactionMode, EngineError, NewBlock, Table, TableSpace, Tables},
     directory::StoreDir,
     files::SLED_FILE,
     space::{Runway, WriteCounter},
@@ -83,7 +83,7 @@ pub struct Disk {
 
 /// The trees of sled.
 pub(in crate::embedded) struct Trees {
-    /// User and first sequence → location and summary of a block in the value log.
+    /// User and sequence → location and summary of a block in the value log.
     pub(in crate::embedded) log: sled::Tree,
     pub(super) users: sled::Tree,
     pub(super) connected: sled::Tree,
@@ -162,7 +162,7 @@ impl Disk {
     }
 
     /// Reads the block of a row, or a placeholder if it is damaged. Returns `None` if the key was removed.
-    fn block(&self, key: &[u8], row: &[u8]) -> Result<Option<Bytes>, EngineError> {
+    pub(super) fn block(&self, key: &[u8], row: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let Some(BlockRow { mut location, .. }) = BlockRow::decode(row) else {
             return Ok(Some(invalid_location().to_value()));
         };
@@ -317,6 +317,18 @@ impl Tables for Disk {
         self.put_new_blocks(blocks)
     }
 
+    fn write_copy(&self, block: NewBlock) -> Result<BlockCopy, EngineError> {
+        self.write_block_copy(block)
+    }
+
+    fn set_copy(&self, copy: BlockCopy) -> Result<(), EngineError> {
+        self.set_block_copy(copy)
+    }
+
+    fn discard_copy(&self, copy: BlockCopy) {
+        self.discard_block_copy(&copy);
+    }
+
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {
         if table != Table::Log {
             return pairs.iter().try_for_each(|(key, value)| self.put(table, key, value));
@@ -334,11 +346,13 @@ impl Tables for Disk {
     }
 
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
+        if table == Table::Log {
+            return self.scan_blocks(from, visit);
+        }
         for pair in self.tree(table).range(from..) {
             // A failed iterator stays failed: reading on would skip data silently.
             let (key, value) = pair.map_err(read_error)?;
-            let value = if table == Table::Log { self.block(&key, &value)? } else { Some(Bytes::from_owner(value)) };
-            if value.is_some_and(|value| !visit(&key, value)) {
+            if !visit(&key, Bytes::from_owner(value)) {
                 break;
             }
         }
@@ -360,6 +374,20 @@ impl Tables for Disk {
         visit: &mut dyn FnMut(&[u8], Option<BlockSummary>) -> bool,
     ) -> Result<(), EngineError> {
         for pair in self.trees.log.range(from..) {
+            let (key, row) = pair.map_err(read_error)?;
+            if !visit(&key, BlockRow::decode(&row).and_then(|row| row.summary)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn summaries_before(
+        &self,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], Option<BlockSummary>) -> bool,
+    ) -> Result<(), EngineError> {
+        for pair in self.trees.log.range(..=from).rev() {
             let (key, row) = pair.map_err(read_error)?;
             if !visit(&key, BlockRow::decode(&row).and_then(|row| row.summary)) {
                 break;

@@ -151,6 +151,14 @@ impl<T: Intercept> Tables for T {
         self.memory().summaries(from, visit)
     }
 
+    fn summaries_before(
+        &self,
+        from: &[u8],
+        visit: &mut dyn FnMut(&[u8], Option<BlockSummary>) -> bool,
+    ) -> Result<(), EngineError> {
+        self.memory().summaries_before(from, visit)
+    }
+
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
         let pair = self.memory().last_at_or_before(table, key)?;
         pair.iter().for_each(|(_, value)| self.on_read(table, value));

@@ -13,6 +13,7 @@ mod full_disk;
 pub(super) mod golden;
 pub(super) mod intercept;
 mod lossy_restarts;
+mod merge;
 mod opening;
 pub(super) mod power_cut;
 pub(super) mod power_cut_steps;

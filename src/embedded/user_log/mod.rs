@@ -333,11 +333,16 @@ impl UserLog {
         self.drop_range(seq, seq, GapReason::Collapsed);
     }
 
+    /// Returns whether the WAL may have expired entries.
+    pub fn may_have_expired(&self, now_s: u32) -> bool {
+        is_expired(self.slots_expire_s, now_s)
+    }
+
     /// Removes the slots of expired entries. Returns the sequences of those that were pending, ascending.
     ///
     /// The entries stay in the WAL until the flush, but are not visible.
     pub fn drop_expired(&mut self, now_s: u32) -> Vec<Seq> {
-        if self.slots_expire_s == 0 || self.slots_expire_s > now_s {
+        if !self.may_have_expired(now_s) {
             return Vec::new();
         }
         let (mut bytes, mut next, head) = (0, 0, self.head);

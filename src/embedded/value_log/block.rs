@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Largest block in bytes, unless a single entry is larger.
-const BLOCK_BYTES_MAX: usize = 48 << 10;
+pub const BLOCK_BYTES_MAX: usize = 48 << 10;
 
 /// Average bytes of an entry in a block in addition to its payload.
 pub const ENTRY_OVERHEAD_BYTES: usize = 16;

@@ -2,7 +2,7 @@
 //!
 //! Many records are flushed together, so that blocks are large and each row is written once. The work is cut into steps
 //! between commits, so that it delays a commit by one step at most. The order is: the blocks of all users, a barrier,
-//! the rows that refer to the blocks, a checkpoint, the removal of the records. After a crash, entries may be both in
+//! merges of small blocks ([`merge`]), the rows that refer to the blocks, a checkpoint, the removal of the records. After a crash, entries may be both in
 //! the WAL and in the value log.
 
 use std::{collections::VecDeque, time::Instant};
@@ -10,7 +10,7 @@ use std::{collections::VecDeque, time::Instant};
 use bytes::Bytes;
 
 use super::{
-    dedup,
+    dedup, merge,
     state::{Committer, Flush, FlushEntry, StoredIds},
     suspend::NO_TABLE_SPACE,
 };
@@ -42,6 +42,9 @@ const PART_BYTES: usize = 256 << 10;
 /// Limit of users whose entries are moved before the time is checked again.
 const GROUP_USERS_MAX: usize = 64;
 
+/// Limit of rows that are written, and of logs that leave memory, before the time is checked again.
+const GROUP_ROWS_MAX: usize = 16;
+
 /// Limit of id blocks that one step stores, each of at most 48 KiB. Table space is checked before each step.
 const STEP_ID_BLOCKS_MAX: usize = 16;
 
@@ -50,12 +53,16 @@ struct Part {
     user: UserId,
     /// All entries of the user that are left. The first `count` are moved.
     entries: VecDeque<FlushEntry>,
+    /// No earlier entries of the user were moved by this flush.
+    is_first: bool,
     count: usize,
     /// The last sequence that is moved.
     last: Seq,
     /// Usage of those that are still pending, and the expiry of the first of them.
     usage: Usage,
     expires_s: u32,
+    /// Blocks up to this sequence may be merged.
+    merge_through: Option<Seq>,
 }
 
 impl Committer {
@@ -87,6 +94,7 @@ impl Committer {
 
     /// Runs the flush until `until`. Returns true when it is complete. After an error, a retry repeats the failed part.
     fn flush_until(&mut self, until: Instant, flush: &mut Flush) -> Result<bool, EngineError> {
+        let mut merge_reads = 0;
         while Instant::now() < until {
             if self.table_space() < TableSpace::Enough {
                 return Err(EngineError::no_space(NO_TABLE_SPACE));
@@ -100,19 +108,40 @@ impl Committer {
                 }
             } else if !flush.users.is_empty() {
                 self.flush_group(flush)?;
+            } else if !flush.merges_durable
+                && flush.merges.len() < merge::COPIES_MAX
+                && let Some((user, flushed)) = flush.merges_left.pop_front()
+            {
+                if merge_reads >= merge::STEP_READS {
+                    flush.merges_left.push_front((user, flushed));
+                    break;
+                }
+                flush.merges.extend(self.copy_small_blocks(&user, flushed, &mut merge_reads)?);
+            } else if let Some(merge) = flush.merges.pop() {
+                if self.blocks_not_durable.get() {
+                    flush.merges.push(merge);
+                    self.shared.engine.barrier()?;
+                    self.blocks_not_durable.set(false);
+                } else {
+                    self.apply_merge(merge)?;
+                }
+                // The next copies are made when all of these are set, so that they share a barrier.
+                flush.merges_durable = !flush.merges.is_empty();
             } else if !flush.barrier_done {
                 // Rows refer to the blocks, and include the changes in the WAL.
                 self.shared.engine.barrier()?;
                 self.blocks_not_durable.set(false);
                 flush.barrier_done = true;
-            } else if let Some(user) = flush.rows_left.pop_front() {
+            } else if !flush.rows_left.is_empty() {
                 if self.durability != Durability::Always {
-                    // The row has the current state, which may be later than the barrier.
+                    // The rows have the current state, which may be later than the barrier.
                     self.sync_if_not_durable()?;
                 }
-                self.flush_row(&user)?;
-                if self.shared.logs.loaded_bytes() > self.tuning.memory_bytes_max as u64 {
-                    flush.logs_left.push(user);
+                let is_above_bound = self.shared.logs.loaded_bytes() > self.tuning.memory_bytes_max as u64;
+                for _ in 0..GROUP_ROWS_MAX {
+                    let Some(user) = flush.rows_left.pop_front() else { break };
+                    self.flush_row(&user)?;
+                    flush.logs_left.extend(is_above_bound.then_some(user));
                 }
             } else if flush.removed < flush.records {
                 if flush.removed == 0 {
@@ -135,9 +164,11 @@ impl Committer {
                 }
                 self.remove_oldest()?;
                 flush.removed += 1;
-            } else if let Some(user) = flush.logs_left.pop() {
+            } else if !flush.logs_left.is_empty() {
                 let first = self.records.front().map_or(self.next_record, |record| record.number);
-                self.shared.logs.evict_idle(&user, first);
+                for user in flush.logs_left.drain(flush.logs_left.len().saturating_sub(GROUP_ROWS_MAX)..) {
+                    self.shared.logs.evict_idle(&user, first);
+                }
             } else {
                 return Ok(true);
             }
@@ -194,7 +225,9 @@ impl Committer {
                 flush.rows_left.push_back(user);
                 continue;
             }
-            parts.push(Part { user, entries, count: 0, last: 0, usage: Usage::default(), expires_s: 0 });
+            let is_first = flush.continued.as_ref() != Some(&user);
+            let (usage, merge_through) = (Usage::default(), None);
+            parts.push(Part { user, entries, is_first, count: 0, last: 0, usage, expires_s: 0, merge_through });
             let Some(part) = parts.last_mut() else { break };
             if let Err(error) = self.prepare_part(part, now_s, &mut bytes, &mut blocks) {
                 flush.users.extend(parts.into_iter().map(|part| (part.user, part.entries)));
@@ -209,9 +242,11 @@ impl Committer {
         }
         for mut part in parts {
             self.finish_part(&mut part, now_s)?;
+            flush.merges_left.extend(part.merge_through.map(|flushed| (part.user.clone(), flushed)));
             if part.entries.is_empty() {
                 flush.rows_left.push_back(part.user);
             } else {
+                flush.continued = Some(part.user.clone());
                 flush.users.insert(part.user, part.entries);
             }
         }
@@ -235,12 +270,23 @@ impl Committer {
         part.count = part.entries.iter().take_while(fits).count();
         let selected = &part.entries.make_contiguous()[..part.count];
         part.last = selected.last().map_or(0, |entry| entry.seq);
-        self.drop_expired(user, now_s)?;
-        // Entries that were acknowledged, collapsed or dropped meanwhile have no slot.
-        let live: Vec<_> = self.with_log(user, |log| {
+        let (is_first, last) = (part.is_first, part.last);
+        let select = |log: &mut UserLog| {
+            // Entries that were acknowledged, collapsed or dropped meanwhile have no slot.
             let is_live = |entry: &&FlushEntry| log.slot(entry.seq).is_some() && !is_expired(entry.expires_s, now_s);
-            selected.iter().filter(is_live).collect()
-        })?;
+            let live: Vec<_> = selected.iter().filter(is_live).collect();
+            // Blocks of this flush are not merged by it.
+            (live, (is_first && merge::is_due(log, last)).then_some(log.flushed))
+        };
+        let found = self.with_log(user, |log| (!log.may_have_expired(now_s)).then(|| select(log)))?;
+        let (live, merge_through) = match found {
+            Some(found) => found,
+            None => {
+                self.drop_expired(user, now_s)?;
+                self.with_log(user, select)?
+            }
+        };
+        part.merge_through = merge_through;
         for run in split_entries(&live, |entry| entry.payload.len()) {
             let entries: Vec<_> = run.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
             for (_, expires_s, payload) in &entries {
@@ -411,6 +457,8 @@ impl Committer {
                 .with_loaded(&user, |log| log.slot(seq).is_some_and(|slot| slot.record == number) && seq > log.flushed);
             let entries = flush.users.entry(user).or_default();
             if is_pending == Some(true) {
+                // Most users have one entry.
+                entries.reserve_exact(usize::from(entries.is_empty()));
                 let (expires_s, payload) = (message.expires_s, value.slice_ref(message.payload));
                 entries.push_back(FlushEntry { seq, expires_s, payload });
             }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::{
+    embedded::{tables::contract::BlockCopy, value_log::summary::BlockSummary},
     message::{Seq, UserId},
     store::gaps::Gap,
 };
@@ -53,6 +54,14 @@ impl TrimQueue {
     pub(super) fn is_blocked(&self) -> bool {
         !self.jobs.is_empty() && self.blocked
     }
+}
+
+/// Holds a copy of small blocks of a log, whose row is set after a barrier.
+pub(in crate::embedded) struct Merge {
+    pub(super) user: UserId,
+    /// Keys and summaries of the copied blocks, ascending.
+    pub(super) sources: Vec<(Vec<u8>, BlockSummary)>,
+    pub(super) copy: BlockCopy,
 }
 
 /// Holds the progress of the purge of one log.

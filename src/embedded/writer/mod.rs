@@ -3,7 +3,7 @@
 //! - `state`: what the commit thread owns
 //! - `queue`, `commit`, `reply`: queued operations, the thread, and its replies · `records`: the records of a commit
 //! - `append`, `dedup`: entries, and deduplication by idempotency id
-//! - `flush`: moves entries from the write-ahead log to the value log
+//! - `flush`: moves entries from the write-ahead log to the value log · `merge`: merges small blocks there
 //! - `trim`, `purge`: remove entries from there, in steps · `jobs`: what is left of them · `count`: counts those that
 //!   stay
 //! - `erase`: removes everything about a user
@@ -24,6 +24,7 @@ pub(super) mod events;
 pub(super) mod expiry;
 pub(super) mod flush;
 pub(super) mod jobs;
+mod merge;
 pub(super) mod purge;
 pub(super) mod queue;
 pub(super) mod quota;

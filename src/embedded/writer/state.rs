@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::{
     cost::Cost,
     dedup::DedupTable,
-    jobs::{CountBudget, Purge, TrimQueue},
+    jobs::{CountBudget, Merge, Purge, TrimQueue},
     reply::{Reply, ReplySender},
 };
 use crate::{
@@ -137,6 +137,14 @@ pub(in crate::embedded) struct Flush {
     ///
     /// In the order of the tables, so that consecutive writes are in the same pages of sled.
     pub(super) users: BTreeMap<UserId, VecDeque<FlushEntry>>,
+    /// The user of whom a part is moved, and the rest is in `users`.
+    pub(super) continued: Option<UserId>,
+    /// Users whose small blocks may be merged, among those up to a sequence. They are copied before the barrier.
+    pub(super) merges_left: VecDeque<(UserId, Seq)>,
+    /// Copies of small blocks without a row.
+    pub(super) merges: Vec<Merge>,
+    /// The copies are durable, and are being set. No copy is made meanwhile.
+    pub(super) merges_durable: bool,
     /// Users whose rows are not written yet, in the same order. They are written after the barrier.
     pub(super) rows_left: VecDeque<UserId>,
     /// Users whose rows are written, and whose logs may leave memory once the records are removed.
@@ -176,6 +184,7 @@ impl Flush {
     /// Forgets a user who is erased: nothing of this user is written.
     pub(super) fn forget(&mut self, user: &UserId) {
         self.users.remove(user);
+        self.merges_left.retain(|(left, _)| left != user);
         self.rows_left.retain(|left| left != user);
         let stored = self
             .id_blocks
