@@ -64,7 +64,8 @@ pub struct Tuning {
     pub memory_bytes_max: usize,
     /// Time for which an operation waits while the WAL or its memory is at twice these bounds. Then it is rejected as busy.
     pub busy_timeout: Duration,
-    /// Seconds after which an unused log leaves memory, if the tables hold all of it.
+    /// Seconds after which an unused log leaves memory, if the tables hold all of it. After a flush of the log, a
+    /// twelfth of that time suffices.
     pub idle_seconds: u32,
     /// Interval of expiry steps, each of which checks at most 256 users.
     pub expiry_interval: Duration,

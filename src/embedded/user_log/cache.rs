@@ -217,11 +217,13 @@ impl LogCache {
         Some(*log)
     }
 
-    /// Evicts a log that is idle, unless an attach is about to use it. `first_record` is the first record in the WAL.
-    pub fn evict_idle(&self, user: &UserId, first_record: u64) {
+    /// Evicts a log that was idle for `idle_seconds`, unless an attach is about to use it. `first_record` is the first
+    /// record in the WAL.
+    pub fn evict_idle(&self, user: &UserId, first_record: u64, idle_seconds: u32) {
         let now = self.now();
         let mut shard = self.shard(user);
-        if shard.get(user).is_some_and(|log| log.is_idle(first_record) && log.used_s <= now) {
+        let is_unused = |log: &UserLog| now.checked_sub(log.used_s).is_some_and(|idle| idle >= idle_seconds);
+        if shard.get(user).is_some_and(|log| log.is_idle(first_record) && is_unused(log)) {
             shard.remove(user);
             self.loaded.fetch_sub(1, Ordering::Relaxed);
         }

@@ -48,6 +48,11 @@ const GROUP_ROWS_MAX: usize = 16;
 /// Limit of id blocks that one step stores, each of at most 48 KiB. Table space is checked before each step.
 const STEP_ID_BLOCKS_MAX: usize = 16;
 
+/// Divisor of the time after which an unused log leaves memory: a log that a flush has written leaves after this part.
+///
+/// The next message of a user who gets few is usually later than that time anyway.
+const FLUSHED_IDLE_SHARE: u32 = 12;
+
 /// Entries of one user that are moved together.
 struct Part {
     user: UserId,
@@ -137,11 +142,10 @@ impl Committer {
                     // The rows have the current state, which may be later than the barrier.
                     self.sync_if_not_durable()?;
                 }
-                let is_above_bound = self.shared.logs.loaded_bytes() > self.tuning.memory_bytes_max as u64;
                 for _ in 0..GROUP_ROWS_MAX {
                     let Some(user) = flush.rows_left.pop_front() else { break };
                     self.flush_row(&user)?;
-                    flush.logs_left.extend(is_above_bound.then_some(user));
+                    flush.logs_left.push(user);
                 }
             } else if flush.removed < flush.records {
                 if flush.removed == 0 {
@@ -166,8 +170,10 @@ impl Committer {
                 flush.removed += 1;
             } else if !flush.logs_left.is_empty() {
                 let first = self.records.front().map_or(self.next_record, |record| record.number);
+                let is_above_bound = self.shared.logs.loaded_bytes() > self.tuning.memory_bytes_max as u64;
+                let idle_seconds = if is_above_bound { 0 } else { self.tuning.idle_seconds / FLUSHED_IDLE_SHARE };
                 for user in flush.logs_left.drain(flush.logs_left.len().saturating_sub(GROUP_ROWS_MAX)..) {
-                    self.shared.logs.evict_idle(&user, first);
+                    self.shared.logs.evict_idle(&user, first, idle_seconds);
                 }
             } else {
                 return Ok(true);
