@@ -2,16 +2,16 @@
 
 use std::io;
 
+use bincode::{Decode, Encode};
+
 use super::summary::BlockSummary;
 use crate::{
-    embedded::{file_io, tables::files::VALUE_LOG, unreadable::Unreadable},
+    embedded::{encoding::bincode_config, file_io, tables::files::VALUE_LOG, unreadable::Unreadable},
     logging::system_error,
+    message::Seq,
 };
 
-/// Bytes of an encoded location.
-const LOCATION_BYTES: usize = 16;
-
-/// Locates a block. Its encoding is part of the on-disk format.
+/// Locates a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockLocation {
     /// Number of the file.
@@ -23,21 +23,6 @@ pub struct BlockLocation {
 }
 
 impl BlockLocation {
-    pub fn encode(self) -> [u8; LOCATION_BYTES] {
-        let mut bytes = [0; LOCATION_BYTES];
-        bytes[..8].copy_from_slice(&self.file.to_be_bytes());
-        bytes[8..12].copy_from_slice(&self.offset.to_be_bytes());
-        bytes[12..].copy_from_slice(&self.length.to_be_bytes());
-        bytes
-    }
-
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (file, rest) = bytes.split_first_chunk()?;
-        let (offset, rest) = rest.split_first_chunk()?;
-        let number = |bytes: [u8; 4]| u32::from_be_bytes(bytes);
-        Some(Self { file: u64::from_be_bytes(*file), offset: number(*offset), length: number(rest.try_into().ok()?) })
-    }
-
     /// Returns the path of its file in the store's directory.
     fn file_path(self) -> String {
         format!("{VALUE_LOG}/{}", file_io::file_name(self.file))
@@ -75,24 +60,100 @@ pub struct BlockRow {
     pub summary: Option<BlockSummary>,
 }
 
+/// Encoding of a row, which is part of the on-disk format.
+///
+/// Numbers have as few bytes as they need. So nearly every row has at most 22 bytes, which sled stores without an
+/// allocation of their own.
+#[derive(Encode, Decode)]
+enum StoredRow {
+    /// A row without a summary.
+    Bare { file: u64, offset: u32, length: u32 },
+    /// A row with a summary. `span` is the last sequence minus the first.
+    Summarized {
+        file: u64,
+        offset: u32,
+        length: u32,
+        first: Seq,
+        span: u64,
+        entries: u32,
+        bytes: u32,
+        first_expiry_s: u32,
+        last_expiry_s: u32,
+    },
+}
+
 impl BlockRow {
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = self.location.encode().to_vec();
-        bytes.extend(self.summary.iter().flat_map(BlockSummary::encode));
-        bytes
+        let BlockLocation { file, offset, length } = self.location;
+        let row = match self.summary {
+            None => StoredRow::Bare { file, offset, length },
+            Some(BlockSummary { first, last, entries, bytes, first_expiry_s, last_expiry_s }) => {
+                let span = last.saturating_sub(first);
+                StoredRow::Summarized {
+                    file,
+                    offset,
+                    length,
+                    first,
+                    span,
+                    entries,
+                    bytes,
+                    first_expiry_s,
+                    last_expiry_s,
+                }
+            }
+        };
+        bincode::encode_to_vec(row, bincode_config()).expect("writing to a Vec succeeds")
     }
 
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (location, summary) = bytes.split_at_checked(LOCATION_BYTES)?;
-        let location = BlockLocation::decode(location)?;
-        if summary.is_empty() {
-            return Some(Self { location, summary: None });
-        }
-        BlockSummary::decode(summary).map(|summary| Self { location, summary: Some(summary) })
+    pub fn decode(encoded: &[u8]) -> Option<Self> {
+        let (stored, read) = bincode::decode_from_slice(encoded, bincode_config()).ok()?;
+        let row = match stored {
+            StoredRow::Bare { file, offset, length } => {
+                Self { location: BlockLocation { file, offset, length }, summary: None }
+            }
+            StoredRow::Summarized {
+                file,
+                offset,
+                length,
+                first,
+                span,
+                entries,
+                bytes,
+                first_expiry_s,
+                last_expiry_s,
+            } => {
+                let last = first.checked_add(span)?;
+                let summary = BlockSummary { first, last, entries, bytes, first_expiry_s, last_expiry_s };
+                Self { location: BlockLocation { file, offset, length }, summary: Some(summary) }
+            }
+        };
+        (read == encoded.len()).then_some(row)
     }
 }
 
 /// States that the table has no valid location.
 pub fn invalid_location() -> Unreadable {
     Unreadable::new("its location in the table is not valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_of_small_block_has_few_bytes_and_is_decoded_only_as_a_whole() {
+        let location = BlockLocation { file: 5_000, offset: 8 << 20, length: 330 };
+        let summary =
+            BlockSummary { first: 200, last: 201, entries: 2, bytes: 300, first_expiry_s: 0, last_expiry_s: 0 };
+        for row in [BlockRow { location, summary: Some(summary) }, BlockRow { location, summary: None }] {
+            let encoded = row.encode();
+            assert!(encoded.len() <= 22, "{encoded:?}");
+            assert_eq!(BlockRow::decode(&encoded), Some(row));
+            assert_eq!(BlockRow::decode(&encoded[..encoded.len() - 1]), None);
+            assert_eq!(BlockRow::decode(&[&encoded[..], &[0]].concat()), None);
+        }
+        let far = BlockSummary { first: u64::MAX - 1, last: u64::MAX, first_expiry_s: 7, last_expiry_s: 9, ..summary };
+        let row = BlockRow { location, summary: Some(far) };
+        assert_eq!(BlockRow::decode(&row.encode()), Some(row));
+    }
 }

@@ -6,10 +6,7 @@
 use super::block::{Block, BlockEntry};
 use crate::message::Seq;
 
-/// Bytes of an encoded summary.
-const BYTES: usize = 32;
-
-/// Describes the entries of a block. Its encoding is part of the on-disk format.
+/// Describes the entries of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockSummary {
     /// Sequence of the first entry.
@@ -53,31 +50,6 @@ impl BlockSummary {
     pub fn is_dense(&self) -> bool {
         self.last - self.first + 1 == u64::from(self.entries)
     }
-
-    pub fn encode(&self) -> [u8; BYTES] {
-        let mut bytes = [0; BYTES];
-        bytes[..8].copy_from_slice(&self.first.to_be_bytes());
-        bytes[8..16].copy_from_slice(&self.last.to_be_bytes());
-        for (at, number) in [self.entries, self.bytes, self.first_expiry_s, self.last_expiry_s].into_iter().enumerate()
-        {
-            bytes[16 + 4 * at..][..4].copy_from_slice(&number.to_be_bytes());
-        }
-        bytes
-    }
-
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let bytes: &[u8; BYTES] = bytes.try_into().ok()?;
-        let wide = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        let number = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        Some(Self {
-            first: wide(0)?,
-            last: wide(8)?,
-            entries: number(16)?,
-            bytes: number(20)?,
-            first_expiry_s: number(24)?,
-            last_expiry_s: number(28)?,
-        })
-    }
 }
 
 #[cfg(test)]
@@ -90,8 +62,6 @@ mod tests {
         let summary = BlockSummary::of(&block(vec![(3, 50, b"abc"), (5, 20, b""), (6, 40, b"d")])).unwrap();
         let expected = BlockSummary { first: 3, last: 6, entries: 3, bytes: 4, first_expiry_s: 20, last_expiry_s: 50 };
         assert_eq!((summary, summary.is_dense()), (expected, false));
-        assert_eq!(BlockSummary::decode(&summary.encode()), Some(summary));
-        assert_eq!(BlockSummary::decode(&summary.encode()[1..]), None);
         let mixed = BlockSummary::of(&block(vec![(3, 0, b"abc"), (4, 20, b"")])).unwrap();
         assert_eq!((mixed.first_expiry_s, mixed.last_expiry_s, mixed.is_dense()), (20, 0, true));
         assert_eq!(BlockSummary::of(&block(vec![])), None);
