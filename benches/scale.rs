@@ -46,6 +46,9 @@ fn main() {
         ["fill", path, users, pending] => fill(Path::new(path), number(users), number(pending)),
         ["open", path] => reopen(Path::new(path)),
         ["--svg", file] => {
+            if let Some(directory) = Path::new(file).parent() {
+                fs::create_dir_all(directory).expect("a directory");
+            }
             let measured = measure_all(&[]);
             fs::write(file, draw(&measured)).expect("a file that can be written");
         }
