@@ -84,8 +84,8 @@
 //! - The session compares the owner of each entry with its own user before the server writes the entry to the socket.
 //! - Imports point one way, without circles between files, and each foreign crate has one home: sled in
 //!   [`embedded::tables`] and [`embedded::offline`], bincode in [`embedded`], redis in `redis`, tungstenite in [`server`] and
-//!   [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`http_client`], [`dispatcher`] and [`portal`], clap in the
-//!   binary. `tests/architecture` checks this.
+//!   [`client`], axum and hyper in [`http`] and [`server`], reqwest in [`http_client`], [`dispatcher`] and [`portal`], rustls in
+//!   [`client`], clap in the binary. `tests/architecture` checks this.
 //!
 //! # What a crash may lose
 //!

@@ -1,9 +1,9 @@
-//! Connects a client that resumes.
+//! Connects a client that resumes, also after a restart of its program.
 //!
 //! `cargo run --example resuming_client`
 
 use mesa::{
-    client::{Client, Event, Options, token},
+    client::{Client, Event, FilePositions, Options, token},
     message::{DeviceId, Message, UserId},
 };
 use std::time::Duration;
@@ -23,28 +23,33 @@ pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (url, handle) = (format!("ws://{}/", server.local_addr()), server.handle());
     tokio::spawn(server.run(std::future::pending()));
 
-    let mut client = Client::builder(&url)
-        .reconnect_interval(Duration::from_millis(50)) // overrides the interval that the server announces
-        .connect()
-        .await?;
-    // The sequence of the last message this program has processed on this device: 0, because it is new.
-    let options = Options::default().after(0).device(DeviceId::new("phone-1")?);
-    client.authenticate(token("alice"), options).await?;
+    // The position in alice's log on this device. It is in a file, so the next start of the program resumes from it.
+    let positions = directory.path().join("alice-phone-1");
+    for (text, is_first_start) in [("HELLO", true), ("HELLO_AGAIN", false)] {
+        let mut client = Client::builder(&url)
+            .reconnect_interval(Duration::from_millis(50)) // overrides the interval that the server announces
+            .positions(FilePositions::new(&positions))
+            .connect()
+            .await?;
+        let options = Options::default().device(DeviceId::new("phone-1")?);
+        client.authenticate(token("alice"), options).await?;
 
-    handle.send(&Message::new("HELLO", &"alice")?, UserId::new("alice")?, &[]).await?;
-    loop {
-        match client.next().await.expect("the client reconnects") {
-            Event::Connected { is_initial_connection, .. } => println!("connected, first: {is_initial_connection}"),
-            Event::Message(message) => {
-                println!("{} {} at {:?}", message.kind(), message.data, message.position);
-                // Asking for the next event acknowledges this one. Until then it would be delivered again.
-                break;
+        handle.send(&Message::new(text, &"alice")?, UserId::new("alice")?, &[]).await?;
+        while let Some(event) = client.next().await {
+            match event {
+                Event::Message(message) => {
+                    println!("{} {} at {:?}", message.kind(), message.data, message.position);
+                    assert_eq!(message.position, Some(if is_first_start { 1 } else { 2 }));
+                    // The next event acknowledges this one, and so does this call. Until then it would be delivered again.
+                    client.acknowledge().await?;
+                    break;
+                }
+                Event::Disconnected { will_reconnect, reason, .. } => println!("{reason}; back: {will_reconnect}"),
+                _ => {}
             }
-            Event::Disconnected { will_reconnect, reason, .. } => println!("{reason}; back again: {will_reconnect}"),
-            _ => {}
         }
+        client.send("THANKS", &())?; // queued while the client is offline
+        client.disconnect().await;
     }
-    client.send("THANKS", &())?; // queued while the client is offline
-    client.disconnect().await;
     Ok(())
 }

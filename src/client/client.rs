@@ -2,10 +2,10 @@
 
 use std::{
     fmt,
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -15,12 +15,15 @@ use serde_json::{Map, Value, value::to_raw_value};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Connection, codec,
-    driver::{Control, Credentials, Driver, Progress},
+    Connection, close_code, codec,
+    connect::Connector,
+    driver::{Control, Credentials, Driver, Progress, QueuedEvent},
     error::ClientError,
     event::{Event, Options},
+    position::{PositionStore, Positions},
+    transport::Transport,
 };
-use crate::protocol::opcode;
+use crate::{message::Seq, protocol::opcode};
 
 /// Events that are queued for the program. When the queue is full, nothing more is read from the server.
 const EVENTS_MAX: usize = 64;
@@ -37,13 +40,15 @@ const RECONNECT_DELAY_MAX: Duration = Duration::from_secs(30);
 /// Requests that are queued for the driver. It handles them at once, except while it is authenticating.
 const CONTROLS_MAX: usize = 4;
 
-/// Configures how a client reconnects.
+/// Configures how a client connects, reconnects and resumes.
 #[must_use = "a builder does nothing until it connects"]
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
     url: String,
     interval: Option<Duration>,
     reconnect_delay_max: Duration,
+    transport: Transport,
+    positions: Option<Arc<dyn PositionStore>>,
 }
 
 impl ClientBuilder {
@@ -61,20 +66,49 @@ impl ClientBuilder {
         self
     }
 
+    /// Sets certificates and proxy.
+    pub fn transport(mut self, transport: Transport) -> Self {
+        self.transport = transport;
+        self
+    }
+
+    /// Sets the store of the client's position in the user's log, so that the client resumes also in the next process.
+    ///
+    /// The stored position is `after` of the authentication, in place of [`Options::after`], which counts only while the
+    /// store is empty (default 0). The position moves after the program has processed a message, before the server gets
+    /// the acknowledgement, and before [`Client::next`] returns the next event.
+    pub fn positions(mut self, store: impl PositionStore) -> Self {
+        self.positions = Some(Arc::new(store));
+        self
+    }
+
     /// Connects for the first time, within 10 s.
     ///
     /// # Errors
-    /// Fails if this attempt fails. A client reconnects only after a first connection.
+    /// Fails if this attempt fails, or the stored position cannot be loaded. A client reconnects only after a first
+    /// connection.
     pub async fn connect(self) -> Result<Client, ClientError> {
-        let connection = Connection::connect(&self.url).await?;
+        let positions = match self.positions {
+            Some(store) => Some(Positions::load(store).await?),
+            None => None,
+        };
+        let connector = Connector::new(&self.url, &self.transport).await?;
+        let connection = Connection::open(&connector).await?;
         let (events_in, events) = mpsc::channel(EVENTS_MAX);
         let (sends, sends_out) = mpsc::channel(UNSENT_MAX);
         let (controls, controls_out) = mpsc::channel(CONTROLS_MAX);
         let progress = Arc::new(Progress::default());
-        let settings = (self.url, self.interval, self.reconnect_delay_max);
+        let settings = (connector, self.interval, self.reconnect_delay_max);
         let driver = Driver::new(settings, events_in, sends_out, controls_out, progress.clone());
         tokio::spawn(driver.run(connection));
-        Ok(Client { events, sender: Sender { sends, progress }, controls, has_event: false })
+        Ok(Client {
+            events,
+            sender: Sender { sends, progress },
+            controls,
+            in_progress: None,
+            positions,
+            is_ended: false,
+        })
     }
 }
 
@@ -108,10 +142,14 @@ impl ClientBuilder {
 /// acknowledged. A program that does not call `next` for longer than the heartbeat's timeout is disconnected, unless it
 /// resumes.
 ///
-/// **Resuming** ([`Options::after`]). The client counts the sequences, and sends the last one that it has returned
+/// **Resuming** ([`Options::after`]). The client counts the sequences, and sends that of the last processed message
 /// whenever it reconnects. It acknowledges processed messages by op 3, at most every 50 ms. So no message is lost or
-/// repeated over broken connections and a killed server. A program that ends must store the position itself:
-/// [`Delivery::position`] of the last processed message is `after` of the next start.
+/// repeated over broken connections and a killed server.
+///
+/// **Restarting.** With [`ClientBuilder::positions`] the client stores its position, and resumes from it at the next
+/// start. It is stored before `next` returns the following event. So a program that is killed gets at most the message
+/// in progress again, and loses none. A program can also store the position itself, together with the effect of the
+/// message: [`Delivery::position`] of the last processed message is `after` of the next start.
 ///
 /// **Sending.** Messages sent while the client is offline are queued in memory: 1,024 messages or 4 MiB, then
 /// [`ClientError::Full`]. They are sent after the client has reconnected and authenticated. They are not acknowledged: a
@@ -121,20 +159,29 @@ impl ClientBuilder {
 ///
 /// [`Delivery::position`]: super::Delivery::position
 pub struct Client {
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<QueuedEvent>,
     sender: Sender,
     controls: mpsc::Sender<Control>,
-    /// Whether the last call of `next` returned an event, which the program is processing.
-    has_event: bool,
+    /// Set if the last call of `next` returned an event, which the program is processing: the position after it.
+    in_progress: Option<Option<Seq>>,
+    positions: Option<Positions>,
+    /// Set if the position cannot be stored. Then there is no further event.
+    is_ended: bool,
 }
 
 impl Client {
-    /// Configures a client of the server at `ws://HOST[:PORT][/PATH]`.
+    /// Configures a client of the server at `ws://HOST[:PORT][/PATH]` or `wss://`.
     pub fn builder(url: &str) -> ClientBuilder {
-        ClientBuilder { url: url.to_owned(), interval: None, reconnect_delay_max: RECONNECT_DELAY_MAX }
+        ClientBuilder {
+            url: url.to_owned(),
+            interval: None,
+            reconnect_delay_max: RECONNECT_DELAY_MAX,
+            transport: Transport::default(),
+            positions: None,
+        }
     }
 
-    /// Connects to `ws://HOST[:PORT][/PATH]`, within 10 s.
+    /// Connects to `ws://HOST[:PORT][/PATH]` or `wss://`, within 10 s.
     ///
     /// # Errors
     /// Fails if the address is invalid, the server is unreachable, or it does not speak the protocol.
@@ -164,12 +211,15 @@ impl Client {
     pub async fn authenticate_by<F, R>(
         &mut self,
         credentials: F,
-        options: Options,
+        mut options: Options,
     ) -> Result<Map<String, Value>, ClientError>
     where
         F: Fn() -> R + Send + Sync + 'static,
         R: Future<Output = Map<String, Value>> + Send + 'static,
     {
+        if let Some(positions) = &self.positions {
+            options.after = positions.saved().or(options.after).or(Some(0));
+        }
         let (answer, answered) = oneshot::channel();
         let credentials: Credentials = Box::new(move || Box::pin(credentials()));
         let sent = self.controls.send(Control::Authenticate { credentials, options, answer }).await;
@@ -180,6 +230,16 @@ impl Client {
     /// Returns the next event; `None` when the client has ended. Cancel-safe, as in `select!`.
     pub async fn next(&mut self) -> Option<Event> {
         StreamExt::next(self).await
+    }
+
+    /// Acknowledges the last event now, as the following call of [`Client::next`] would.
+    ///
+    /// For programs that wait long before that call. Returns after the position is stored, if there is a store.
+    ///
+    /// # Errors
+    /// Fails if the position cannot be stored. Then the event is not acknowledged, and the call can be repeated.
+    pub async fn acknowledge(&mut self) -> Result<(), ClientError> {
+        poll_fn(|context| self.poll_done(context)).await
     }
 
     /// Queues an application's message (opcode 0) and returns at once.
@@ -202,7 +262,8 @@ impl Client {
     /// queued messages are lost. If it resumes, [`Options::after`] of the next start acknowledges the processed
     /// messages.
     pub async fn disconnect(mut self) {
-        self.mark_done();
+        // Without the position stored, the message must stay unacknowledged. It is repeated at the next start.
+        _ = self.acknowledge().await;
         let (done, closed) = oneshot::channel();
         if self.controls.send(Control::Disconnect(done)).await.is_ok() {
             // Nothing reads the remaining events, and the task must not wait for that.
@@ -211,11 +272,28 @@ impl Client {
         }
     }
 
-    fn mark_done(&mut self) {
-        if std::mem::take(&mut self.has_event) {
-            self.sender.progress.done.fetch_add(1, Ordering::AcqRel);
-            self.sender.progress.done_changed.notify_one();
+    /// Stores the position after the event in progress, and then counts the event as processed.
+    ///
+    /// In this order: the server may remove an acknowledged message, and a message whose position is not stored is
+    /// requested again at the next start.
+    fn poll_done(&mut self, context: &mut Context<'_>) -> Poll<Result<(), ClientError>> {
+        let Some(position) = self.in_progress else { return Poll::Ready(Ok(())) };
+        if let (Some(position), Some(positions)) = (position, &mut self.positions) {
+            ready!(positions.poll_save(position, context))?;
         }
+        self.in_progress = None;
+        self.sender.progress.done.fetch_add(1, Ordering::AcqRel);
+        self.sender.progress.done_changed.notify_one();
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends the client because its position cannot be stored. Returns the last event.
+    fn end(&mut self, error: &ClientError) -> Event {
+        // The driver closes the connection. The event in progress stays unacknowledged.
+        self.events.close();
+        self.is_ended = true;
+        self.in_progress = None;
+        Event::Disconnected { code: close_code::LOST, reason: error.to_string(), will_reconnect: false }
     }
 }
 
@@ -223,10 +301,15 @@ impl Stream for Client {
     type Item = Event;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Event>> {
-        self.mark_done();
-        let event = self.events.poll_recv(cx);
-        self.has_event = matches!(event, Poll::Ready(Some(_)));
-        event
+        if self.is_ended {
+            return Poll::Ready(None);
+        }
+        if let Err(error) = ready!(self.poll_done(cx)) {
+            return Poll::Ready(Some(self.end(&error)));
+        }
+        let Some((event, position)) = ready!(self.events.poll_recv(cx)) else { return Poll::Ready(None) };
+        self.in_progress = Some(position);
+        Poll::Ready(Some(event))
     }
 }
 

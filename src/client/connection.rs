@@ -14,7 +14,6 @@ use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Duration};
 use futures_util::{SinkExt, StreamExt};
 use serde::Serialize;
 use serde_json::{Map, Value, value::to_raw_value};
-use tokio::net::TcpStream;
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -26,9 +25,11 @@ use tokio_tungstenite::{
 use super::{
     close_code,
     codec::{self, Hello, Incoming},
-    connect,
+    connect::Connector,
     error::{self, ClientError},
     event::{ConnectionEvent, Options},
+    tls::Stream,
+    transport::Transport,
 };
 use crate::{message::Seq, protocol::opcode};
 
@@ -50,7 +51,7 @@ const VERSION: &str = "1.5.3";
 /// A connection to a server.
 #[derive(Debug)]
 pub struct Connection {
-    socket: WebSocketStream<TcpStream>,
+    socket: WebSocketStream<Stream>,
     hello: Hello,
     /// Frames that arrived during an authentication, in order; at most [`EARLY_FRAMES_MAX`].
     early: VecDeque<Incoming>,
@@ -63,12 +64,26 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to `ws://HOST[:PORT][/PATH]` and waits for the server's greeting.
+    /// Connects to `ws://HOST[:PORT][/PATH]` or `wss://`, and waits for the server's greeting.
     ///
     /// # Errors
     /// Fails if the address is invalid, the server is unreachable within 10 s, or it does not speak the protocol.
     pub async fn connect(url: &str) -> Result<Self, ClientError> {
-        let socket = connect::open(url).await?;
+        Self::connect_with(url, &Transport::default()).await
+    }
+
+    /// Connects with other certificates, or another proxy.
+    ///
+    /// # Errors
+    /// Same as [`Connection::connect`]. Also fails if the certificates cannot be loaded.
+    pub async fn connect_with(url: &str, transport: &Transport) -> Result<Self, ClientError> {
+        let connector = Connector::new(url, transport).await?;
+        Self::open(&connector).await
+    }
+
+    /// Connects by a prepared connector.
+    pub(super) async fn open(connector: &Connector) -> Result<Self, ClientError> {
+        let socket = connector.open().await?;
         let mut client = Self {
             socket,
             hello: Hello::default(),

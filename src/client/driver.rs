@@ -22,6 +22,7 @@ use tokio::{
 use super::{
     Connection, close_code,
     codec::{self, Incoming},
+    connect::Connector,
     error::ClientError,
     event::{Delivery, Event, Options},
 };
@@ -57,15 +58,18 @@ enum ServeEnd {
     Failed(ClientError),
 }
 
+/// An event for the program. If the client resumes: also its position, once the program has processed the event.
+pub(super) type QueuedEvent = (Event, Option<Seq>);
+
 /// Runs one client.
 pub(super) struct Driver {
-    url: String,
+    connector: Arc<Connector>,
     /// Delay before reconnecting, in place of the server's interval.
     interval: Option<Duration>,
     // Fields are dropped in this order, so that sending fails once the last event was read.
     sends: mpsc::Receiver<String>,
     controls: mpsc::Receiver<Control>,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<QueuedEvent>,
     progress: Arc<Progress>,
     /// Set once the program has authenticated.
     credentials: Option<(Credentials, Options)>,
@@ -89,14 +93,14 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(
-        (url, interval, reconnect_delay_max): (String, Option<Duration>, Duration),
-        events: mpsc::Sender<Event>,
+        (connector, interval, reconnect_delay_max): (Arc<Connector>, Option<Duration>, Duration),
+        events: mpsc::Sender<QueuedEvent>,
         sends: mpsc::Receiver<String>,
         controls: mpsc::Receiver<Control>,
         progress: Arc<Progress>,
     ) -> Self {
         Self {
-            url,
+            connector,
             interval,
             events,
             sends,
@@ -155,11 +159,11 @@ impl Driver {
         self.backoff.set_min(interval);
         loop {
             let delay = self.backoff.next();
-            tracing::debug!(url = self.url, ?delay, "reconnecting");
-            let url = self.url.clone();
+            tracing::debug!(address = self.connector.address(), ?delay, "reconnecting");
+            let connector = self.connector.clone();
             let attempt = async {
                 tokio::time::sleep(delay).await;
-                Connection::connect(&url).await
+                Connection::open(&connector).await
             };
             tokio::pin!(attempt);
             let attempt = loop {
@@ -248,9 +252,10 @@ impl Driver {
     }
 
     /// Handles a frame. Returns the event for the program, if there is one.
-    fn handle(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<Option<Event>, ServeEnd> {
+    fn handle(&mut self, connection: &mut Connection, incoming: Incoming) -> Result<Option<QueuedEvent>, ServeEnd> {
         Ok(match incoming {
             Incoming::Message { op, data, kind, position } => {
+                let mut reached = None;
                 if let (Some(seq), Some((_, options))) = (position, &mut self.credentials)
                     && let Some(after) = &mut options.after
                 {
@@ -259,12 +264,14 @@ impl Driver {
                         return Ok(None);
                     }
                     *after = seq;
+                    reached = Some(seq);
                     self.unacknowledged.push_back((self.delivered + 1, seq));
                 }
                 self.last_message = self.delivered + 1;
-                Some(Event::Message(Delivery { op, kind, data, position }))
+                Some((Event::Message(Delivery { op, kind, data, position }), reached))
             }
             Incoming::Resumed { first, last, missed } => {
+                let mut reached = None;
                 if let Some((_, options)) = &mut self.credentials
                     && let Some(after) = &mut options.after
                 {
@@ -281,8 +288,10 @@ impl Driver {
                     }
                     // The sequences of a gap count as received.
                     *after = (*after).max(missed.as_ref().map_or(0, |missed| missed.to));
+                    // Stored even where it is lower: in a replaced log, the old position would skip new messages later.
+                    reached = Some(*after);
                 }
-                Some(Event::Resumed { first, last, missed })
+                Some((Event::Resumed { first, last, missed }, reached))
             }
             Incoming::Heartbeat => {
                 // A client that resumes acknowledges by op 3, so op 11 only shows that it is alive.
@@ -375,7 +384,7 @@ impl Driver {
             // The program waits in `authenticate` and reads no events meanwhile: waiting here would be a deadlock.
             return Ok(());
         }
-        self.events.send(event).await.map_err(|_| ServeEnd::ByProgram(None))?;
+        self.events.send((event, None)).await.map_err(|_| ServeEnd::ByProgram(None))?;
         self.delivered += 1;
         Ok(())
     }

@@ -22,6 +22,29 @@ pub enum ClientError {
         /// Cause as reported by the system.
         reason: String,
     },
+    /// The trusted certificates cannot be loaded.
+    #[error("the trusted certificates cannot be loaded: {0}")]
+    Certificates(String),
+    /// The TLS handshake failed.
+    #[error("no TLS connection to {address}: {reason}")]
+    Tls {
+        /// Host and port.
+        address: String,
+        /// Cause and remedy.
+        reason: String,
+    },
+    /// The proxy opened no tunnel to the server.
+    #[error("the proxy {proxy} opens no connection to {address}: {reason}")]
+    Proxy {
+        /// Host and port of the proxy.
+        proxy: String,
+        /// Host and port of the server.
+        address: String,
+        /// Status of the proxy's response, if there was one.
+        status: Option<u16>,
+        /// Cause and remedy.
+        reason: String,
+    },
     /// The server rejected the WebSocket handshake.
     #[error(
         "{address} answers, but not as a WebSocket server: {reason}. Check the path in the address, and the server's \
@@ -57,6 +80,9 @@ pub enum ClientError {
         "the server violated the protocol: {0}. Check that it is a mesa server of a version that this client supports"
     )]
     Protocol(String),
+    /// The position in the user's log cannot be loaded or stored.
+    #[error("the position in the user's log cannot be {0}")]
+    Position(String),
     /// A message cannot be serialized or sent.
     #[error("the message cannot be sent: {0}")]
     Data(String),
@@ -74,8 +100,16 @@ impl ClientError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Handshake { .. } | Self::TimedOut { .. } | Self::Full => true,
+            // A certificate may be renewed, and a network with another certificate be left.
+            Self::Tls { .. } => true,
+            Self::Proxy { status, .. } => *status != Some(407),
             Self::Closed { code, .. } => close_code::should_reconnect(*code),
-            Self::Address(_) | Self::Protocol(_) | Self::Data(_) | Self::Ended => false,
+            Self::Certificates(_)
+            | Self::Position(_)
+            | Self::Address(_)
+            | Self::Protocol(_)
+            | Self::Data(_)
+            | Self::Ended => false,
         }
     }
 }

@@ -131,7 +131,8 @@ pub struct Options {
     /// Resumes after this sequence: the last one that the program has processed, 0 for none.
     ///
     /// Store it together with the effect of the message, and pass it at the next start. Then no message is lost or
-    /// repeated. A running [`Client`](super::Client) updates it itself.
+    /// repeated. A running [`Client`](super::Client) updates it itself. With
+    /// [`ClientBuilder::positions`](super::ClientBuilder::positions) it also stores it.
     pub after: Option<Seq>,
     /// Device of the client, which has its own cursor in the log.
     pub device: Option<DeviceId>,

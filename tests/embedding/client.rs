@@ -307,7 +307,7 @@ async fn resuming_client_over_cuts_and_kills_receives_each_message_once() {
 }
 
 /// Dispatches the numbers from 1 to `count`, and retries each until it is answered. The id makes retries idempotent.
-fn send_numbers(address: &Mutex<SocketAddr>, count: u64) {
+pub fn send_numbers(address: &Mutex<SocketAddr>, count: u64) {
     let mut http = None;
     for n in 1..=count {
         let body = json!({ "message": { "d": n }, "recipients": ["alice"], "id": format!("n-{n}") }).to_string();

@@ -5,6 +5,7 @@ mod server;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
+mod tls_front;
 
 mod attach;
 mod client;
@@ -16,3 +17,4 @@ mod middleware;
 mod panics;
 mod portal;
 mod restart;
+mod transport;

@@ -1,4 +1,4 @@
-//! Hides credentials in URLs that are logged or shown.
+//! Writes addresses, and hides credentials in URLs that are logged or shown.
 
 /// Returns `url` on one line, with `…` in place of user name and password.
 ///
@@ -11,6 +11,11 @@ pub(crate) fn without_userinfo(url: &str) -> String {
     }
     .escape_debug()
     .to_string()
+}
+
+/// Joins a host, without brackets, and a port.
+pub(super) fn host_and_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 
 #[cfg(test)]

@@ -196,6 +196,9 @@ pub struct ConnectArgs {
     /// The server [env: MESA_URL] [default: ws://127.0.0.1:4000/]
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
+    /// Trust the certificates of this PEM file for wss://, in place of the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
     /// Discard the backlog; it counts as acknowledged
     #[arg(long)]
     pub no_sync: bool,

@@ -5,7 +5,7 @@ mod input;
 use std::{io::BufRead, time::Duration};
 
 use mesa::{
-    client::{self, ClientError, Connection, ConnectionEvent, Gap, close_code},
+    client::{self, ClientError, Connection, ConnectionEvent, Gap, Transport, close_code},
     message::{DeviceId, Seq},
     util::{backoff::jitter, sleep::sleep_until_optional},
 };
@@ -63,6 +63,7 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
     };
     let url = endpoint::websocket_url(args.url.as_deref())?;
     let device = args.device.as_deref().map(DeviceId::new).transpose().map_err(Failure::usage)?;
+    let transport = args.ca.as_ref().map_or_else(Transport::default, |path| Transport::default().ca_file(path));
     let mut progress = args.after.map(|after| Progress { after, ack_by: None });
     let mut lines = InputLines::start();
     let mut interval = RECONNECT_INTERVAL;
@@ -73,7 +74,7 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
         let after = progress.as_ref().map(|progress| progress.after);
         let mut options = client::Options::default().should_sync(should_sync);
         (options.after, options.device) = (after, device.clone());
-        let lost = match connect(&url, &token, &options).await {
+        let lost = match connect(&url, &transport, &token, &options).await {
             Ok(mut client) => {
                 connected_before = true;
                 interval = client.hello().reconnect_interval.unwrap_or(interval);
@@ -110,8 +111,13 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
 }
 
 /// Connects and authenticates.
-async fn connect(url: &str, token: &str, options: &client::Options) -> Result<Connection, ClientError> {
-    let mut client = Connection::connect(url).await?;
+async fn connect(
+    url: &str,
+    transport: &Transport,
+    token: &str,
+    options: &client::Options,
+) -> Result<Connection, ClientError> {
+    let mut client = Connection::connect_with(url, transport).await?;
     let user = client.authenticate_with(client::token(token), options).await?;
     let id = user.get("id").and_then(|id| id.as_str()).map(|id| format!(" as {}", printable(id)));
     // The query may have a secret. `Connection::connect` rejects a URL with a user name.
