@@ -24,7 +24,7 @@ use super::{
     codec::{self, Incoming},
     connect::Connector,
     error::ClientError,
-    event::{Delivery, Event, Options},
+    event::{Delivery, Event, Gap, Options},
 };
 use crate::{
     message::Seq,
@@ -85,6 +85,9 @@ pub(super) struct Driver {
     unacknowledged: VecDeque<(u64, Seq)>,
     /// Next acknowledgement by op 3: its sequence, and the time at which it is due.
     ack: Option<(Seq, Instant)>,
+    /// For a client that resumes: last sequence that was queued for the program. [`Options::after`] of the credentials is
+    /// the last one that the program has processed. Resuming acknowledges up to there, so it must not be a queued one.
+    received: Seq,
     /// Whether the server has reported the state of the log on this connection.
     resumed: bool,
     /// Delays before attempts to reconnect, reset by a successful authentication.
@@ -113,6 +116,7 @@ impl Driver {
             acks_due: VecDeque::new(),
             unacknowledged: VecDeque::new(),
             ack: None,
+            received: 0,
             resumed: false,
             backoff: Backoff::new(Duration::ZERO, reconnect_delay_max),
         }
@@ -172,8 +176,7 @@ impl Driver {
                     () = self.events.closed() => return None,
                     control = self.controls.recv() => match control {
                         Some(Control::Authenticate { credentials, options, answer }) => {
-                            self.credentials = Some((credentials, options));
-                            self.answer = Some(answer);
+                            self.set_credentials(credentials, options, answer);
                         }
                         Some(Control::Disconnect(done)) => {
                             _ = done.send(());
@@ -223,8 +226,7 @@ impl Driver {
                 () = self.events.closed() => return Ok(ServeEnd::ByProgram(None)),
                 control = self.controls.recv() => match control {
                     Some(Control::Authenticate { credentials, options, answer }) => {
-                        self.credentials = Some((credentials, options));
-                        self.answer = Some(answer);
+                        self.set_credentials(credentials, options, answer);
                         self.authenticate(connection).await?;
                     }
                     Some(Control::Disconnect(done)) => return Ok(ServeEnd::ByProgram(Some(done))),
@@ -256,14 +258,12 @@ impl Driver {
         Ok(match incoming {
             Incoming::Message { op, data, kind, position } => {
                 let mut reached = None;
-                if let (Some(seq), Some((_, options))) = (position, &mut self.credentials)
-                    && let Some(after) = &mut options.after
-                {
-                    if seq <= *after {
+                if let Some(seq) = position.filter(|_| self.resumes()) {
+                    if seq <= self.received {
                         // A duplicate of a message that an earlier connection delivered.
                         return Ok(None);
                     }
-                    *after = seq;
+                    self.received = seq;
                     reached = Some(seq);
                     self.unacknowledged.push_back((self.delivered + 1, seq));
                 }
@@ -271,27 +271,33 @@ impl Driver {
                 Some((Event::Message(Delivery { op, kind, data, position }), reached))
             }
             Incoming::Resumed { first, last, missed } => {
-                let mut reached = None;
-                if let Some((_, options)) = &mut self.credentials
-                    && let Some(after) = &mut options.after
-                {
-                    if !std::mem::replace(&mut self.resumed, true) && last < *after {
-                        // The log never reached our position, so it is another log with unrelated sequences.
-                        tracing::warn!(
-                            after,
-                            last,
-                            "the server's log is not the one of the last connection; resuming from its beginning"
-                        );
-                        *after = first.saturating_sub(1);
-                        self.unacknowledged.clear();
-                        self.ack = None;
-                    }
-                    // The sequences of a gap count as received.
-                    *after = (*after).max(missed.as_ref().map_or(0, |missed| missed.to));
-                    // Stored even where it is lower: in a replaced log, the old position would skip new messages later.
-                    reached = Some(*after);
+                if !self.resumes() {
+                    return Ok(Some((Event::Resumed { first, last, missed }, None)));
                 }
-                Some((Event::Resumed { first, last, missed }, reached))
+                if !std::mem::replace(&mut self.resumed, true) && last < self.received {
+                    // The log never reached our position, so it is another log with unrelated sequences.
+                    tracing::warn!(
+                        received = self.received,
+                        last,
+                        "the server's log is not the one of the last connection; resuming from its beginning"
+                    );
+                    self.received = first.saturating_sub(1);
+                    self.set_after(self.received);
+                    self.unacknowledged.clear();
+                    self.ack = None;
+                }
+                // Queued messages are not missed, and a queued gap is not reported again.
+                let missed = missed.filter(|missed| missed.to > self.received).map(|missed| {
+                    let from = missed.from.max(self.received + 1);
+                    Gap { from, ..missed }
+                });
+                if let Some(missed) = &missed {
+                    // The sequences of a gap count as received.
+                    self.received = missed.to;
+                    self.unacknowledged.push_back((self.delivered + 1, missed.to));
+                }
+                // Stored even where it is lower: in a replaced log, the old position would skip new messages later.
+                Some((Event::Resumed { first, last, missed }, Some(self.received)))
             }
             Incoming::Heartbeat => {
                 // A client that resumes acknowledges by op 3, so op 11 only shows that it is alive.
@@ -307,6 +313,19 @@ impl Driver {
         })
     }
 
+    fn set_credentials(&mut self, credentials: Credentials, options: Options, answer: Answer) {
+        self.received = options.after.unwrap_or_default();
+        self.credentials = Some((credentials, options));
+        self.answer = Some(answer);
+    }
+
+    /// Sets the position that the next resume sends.
+    fn set_after(&mut self, seq: Seq) {
+        if let Some((_, Options { after: Some(after), .. })) = &mut self.credentials {
+            *after = seq;
+        }
+    }
+
     fn resumes(&self) -> bool {
         self.credentials.as_ref().is_some_and(|(_, options)| options.after.is_some())
     }
@@ -318,12 +337,19 @@ impl Driver {
             self.acks_due.pop_front();
             connection.write(codec::heartbeat_ack()).await.map_err(ServeEnd::Failed)?;
         }
+        self.advance();
+        Ok(())
+    }
+
+    /// Moves the position over what the program has processed, and schedules its acknowledgement.
+    fn advance(&mut self) {
+        let done = self.progress.done.load(Ordering::Acquire);
         while let Some((_, seq)) = self.unacknowledged.front().copied().filter(|(due, _)| *due <= done) {
             self.unacknowledged.pop_front();
+            self.set_after(seq);
             let by = self.ack.map_or_else(|| Instant::now() + ACK_DELAY, |(_, by)| by);
             self.ack = Some((seq, by));
         }
-        Ok(())
     }
 
     async fn acknowledge(&mut self, connection: &mut Connection) -> Result<(), ServeEnd> {
@@ -353,6 +379,7 @@ impl Driver {
     }
 
     async fn authenticate(&mut self, connection: &mut Connection) -> Result<(), ServeEnd> {
+        self.advance();
         let Some((credentials, options)) = &mut self.credentials else { return Ok(()) };
         let authenticated = async {
             let data = credentials().await;

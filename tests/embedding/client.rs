@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{Stream, StreamExt};
@@ -19,7 +19,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     flaky_proxy::FlakyProxy,
     server::{TestServer, builder, message, records, user_id, within},
-    support::{http::Http, server::Home},
+    support::{http::Http, server::Home, wait::WAIT_TIMEOUT},
 };
 
 /// Reconnect interval of the clients.
@@ -311,7 +311,9 @@ pub fn send_numbers(address: &Mutex<SocketAddr>, count: u64) {
     let mut http = None;
     for n in 1..=count {
         let body = json!({ "message": { "d": n }, "recipients": ["alice"], "id": format!("n-{n}") }).to_string();
+        let end = Instant::now() + WAIT_TIMEOUT;
         loop {
+            assert!(Instant::now() < end, "an answer to dispatch {n} within {WAIT_TIMEOUT:?}");
             let connection = match http.take() {
                 Some(connection) => Ok(connection),
                 None => Http::connect(*address.lock().unwrap()),

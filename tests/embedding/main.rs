@@ -16,5 +16,6 @@ mod middleware;
 #[cfg(feature = "failpoints")]
 mod panics;
 mod portal;
+mod positions;
 mod restart;
 mod transport;
