@@ -44,6 +44,7 @@ pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<
     reader.field("api.keys", &mut config.api.keys, texts);
     reader.field("api.idWindow", &mut config.api.id_window, millis);
     reader.field("api.ids", &mut config.api.ids, integer);
+    reader.field("api.corsOrigins", &mut config.api.cors_origins, texts);
     reader.optional("origins", &mut config.origins, texts);
     reader.limits(&mut config.limits);
     reader.redis_protocol(&mut config.redis_protocol);

@@ -91,6 +91,6 @@ impl Default for RedisProtocol {
 
 impl Default for Api {
     fn default() -> Self {
-        Self { keys: Vec::new(), id_window: Duration::from_secs(10 * 60), ids: 1_000_000 }
+        Self { keys: Vec::new(), id_window: Duration::from_secs(10 * 60), ids: 1_000_000, cors_origins: Vec::new() }
     }
 }

@@ -290,6 +290,8 @@ pub struct Api {
     pub id_window: Duration,
     /// Idempotency ids that are stored; one more removes the oldest before its window ends. Default 1 000 000.
     pub ids: usize,
+    /// Origins of the web pages that may call the HTTP API (CORS), compared exactly; `*` alone: every page. Default none.
+    pub cors_origins: Vec<String>,
 }
 
 impl std::fmt::Debug for Api {

@@ -58,6 +58,7 @@ impl Config {
                 "keys": vec![MASK; self.api.keys.len()],
                 "idWindow": millis(self.api.id_window),
                 "ids": self.api.ids,
+                "corsOrigins": self.api.cors_origins,
             },
             "origins": self.origins,
             "limits": self.effective_limits(),

@@ -169,6 +169,7 @@ pub(super) const KEYS: &[Key] = &[
     key("api.idWindow", &["MESA_API_ID_WINDOW"], millis(1000, 7 * DAY_MS)),
     // Each stored id uses memory.
     key("api.ids", &["MESA_API_IDS"], integer(1, 100_000_000)),
+    key("api.corsOrigins", &["MESA_API_CORS_ORIGINS"], Kind::Texts),
     key("origins", &["MESA_ORIGINS"], Kind::Texts),
     key("limits.connections", &["MESA_LIMITS_CONNECTIONS"], integer(1, 10_000_000)),
     key("limits.connectionsPerAddress", &["MESA_LIMITS_CONNECTIONS_PER_ADDRESS"], integer(0, 10_000_000)),

@@ -30,6 +30,8 @@ pub struct Api {
     pub limits: Limits,
     /// Whether only web pages of this machine are served.
     pub local_only: bool,
+    /// Origins of the web pages that may call the API.
+    pub cors_origins: Vec<String>,
 }
 
 pub(super) type State = axum::extract::State<Arc<Api>>;

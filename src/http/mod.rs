@@ -2,6 +2,7 @@
 //!
 //! - [`api`]: shared state, and JSON responses
 //! - [`auth`]: API keys · [`head`]: checks of the head of every request
+//! - [`cors`]: web pages that may call the API
 //! - [`dispatch`]: `POST /v1/dispatch`, one dispatch or an NDJSON stream
 //! - [`users`]: everything under `/v1/users`
 //! - [`backup`]: `GET /v1/backup`
@@ -15,6 +16,7 @@ mod api;
 mod auth;
 mod backup;
 mod client_script;
+mod cors;
 mod dispatch;
 mod error;
 pub(crate) mod error_response;
@@ -40,6 +42,7 @@ use tower::ServiceExt;
 pub use self::api::Api;
 use self::api::{BODY_TIMEOUT, State, json};
 pub use auth::Caller;
+use cors::Cors;
 use error::ApiError;
 
 /// Time limit of any request but a dispatch; then the response is 408.
@@ -73,13 +76,35 @@ impl Http {
     /// Responds to one request.
     ///
     /// Dropping the future does not cancel a dispatch that the store has accepted.
-    pub async fn respond<B>(&self, caller: &Caller, mut request: Request<B>) -> Response
+    pub async fn respond<B>(&self, caller: &Caller, request: Request<B>) -> Response
+    where
+        B: HttpBody<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        // The routes that need a key.
+        let is_v1 = auth::is_counted(request.uri().path());
+        let cors = is_v1.then(|| Cors::of(&self.api.cors_origins, &request)).flatten();
+        let is_preflight = cors.as_ref().is_some_and(Cors::is_allowed_preflight);
+        let mut response = self.answer(caller, request, is_preflight).await;
+        if let Some(cors) = cors {
+            // Errors too, or the page could not read them.
+            cors.apply(&mut response);
+        }
+        response
+    }
+
+    async fn answer<B>(&self, caller: &Caller, mut request: Request<B>, is_preflight: bool) -> Response
     where
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         if let Err(error) = head::check(&request, self.api.local_only) {
             return self.reject(ApiError::from(error));
+        }
+        if is_preflight {
+            let response = cors::preflight();
+            auth::count_response(&self.api, response.status());
+            return response;
         }
         // A stream of dispatches has no time limit, and the body of a single dispatch has its own.
         let is_dispatch = request.method() == Method::POST && request.uri().path() == dispatch::PATH;

@@ -75,6 +75,7 @@ impl Runtime {
             metrics: metrics.clone(),
             limits: config.limits.clone(),
             local_only: config.is_local_only(),
+            cors_origins: config.api.cors_origins.clone(),
         });
         if config.portal.webhook.is_some() && store.outbox().is_none() {
             tracing::warn!("portal.webhook has no effect: the store was opened without an outbox");

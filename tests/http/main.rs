@@ -2,6 +2,7 @@
 //!
 //! - `client_script`: the JavaScript client
 //! - `connection_limits`: more connections than the process may open files
+//! - `cors`: pages that may call the API
 //! - `timeouts`: silent, idle and slow connections
 //! - `request_heads`: ambiguous and malformed heads
 //! - `parameters`: query parameters and content codings
@@ -14,6 +15,7 @@ mod support;
 
 mod client_script;
 mod connection_limits;
+mod cors;
 mod early_responses;
 mod origins;
 mod parameters;

@@ -196,7 +196,7 @@ fn another(key: &schema::Key, default: &Value) -> Option<Value> {
         Kind::Choice(names) => names[1].into(),
         Kind::Durability => serde_json::json!({ "interval": 250 }),
         Kind::Texts => match key.name {
-            "origins" => vec!["https://example.org"].into(),
+            "origins" | "api.corsOrigins" => vec!["https://example.org"].into(),
             "authentication.jwt.algorithms" => vec!["HS512"].into(),
             "portal.webhook.events" => vec!["undelivered"].into(),
             _ => vec![API_KEY].into(),

@@ -55,6 +55,7 @@ pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     checks.api(config);
     checks.redis(config);
     checks.redis_protocol(config);
+    checks.cors_origins(&config.api.cors_origins);
     checks.origins(config.origins.as_deref().unwrap_or_default());
     checks.log(&config.log.level);
     (checks.problems, checks.warnings)
@@ -327,16 +328,26 @@ impl Checks {
         }
     }
 
+    fn cors_origins(&mut self, origins: &[String]) {
+        if origins == ["*"] {
+            return;
+        }
+        for (index, origin) in origins.iter().enumerate() {
+            // Any site can make a page with the origin `null`, by a sandbox.
+            if !is_origin(origin) {
+                let origin = excerpt(origin);
+                self.reject(&["api.corsOrigins"], format!(
+                    "api.corsOrigins[{index}] must be an origin as browsers send it, like https://example.org or \
+                     http://localhost:8080, in lower case and without a path, but is \"{origin}\"; to allow every page, \
+                     set it to ['*'] alone"
+                ));
+            }
+        }
+    }
+
     fn origins(&mut self, origins: &[String]) {
         for (index, origin) in origins.iter().enumerate() {
-            let fits = origin == "null"
-                || origin.split_once("://").is_some_and(|(scheme, authority)| {
-                    !scheme.is_empty()
-                        && !authority.is_empty()
-                        && !authority.contains(['/', '?', '#', '@', '*'])
-                        && origin.bytes().all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase())
-                });
-            if !fits {
+            if origin != "null" && !is_origin(origin) {
                 let origin = excerpt(origin);
                 self.reject(&["origins"], format!(
                     "origins[{index}] must be an origin as browsers send it, like https://example.org or \
@@ -377,4 +388,14 @@ fn reserved(path: &str) -> Option<&'static str> {
 /// Returns whether only this machine can reach `host`.
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// Reports whether a text is an origin as browsers send it, and not `null`.
+fn is_origin(text: &str) -> bool {
+    text.split_once("://").is_some_and(|(scheme, authority)| {
+        !scheme.is_empty()
+            && !authority.is_empty()
+            && !authority.contains(['/', '?', '#', '@', '*'])
+            && text.bytes().all(|byte| byte.is_ascii_graphic() && !byte.is_ascii_uppercase())
+    })
 }

@@ -42,7 +42,15 @@ fn http_over(store: Arc<dyn Store>) -> (Http, Arc<Hub>) {
     let hub = Hub::new(settings, store, metrics.clone(), None);
     let keys = ApiKeys::new(&config::Api { keys: vec![KEY.into()], ..config::Api::default() });
     let limits = config::Limits { request_bytes: 1024, recipients: 3, ..Config::default().limits };
-    let api = Api { hub: hub.clone(), keys, guess_limiter: Arc::default(), metrics, limits, local_only: false };
+    let api = Api {
+        hub: hub.clone(),
+        keys,
+        guess_limiter: Arc::default(),
+        metrics,
+        limits,
+        local_only: false,
+        cors_origins: vec![],
+    };
     (Http::new(api), hub)
 }
 
