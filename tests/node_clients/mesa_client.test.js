@@ -4,10 +4,12 @@
 
 const assert = require('node:assert/strict');
 const { spawn } = require('node:child_process');
+const { once } = require('node:events');
 const fs = require('node:fs');
 const os = require('node:os');
 const path = require('node:path');
 const test = require('node:test');
+const { WebSocketServer } = require('ws');
 const { createToken, nowSeconds } = require('./lib/jwt');
 const { Message, createClient, fileStore } = require('./lib/mesa_client');
 const { startProxy } = require('./lib/proxy');
@@ -117,6 +119,27 @@ test('message_of_failed_handler_is_repeated_before_later_ones', async (t) => {
   assert.deepEqual(store.saved, range(5, 1));
   assert.deepEqual(alice.errors.map(({ message }) => message), ['failure 1', 'failure 2', 'failure 3']);
   assert.deepEqual(alice.disconnections, range(3).map(() => [1006, 'a handler failed', true]));
+});
+
+// covers: G2
+test('message_is_not_acknowledged_until_its_position_is_saved', async (t) => {
+  const server = await startServer(t);
+  await server.dispatchNumbers(3, 'alice');
+  const store = createStore();
+  const { save } = store;
+  store.save = async () => { throw new Error('the disk is full'); };
+  const alice = startClient(t, server.url);
+  await alice.client.authenticate('alice', { resume: store });
+  await alice.waitUntil('three errors', () => alice.errors.length === 3);
+  alice.client.disconnect();
+  await server.waitForConnections('alice', 0);
+  assert.equal((await server.userState('alice')).pending, 3);
+
+  store.save = save;
+  await alice.client.connect();
+  await server.dispatchNumber(3, 'alice');
+  await server.waitForNoPending('alice');
+  assert.deepEqual([alice.handled, store.saved], [range(4), [4]]);
 });
 
 // covers: G1, G2
@@ -367,6 +390,68 @@ test('loop_acknowledges_a_message_when_it_asks_for_the_next_one', async (t) => {
     await connecting;
     for await (const message of client) assert.fail(`unexpected message ${message}`);
   }, { code: 1008 });
+});
+
+test('client_connects_again_right_after_disconnect', async (t) => {
+  const server = await startServer(t);
+  const alice = startClient(t, server.url);
+  await alice.client.authenticate('alice', { resume: true });
+  alice.client.disconnect();
+  await alice.client.connect();
+  await server.dispatchNumber(0, 'alice');
+  await alice.waitForCount(1);
+  assert.deepEqual(alice.disconnections.map(([, , willAttemptReconnect]) => willAttemptReconnect), [false]);
+  const again = { isInitialConnection: false, isInitialSessionConnection: true, isAutomaticReconnection: false };
+  assert.deepEqual(alice.connections[1], again);
+  await assert.rejects(alice.client.connect(), /call disconnect\(\) first/);
+});
+
+test('unsynced_message_before_op_13_is_passed_on', async (t) => {
+  const fake = new WebSocketServer({ port: 0, host: '127.0.0.1' });
+  t.after(() => fake.close());
+  await once(fake, 'listening');
+  fake.on('connection', (socket) => socket.on('message', (text) => {
+    if (JSON.parse(text).op !== 2) return;
+    for (const frame of [
+      { op: 22, d: { id: 'alice' } },
+      { op: 0, d: { n: 0 } },
+      { op: 13, d: { first: 1, last: 1, missed: null } },
+      { op: 0, d: { n: 1 }, s: 1 },
+    ]) socket.send(JSON.stringify(frame));
+  }));
+  const alice = startClient(t, `ws://127.0.0.1:${fake.address().port}/`);
+  await alice.client.authenticate('alice', { resume: true });
+  await alice.waitForCount(2);
+  assert.deepEqual(alice.handled, [0, 1]);
+});
+
+test('user_option_names_the_user_if_the_server_does_not', async (t) => {
+  const server = await startServer(t, { authentication: { sendUserObject: false } });
+  await server.dispatchNumbers(2, 'alice');
+  const keys = [];
+  const store = { load: (key) => { keys.push(key); }, save: () => {} };
+  const nameless = startClient(t, server.url);
+  await nameless.client.authenticate('alice', { resume: store });
+  await nameless.waitForDisconnection();
+  assert.match(nameless.errors[0].message, /pass the option `user`/);
+  assert.deepEqual([keys, nameless.handled], [[], []]);
+
+  const named = startClient(t, `${server.url}?token=changing`);
+  await named.client.authenticate('alice', { user: 'alice', device: 'phone', resume: store });
+  await named.waitForCount(2);
+  assert.deepEqual([...new Set(keys)], [JSON.stringify([server.url, 'alice', 'phone'])]);
+});
+
+test('messages_are_kept_if_the_server_says_so', async (t) => {
+  const server = await startServer(t, { options: { storeMessages: true } });
+  const alice = startClient(t, server.url);
+  await alice.client.authenticate('alice');
+  await dispatchStream(server, 1001, 'alice');
+  await alice.waitForCount(1001);
+  alice.client.send(new Message(0, { n: 0 }, 'NUMBER'));
+  const { sent, received } = alice.client.messages;
+  assert.deepEqual(sent, [new Message(0, { n: 0 }, 'NUMBER')]);
+  assert.deepEqual(received.map(({ data }) => data.n), range(1000, 1));
 });
 
 test('delays_between_attempts_have_full_jitter_and_a_cap', async (t) => {

@@ -196,15 +196,14 @@ export class Client {
 
   connect() {
     const { signal } = this.#options;
+    // After `disconnect()` the server may not have answered yet.
+    if (this.ws?.readyState > OPEN) this.#drop('connect() was called');
     const connecting = (this.#connecting ??= deferred());
     if (signal?.aborted || this.ws?.readyState === OPEN) {
       this.#connecting = undefined;
       connecting.reject(signal?.aborted ? signal.reason : new Error('The client is connected: call disconnect() first.'));
       return connecting.promise;
     }
-    // After `disconnect()` the server may not have answered yet.
-    if (this.ws?.readyState > OPEN) this.#drop('connect() was called');
-    this.#connecting = connecting;
     this.#stopped = false;
     this.#ended = undefined;
     this.#listen('addEventListener');
