@@ -302,8 +302,7 @@ export class Client {
     this.#connecting = undefined;
     for (const { reject } of this.#drains.splice(0)) reject(error);
     this.#forgetInbox();
-    this.#lock?.release?.();
-    this.#lock = undefined;
+    if (!this.#working) this.#unlock();
   }
 
   /** Schedules an attempt with full jitter: after a random part of a delay that doubles with each attempt. */
@@ -556,7 +555,7 @@ export class Client {
   #lead() {
     const { key } = this.#log;
     if (this.#lock?.key === key) return;
-    this.#lock?.release?.();
+    this.#unlock();
     const lock = { key };
     this.#lock = lock;
     const { locks } = globalThis.navigator ?? {};
@@ -572,6 +571,11 @@ export class Client {
       await released;
     };
     locks.request(`mesa-client ${key}`, lead).catch((error) => this.#report(error));
+  }
+
+  #unlock() {
+    this.#lock?.release?.();
+    this.#lock = undefined;
   }
 
   #enqueue(item) {
@@ -606,6 +610,8 @@ export class Client {
       }
     }
     this.#working = false;
+    // The last handler may resolve after the end.
+    if (this.#ended) this.#unlock();
   }
 
   /** Resolves with true once all handlers have resolved. Otherwise the item stays, or is sent again. */
