@@ -17,6 +17,7 @@ use crate::embedded::{
         files::{SLED_DIR, VALUE_LOG, WAL},
         meta::{FLUSHED_KEY, FORMAT, FORMAT_KEY},
         missing::MissingPart,
+        parts::{is_part, read_row},
         schema::wal_number,
     },
     value_log::{
@@ -118,13 +119,13 @@ impl OfflineReader {
     ///
     /// The value of an unreadable block is a placeholder with the reason.
     pub fn pairs(&self, table: Table, from: &[u8]) -> TablePairs<'_> {
-        let blocks = (table == Table::Log).then_some(&self.blocks);
-        TablePairs { pairs: self.tables.pairs(table, from), blocks }
+        TablePairs { table, pairs: self.tables.pairs(table, from), reader: self }
     }
 
     /// Returns the keys of a table, in order.
     pub fn keys(&self, table: Table) -> impl Iterator<Item = io::Result<Bytes>> {
-        self.tables.pairs(table, &[]).map(|pair| pair.map(|(key, _)| key))
+        let keys = self.tables.pairs(table, &[]).map(|pair| pair.map(|(key, _)| key));
+        keys.filter(move |key| !(table == Table::Users && key.as_ref().is_ok_and(|key| is_part(key))))
     }
 
     /// Returns a value of a table other than [`Table::Log`].
@@ -240,16 +241,28 @@ impl BlockReader {
 
 /// Iterates over a table: see [`OfflineReader::pairs`].
 pub(in crate::embedded) struct TablePairs<'a> {
+    table: Table,
     pairs: Pairs<'a>,
-    blocks: Option<&'a BlockReader>,
+    reader: &'a OfflineReader,
 }
 
 impl Iterator for TablePairs<'_> {
     type Item = io::Result<(Bytes, Bytes)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let pair = self.pairs.next()?;
-        let Some(blocks) = self.blocks else { return Some(pair) };
-        Some(pair.and_then(|(key, location)| Ok((key.clone(), blocks.read(&key, &location)?))))
+        let OfflineReader { tables, blocks, .. } = self.reader;
+        loop {
+            let (key, value) = match self.pairs.next()? {
+                Ok((key, _)) if self.table == Table::Users && is_part(&key) => continue,
+                Ok(pair) => pair,
+                Err(error) => return Some(Err(error)),
+            };
+            let value = match self.table {
+                Table::Log => blocks.read(&key, &value),
+                Table::Users => read_row(&key, value, |part| tables.get(Table::Users, part)),
+                _ => Ok(value),
+            };
+            return Some(value.map(|value| (key, value)));
+        }
     }
 }

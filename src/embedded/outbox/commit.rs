@@ -41,7 +41,7 @@ const LOST_INTERVAL_MS: u64 = 1000;
 /// with their removal 2.5 and 3.4.
 const SPACE_FACTOR: u64 = 4;
 
-/// Bytes by which sled's file grows at a time: one segment.
+/// Upper bound of the bytes by which sled's file and its preallocation grow at a time.
 const GROWTH_BYTES: u64 = 8 << 20;
 
 /// Spare bytes on the disk above which the space inside sled's file is ignored.
@@ -58,10 +58,10 @@ const LEFT_FACTOR: u64 = 2;
 const STEP_BYTES_MAX: u64 = 512 << 10;
 
 /// Limit of pieces removed in one step; at least one batch. sled may rewrite the neighbours of each piece.
-const STEP_REMOVED_PIECES_MAX: usize = 32;
+const STEP_REMOVED_PIECES_MAX: usize = 128;
 
 /// The same limit while the tables have little space.
-const LITTLE_SPACE_REMOVED_PIECES_MAX: usize = 16;
+const LITTLE_SPACE_REMOVED_PIECES_MAX: usize = 64;
 
 /// Limit of users whose reported sequences are written in one step.
 const STEP_REPORTED_MAX: usize = 1000;

@@ -5,13 +5,13 @@
 use bincode::{Decode, Encode, config, error::DecodeError};
 
 use crate::{
-    embedded::unreadable::Unreadable,
+    embedded::{tables::schema::VALUE_BYTES_MAX, unreadable::Unreadable},
     message::{Seq, UserId},
     store::OutboxEvent,
 };
 
-/// Limit of the bytes of a batch in one value.
-pub const PIECE_BYTES_MAX: usize = 60 << 10;
+/// Limit of the bytes of a batch in one value. Its encoding adds up to 5 bytes.
+pub const PIECE_BYTES_MAX: usize = VALUE_BYTES_MAX - 64;
 
 /// Limit of memory that a damaged length can make the decoder allocate, in bytes: twice the largest frame of a client.
 const DECODE_BYTES_MAX: usize = 32 << 20;

@@ -79,7 +79,7 @@ async fn cut_after(writes: i64) -> bool {
         (1..=3).for_each(|n| outbox.put(client_message(n, 10)));
         if step(3).await {
             // Events of several pieces, enough for several batches.
-            outbox.put(client_message(4, 3 * format::PIECE_BYTES_MAX));
+            outbox.put(client_message(4, 60_000));
             (5..=6).for_each(|n| outbox.put(client_message(n, 30_000)));
             if step(6).await {
                 readable = 6;

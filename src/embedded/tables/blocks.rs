@@ -9,9 +9,39 @@ use super::{
     meta::VALUE_LOG_FILE_KEY,
     sled::{Disk, read_error},
 };
-use crate::embedded::value_log::{location::BlockRow, summary::BlockSummary};
+use crate::embedded::value_log::{
+    file::BlockRead,
+    location::{BlockRow, invalid_location},
+    summary::BlockSummary,
+};
+
+/// Attempts to read a block that compaction moves meanwhile. Then the block counts as missing.
+const READ_ATTEMPTS_MAX: usize = 8;
 
 impl Disk {
+    /// Reads the block of a row, or a placeholder if it is damaged. Returns `None` if the key was removed.
+    pub(super) fn block(&self, key: &[u8], row: &[u8]) -> Result<Option<Bytes>, EngineError> {
+        let Some(BlockRow { mut location, .. }) = BlockRow::decode(row) else {
+            return Ok(Some(invalid_location().to_value()));
+        };
+        for _ in 0..READ_ATTEMPTS_MAX {
+            match self.value_log.read(location, key)? {
+                BlockRead::Block(value) => return Ok(Some(value)),
+                BlockRead::Damaged(why) => return Ok(Some(why.to_value())),
+                BlockRead::Missing => {
+                    // Compaction moved the block, or it was removed, since its location was read.
+                    let Some(now) = self.trees.log.get(key).map_err(read_error)? else { return Ok(None) };
+                    let Some(now) = BlockRow::decode(&now) else { return Ok(Some(invalid_location().to_value())) };
+                    if now.location == location {
+                        break;
+                    }
+                    location = now.location;
+                }
+            }
+        }
+        Ok(Some(location.missing().to_value()))
+    }
+
     pub(super) fn put_block(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
         if self.trees.log.contains_key(key).map_err(|error| self.tables_failed(error))? {
             return self.replace_blocks(&[(key, value)]);

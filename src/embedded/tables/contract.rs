@@ -191,7 +191,8 @@ pub struct BlockCopy {
 ///
 /// [`Engine`](crate::embedded::engine::Engine) defines barriers and checkpoints.
 pub trait Tables: Send + Sync + 'static {
-    /// Sets a value of at most [`VALUE_BYTES_MAX`](crate::embedded::tables::schema::VALUE_BYTES_MAX) bytes.
+    /// Sets a value of at most [`VALUE_BYTES_MAX`](crate::embedded::tables::schema::VALUE_BYTES_MAX) bytes, or a row of a
+    /// user of at most [`ROW_BYTES_MAX`](crate::embedded::tables::schema::ROW_BYTES_MAX). Blocks may be larger.
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError>;
     /// Removes a value, if it exists.
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError>;

@@ -29,4 +29,16 @@ pub(super) const SET_ASIDE: &str = "set-aside";
 /// Portal ids. The server writes this file, not the store.
 pub(super) const PORTALS: &str = "portals.json";
 /// Segment size of sled, in bytes. It cannot change once a store exists.
-pub(in crate::embedded) const SEGMENT_BYTES: usize = 8 << 20;
+///
+/// sled keeps a few segments in memory, so a small one makes a small server. The largest page bounds it from below: sled
+/// writes a page of more than a quarter of a segment, less 52 bytes, into a file of its own, which it never syncs. Here
+/// that limit is 131,020 bytes.
+///
+/// - A *leaf* splits when a traversal finds more than 16 values in it. So it has at most 17, or 20 after it took the 3
+///   values of a merged neighbour. The traversal that merges them visits it at once, and splits it. A key has at most 265
+///   bytes (user id and sequence), a value [`VALUE_BYTES_MAX`](super::schema::VALUE_BYTES_MAX), and each pair less than
+///   32 bytes of overhead: 87,860 bytes for 20 pairs. That leaves space for the merges of three more threads.
+/// - An *index* splits above 256 children, and takes at most 63 of a merged neighbour: 320 keys of less than 300 bytes
+///   with their overhead, 96,000 bytes.
+/// - A change to a page is written as one pair.
+pub(in crate::embedded) const SEGMENT_BYTES: usize = 512 << 10;

@@ -4,7 +4,7 @@
 //! - [`sled`]: an engine on disk
 //! - [`memory`]: an engine for tests
 //! - `schema`: keys and rows · `meta`: keys of the table `meta` · `files`: names of files
-//! - `blocks`: puts and removes blocks · `compact`: compaction of the value log
+//! - `blocks`: puts and removes blocks · `parts`: rows in several values · `compact`: compaction of the value log
 //! - `open`, `directory`, `foreign`, `missing`, `unfinished`: opens a store directory
 //! - `watermark`: how far each file was synced
 //! - `space`: reserved disk space
@@ -21,6 +21,7 @@ pub(super) mod meta;
 pub(super) mod missing;
 pub(super) mod open;
 pub(super) mod open_error;
+pub(super) mod parts;
 pub(super) mod schema;
 pub mod sled;
 pub(super) mod sled_error;

@@ -10,11 +10,11 @@ use crate::{
     message::Seq,
 };
 
-/// Largest value and WAL record of an engine, in bytes.
-///
-/// sled stores values above a share of its segment in files that it never syncs. With segments of 8 MiB and sixteen
-/// values per leaf, this limit stays far below that share.
-pub const VALUE_BYTES_MAX: usize = 96 << 10;
+/// Largest value of the tables, in bytes, except for rows of users. The segment size of sled depends on it.
+pub const VALUE_BYTES_MAX: usize = 4 << 10;
+
+/// Largest row of a user, and largest WAL record, in bytes.
+pub const ROW_BYTES_MAX: usize = 96 << 10;
 
 /// Stores a cursor, and when its device was last seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]

@@ -29,6 +29,8 @@ use super::{
     contract::{BlockCopy, Cause, CompactionMode, EngineError, NewBlock, Table, TableSpace, Tables},
     directory::StoreDir,
     files::SLED_FILE,
+    parts::is_part,
+    schema::VALUE_BYTES_MAX,
     space::{Runway, WriteCounter},
     watermark::WatermarkFile,
 };
@@ -36,12 +38,7 @@ use crate::{
     embedded::{
         engine::Engine,
         offline::sled_file::Tail,
-        value_log::{
-            compaction::CompactionStep,
-            file::{BlockRead, ValueLog},
-            location::{BlockRow, invalid_location},
-            summary::BlockSummary,
-        },
+        value_log::{compaction::CompactionStep, file::ValueLog, location::BlockRow, summary::BlockSummary},
         wal::{contract::Wal, segment::WalFiles},
     },
     failpoints::{self, Failpoint},
@@ -49,9 +46,6 @@ use crate::{
 
 /// Shortest time between two checkpoints that only reclaim space.
 const RECLAIM_INTERVAL: Duration = Duration::from_millis(100);
-
-/// Attempts to read a block that compaction moves meanwhile. Then the block counts as missing.
-const READ_ATTEMPTS_MAX: usize = 8;
 
 /// Stores the WAL and the tables on disk.
 pub struct Disk {
@@ -122,6 +116,7 @@ impl Disk {
         key: &[u8],
         value: &[u8],
     ) -> Result<Option<sled::IVec>, EngineError> {
+        debug_assert!(value.len() <= VALUE_BYTES_MAX, "a value of {} bytes", value.len());
         self.count_write(key.len() + value.len())?;
         tree.insert(key, value).map_err(|error| self.tables_failed(error))
     }
@@ -159,29 +154,6 @@ impl Disk {
         let error = EngineError::from(error);
         self.failed.fetch_or(!error.is_transient(), Ordering::Relaxed);
         error
-    }
-
-    /// Reads the block of a row, or a placeholder if it is damaged. Returns `None` if the key was removed.
-    pub(super) fn block(&self, key: &[u8], row: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let Some(BlockRow { mut location, .. }) = BlockRow::decode(row) else {
-            return Ok(Some(invalid_location().to_value()));
-        };
-        for _ in 0..READ_ATTEMPTS_MAX {
-            match self.value_log.read(location, key)? {
-                BlockRead::Block(value) => return Ok(Some(value)),
-                BlockRead::Damaged(why) => return Ok(Some(why.to_value())),
-                BlockRead::Missing => {
-                    // Compaction moved the block, or it was removed, since its location was read.
-                    let Some(now) = self.trees.log.get(key).map_err(read_error)? else { return Ok(None) };
-                    let Some(now) = BlockRow::decode(&now) else { return Ok(Some(invalid_location().to_value())) };
-                    if now.location == location {
-                        break;
-                    }
-                    location = now.location;
-                }
-            }
-        }
-        Ok(Some(location.missing().to_value()))
     }
 
     fn sync_wal(&self) -> std::io::Result<()> {
@@ -298,15 +270,19 @@ impl Wal for Disk {
 
 impl Tables for Disk {
     fn put(&self, table: Table, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        if table == Table::Log {
-            self.put_block(key, value)
-        } else {
-            self.insert(self.tree(table), key, value).map(drop)
+        match table {
+            Table::Log => self.put_block(key, value),
+            Table::Users => self.put_row(key, value),
+            _ => self.insert(self.tree(table), key, value).map(drop),
         }
     }
 
     fn remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
-        if table == Table::Log { self.remove_block(key) } else { self.take(self.tree(table), key).map(drop) }
+        match table {
+            Table::Log => self.remove_block(key),
+            Table::Users => self.remove_row(key),
+            _ => self.take(self.tree(table), key).map(drop),
+        }
     }
 
     fn remove_erased(&self, key: &[u8]) -> Result<(), EngineError> {
@@ -338,11 +314,8 @@ impl Tables for Disk {
     }
 
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let value = self.tree(table).get(key).map_err(read_error)?;
-        match value {
-            Some(location) if table == Table::Log => self.block(key, &location),
-            value => Ok(value.map(Bytes::from_owner)),
-        }
+        let Some(value) = self.tree(table).get(key).map_err(read_error)? else { return Ok(None) };
+        self.value(table, key, value)
     }
 
     fn scan(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8], Bytes) -> bool) -> Result<(), EngineError> {
@@ -352,7 +325,7 @@ impl Tables for Disk {
         for pair in self.tree(table).range(from..) {
             // A failed iterator stays failed: reading on would skip data silently.
             let (key, value) = pair.map_err(read_error)?;
-            if !visit(&key, Bytes::from_owner(value)) {
+            if self.value(table, &key, value)?.is_some_and(|value| !visit(&key, value)) {
                 break;
             }
         }
@@ -361,7 +334,8 @@ impl Tables for Disk {
 
     fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
         for key in self.tree(table).range(from..).keys() {
-            if !visit(&key.map_err(read_error)?) {
+            let key = key.map_err(read_error)?;
+            if !(table == Table::Users && is_part(&key)) && !visit(&key) {
                 break;
             }
         }
@@ -399,8 +373,7 @@ impl Tables for Disk {
     fn last_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<(Bytes, Bytes)>, EngineError> {
         for pair in self.tree(table).range(..=key).rev() {
             let (key, value) = pair.map_err(read_error)?;
-            let value = if table == Table::Log { self.block(&key, &value)? } else { Some(Bytes::from_owner(value)) };
-            if let Some(value) = value {
+            if let Some(value) = self.value(table, &key, value)? {
                 return Ok(Some((Bytes::from_owner(key), value)));
             }
         }
@@ -408,8 +381,9 @@ impl Tables for Disk {
     }
 
     fn last_key_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
-        let pair = self.tree(table).range(..=key).next_back().transpose().map_err(read_error)?;
-        Ok(pair.map(|(key, _)| Bytes::from_owner(key)))
+        let mut keys = self.tree(table).range(..=key).keys().rev();
+        let key = keys.find(|key| !(table == Table::Users && key.as_ref().is_ok_and(|key| is_part(key))));
+        Ok(key.transpose().map_err(read_error)?.map(Bytes::from_owner))
     }
 
     fn write_through(&self) -> Result<(), EngineError> {

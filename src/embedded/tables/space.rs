@@ -17,11 +17,13 @@ use rustix::fs::{FallocateFlags, fallocate};
 use super::files::{BALLAST, SEGMENT_BYTES};
 use crate::embedded::tables::contract::{Cause, TableSpace, is_file_limit};
 
-/// Number of preallocated segments of sled: the one that sled fills in memory, and one more.
-const RUNWAY_SEGMENTS: u64 = 2;
+/// Bytes preallocated behind the end of sled's file. It is rounded up, so that few calls extend it.
+const RUNWAY_BYTES: u64 = 8 << 20;
+const RUNWAY_STEP_BYTES: u64 = 4 << 20;
 
-/// Preallocated bytes below which nothing is written to sled: its segment in memory may need all of them.
-const RUNWAY_BYTES_MIN: u64 = SEGMENT_BYTES as u64 + (1 << 20);
+/// Preallocated bytes below which nothing is written to sled: what sled writes between two checks, see [`STEP_BYTES`],
+/// and the segments that it has in memory.
+const RUNWAY_BYTES_MIN: u64 = 4 * STEP_BYTES + 2 * SEGMENT_BYTES as u64;
 
 /// Free disk bytes below which only removals (`ENOUGH`) or nothing (`MIN`) is written to sled.
 ///
@@ -86,8 +88,7 @@ pub fn free_bytes(file: &File) -> io::Result<u64> {
 
 /// Bytes that may be put into sled between two checks of its file.
 ///
-/// sled writes up to four times as much. At least 16 MiB are preallocated, of which sled's data in memory may need 8
-/// MiB.
+/// sled writes up to four times as much. [`RUNWAY_BYTES`] are preallocated for that, and for sled's data in memory.
 const STEP_BYTES: u64 = 1 << 20;
 
 /// Bytes that sled may hold in memory when the length of its file is checked.
@@ -141,7 +142,7 @@ impl Runway {
     /// Extends the preallocation to its full length, if possible. Returns how much sled may write.
     pub fn extend(&mut self, file: &File) -> io::Result<TableSpace> {
         let (length, blocks) = length_and_blocks(file)?;
-        let end = length.next_multiple_of(SEGMENT_BYTES as u64) + RUNWAY_SEGMENTS * SEGMENT_BYTES as u64;
+        let end = runway_end(length);
         if self.end >= end && blocks >= self.blocks {
             return Ok(TableSpace::Enough);
         }
@@ -174,6 +175,11 @@ impl Runway {
     pub fn take_shrinking(&mut self) -> bool {
         std::mem::take(&mut self.is_shrinking)
     }
+}
+
+/// Returns the end of the preallocation for a file of `length` bytes.
+fn runway_end(length: u64) -> u64 {
+    (length + RUNWAY_BYTES).next_multiple_of(RUNWAY_STEP_BYTES)
 }
 
 fn length_and_blocks(file: &File) -> io::Result<(u64, u64)> {
@@ -226,8 +232,8 @@ impl Ballast {
                 Ok(()) => tracing::warn!("the disk is full: the ballast was removed to open the store"),
             }
         }
-        // sled first fills its current segment.
-        let end = length.next_multiple_of(SEGMENT_BYTES as u64) + SEGMENT_BYTES as u64;
+        // sled first fills its current segment, and its thread may move pages meanwhile.
+        let end = runway_end(length);
         match allocate(&file, 0, end) {
             Err(error) if Cause::of(&error) == Cause::NoSpace => {
                 // A copied file lacks preallocated blocks, and blocks for zeros.
@@ -265,6 +271,7 @@ mod tests {
     use crate::embedded::tables::{
         contract::{Table, Tables},
         open::create,
+        schema::VALUE_BYTES_MAX,
         unfinished::Operation,
     };
 
@@ -280,13 +287,13 @@ mod tests {
         let mut runway = Runway::default();
         assert_eq!(runway.extend(&file).unwrap(), TableSpace::Enough);
         let blocks = || length_and_blocks(&file).unwrap().1 * 512;
-        let wanted = (1 + RUNWAY_SEGMENTS) * SEGMENT_BYTES as u64;
+        let wanted = RUNWAY_BYTES + RUNWAY_STEP_BYTES;
         assert!(blocks() >= wanted - 4096, "{}", blocks());
         assert_eq!(file.metadata().unwrap().len(), 3);
         file.set_len(0).unwrap();
         assert_eq!(blocks(), 0);
         assert_eq!(runway.extend(&file).unwrap(), TableSpace::Enough);
-        assert!(blocks() >= wanted - SEGMENT_BYTES as u64, "{}", blocks());
+        assert!(blocks() >= RUNWAY_BYTES, "{}", blocks());
     }
 
     #[test]
@@ -296,15 +303,15 @@ mod tests {
         if !allocate(&disk.file, 0, 1).unwrap() {
             return;
         }
-        let value = vec![7; 40_000];
+        let value = [7; VALUE_BYTES_MAX];
         let (mut least, mut length) = (u64::MAX, 0);
-        for n in 0_u64..1000 {
+        for n in 0_u64..10_000 {
             disk.put(Table::Outbox, &n.to_be_bytes(), &value).unwrap();
             length = disk.file.metadata().unwrap().len();
             least = least.min(disk.runway.lock().end.saturating_sub(length));
         }
         assert!(length > 5 * SEGMENT_BYTES as u64, "{length}");
-        assert!(least >= SEGMENT_BYTES as u64, "{least} bytes were preallocated");
+        assert!(least >= 2 * SEGMENT_BYTES as u64, "{least} bytes were preallocated");
     }
 
     #[test]

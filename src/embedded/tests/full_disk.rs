@@ -30,7 +30,7 @@ use crate::{
 
 /// Bytes that may be put into the tables between two checks of their space.
 ///
-/// sled writes up to four times as much, and 16 MiB are preallocated.
+/// sled writes up to four times as much, and 8 MiB are preallocated.
 const STEP_BYTES_MAX: u64 = 1 << 20;
 
 /// Engine in memory whose writes fail as on a full disk, after a number of writes and for a number of writes.

@@ -15,7 +15,7 @@ use crate::embedded::tables::contract::EngineError;
 ///   makes no further call. With any other cause the call had no effect, and the caller may retry it.
 /// - A damaged record is returned empty.
 pub trait Wal: Send + Sync + 'static {
-    /// Appends a record of at most [`VALUE_BYTES_MAX`](crate::embedded::tables::schema::VALUE_BYTES_MAX) bytes.
+    /// Appends a record of at most [`ROW_BYTES_MAX`](crate::embedded::tables::schema::ROW_BYTES_MAX) bytes.
     fn append_record(&self, number: u64, record: &[u8]) -> Result<(), EngineError>;
     /// Removes the first record.
     fn remove_record(&self, number: u64) -> Result<(), EngineError>;

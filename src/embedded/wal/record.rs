@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::{
     embedded::{
         encoding::bincode_config,
-        tables::schema::{StoredCursor, VALUE_BYTES_MAX},
+        tables::schema::{ROW_BYTES_MAX, StoredCursor},
         unreadable::Unreadable,
     },
     message::{Payload, Seq},
@@ -80,7 +80,7 @@ impl RecordWriter {
     pub fn push(&mut self, item: &Item<'_>) -> u32 {
         let at = self.bytes.len();
         self.encode(item);
-        u32::try_from(at).expect("a record is at most VALUE_BYTES_MAX long")
+        u32::try_from(at).expect("a record is at most ROW_BYTES_MAX long")
     }
 
     /// Returns the bytes written so far.
@@ -89,7 +89,7 @@ impl RecordWriter {
     }
 
     pub fn finish(self) -> Vec<u8> {
-        debug_assert!(self.bytes.len() <= VALUE_BYTES_MAX, "a record of {} bytes", self.bytes.len());
+        debug_assert!(self.bytes.len() <= ROW_BYTES_MAX, "a record of {} bytes", self.bytes.len());
         self.bytes
     }
 

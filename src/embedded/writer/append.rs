@@ -5,7 +5,7 @@ use crate::{
     embedded::{
         tables::{
             contract::EngineError,
-            schema::{StoredCursor, VALUE_BYTES_MAX},
+            schema::{ROW_BYTES_MAX, StoredCursor},
         },
         user_log::{UserLog, WalSlot},
         wal::record::{Item, RECORD_BYTES},
@@ -117,7 +117,7 @@ impl Committer {
         let full = match message.message_at {
             None => length > 0 && length + bytes + OPTIONS_BYTES_MAX + RECIPIENT_BYTES_MAX > RECORD_BYTES,
             Some(_) => {
-                length + RECIPIENT_BYTES_MAX > if bytes > RECORD_BYTES / 2 { VALUE_BYTES_MAX } else { RECORD_BYTES }
+                length + RECIPIENT_BYTES_MAX > if bytes > RECORD_BYTES / 2 { ROW_BYTES_MAX } else { RECORD_BYTES }
             }
         };
         if full {

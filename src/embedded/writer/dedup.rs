@@ -20,10 +20,14 @@ use crate::{
 const REJECTED_BYTES_MAX: usize = 32 << 20;
 
 /// Bytes of ids and their rejected recipients at which a stored block is closed.
-const BLOCK_BYTES: usize = 32 << 10;
+///
+/// The last id of a block adds up to 2 KiB, so that a block is at most [`VALUE_BYTES_MAX`] long.
+///
+/// [`VALUE_BYTES_MAX`]: crate::embedded::tables::schema::VALUE_BYTES_MAX
+const BLOCK_BYTES: usize = 2 << 10;
 
 /// Number of rejected recipients in one part of a stored id. A part is smaller than a block.
-const PART_REJECTED_MAX: usize = 20;
+const PART_REJECTED_MAX: usize = 5;
 
 /// Holds the result of an id, and the time of its commit.
 #[derive(Debug)]

@@ -90,7 +90,7 @@ impl InspectSink for Visited {
 
 /// Changes the table of block locations.
 fn change_locations(path: &Path, change: impl FnOnce(&sled::Tree)) {
-    let config = sled::Config::new().path(path.join("log")).segment_size(8 << 20);
+    let config = sled::Config::new().path(path.join("log")).segment_size(crate::embedded::tables::files::SEGMENT_BYTES);
     let mut opened = config.open();
     // A thread of sled releases the lock of a closed store with a delay.
     for _ in 0..500 {
