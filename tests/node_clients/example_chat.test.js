@@ -1,5 +1,5 @@
 'use strict';
-// Tests the example chat in data/examples: with a published client, and with its page in a headless browser.
+// Tests the example chat in data/examples: with a published client, and with its pages in a headless browser.
 
 const assert = require('node:assert/strict');
 const fs = require('node:fs');
@@ -11,6 +11,7 @@ const { startBrowser } = require('./lib/browser');
 const { TestClient } = require('./lib/clients');
 const { EXAMPLES, startProgram } = require('./lib/program');
 const { Proxy } = require('./lib/proxy');
+const { pollUntil } = require('./lib/wait');
 
 const CHAT = process.env.MESA_BIN && path.join(path.dirname(path.resolve(process.env.MESA_BIN)), 'examples', 'chat');
 
@@ -30,7 +31,8 @@ async function startChat(t) {
     await previous.kill();
     proxy.target = await startServer();
   };
-  return { url: proxy.url, restart };
+  const { port } = new URL(proxy.url);
+  return { url: `${proxy.url}socket`, page: `http://127.0.0.1:${port}/`, restart };
 }
 
 /** Connects a client and authenticates it as `name`. */
@@ -115,3 +117,69 @@ test('chat_page_in_a_browser_receives_missed_messages_and_reconnects_after_a_kil
   await carol.waitUntil('the message of the page', () => chatLines(carol).includes('alice: back again'));
   assert.deepEqual(page.exceptions, []);
 });
+
+/** Waits for a condition in a page. In it, `shown(id)` is the text of an element. */
+const shows = (page, condition) => page.waitUntil(`(() => {
+  const shown = (id) => document.getElementById(id)?.innerText ?? '';
+  return ${condition};
+})()`);
+
+test('chat_page_shows_presence_and_typing_and_resumes_after_the_network_was_cut', async (t) => {
+  const { page: address, restart } = await startChat(t);
+  const browser = await startBrowser(t);
+  const open = async (name) => {
+    const page = await browser.openPage();
+    await page.navigate(`${address}?name=${name}`);
+    await shows(page, `shown('state') === 'online as ${name}'`);
+    return page;
+  };
+  const alice = await open('alice');
+  const bob = await open('bob');
+  await shows(alice, `shown('members').includes('bob')`);
+  await alice.run(`document.getElementById('text').focus()`);
+  await alice.typeLine('<b>hello</b>');
+  await shows(bob, `shown('messages').includes('<b>hello</b>')`);
+  await bob.run(`document.getElementById('text').focus()`);
+  await bob.call('Input.insertText', { text: 'I am' });
+  await shows(alice, `shown('typing') === 'bob is typing'`);
+  await saveScreenshot(alice, 'chat-light', []);
+
+  // The button cuts the network of alice. What arrives meanwhile is shown after it is back, and what she writes is sent.
+  await alice.run(`document.getElementById('cut').click()`);
+  await shows(alice, `shown('state') === 'offline, reconnecting'`);
+  await bob.typeLine(' here');
+  await bob.typeLine('still here');
+  await alice.run(`document.getElementById('text').focus()`);
+  await alice.typeLine('sent while offline');
+  await alice.run(`document.getElementById('cut').click()`);
+  await shows(alice, `shown('state') === 'resumed as alice: 2 missed messages' && shown('messages').includes('still here')`);
+  await shows(bob, `shown('messages').includes('sent while offline')`);
+  await saveScreenshot(alice, 'chat-dark', [{ name: 'prefers-color-scheme', value: 'dark' }]);
+
+  // A kill of the server loses nothing, and a reload of the page shows everything once.
+  const joined = async () => {
+    const counts = [alice, bob].map((page) => page.evaluate(`document.body.innerText.split(' joined').length`));
+    return (await Promise.all(counts)).reduce((sum, count) => sum + count);
+  };
+  const before = await joined();
+  await restart();
+  // The first one that is back is shown the second.
+  await pollUntil('both members to be back', async () => (await joined()) > before);
+  await bob.typeLine('after the kill');
+  await shows(alice, `shown('messages').includes('after the kill')`);
+  await alice.navigate(`${address}?name=alice`);
+  await shows(alice, `shown('state') === 'online as alice'`);
+  const lines = await alice.evaluate(`[...document.querySelectorAll('#messages .chat span:last-child')].map((line) => line.textContent)`);
+  assert.deepEqual(lines, ['<b>hello</b>', 'I am here', 'still here', 'sent while offline', 'after the kill']);
+  assert.deepEqual([...alice.exceptions, ...bob.exceptions], []);
+});
+
+/** Saves what a phone shows, if `MESA_SCREENSHOTS` names a directory. */
+async function saveScreenshot(page, name, features) {
+  const directory = process.env.MESA_SCREENSHOTS;
+  if (!directory) return;
+  await page.call('Emulation.setDeviceMetricsOverride', { width: 390, height: 700, deviceScaleFactor: 2, mobile: true });
+  await page.call('Emulation.setEmulatedMedia', { features });
+  const { data } = await page.call('Page.captureScreenshot', { format: 'png' });
+  fs.writeFileSync(path.join(directory, `${name}.png`), Buffer.from(data, 'base64'));
+}
