@@ -18,6 +18,7 @@ use super::{
     damaged,
     format::{self, Batch, Pieces, StoredLost},
     last_live,
+    step::{OutboxSpace, StepWrites},
 };
 use crate::{
     embedded::{
@@ -25,7 +26,6 @@ use crate::{
         user_log::cache::LogCache,
         writer::{queue::Queue, state::Committer},
     },
-    message::{Seq, UserId},
     store::{StoreError, clock::Clock},
 };
 
@@ -69,52 +69,6 @@ const STEP_REPORTED_MAX: usize = 1000;
 /// Limit of steps in a row: twice as many as the waiting events can need. Further ones follow the next commit.
 pub(in crate::embedded) const STEPS_MAX: usize =
     2 * (WAITING_BYTES_MAX / STEP_BYTES_MAX + WAITING_EVENTS_MAX as u64 / STEP_REPORTED_MAX as u64) as usize;
-
-/// States the disk space for the outbox.
-#[derive(Clone, Copy)]
-pub(in crate::embedded) struct OutboxSpace {
-    /// Bytes on the disk that the outbox may take.
-    spare: u64,
-    /// Bytes that fit into sled's file before it grows; 0 if they are ignored.
-    slack: u64,
-    /// Only removals are allowed.
-    little: bool,
-}
-
-impl OutboxSpace {
-    /// No event may be written, only removed.
-    pub(in crate::embedded) const REMOVALS: Self = Self { spare: 0, slack: 0, little: true };
-}
-
-/// Holds the writes of one step.
-pub(in crate::embedded) struct StepWrites {
-    batches: Vec<(BatchInfo, Batch)>,
-    /// Counts of dropped events to store.
-    lost: Option<StoredLost>,
-    /// The stored counts must be removed, because an event reports them.
-    lost_reported: bool,
-    reported: Vec<(UserId, Option<Seq>)>,
-    remove: Vec<BatchInfo>,
-    /// There are writes for another step.
-    pub(in crate::embedded) more: bool,
-}
-
-impl StepWrites {
-    /// Returns whether the step has events.
-    pub(in crate::embedded) fn has_events(&self) -> bool {
-        !self.batches.is_empty()
-    }
-
-    /// Returns whether the step has counts of dropped events, which are not in the WAL.
-    pub(in crate::embedded) fn has_counts(&self) -> bool {
-        self.lost.is_some()
-    }
-
-    /// Iterates over the batches of events, encoded as pieces, each with the number of its first event.
-    pub(in crate::embedded) fn batches(&self) -> impl Iterator<Item = (u64, Vec<Vec<u8>>)> {
-        self.batches.iter().map(|(info, batch)| (info.first, batch.pieces()))
-    }
-}
 
 impl Outbox {
     /// Opens the outbox of a store, with the events of earlier starts.

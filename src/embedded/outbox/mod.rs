@@ -8,7 +8,7 @@
 //!
 //! For each user, the outbox also stores the sequence up to which messages were reported as undelivered.
 //!
-//! - `format`: encoding of keys and values
+//! - `format`: encoding of keys and values · `step`: what one step writes
 //! - `commit`: writes on the commit thread, and opens the outbox · `replay`: events that only the write-ahead log has
 //! - `store_events`: events of the store itself · `snapshot`: the content of a backup · `erase`: removal of a user
 
@@ -17,6 +17,7 @@ pub(super) mod erase;
 pub(super) mod format;
 pub(super) mod replay;
 pub(super) mod snapshot;
+mod step;
 mod store_events;
 #[cfg(test)]
 mod tests;
@@ -40,9 +41,10 @@ use crate::{
     message::{Seq, UserId},
     store::{EventKind, Outbox as _, OutboxEvent, OutboxOptions, OutboxStatus, QueuedEvent, StoreError, clock::Clock},
 };
-pub(super) use commit::{OutboxSpace, STEPS_MAX, StepWrites};
+pub(super) use commit::STEPS_MAX;
 pub use format::key_label;
 use format::{Batch, Pieces};
+pub(super) use step::{OutboxSpace, StepWrites};
 
 /// Limit of events that wait for the commit thread. Further events are dropped and counted.
 const WAITING_EVENTS_MAX: usize = 16_384;

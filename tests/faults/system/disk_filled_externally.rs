@@ -17,7 +17,7 @@ use crate::{
     env,
     small_disk::{MIB, SmallDisk, bytes_in},
     small_disk_server::{
-        clear, connect, create_early_flush_home, not_ready_reason, pending, try_dispatch, wait_until_disk_full,
+        clear, connect, create_early_flush_home, fill_until_reported, not_ready_reason, pending, try_dispatch,
         wait_until_ready,
     },
     support::{
@@ -55,8 +55,8 @@ fn receive_all(server: &Server, http: &mut Http, user: &str) {
 /// Checks that a server on a full disk delivers, and rejects dispatches.
 ///
 /// The rejections are checked during several attempts to flush.
-fn check_delivers_and_rejects(server: &Server, http: &mut Http, tracker: &Tracker, reader: &str) {
-    wait_until_disk_full(http);
+fn check_delivers_and_rejects(disk: &SmallDisk, server: &Server, http: &mut Http, tracker: &Tracker, reader: &str) {
+    fill_until_reported(disk, http);
     let (status, response) = try_dispatch(http);
     assert_eq!((status, response.contains("\"full\"")), (507, true), "{response}");
     tracker.check(http).expect("every answered message");
@@ -80,8 +80,7 @@ fn idle_server_when_disk_is_filled_delivers_and_resumes_without_restart() {
         for user in users.iter().cycle().take(20) {
             assert_eq!(tracker.dispatch_padded(&mut http, user, MESSAGE_BYTES).expect("a response"), 200);
         }
-        disk.fill();
-        check_delivers_and_rejects(&server, &mut http, &tracker, &users[0]);
+        check_delivers_and_rejects(&disk, &server, &mut http, &tracker, &users[0]);
         let mut before = Tracker::default();
         std::mem::swap(&mut before, &mut tracker);
         if round % 2 == 1 {
@@ -90,7 +89,7 @@ fn idle_server_when_disk_is_filled_delivers_and_resumes_without_restart() {
             disk.fill();
             server = home.start();
             http = connect(&server);
-            wait_until_disk_full(&mut http);
+            fill_until_reported(&disk, &mut http);
             assert_eq!(try_dispatch(&mut http).0, 507);
             before.check_user(&mut http, &users[1]).expect("every answered message");
         }
@@ -152,7 +151,7 @@ pub fn fill_under_load(home: &Home, disk: &SmallDisk, server: Server) {
                 disk.fill();
                 rejected.load(Ordering::Relaxed) > before
             });
-            wait_until_disk_full(&mut http);
+            fill_until_reported(&disk, &mut http);
             disk.remove_filler();
             wait_until_ready(&mut http);
         }

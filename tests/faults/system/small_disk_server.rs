@@ -39,8 +39,10 @@ pub fn not_ready_reason(http: &mut Http) -> Option<String> {
     (status == 503).then(|| String::from_utf8(body).expect("UTF-8"))
 }
 
-pub fn wait_until_disk_full(http: &mut Http) {
+/// Fills the disk until the server reports that. A server that starts or flushes may still free some space.
+pub fn fill_until_reported(disk: &SmallDisk, http: &mut Http) {
     block_until("/readyz reports disk_full", || {
+        disk.fill();
         not_ready_reason(http).is_some_and(|reason| reason.contains("disk_full"))
     });
 }
