@@ -19,11 +19,13 @@ use crate::{
     store::{Append, Limits, Store},
 };
 
+type Keys = Vec<(Table, Vec<u8>)>;
+
 /// Engine in memory that records the keys of all puts.
 #[derive(Clone, Default)]
 struct Puts {
     tables: Memory,
-    keys: Arc<Mutex<Vec<(Table, Vec<u8>)>>>,
+    keys: Arc<Mutex<Keys>>,
 }
 
 impl Puts {

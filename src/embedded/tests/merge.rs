@@ -163,11 +163,11 @@ async fn power_cut_during_merge_loses_and_repeats_no_entry() {
 
 /// Readers of a file see blocks come and go while the commit thread merges them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reads_beside_merges_miss_no_entry() {
+async fn reads_during_merges_miss_no_entry() {
     let home = tempfile::tempdir().unwrap();
     let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
     let limits = Limits { free_bytes: 0, ..Limits::default() };
-    let disk = DiskOptions { tuning, limits, ..DiskOptions::new(home.path().join("store")) };
+    let disk = DiskOptions { limits, tuning, ..DiskOptions::new(home.path().join("store")) };
     let store = embedded::tables::open(disk).unwrap();
     let reader = {
         let store = store.clone();
