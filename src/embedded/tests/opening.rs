@@ -99,14 +99,16 @@ fn opening_reads_file_of_tables_once_before_sled_does() {
     drop(disk);
     let sled_dir = path.join(SLED_DIR);
     let length = std::fs::metadata(sled_dir.join(SLED_FILE)).unwrap().len();
-    // What is not known to be synced is read once more, to be rewritten.
+    // What is not known to be synced is read once more, to be rewritten. sled has reused the segment in which its log
+    // ended before, because the puts took more than the file has.
     let synced = SyncWatermark::read(&path).unwrap_or_default().end;
     let segments = Segments::find(&sled_dir).unwrap();
     let unsynced: u64 = segments.ranges_after(synced).unwrap().iter().map(|(from, to)| to - from).sum();
+    assert!(unsynced < length / 4, "{unsynced} bytes are not known to be synced, of a file of {length}");
     let Some(before) = bytes_read() else { return };
     let disk = open_engine(&DiskOptions::new(&path)).unwrap();
     let read = bytes_read().unwrap() - before;
     drop(disk);
     // Once by this store, at most once by sled, and the last segments to find the end.
-    assert!(read < length * 5 / 2 + unsynced, "{read} bytes were read of a file of {length}, {unsynced} not synced");
+    assert!(read < length * 11 / 4, "{read} bytes were read of a file of {length}");
 }

@@ -40,7 +40,7 @@ impl Tail {
         loop {
             let Some(segment) = self.segment else {
                 self.segment = self.find_segment(file)?;
-                if self.segment.is_some() {
+                if self.segment.is_some() || self.skip_reused(file)? {
                     continue;
                 }
                 return Ok(self.base);
@@ -53,12 +53,12 @@ impl Tail {
             bytes.resize(MESSAGE_HEADER_BYTES_MAX, 0);
             let read = fill(file, segment + self.at as u64, &mut bytes)?;
             let length = segment::length(&bytes[..read]).filter(|length| self.at + length <= self.size);
-            let Some(length) = length else { return Ok(self.base + self.at as u64) };
-            bytes.resize(length, 0);
+            bytes.resize(length.unwrap_or(0), 0);
             fill(file, segment + self.at as u64, &mut bytes)?;
             match segment::message(&bytes, 0, number) {
                 Some(message) if message.kind == Kind::Cap => self.next_segment(),
-                Some(_) => self.at += length,
+                Some(message) => self.at += message.end,
+                None if self.skip_reused(file)? => {}
                 None => return Ok(self.base + self.at as u64),
             }
         }
@@ -77,13 +77,38 @@ impl Tail {
 
     /// Finds the offset of the current segment in the file.
     fn find_segment(&self, file: &File) -> io::Result<Option<u64>> {
+        Ok(self.headers(file)?.into_iter().find(|(header, _)| header.lsn == self.base).map(|(_, at)| at))
+    }
+
+    /// Moves to a later segment if sled has reused the current one. Returns whether it has moved.
+    ///
+    /// Between two calls, sled may write more than its file has. Otherwise the end would stay at this segment for good.
+    /// sled had written everything up to the position that a later header states as stable.
+    fn skip_reused(&mut self, file: &File) -> io::Result<bool> {
+        let headers = self.headers(file)?;
+        let is_current =
+            |(header, at): &(Header, u64)| header.lsn == self.base && self.segment.is_none_or(|own| own == *at);
+        if headers.iter().any(is_current) {
+            return Ok(false);
+        }
+        let stable = headers.iter().filter_map(|(header, _)| u64::try_from(header.stable).ok()).max().unwrap_or(0);
+        let from = stable / self.size as u64 * self.size as u64;
+        let next = headers.iter().filter(|(header, _)| header.lsn >= from).min_by_key(|(header, _)| header.lsn);
+        let Some((header, at)) = next.filter(|(header, _)| from > self.base && header.lsn > self.base) else {
+            return Ok(false);
+        };
+        (self.base, self.segment, self.at) = (header.lsn, Some(*at), HEADER_BYTES);
+        Ok(true)
+    }
+
+    /// Returns the intact headers of the segments, and their offsets in the file.
+    fn headers(&self, file: &File) -> io::Result<Vec<(Header, u64)>> {
+        let mut headers = Vec::new();
         for at in (0..file.metadata()?.len()).step_by(self.size) {
             let mut bytes = [0; HEADER_BYTES];
             let read = fill(file, at, &mut bytes)?;
-            if Header::read(&bytes[..read]).is_some_and(|header| header.lsn == self.base) {
-                return Ok(Some(at));
-            }
+            headers.extend(Header::read(&bytes[..read]).map(|header| (header, at)));
         }
-        Ok(None)
+        Ok(headers)
     }
 }
