@@ -49,9 +49,10 @@ async fn next(client: &mut Client) -> u64 {
 async fn client_with_file_positions_over_kills_handles_each_message_once() {
     const MESSAGES: u64 = 600;
     let home = Arc::new(Home::new());
-    let mut server = Some(home.start());
-    let address = Arc::new(Mutex::new(server.as_ref().unwrap().address));
-    let proxy = FlakyProxy::start(*address.lock().unwrap()).await;
+    let server = home.start();
+    let proxy = FlakyProxy::start(server.address).await;
+    let address = Arc::new(Mutex::new(server.address));
+    let mut server = Some(server);
     let backend = {
         let address = address.clone();
         tokio::task::spawn_blocking(move || send_numbers(&address, MESSAGES))
