@@ -457,7 +457,7 @@ test('messages_are_kept_if_the_server_says_so', async (t) => {
   await alice.waitForCount(1001);
   alice.client.send(new Message(0, { n: 0 }, 'NUMBER'));
   const { sent, received } = alice.client.messages;
-  assert.deepEqual(sent, [new Message(0, { n: 0 }, 'NUMBER')]);
+  assert.deepEqual(sent.filter(({ opcode }) => opcode === 0), [new Message(0, { n: 0 }, 'NUMBER')]);
   assert.deepEqual(received.map(({ data }) => data.n), range(1000, 1));
 });
 

@@ -52,15 +52,24 @@ test('package_has_the_version_of_the_server_and_loads_in_each_form', () => {
   const [, version] = /^version = "(.*)"/m.exec(fs.readFileSync(path.join(DIRECTORY, '../../../Cargo.toml'), 'utf8'));
   assert.equal(JSON.parse(read('package.json')).version, version);
   const names = ['Client', 'Message', 'default', 'fileStore', 'indexedDBStore', 'localStorageStore', 'version'];
-  const print = 'new client.Client("ws://localhost/", { autoConnect: false }); console.log(JSON.stringify([Object.keys(client).sort(), client.version, client.default === client.Client]))';
+  const check = `new client.Client('ws://localhost/', { autoConnect: false });
+    console.log(JSON.stringify([Object.keys(client).sort(), client.version, client.default === client.Client]))`;
   for (const [type, load] of [
     ['module', "import * as client from 'mesa-client';"],
     ['module', "import * as client from 'mesa-client/min';"],
     ['commonjs', "const client = require('mesa-client');"],
   ]) {
-    const output = run(process.execPath, [`--input-type=${type}`, '--eval', `${load} ${print}`], directory);
+    const output = run(process.execPath, [`--input-type=${type}`, '--eval', `${load} ${check}`], directory);
     assert.deepEqual(JSON.parse(output), [names, version, true], load);
   }
+});
+
+test('client_stays_away_after_the_close_codes_that_the_server_lists', () => {
+  const table = fs.readFileSync(path.join(DIRECTORY, '../../protocol/close_code.rs'), 'utf8');
+  const final = [...table.matchAll(/^ +\(CloseCode::\w+, (\d+), ".*", false\),$/gm)].map(([, code]) => code);
+  assert.ok(final.length > 0);
+  const [, codes] = /^const FINAL_CODES = \[(.*)\];$/m.exec(read('mesa.js'));
+  assert.deepEqual(codes.split(', '), final);
 });
 
 test('types_accept_correct_programs_and_reject_mistakes', () => {

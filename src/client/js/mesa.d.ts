@@ -123,7 +123,7 @@ export declare class Client<User = any> implements AsyncIterable<Message> {
   constructor(url: string, options?: ClientOptions);
   url: string;
   authenticated: boolean;
-  /** The last 1000 messages in each direction, if the server has `options.storeMessages`. */
+  /** The last 1000 frames sent and messages received, if the server has `options.storeMessages`. */
   messages: { sent: Message[]; received: Message[] };
 
   /** Callbacks, as in `mesa-js-client`. */

@@ -1,6 +1,6 @@
 // mesa-client: connects to a mesa server from browsers, Node, Deno, Bun and React Native.
 //
-// `build.mjs` writes `mesa.min.js` (served at /client.js) and `mesa.cjs` (CommonJS) from this file.
+// `build.cjs` writes `mesa.min.js` (served at /client.js) and `mesa.cjs` (CommonJS) from this file.
 //
 // Without `resume` the client acts like the clients of the original: it passes a message on as it arrives, and answers op 1
 // (heartbeat) at once. With `resume` messages go through `#inbox`. Each is handled, then its position is saved, then it is
@@ -12,7 +12,7 @@ export const version = '0.1.0';
 /** Messages held for handlers. One more closes the connection; the client resumes when half of them are handled. */
 const INBOX_MAX = 4096;
 
-/** Messages kept in `messages.sent` and in `messages.received`, with `options.storeMessages` of the server. */
+/** Frames kept in `messages.sent`, and messages in `messages.received`, with `options.storeMessages` of the server. */
 const STORED_MAX = 1000;
 
 /** Bytes in the socket's buffer above which messages stay in the queue. */
@@ -361,7 +361,10 @@ export class Client {
   // Frames.
 
   #write(op, d, t) {
-    if (this.ws?.readyState === OPEN) this.ws.send(JSON.stringify({ op, d, t }));
+    if (this.ws?.readyState !== OPEN) return;
+    const message = new Message(op, d, t);
+    this.#store(this.messages.sent, message);
+    this.ws.send(message.serialize());
   }
 
   #receive(text) {
