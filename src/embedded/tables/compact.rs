@@ -30,8 +30,8 @@ impl Disk {
     /// Counts some live bytes of files that earlier processes wrote. Returns true if there are more.
     ///
     /// A failed read affects no user, so it does not stop the store.
-    pub(super) fn count_live_bytes(&self) -> Result<bool, EngineError> {
-        let Some(mut step) = self.value_log.begin_count() else { return Ok(false) };
+    pub(super) fn count_live_bytes(&self) -> bool {
+        let Some(mut step) = self.value_log.begin_count() else { return false };
         let until = Instant::now() + STEP_TIMEOUT;
         let (table, from) = step.from();
         let mut rows = self.tree(table).range(from.to_vec()..);
@@ -45,7 +45,7 @@ impl Disk {
                 // A later turn retries it.
                 Err(error) if error.is_transient() => {
                     self.value_log.end_count(step);
-                    return Ok(false);
+                    return false;
                 }
                 Err(error) => {
                     tracing::warn!(
@@ -53,7 +53,7 @@ impl Disk {
                         "the live bytes of the value log cannot be counted: its files are not compacted until the next start"
                     );
                     self.value_log.abandon_count();
-                    return Ok(false);
+                    return false;
                 }
             };
             step.add(&key, BlockRow::decode(&row).map(|row| row.location));
@@ -62,7 +62,7 @@ impl Disk {
             }
         }
         self.value_log.end_count(step);
-        Ok(self.value_log.begin_count().is_some())
+        self.value_log.begin_count().is_some()
     }
 
     /// Removes the block of an erased user, and marks its file for compaction.

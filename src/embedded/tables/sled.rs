@@ -457,7 +457,7 @@ impl Engine for Disk {
         if is_due && !self.value_log.dead_files().is_empty() {
             self.checkpoint()?;
         }
-        self.count_live_bytes()
+        Ok(self.count_live_bytes())
     }
 
     fn live_bytes(&self) -> u64 {
