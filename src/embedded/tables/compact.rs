@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    contract::EngineError,
+    contract::{EngineError, Table, Tables as _},
+    meta::ERASED_FILES_KEY,
     sled::{Disk, Reclaim, read_error},
     sled_error,
 };
@@ -69,9 +70,20 @@ impl Disk {
     pub(super) fn remove_erased_block(&self, key: &[u8]) -> Result<(), EngineError> {
         let row = self.trees.log.get(key).map_err(read_error)?;
         if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
-            self.value_log.set_erased(row.location);
+            self.mark_erased(row.location)?;
         }
         self.remove_block(key)
+    }
+
+    /// Marks the file of an erased block for compaction, also after a restart.
+    ///
+    /// The mark is put before the block is removed or its copy released, and a power cut keeps a prefix of both.
+    fn mark_erased(&self, location: BlockLocation) -> Result<(), EngineError> {
+        if let Some(files) = self.value_log.set_erased(location.file) {
+            let files: Vec<u8> = files.iter().flat_map(|number| number.to_be_bytes()).collect();
+            self.put(Table::Meta, ERASED_FILES_KEY, &files)?;
+        }
+        Ok(())
     }
 
     /// Removes a few of the dead files. Returns true if there are more.
@@ -100,7 +112,7 @@ impl Disk {
                 None => {
                     // The block may be that of an erased user, whose original is marked.
                     if self.value_log.is_erased(file) {
-                        self.value_log.set_erased(to);
+                        self.mark_erased(to)?;
                     }
                     self.value_log.release(to);
                 }
@@ -116,7 +128,11 @@ impl Disk {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::{
+        fs,
+        path::Path,
+        time::{Duration, Instant},
+    };
 
     use super::*;
     use crate::embedded::{
@@ -126,8 +142,11 @@ mod tests {
             DiskOptions,
             contract::{CompactionMode, NewBlock, Table, Tables},
             files::VALUE_LOG,
-            open::open_engine,
+            open::{create, open_engine},
+            schema::log_key,
+            unfinished::{self, Operation},
         },
+        value_log::block::Block,
     };
 
     fn open(path: &Path) -> Disk {
@@ -186,5 +205,35 @@ mod tests {
         let other = block(&disk, 1).unwrap().1;
         assert!(other > lost, "{other} is the number of a lost file");
         assert_eq!(block(&disk, 0).map(|(_, file)| file), Some(lost), "the row still refers to the lost file");
+    }
+
+    #[test]
+    fn erased_bytes_leave_the_value_log_after_a_restart_before_the_compaction() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("store");
+        let disk = create(&path, Operation::Restore).unwrap();
+        let block = |user, payload: &[u8]| Block::V1 { namespace: 0, user, entries: vec![(1, 0, payload)] }.encode();
+        disk.put(Table::Log, &log_key("alice", 1), &block("alice", b"erasable secret")).unwrap();
+        disk.put(Table::Log, &log_key("bob", 1), &block("bob", &[b'x'; 1000])).unwrap();
+        disk.checkpoint().unwrap();
+        disk.remove_erased(&log_key("alice", 1)).unwrap();
+        disk.checkpoint().unwrap();
+        drop(disk);
+        unfinished::end(&path).unwrap();
+
+        let has_secret = || {
+            let files = fs::read_dir(path.join("value-log")).unwrap();
+            files
+                .filter_map(|file| fs::read(file.unwrap().path()).ok())
+                .any(|bytes| bytes.windows(b"erasable secret".len()).any(|part| part == b"erasable secret"))
+        };
+        assert!(has_secret(), "nothing was compacted before the restart");
+        let disk = open(&path);
+        let until = Instant::now() + Duration::from_secs(30);
+        while has_secret() {
+            assert!(Instant::now() < until, "the erased bytes leave the value log within 30 s");
+            disk.collect_garbage(CompactionMode::Normal).unwrap();
+        }
+        assert!(disk.get(Table::Log, &log_key("bob", 1)).unwrap().is_some());
     }
 }

@@ -38,8 +38,8 @@ use crate::{
         tables::{
             contract::Table,
             meta::{
-                FLUSHED_KEY, FORMAT_KEY, LIVE_BYTES_KEY, NAMESPACE_KEY, VALUE_LOG_FILE_KEY, check_format,
-                check_namespace,
+                ERASED_FILES_KEY, FLUSHED_KEY, FORMAT_KEY, LIVE_BYTES_KEY, NAMESPACE_KEY, VALUE_LOG_FILE_KEY,
+                check_format, check_namespace,
             },
             schema::wal_number,
         },
@@ -249,6 +249,11 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
     let last_file = number(VALUE_LOG_FILE_KEY)?.unwrap_or(0);
     let value_log = ValueLog::open(&path.join(VALUE_LOG), last_file, number(LIVE_BYTES_KEY)?);
     let value_log = value_log.map_err(|error| cannot_open(io_reason("its directory `value-log`", &error)))?;
+    let erased = trees.meta.get(ERASED_FILES_KEY).map_err(|error| cannot_open(sled_reason(&error)))?;
+    // Their bytes would otherwise stay until the files are compacted for another reason.
+    for number in erased.iter().flat_map(|files| files.as_chunks().0) {
+        value_log.set_erased(u64::from_be_bytes(*number));
+    }
     let watermark_file =
         WatermarkFile::open(path).map_err(|error| cannot_open(io_reason("its file `mark`", &error)))?;
     let tail = Tail::find(&sled_dir).map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;

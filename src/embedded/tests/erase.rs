@@ -20,7 +20,7 @@ use crate::{
             contract::{Table, Tables},
             memory::{self, Memory},
             open,
-            schema::{Ids, StoredId, wal_key},
+            schema::{Connections, Ids, StoredId, wal_key},
         },
         wal::contract::Wal,
         writer::erase::{ReplayedErasure, repeat_erasures},
@@ -251,6 +251,12 @@ fn repeated_erasure_keeps_events_and_results_of_later_messages() {
     assert_eq!(events, [None, Some(event())]);
     let Ids::V1 { ids, .. } = Ids::decode(&tables.get(Table::Ids, &wal_key(1)).unwrap().unwrap()).unwrap();
     assert_eq!([ids[0].rejected.len(), ids[1].rejected.len()], [0, 1]);
+    // The row of a connection before the erasure is removed, and that of a later one stays.
+    for (since_ms, stays) in [(10, false), (11, true)] {
+        tables.put(Table::Connected, NAME.as_bytes(), &Connections::V1 { since_ms, count: 1 }.encode()).unwrap();
+        repeat_erasures(&tables, &[ReplayedErasure { user: NAME.to_owned(), at_ms: 10, events: 1 }]).unwrap();
+        assert_eq!(tables.get(Table::Connected, NAME.as_bytes()).unwrap().is_some(), stays, "since {since_ms}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

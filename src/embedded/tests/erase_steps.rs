@@ -265,3 +265,40 @@ async fn erasures_wait_for_an_earlier_one_and_each_runs_in_steps() {
     }
     store.close().await.unwrap();
 }
+
+/// An event about the new log of a user is stored while the erasure of the old log removes blocks.
+// covers: G4
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn event_of_a_later_log_during_the_erasure_stays_also_after_a_crash() {
+    let engine = Arc::new(SlowRemovals { has_space: true.into(), ..SlowRemovals::default() });
+    let tuning = Tuning { flush_delay: Duration::ZERO, ..Tuning::default() };
+    let store = embedded::open(engine.clone(), Options { tuning, ..options() }).unwrap();
+    let outbox = store.outbox().unwrap();
+    let event = |seq| OutboxEvent::Expired { user: "alice".into(), from: seq, to: seq };
+    for _ in 0..150 {
+        append(&*store, user("alice")).await;
+    }
+    outbox.put(event(1));
+    until("the WAL is flushed", || {
+        use crate::embedded::wal::contract::Wal as _;
+        engine.tables.record_numbers().is_none() && outbox.status().events == 1
+    })
+    .await;
+    engine.most.store(0, Ordering::SeqCst);
+    let alice = user("alice");
+    let later = async {
+        until("the first blocks are removed", || engine.most.load(Ordering::SeqCst) > 0).await;
+        outbox.put(event(200));
+    };
+    let (erased, ()) = tokio::join!(store.erase(&alice), later);
+    assert_eq!(erased.unwrap(), Erasure::Erased);
+    until("the later event is stored", || outbox.read(0, 9, u64::MAX).unwrap().len() == 1).await;
+    let killed = engine.tables.deep_clone();
+    store.close().await.unwrap();
+    for tables in [&engine.tables, &killed] {
+        let store = memory::open(tables, options()).unwrap();
+        let stored = store.outbox().unwrap().read(0, 9, u64::MAX).unwrap();
+        assert_eq!(stored.into_iter().map(|queued| queued.event).collect::<Vec<_>>(), [event(200)]);
+        store.close().await.unwrap();
+    }
+}

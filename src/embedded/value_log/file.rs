@@ -56,6 +56,9 @@ pub(super) const SMALL_FILES_MAX: usize = 16;
 /// Number of files that are open for reading. A further one closes the file that was opened first.
 const HANDLES_MAX: usize = 32;
 
+/// Limit of files that stay marked over a restart: 32 GiB. Further ones are compacted for another reason.
+const ERASED_FILES_MAX: usize = 4096;
+
 /// Result of reading a block.
 #[derive(Clone, Debug)]
 pub enum BlockRead {
@@ -371,11 +374,15 @@ impl ValueLog {
         }
     }
 
-    /// Marks the file of a block whose user is erased.
-    pub fn set_erased(&self, location: BlockLocation) {
-        if let Some(file) = self.state.write().files.get_mut(&location.file) {
-            file.has_erased = true;
+    /// Marks a file with a block of an erased user. Returns all such files if it was not marked, at most 4096.
+    pub fn set_erased(&self, number: u64) -> Option<Vec<u64>> {
+        let mut state = self.state.write();
+        let file = state.files.get_mut(&number)?;
+        if std::mem::replace(&mut file.has_erased, true) {
+            return None;
         }
+        let erased = state.files.iter().filter(|(_, file)| file.has_erased);
+        Some(erased.map(|(number, _)| *number).take(ERASED_FILES_MAX).collect())
     }
 
     /// Returns whether a file has blocks of an erased user.

@@ -19,6 +19,12 @@ use crate::{
 /// Limit of memory for rejected recipients, in bytes. Above it, the oldest ids are removed early.
 const REJECTED_BYTES_MAX: usize = 32 << 20;
 
+/// Limit of ids that one call removes, which takes about a millisecond. A step between commits removes the others.
+const STEP_EXPIRED_MAX: usize = 2048;
+
+/// Limit of ids for which the memory of removed ones is released in one step.
+const SHRINK_IDS_MAX: usize = 32_768;
+
 /// Bytes of ids and their rejected recipients at which a stored block is closed.
 ///
 /// The last id of a block adds up to 2 KiB, so that a block is at most [`VALUE_BYTES_MAX`] long.
@@ -46,6 +52,8 @@ pub struct DedupTable {
     known: HashMap<u128, KnownId, foldhash::fast::RandomState>,
     /// Hashes of the ids, oldest first.
     order: VecDeque<u128>,
+    /// Places in `order` that count no more: their ids were used again after the window, before they were removed.
+    replaced: HashMap<u128, u32, foldhash::fast::RandomState>,
     rejected_bytes: usize,
     /// Rejected recipients of ids that are stored in parts, until the last part is loaded.
     parts: HashMap<String, Vec<Rejected>>,
@@ -59,6 +67,7 @@ impl DedupTable {
             hashers: [RandomState::new(), RandomState::new()],
             known: HashMap::default(),
             order: VecDeque::new(),
+            replaced: HashMap::default(),
             rejected_bytes: 0,
             parts: HashMap::new(),
         }
@@ -85,16 +94,16 @@ impl DedupTable {
         now_ms.saturating_sub(at_ms) < self.window_ms
     }
 
-    /// Stores the result of an id, and removes ids that are too old or exceed a limit.
+    /// Stores the result of an id, and removes some ids that are too old or exceed a limit.
     pub fn insert(&mut self, id: &str, at_ms: u64, summary: DispatchSummary, now_ms: u64) {
-        // Before the insertion, so that an id that is used again after its window counts as new.
-        self.expire(now_ms);
         let hash = self.hash(id);
         self.rejected_bytes += rejected_bytes(&summary);
-        match self.known.insert(hash, KnownId { at_ms, summary }) {
-            Some(before) => self.rejected_bytes -= rejected_bytes(&before.summary),
-            None => self.order.push_back(hash),
+        if let Some(before) = self.known.insert(hash, KnownId { at_ms, summary }) {
+            // It is used again after its window, and now is the youngest.
+            self.rejected_bytes -= rejected_bytes(&before.summary);
+            *self.replaced.entry(hash).or_default() += 1;
         }
+        self.order.push_back(hash);
         self.expire(now_ms);
     }
 
@@ -134,9 +143,22 @@ impl DedupTable {
         known.into_iter().flatten().map(|Rejected { user, reason }| (user.to_string(), *reason as u8)).collect()
     }
 
-    /// Removes ids that are too old or exceed a limit.
-    pub fn expire(&mut self, now_ms: u64) {
+    /// Removes ids that are too old or exceed a limit, at most [`STEP_EXPIRED_MAX`]. Returns true if more are left.
+    pub fn expire(&mut self, now_ms: u64) -> bool {
+        let mut left = STEP_EXPIRED_MAX;
         while let Some(oldest) = self.order.front() {
+            if left == 0 {
+                return true;
+            }
+            left -= 1;
+            if let Some(places) = self.replaced.get_mut(oldest) {
+                *places -= 1;
+                if *places == 0 {
+                    self.replaced.remove(oldest);
+                }
+                self.order.pop_front();
+                continue;
+            }
             let at_ms = self.known.get(oldest).map_or(0, |known| known.at_ms);
             let over = self.order.len() > self.ids_max || self.rejected_bytes > REJECTED_BYTES_MAX;
             if self.is_within_window(at_ms, now_ms) && !over {
@@ -146,10 +168,11 @@ impl DedupTable {
                 self.rejected_bytes -= rejected_bytes(&known.summary);
             }
         }
-        if self.order.len() * 4 < self.order.capacity() {
+        if self.order.len() * 4 < self.order.capacity() && self.order.len() <= SHRINK_IDS_MAX {
             self.order.shrink_to_fit();
             self.known.shrink_to_fit();
         }
+        false
     }
 }
 
@@ -235,6 +258,36 @@ mod tests {
         assert_eq!(table.get(&id("a"), 3), None);
         assert_eq!(table.get(&id("c"), 3).unwrap().recipients, 2);
         assert_eq!(table.get(&id("c"), 102), None);
+    }
+
+    #[test]
+    fn many_ids_expire_in_steps_and_an_id_that_is_used_again_meanwhile_stays() {
+        const IDS: usize = 50_000;
+        let mut table = table(usize::MAX);
+        let summary = |recipients| DispatchSummary { recipients, ..DispatchSummary::default() };
+        (0..IDS).for_each(|n| table.insert(&n.to_string(), 1, summary(1), 1));
+        let last = (IDS - 1).to_string();
+        // Twice, each after its window, while the places of the first use are still in the table.
+        for (at_ms, recipients) in [(200, 2), (400, 3)] {
+            assert_eq!(table.get(&id(&last), at_ms), None, "after the window the id is new");
+            let before = table.order.len();
+            table.insert(&last, at_ms, summary(recipients), at_ms);
+            assert!(before - table.order.len() < STEP_EXPIRED_MAX && table.order.len() > IDS / 2);
+        }
+        let mut steps = 1;
+        loop {
+            let before = table.order.len();
+            let more = table.expire(400);
+            assert!(before - table.order.len() <= STEP_EXPIRED_MAX);
+            if !more {
+                break;
+            }
+            steps += 1;
+        }
+        assert!(steps >= (IDS - 3 * STEP_EXPIRED_MAX) / STEP_EXPIRED_MAX, "{steps} steps");
+        assert_eq!((table.order.len(), table.known.len(), table.replaced.len()), (1, 1, 0));
+        assert_eq!(table.get(&id(&last), 400).unwrap().recipients, 3);
+        assert!(!table.expire(600) && table.order.is_empty() && table.known.is_empty());
     }
 
     fn stored(id: &str, summary: &DispatchSummary) -> StoredId {

@@ -29,12 +29,19 @@ const STEP_ID_BLOCKS_MAX: usize = 64;
 
 impl ExpiryScan {
     pub(in crate::embedded) fn new(id_blocks: VecDeque<(Vec<u8>, u64)>) -> Self {
-        Self { next: Vec::new(), last_run: Instant::now(), due: Vec::new(), id_blocks, has_old_ids: false }
+        Self {
+            next: Vec::new(),
+            last_run: Instant::now(),
+            due: Vec::new(),
+            id_blocks,
+            has_old_ids: false,
+            has_expired_ids: false,
+        }
     }
 
     /// Returns whether another step is due at once.
     pub(super) fn has_steps(&self) -> bool {
-        self.has_old_ids || !self.due.is_empty()
+        self.has_old_ids || self.has_expired_ids || !self.due.is_empty()
     }
 
     /// Records the key of a stored block of ids.
@@ -47,6 +54,9 @@ impl Committer {
     /// Runs one expiry step, if it is due.
     pub(in crate::embedded) fn expire(&mut self) -> Result<(), EngineError> {
         self.expire_ids()?;
+        if self.expiry.has_expired_ids {
+            self.expiry.has_expired_ids = self.dedup.expire(self.shared.clock.now_ms());
+        }
         let until = Instant::now() + STEP_TIMEOUT;
         while let Some(user) = self.expiry.due.pop() {
             self.expire_user(&user)?;
@@ -58,7 +68,7 @@ impl Committer {
             return Ok(());
         }
         self.expiry.last_run = Instant::now();
-        self.dedup.expire(self.shared.clock.now_ms());
+        self.expiry.has_expired_ids = self.dedup.expire(self.shared.clock.now_ms());
         let (mut single_device, mut flushed, mut next) = (Vec::new(), Vec::new(), Vec::new());
         let mut due = Vec::new();
         let mut rows = 0;

@@ -252,6 +252,8 @@ pub(in crate::embedded) struct ExpiryScan {
     pub(super) due: Vec<UserId>,
     /// Stored blocks of ids are left that can be removed.
     pub(super) has_old_ids: bool,
+    /// Ids in memory are left that are too old.
+    pub(super) has_expired_ids: bool,
     /// Keys of stored blocks of ids, oldest first, with the time of the youngest id.
     pub(super) id_blocks: VecDeque<(Vec<u8>, u64)>,
 }
