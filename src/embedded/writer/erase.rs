@@ -35,7 +35,7 @@ use crate::{
         tables::{
             contract::{EngineError, Table, TableSpace, Tables},
             meta::FLOOR_KEY,
-            schema::{Ids, is_log_key_of, log_key},
+            schema::{Connections, Ids, is_log_key_of, log_key},
         },
         unreadable,
         wal::record::Item,
@@ -345,13 +345,17 @@ pub(in crate::embedded) fn repeat_erasures(
     // The last erasure of a user counts.
     let erased: HashMap<&str, &ReplayedErasure> =
         erasures.iter().map(|erasure| (erasure.user.as_str(), erasure)).collect();
-    for user in erased.keys() {
+    for (user, erasure) in &erased {
         for key in blocks_of(tables, user, Seq::MAX, usize::MAX)? {
             tables.remove_erased(&key)?;
         }
         tables.remove(Table::Users, user.as_bytes())?;
-        // Nobody is connected now. The disconnection would be reported after the erasure.
-        tables.remove(Table::Connected, user.as_bytes())?;
+        // The row of a connection before the erasure, whose disconnection would be reported after it. The crash has
+        // closed a later one, which is reported.
+        let row = tables.get(Table::Connected, user.as_bytes())?.and_then(|row| Connections::decode(&row).ok());
+        if row.is_none_or(|Connections::V1 { since_ms, .. }| since_ms <= erasure.at_ms) {
+            tables.remove(Table::Connected, user.as_bytes())?;
+        }
         tables.remove(Table::Outbox, &outbox::format::reported_key(user))?;
     }
     outbox::erase::erase_stored(tables, &|user, first| {
