@@ -20,7 +20,7 @@ pub(super) mod snapshot;
 mod step;
 mod store_events;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -23,12 +23,12 @@ use crate::{
     store::{SessionReport, Store},
 };
 
-fn options(events: u64, bytes: u64) -> Options {
+pub(in crate::embedded) fn options(events: u64, bytes: u64) -> Options {
     let kinds = EventKind::CONFIGURABLE.to_vec();
     Options { outbox: Some(OutboxOptions { events, bytes, kinds }), ..Options::default() }
 }
 
-fn client_message(n: usize, bytes: usize) -> OutboxEvent {
+pub(in crate::embedded) fn client_message(n: usize, bytes: usize) -> OutboxEvent {
     let data = Some("x".repeat(bytes));
     OutboxEvent::Message { connection: String::new(), user: None, op: n as u64, data, kind: None }
 }
@@ -37,16 +37,16 @@ fn undelivered(seq: Seq) -> OutboxEvent {
     OutboxEvent::Undelivered { user: "bob".into(), seq, devices: vec![None], payload: "{}".into() }
 }
 
-fn bob() -> UserId {
+pub(in crate::embedded) fn bob() -> UserId {
     UserId::new("bob").unwrap()
 }
 
-fn all(outbox: &Arc<dyn crate::store::Outbox>) -> Vec<QueuedEvent> {
+pub(in crate::embedded) fn all(outbox: &Arc<dyn crate::store::Outbox>) -> Vec<QueuedEvent> {
     outbox.read(0, usize::MAX, u64::MAX).unwrap()
 }
 
 /// Waits until a condition holds. Returns false if the store fails before.
-async fn wait_until(
+pub(in crate::embedded) async fn wait_until(
     store: &dyn Store,
     outbox: &Arc<dyn crate::store::Outbox>,
     condition: impl Fn(&Arc<dyn crate::store::Outbox>) -> bool,

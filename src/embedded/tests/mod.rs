@@ -15,6 +15,7 @@ pub(super) mod intercept;
 mod lossy_restarts;
 mod merge;
 mod opening;
+mod outbox_power_cut;
 pub(super) mod power_cut;
 pub(super) mod power_cut_steps;
 pub(super) mod steps;
