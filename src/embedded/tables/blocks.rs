@@ -132,11 +132,10 @@ impl Disk {
     }
 
     /// Marks a copy as dead, and its file for compaction.
-    pub(super) fn discard_block_copy(&self, copy: &BlockCopy) {
-        if let Some(location) = copy.location {
-            self.value_log.release(location);
-            self.value_log.set_erased(location);
-        }
+    pub(super) fn discard_block_copy(&self, copy: &BlockCopy) -> Result<(), EngineError> {
+        let Some(location) = copy.location else { return Ok(()) };
+        self.value_log.release(location);
+        self.mark_erased(location)
     }
 
     /// Adds blocks whose keys do not exist yet, with one write for all of them.

@@ -78,7 +78,7 @@ impl Disk {
     /// Marks the file of an erased block for compaction, also after a restart.
     ///
     /// The mark is put before the block is removed or its copy released, and a power cut keeps a prefix of both.
-    fn mark_erased(&self, location: BlockLocation) -> Result<(), EngineError> {
+    pub(super) fn mark_erased(&self, location: BlockLocation) -> Result<(), EngineError> {
         if let Some(files) = self.value_log.set_erased(location.file) {
             let files: Vec<u8> = files.iter().flat_map(|number| number.to_be_bytes()).collect();
             self.put(Table::Meta, ERASED_FILES_KEY, &files)?;

@@ -256,7 +256,9 @@ pub trait Tables: Send + Sync + 'static {
     }
 
     /// Discards a copy. Its bytes are to leave the disk soon, because its user may be erased.
-    fn discard_copy(&self, _copy: BlockCopy) {}
+    fn discard_copy(&self, _copy: BlockCopy) -> Result<(), EngineError> {
+        Ok(())
+    }
 
     /// Replaces values in one batch.
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {

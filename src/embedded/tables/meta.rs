@@ -28,6 +28,10 @@ pub(in crate::embedded) const FLOOR_KEY: &[u8] = b"floor";
 pub(in crate::embedded) const VALUE_LOG_FILE_KEY: &[u8] = b"value-log-file";
 /// Live bytes of the value log at the last flush or close: an estimate of those at the next opening.
 pub(in crate::embedded) const LIVE_BYTES_KEY: &[u8] = b"live-bytes";
+/// Numbers of the files of the value log that have blocks of erased users, each a u64 with the highest byte first.
+///
+/// A file that is gone may still be in this list until another file is added.
+pub(in crate::embedded) const ERASED_FILES_KEY: &[u8] = b"erased-files";
 /// Name of the store's format. A change of any encoding needs another name.
 pub(in crate::embedded) const FORMAT: &[u8] = b"mesa-6";
 

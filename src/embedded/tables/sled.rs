@@ -301,8 +301,8 @@ impl Tables for Disk {
         self.set_block_copy(copy)
     }
 
-    fn discard_copy(&self, copy: BlockCopy) {
-        self.discard_block_copy(&copy);
+    fn discard_copy(&self, copy: BlockCopy) -> Result<(), EngineError> {
+        self.discard_block_copy(&copy)
     }
 
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {

@@ -144,8 +144,7 @@ impl Committer {
         };
         let is_unchanged = blocks.len() == sources.len() && blocks.iter().zip(&sources).all(is_same);
         if !is_unchanged || self.with_log(&user, |log| is_busy(log))? {
-            self.shared.engine.discard_copy(copy);
-            return Ok(());
+            return self.shared.engine.discard_copy(copy);
         }
         self.shared.engine.set_copy(copy)?;
         // The last one first: a reader that misses one of them finds none between it and the copy.
