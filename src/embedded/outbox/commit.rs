@@ -411,7 +411,7 @@ fn removed_through(tables: &dyn Tables) -> Result<u64, StoreError> {
 /// Returns the number of the last event that is in the table with all pieces, or was removed from it.
 ///
 /// Removes a batch without its last piece: a crash has interrupted its write, so the WAL has it.
-pub(super) fn stored_through(tables: &dyn Tables) -> Result<u64, StoreError> {
+pub(in crate::embedded) fn stored_through(tables: &dyn Tables) -> Result<u64, StoreError> {
     let removed = removed_through(tables)?;
     loop {
         let key = tables.last_key_at_or_before(Table::Outbox, &format::event_key(u64::MAX, usize::MAX))?;

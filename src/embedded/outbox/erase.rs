@@ -91,12 +91,6 @@ fn erase_in_batch(
     Ok((BatchInfo { last_live, bytes, ..info }, unneeded))
 }
 
-/// Returns the number of the first event in the last stored batch; 0 = there is none.
-pub(in crate::embedded) fn last_batch(tables: &dyn Tables) -> Result<u64, EngineError> {
-    let last = tables.last_key_at_or_before(Table::Outbox, &format::event_key(u64::MAX, usize::MAX))?;
-    Ok(last.and_then(|key| format::decode_event_key(&key)).map_or(0, |(first, _)| first))
-}
-
 /// Erases events in the table. `is_erased` gets the user of an event, and the number of the first event in its batch.
 ///
 /// Nothing else may write the table meanwhile. Returns true if there were any such events.

@@ -41,7 +41,7 @@ use crate::{
     message::{Seq, UserId},
     store::{EventKind, Outbox as _, OutboxEvent, OutboxOptions, OutboxStatus, QueuedEvent, StoreError, clock::Clock},
 };
-pub(super) use commit::STEPS_MAX;
+pub(super) use commit::{STEPS_MAX, stored_through};
 pub use format::key_label;
 use format::{Batch, Pieces};
 pub(super) use step::{OutboxSpace, StepWrites};

@@ -9,7 +9,7 @@ use crate::{
 
 impl StoreState {
     /// Returns the outbox, if it stores events of this kind.
-    pub(super) fn outbox_for(&self, kind: EventKind) -> Option<&Outbox> {
+    pub(in crate::embedded) fn outbox_for(&self, kind: EventKind) -> Option<&Outbox> {
         self.outbox.as_deref().filter(|outbox| outbox.is_enabled(kind))
     }
 

@@ -84,6 +84,13 @@ async fn cut_after(writes: i64, flush_delay: Duration) -> bool {
         // An event precedes the dispatch that follows it.
         let found = messages(&outbox);
         assert!((removed + 1..=answered).all(|n| found.contains(&n)), "{found:?}, {what}");
+        // The store has an acknowledgement only with its event.
+        let acknowledged = store.attach(&bob(), None).unwrap().acknowledged.through();
+        let delivered = stored.iter().any(|queued| match &queued.event {
+            OutboxEvent::Delivered { to, .. } => *to >= acknowledged,
+            _ => false,
+        });
+        assert!(acknowledged <= 2 && removed > 0 || acknowledged == 0 || delivered, "{acknowledged}, {what}");
         if writes % 8 > 0 || seed > 1 {
             // The rest takes longer, as each event waits some 20 ms for its commit.
             store.close().await.unwrap();

@@ -44,8 +44,8 @@ pub enum Event<'a> {
     Gap { user: &'a str, from: Seq, to: Seq, reason: GapReason },
     /// An append with an idempotency id ended with this result.
     Summary(StoredId),
-    /// The user was erased. A later log of this user starts at `floor` or above. `events` is the number of the first
-    /// event in the last batch of the outbox at that time; 0 = it was empty.
+    /// The user was erased. A later log of this user starts at `floor` or above. `events` is the number of the last
+    /// event of the outbox at that time; 0 = none.
     Erased { user: &'a str, floor: Seq, events: u64 },
     /// A piece of a batch of webhook events, whose first event has the number `first`.
     Events { first: u64, piece: u32, bytes: &'a [u8] },

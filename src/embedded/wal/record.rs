@@ -55,8 +55,8 @@ pub enum Item<'a> {
     Summary { id: &'a str, recipients: u32, online: u32, offline: u32, stored: u32 },
     /// The commit continues in the next record. Without that record, the commit was never answered.
     More,
-    /// The user was erased. A later log of this user starts at `floor` or above. `events` is the number of the first
-    /// event in the last batch of the outbox at that time; 0 = it was empty.
+    /// The user was erased. A later log of this user starts at `floor` or above. `events` is the number of the last
+    /// event of the outbox at that time; 0 = none.
     Erased { user: &'a str, floor: Seq, events: u64 },
     /// A piece of a batch of webhook events. `first` is the number of its first event. The pieces of a batch are in one
     /// commit, in order.

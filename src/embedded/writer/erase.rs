@@ -103,8 +103,8 @@ impl Committer {
         Ok(())
     }
 
-    /// Makes the erasure durable, and empties the log. Returns the floor, the number of the first event in the last
-    /// batch of the outbox, and whether the user was known.
+    /// Makes the erasure durable, and empties the log. Returns the floor, the number of the last event of the outbox, and
+    /// whether the user was known.
     ///
     /// Returns `None` if a session is attached. The outer error is final. After an inner error nothing has changed.
     fn commit_erasure(&mut self, user: &UserId) -> Result<Result<Option<(Seq, u64, bool)>, StoreError>, EngineError> {
@@ -156,7 +156,7 @@ impl Committer {
     }
 
     /// Writes the webhook events about a user, and then the item of the erasure. Returns the number of its record, and
-    /// that of the first event in the last batch of the outbox.
+    /// that of the last event of the outbox.
     ///
     /// The outer error is final. After an inner error, the WAL has no item.
     fn write_erasure(&mut self, user: &UserId, floor: Seq) -> Result<Result<(u64, u64), StoreError>, EngineError> {
@@ -174,7 +174,7 @@ impl Committer {
                 return Ok(Err(StoreError::Full(why.into())));
             }
         }
-        let events = match outbox::erase::last_batch(&*self.shared.engine) {
+        let events = match outbox::stored_through(&*self.shared.engine).map_err(EngineError::from) {
             Err(error) if error.is_transient() => return Ok(Err(error.into())),
             events => events?,
         };

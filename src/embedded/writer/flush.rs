@@ -19,7 +19,7 @@ use crate::{
         tables::{
             contract::{Cause, EngineError, NewBlock, Table, TableSpace},
             meta::{CLOCK_KEY, FLUSHED_KEY},
-            schema::{StoredId, StoredLog, log_key, wal_key},
+            schema::{StoredId, log_key, wal_key},
         },
         user_log::{Usage, UserLog, earlier, is_expired},
         value_log::{
@@ -144,8 +144,11 @@ impl Committer {
                 }
                 for _ in 0..GROUP_ROWS_MAX {
                     let Some(user) = flush.rows_left.pop_front() else { break };
-                    self.flush_row(&user)?;
-                    flush.logs_left.push(user);
+                    if self.flush_row(&user)? {
+                        flush.logs_left.push(user);
+                    } else {
+                        flush.rows_left.push_back(user);
+                    }
                 }
             } else if flush.removed < flush.records {
                 if flush.removed == 0 {
@@ -325,60 +328,6 @@ impl Committer {
             log.remove_collapse_entries(&expired);
             log.set_flushed(part.last);
         })
-    }
-
-    /// Writes a user's row, and queues a trim if necessary.
-    fn flush_row(&self, user: &UserId) -> Result<(), EngineError> {
-        let row = self.with_log(user, |log| {
-            // Without this number, the user was erased after these records, and has no row.
-            let row = log.row_lossy_restarts.is_some().then(|| self.next_row(log));
-            self.shared.release(user, log);
-            row
-        })?;
-        row.map_or(Ok(()), |row| self.put_stored(user, row))
-    }
-
-    /// Writes a user's row, unless the WAL has items of this user. Then the next flush writes it.
-    ///
-    /// Without a row the user is erased or unknown, and stays so.
-    pub(super) fn put_row_if_flushed(&self, user: &UserId) -> Result<(), EngineError> {
-        let first = self.records.front().map_or(self.next_record, |record| record.number);
-        let is_flushed = self.with_log(user, |log| {
-            let has_row = log.row_lossy_restarts.is_some();
-            has_row && log.last_record < first && !log.dirty && log.assigned == log.head
-        })?;
-        if is_flushed {
-            self.put_row(user)?;
-        }
-        Ok(())
-    }
-
-    /// Writes a user's row.
-    pub(super) fn put_row(&self, user: &UserId) -> Result<(), EngineError> {
-        let row = self.with_log(user, |log| self.next_row(log))?;
-        self.put_stored(user, row)
-    }
-
-    /// Returns the row of a log, which is about to be written, and whether it is the first one.
-    fn next_row(&self, log: &mut UserLog) -> (StoredLog, bool) {
-        let row = log.row(self.shared.logs.lossy_restarts().count);
-        if log.row_lossy_restarts.replace(row.lossy_restarts) != Some(row.lossy_restarts) {
-            log.row_before_entry = Some(self.next_record);
-        }
-        (row, std::mem::take(&mut log.lacks_row))
-    }
-
-    fn put_stored(&self, user: &UserId, (row, lacked_row): (StoredLog, bool)) -> Result<(), EngineError> {
-        if self.blocks_not_durable.replace(false) {
-            // The row may refer to one of the blocks that are not durable.
-            self.shared.engine.barrier()?;
-        }
-        self.shared.engine.put(Table::Users, user.as_str().as_bytes(), &row.encode())?;
-        if lacked_row {
-            // After the put, so that a list of users never lacks this user.
-            self.shared.logs.set_row_written(user);
-        }
-        Ok(())
     }
 
     /// Records in the tables that the oldest `records` are flushed, so that recovery ignores them.

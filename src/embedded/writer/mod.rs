@@ -3,6 +3,7 @@
 //! - `state`: what the commit thread owns
 //! - `queue`, `commit`, `reply`: queued operations, the thread, and its replies · `records`: the records of a commit
 //! - `append`, `dedup`: entries, and deduplication by idempotency id
+//! - `row`: the rows of users
 //! - `flush`: moves entries from the write-ahead log to the value log · `merge`: merges small blocks there
 //! - `trim`, `purge`: remove entries from there, in steps · `jobs`: what is left of them · `count`: counts those that
 //!   stay
@@ -30,6 +31,7 @@ pub(super) mod queue;
 pub(super) mod quota;
 pub(super) mod records;
 pub(super) mod reply;
+mod row;
 pub(super) mod state;
 pub(super) mod suspend;
 pub(super) mod trim;

@@ -353,7 +353,7 @@ impl Committer {
     }
 
     /// Ends the purge of a log: no block has an entry that it would remove.
-    fn end_purge(&self, purge: &Purge) -> Result<(), EngineError> {
+    fn end_purge(&mut self, purge: &Purge) -> Result<(), EngineError> {
         let user = &purge.user;
         match &purge.scope {
             Scope::Hidden { gaps, .. } => {
@@ -372,8 +372,8 @@ impl Committer {
                     log.blocks_expire_s = *expires_s;
                     (log.purging_all, log.counting_by_purge) = (false, false);
                 })?;
-                // Without the new row, the expiry would find the same user again.
-                self.put_row(user)
+                // Without the new row, the expiry finds the same user again.
+                self.put_reported_row(user).map(drop)
             }
         }
     }
