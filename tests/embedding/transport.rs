@@ -8,7 +8,7 @@ use std::{
 
 use mesa::client::{Client, ClientError, Connection, Event, Options, Transport, token};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::TcpSocket;
 
 use crate::{
     flaky_proxy::FlakyProxy,
@@ -112,7 +112,10 @@ async fn client_connects_through_a_proxy_with_authentication() {
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_proxy_is_explained() {
     let server = TestServer::start(|builder| builder).await;
-    let unused = TcpListener::bind(("127.0.0.1", 0)).await.unwrap().local_addr().unwrap();
+    // Bound, so that no parallel test gets the port, and not listening.
+    let unused_socket = TcpSocket::new_v4().unwrap();
+    unused_socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let unused = unused_socket.local_addr().unwrap();
     let authentication = ConnectProxy::start(server.address, "407 Proxy Authentication Required").await.address;
     let forbidden = ConnectProxy::start(server.address, "403 Forbidden").await.address;
     let url = format!("ws://{NAME}:4000/");
@@ -139,34 +142,34 @@ async fn connect_command_uses_the_proxy_of_the_environment_and_the_given_authori
     let forbidden = ConnectProxy::start(front.address, "403 Forbidden").await;
     let authority = server.home.path().join("authority.pem");
     std::fs::write(&authority, &front.authority).unwrap();
-    let command = |url: String, proxy: &ConnectProxy| {
+    let command = |user: &str, url: String, proxy: &ConnectProxy| {
         let mut command = mesa_command();
         for name in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "NO_PROXY", "no_proxy"] {
             command.env_remove(name);
         }
-        command.args(["connect", "--as", "alice", "--once", "--json", "--url", &url]).arg("--ca").arg(&authority);
+        command.args(["connect", "--as", user, "--once", "--json", "--url", &url]).arg("--ca").arg(&authority);
         command.env("ALL_PROXY", format!("http://{}", proxy.address)).stdin(Stdio::null());
         command
     };
     let url = format!("wss://{NAME}:4000/");
-    for (n, url, proxy) in [(1, url.clone(), &proxy), (2, server.url(), &forbidden)] {
-        server.handle.send(&message(n), &user_id("alice"), &[]).await.unwrap();
-        let mut child = command(url, proxy).stdout(Stdio::piped()).spawn().unwrap();
+    for (user, url, proxy) in [("alice", url.clone(), &proxy), ("bob", server.url(), &forbidden)] {
+        server.handle.send(&message(7), &user_id(user), &[]).await.unwrap();
+        let mut child = command(user, url, proxy).stdout(Stdio::piped()).spawn().unwrap();
         let output = child.stdout.take().unwrap();
         let line = tokio::task::spawn_blocking(move || BufReader::new(output).lines().next());
         let line = within("message", line).await.unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
         let received: Value = serde_json::from_str(&line.expect("a line").unwrap()).unwrap();
-        assert_eq!(received["d"], json!(n));
+        assert_eq!(received["d"], json!(7));
     }
     assert_eq!(proxy.requests.lock().unwrap().len(), 1);
     assert_eq!(forbidden.requests.lock().unwrap().len(), 0);
-    let mut rejected = command(url.clone(), &forbidden);
+    let mut rejected = command("alice", url.clone(), &forbidden);
     let rejected = tokio::task::spawn_blocking(move || rejected.output().unwrap()).await.unwrap();
     assert!(!rejected.status.success() && output_text(&rejected).contains("403 Forbidden"), "{rejected:?}");
     // Without the proxy nothing resolves this name.
-    let mut direct = command(url, &forbidden);
+    let mut direct = command("alice", url, &forbidden);
     direct.env("NO_PROXY", NAME);
     let direct = tokio::task::spawn_blocking(move || direct.output().unwrap()).await.unwrap();
     assert!(!direct.status.success() && output_text(&direct).contains("cannot connect to"), "{direct:?}");
