@@ -113,7 +113,7 @@ fn is_above_test(source: &Source, lines: &[&str]) -> bool {
             let name = line.split('(').next().unwrap_or_default();
             // A part of a test has the form `await t.test(…)`.
             let name = name.strip_prefix("await t.").unwrap_or(name);
-            let is_js_test = is_javascript(source) && name.starts_with("test") && line.contains("(");
+            let is_js_test = is_javascript(source) && name.starts_with("test") && line.contains('(');
             let is_scenario = source.path == SCENARIOS && line.starts_with('"') && line.contains("\" =>");
             return is_js_test || is_scenario;
         }

@@ -335,7 +335,8 @@ impl Tables for Disk {
     fn keys(&self, table: Table, from: &[u8], visit: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), EngineError> {
         for key in self.tree(table).range(from..).keys() {
             let key = key.map_err(read_error)?;
-            if !(table == Table::Users && is_part(&key)) && !visit(&key) {
+            let is_hidden = table == Table::Users && is_part(&key);
+            if !is_hidden && !visit(&key) {
                 break;
             }
         }

@@ -59,6 +59,15 @@ pub(in crate::embedded) const ERASURES_MAX: usize = 16;
 /// Bytes that a record needs for the item.
 const ITEM_BYTES_MAX: usize = USER_ID_BYTES_MAX + 32;
 
+/// An erasure whose item is durable.
+struct Committed {
+    floor: Seq,
+    /// Number of the last event of the outbox.
+    events: u64,
+    /// The user was known.
+    found: bool,
+}
+
 impl Committer {
     /// Erases a user after those that wait already. Replies when the user is erased, or cannot be.
     ///
@@ -95,7 +104,7 @@ impl Committer {
         match self.commit_erasure(&user)? {
             Err(error) => _ = done.send(Err(error)),
             Ok(None) => _ = done.send(Ok(Erasure::Online)),
-            Ok(Some((floor, events, found))) => {
+            Ok(Some(Committed { floor, events, found })) => {
                 self.erasure =
                     Some(ErasureInProgress { user, floor, events, found, stage: ErasureStage::Blocks, done });
             }
@@ -103,11 +112,10 @@ impl Committer {
         Ok(())
     }
 
-    /// Makes the erasure durable, and empties the log. Returns the floor, the number of the last event of the outbox, and
-    /// whether the user was known.
+    /// Makes the erasure durable, and empties the log.
     ///
     /// Returns `None` if a session is attached. The outer error is final. After an inner error nothing has changed.
-    fn commit_erasure(&mut self, user: &UserId) -> Result<Result<Option<(Seq, u64, bool)>, StoreError>, EngineError> {
+    fn commit_erasure(&mut self, user: &UserId) -> Result<Result<Option<Committed>, StoreError>, EngineError> {
         let full = |why: Option<String>| Ok(Err(StoreError::Full(why.unwrap_or_default().into())));
         if self.suspended.stuck.is_some() {
             return full(self.why_suspended());
@@ -152,7 +160,7 @@ impl Committer {
         self.shared.connected.remove_interrupted(user);
         self.shared.engine.remove(Table::Connected, user.as_str().as_bytes())?;
         self.shared.connected.set_row_removed(user);
-        Ok(Ok(Some((floor, events, known || rejected))))
+        Ok(Ok(Some(Committed { floor, events, found: known || rejected })))
     }
 
     /// Writes the webhook events about a user, and then the item of the erasure. Returns the number of its record, and

@@ -151,7 +151,7 @@ pub fn fill_under_load(home: &Home, disk: &SmallDisk, server: Server) {
                 disk.fill();
                 rejected.load(Ordering::Relaxed) > before
             });
-            fill_until_reported(&disk, &mut http);
+            fill_until_reported(disk, &mut http);
             disk.remove_filler();
             wait_until_ready(&mut http);
         }

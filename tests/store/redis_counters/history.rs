@@ -426,7 +426,7 @@ impl<'a> History<'a> {
         command.exec(&mut *self.connection).unwrap();
         // In a Redis Cluster a log begins at 1 again if it has no key left and no server has a session of its user. A log
         // without pending entries has only its state.
-        let has_key = ["state", "log"].map(|kind| {
+        let has_key: [bool; 2] = ["state", "log"].map(|kind| {
             redis::cmd("EXISTS").arg(self.namespace.key(kind, USERS[owner])).query(&mut *self.connection).unwrap()
         });
         if self.namespace.is_cluster() && has_key == [false, false] {
