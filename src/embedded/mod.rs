@@ -17,11 +17,12 @@
 //! with their sequences, and acknowledgements and presence. It is at most about 64 KiB, so a commit of 10,000
 //! messages is a few writes and one sync. Entries that stay pending are *flushed*: they move into blocks of the value
 //! log, many to a block, and their records are removed. Rows in the table `users` hold the position of each log.
+//! A large body that several logs share is stored once, and their blocks reference it (`value_log::bodies`).
 //!
 //! On disk the WAL and the value log are append-only files; the tables are sled's. A crash leaves a prefix of each of
 //! the three. No batch and no transaction spans them, so only the order of writes keeps them consistent. The order is:
-//! blocks, a *barrier*, the rows that refer to the blocks, a *checkpoint*, the removal of the records. The contract of
-//! an engine states this order, and a test cuts the power after every write.
+//! shared bodies, blocks, a *barrier*, the rows that refer to the blocks, a *checkpoint*, the removal of the records. The
+//! contract of an engine states this order, and a test cuts the power after every write.
 
 pub mod backup;
 mod connected;
@@ -63,6 +64,7 @@ use self::{
     progress::Progress,
     store_state::StoreState,
     user_log::UserLog,
+    value_log::bodies::BodyCache,
     writer::{
         cost::Cost,
         queue::{Op, Queue},
@@ -291,6 +293,7 @@ impl EmbeddedStore {
             namespace: fingerprint(&namespace),
             logs,
             record_cache: recovered.record_cache,
+            bodies: BodyCache::default(),
             queue,
             listener: RwLock::default(),
             failed: watch::Sender::new(None),

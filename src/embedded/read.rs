@@ -195,8 +195,10 @@ impl StoreState {
             if !entries.is_empty() && (entries.len() >= limit.entries || *bytes + found.bytes > limit.bytes) {
                 return false;
             }
-            *bytes += found.bytes;
-            entries.push(found.entry());
+            if let Some(entry) = found.entry() {
+                *bytes += found.bytes;
+                entries.push(entry);
+            }
             true
         })
     }

@@ -375,7 +375,9 @@ impl Replay {
                 let replayed = self.replayed(user, record)?;
                 replayed.first.get_or_insert(seq);
                 replayed.last_append = record;
-                replayed.log.replay(WalSlot { seq, record, message_at, recipient_at, bytes, expires_s }, collapse);
+                // As if not shared: an upper bound until the flush, which soon follows.
+                let slot = WalSlot { seq, record, message_at, recipient_at, bytes, reserved: bytes, expires_s };
+                replayed.log.replay(slot, collapse);
             }
             Event::Seen { user, at_ms } => self.log(user, record)?.seen_ms = at_ms,
             Event::Cursor { user, device, cursor } => self.log(user, record)?.cursors.replay(device, &cursor),

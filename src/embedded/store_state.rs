@@ -11,6 +11,7 @@ use super::{
     outbox::Outbox,
     progress::Progress,
     user_log::{UserLog, cache::LogCache},
+    value_log::bodies::BodyCache,
     wal::cache::RecordCache,
     writer::queue::Queue,
 };
@@ -26,6 +27,8 @@ pub(super) struct StoreState {
     pub namespace: u32,
     pub logs: Arc<LogCache>,
     pub record_cache: RecordCache,
+    /// Shared bodies that readers have read.
+    pub bodies: BodyCache,
     pub queue: Arc<Queue>,
     pub listener: RwLock<Option<CommitListener>>,
     pub failed: watch::Sender<Option<StoreError>>,

@@ -63,14 +63,17 @@ impl From<DecodeError> for Unreadable {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::embedded::{tables::schema::StoredLog, value_log::block::Block};
+    use crate::embedded::{
+        tables::schema::StoredLog,
+        value_log::block::{Block, Body},
+    };
 
     #[test]
     fn placeholder_of_unreadable_value_decodes_to_its_reason_only() {
         let why = Unreadable::new("its file is missing");
         assert_eq!(Block::decode(&why.to_value()).unwrap_err(), why);
         assert_eq!(Unreadable::from_value(&why.to_value()), Some(why));
-        let block = Block::V1 { namespace: 1, user: "a", entries: vec![(1, 0, b"x")] }.encode();
+        let block = Block::V1 { namespace: 1, user: "a", entries: vec![(1, 0, Body::Inline(b"x"))] }.encode();
         assert_eq!(Unreadable::from_value(&block), None);
     }
 

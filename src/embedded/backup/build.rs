@@ -23,7 +23,7 @@ use crate::{
             sled::Disk,
             unfinished::{self, Operation},
         },
-        value_log::block::{Block, split_entries},
+        value_log::block::{Block, Body, split_entries},
     },
     message::Seq,
     store::{StoreError, fingerprint, gaps::GapList},
@@ -179,7 +179,8 @@ impl InspectSink for StoreBuilder {
     fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
         for part in split_entries(entries, |(.., payload)| payload.len()) {
             let first = part[0].0;
-            let entries = part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, &payload[..])).collect();
+            let entries =
+                part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, Body::Inline(payload))).collect();
             let block = Block::V1 { namespace: self.namespace, user, entries }.encode();
             let key = log_key(user, first);
             self.put(Table::Log, &key, &block)?;

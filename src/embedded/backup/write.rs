@@ -240,8 +240,10 @@ impl StoreState {
             if bytes > PAGE_BYTES {
                 return false;
             }
-            bytes += found.bytes;
-            entries.push((found.seq, found.expires_s, found.payload()));
+            if let Some(payload) = found.payload() {
+                bytes += found.bytes;
+                entries.push((found.seq, found.expires_s, payload));
+            }
             true
         })?;
         let last = entries.last().map_or(from, |(seq, ..)| *seq);

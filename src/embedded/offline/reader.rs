@@ -1,6 +1,7 @@
 //! Reads the files of a closed store, which may be damaged, without changing them.
 
 use std::{
+    cell::OnceCell,
     collections::{BTreeMap, HashMap},
     fs, io,
     path::{Path, PathBuf},
@@ -9,22 +10,27 @@ use std::{
 use bytes::Bytes;
 
 use super::sled_file::{DamagedRange, LostKeys, Pairs, RawTables};
-use crate::embedded::{
-    file_io::{self, to_u32},
-    framing::{self, HEADER_BYTES, Kind},
-    tables::{
-        contract::Table,
-        files::{SLED_DIR, VALUE_LOG, WAL},
-        meta::{FLUSHED_KEY, FORMAT, FORMAT_KEY},
-        missing::MissingPart,
-        parts::{is_part, read_row},
-        schema::wal_number,
+use crate::{
+    embedded::{
+        file_io::{self, to_u32},
+        framing::{self, HEADER_BYTES, Kind},
+        tables::{
+            contract::Table,
+            files::{SLED_DIR, VALUE_LOG, WAL},
+            meta::{FLUSHED_KEY, FORMAT, FORMAT_KEY},
+            missing::MissingPart,
+            parts::{is_part, read_row},
+            schema::wal_number,
+        },
+        unreadable::Unreadable,
+        value_log::{
+            bodies::{BodyId, SharedBody, is_body_key},
+            file::{block_offset, split_body},
+            location::{BlockLocation, BlockRow, invalid_location},
+        },
+        wal::{layout::record_at, scan::is_zero},
     },
-    value_log::{
-        file::{block_offset, split_body},
-        location::{BlockLocation, BlockRow, invalid_location},
-    },
-    wal::{layout::record_at, scan::is_zero},
+    logging::system_error,
 };
 
 /// Bytes per read. A disk error loses this many.
@@ -49,6 +55,8 @@ pub(in crate::embedded) struct OfflineReader {
     /// The highest record that another record states as synced.
     synced: u64,
     blocks: BlockReader,
+    /// Locations of the shared bodies in the value log, for those whose location in the table is lost.
+    body_frames: OnceCell<HashMap<BodyId, BlockLocation>>,
     unreadable: Vec<UnreadableRange>,
 }
 
@@ -64,6 +72,7 @@ impl OfflineReader {
             records: BTreeMap::new(),
             synced: 0,
             blocks: BlockReader { directory: directory.join(VALUE_LOG) },
+            body_frames: OnceCell::new(),
             unreadable: Vec::new(),
         };
         reader.read_records(&directory.join(WAL), flushed)?;
@@ -128,9 +137,33 @@ impl OfflineReader {
         keys.filter(move |key| !(table == Table::Users && key.as_ref().is_ok_and(|key| is_part(key))))
     }
 
-    /// Returns a value of a table other than [`Table::Log`].
+    /// Returns a value of a table that is not in the value log.
     pub fn get(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>> {
         self.tables.get(table, key)
+    }
+
+    /// Reads the payload of a shared body, also if its location in the table is lost.
+    pub fn body(&self, id: BodyId, namespace: u32, length: u32) -> Result<Bytes, Unreadable> {
+        let key = id.key();
+        let unreadable = |error: io::Error| Unreadable::new(system_error(&error));
+        let row = match self.tables.get(Table::Bodies, &key).map_err(unreadable)? {
+            Some(row) => row,
+            None => {
+                let frames = self.body_frames.get_or_init(|| self.find_bodies().unwrap_or_default());
+                let location = frames.get(&id).ok_or_else(|| Unreadable::new("its shared body is missing"))?;
+                BlockRow::of_body(*location).encode().into()
+            }
+        };
+        SharedBody::payload(&self.blocks.read(&key, &row).map_err(unreadable)?, namespace, length)
+    }
+
+    /// Finds the shared bodies in all files of the value log.
+    fn find_bodies(&self) -> io::Result<HashMap<BodyId, BlockLocation>> {
+        let mut found = HashMap::new();
+        self.visit_frames(|location, key, _| {
+            found.extend(BodyId::of_key(key).map(|id| (id, location)));
+        })?;
+        Ok(found)
     }
 
     /// Visits the blocks without a location in the table: dead blocks, and blocks whose location is lost.
@@ -140,6 +173,16 @@ impl OfflineReader {
             let (key, location) = pair?;
             known.extend(BlockRow::decode(&location).map(|row| (row.location, key)));
         }
+        self.visit_frames(|location, key, value| {
+            // A damaged key may refer to the block of another key. That key then has no location.
+            if !is_body_key(key) && known.get(&location).is_none_or(|known| *known != key) {
+                visit(&Bytes::copy_from_slice(value));
+            }
+        })
+    }
+
+    /// Visits all readable frames of the value log: location, key and value.
+    fn visit_frames(&self, mut visit: impl FnMut(BlockLocation, &[u8], &[u8])) -> io::Result<()> {
         for file in file_io::file_numbers(&self.blocks.directory)? {
             let bytes = read_lossy(&self.blocks.directory.join(file_io::file_name(file)))?;
             let mut at = 0;
@@ -147,10 +190,8 @@ impl OfflineReader {
                 let Some(body) = framing::body(Kind::Block, &bytes[found..]) else { break };
                 let length = HEADER_BYTES + body.len();
                 let location = BlockLocation { file, offset: to_u32(found as u64)?, length: to_u32(length as u64)? };
-                // A damaged key may refer to the block of another key. That key then has no location.
-                let has_location = |key: &[u8]| known.get(&location).is_some_and(|known| *known == key);
-                if let Some((_, value)) = split_body(body).filter(|(key, _)| !has_location(key)) {
-                    visit(&Bytes::copy_from_slice(value));
+                if let Some((key, value)) = split_body(body) {
+                    visit(location, key, value);
                 }
                 at = found + length;
             }
@@ -258,7 +299,7 @@ impl Iterator for TablePairs<'_> {
                 Err(error) => return Some(Err(error)),
             };
             let value = match self.table {
-                Table::Log => blocks.read(&key, &value),
+                Table::Log | Table::Bodies => blocks.read(&key, &value),
                 Table::Users => read_row(&key, value, |part| tables.get(Table::Users, part)),
                 _ => Ok(value),
             };

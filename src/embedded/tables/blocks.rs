@@ -1,4 +1,4 @@
-//! Puts and removes blocks: their bytes in the value log, and their rows in sled.
+//! Puts and removes blocks and shared bodies: their bytes in the value log, and their rows in sled.
 
 use std::sync::atomic::Ordering;
 
@@ -10,15 +10,20 @@ use super::{
     sled::{Disk, read_error},
 };
 use crate::embedded::value_log::{
+    bodies::{BodyId, is_body_key},
     file::BlockRead,
-    location::{BlockRow, invalid_location},
-    summary::BlockSummary,
+    location::{BlockLocation, BlockRow, invalid_location},
 };
 
 /// Attempts to read a block that compaction moves meanwhile. Then the block counts as missing.
 const READ_ATTEMPTS_MAX: usize = 8;
 
 impl Disk {
+    /// Returns the tree that has the row of a block or a shared body.
+    pub(super) fn tree_of_key(&self, key: &[u8]) -> &sled::Tree {
+        if is_body_key(key) { &self.trees.bodies } else { &self.trees.log }
+    }
+
     /// Reads the block of a row, or a placeholder if it is damaged. Returns `None` if the key was removed.
     pub(super) fn block(&self, key: &[u8], row: &[u8]) -> Result<Option<Bytes>, EngineError> {
         let Some(BlockRow { mut location, .. }) = BlockRow::decode(row) else {
@@ -30,7 +35,7 @@ impl Disk {
                 BlockRead::Damaged(why) => return Ok(Some(why.to_value())),
                 BlockRead::Missing => {
                     // Compaction moved the block, or it was removed, since its location was read.
-                    let Some(now) = self.trees.log.get(key).map_err(read_error)? else { return Ok(None) };
+                    let Some(now) = self.tree_of_key(key).get(key).map_err(read_error)? else { return Ok(None) };
                     let Some(now) = BlockRow::decode(&now) else { return Ok(Some(invalid_location().to_value())) };
                     if now.location == location {
                         break;
@@ -43,11 +48,11 @@ impl Disk {
     }
 
     pub(super) fn put_block(&self, key: &[u8], value: &[u8]) -> Result<(), EngineError> {
-        if self.trees.log.contains_key(key).map_err(|error| self.tables_failed(error))? {
+        if self.tree_of_key(key).contains_key(key).map_err(|error| self.tables_failed(error))? {
             return self.replace_blocks(&[(key, value)]);
         }
         let location = self.value_log.append(key, value).map_err(|error| self.retryable(error))?;
-        self.set_block_row(key, BlockRow { location, summary: BlockSummary::of(value) })
+        self.set_block_row(key, row_of(key, location, value))
     }
 
     /// Replaces blocks. Syncs the new ones before any location is set.
@@ -56,30 +61,66 @@ impl Disk {
     pub(super) fn replace_blocks(&self, pairs: &[(&[u8], &[u8])]) -> Result<(), EngineError> {
         let locations = self.value_log.append_all(pairs).map_err(|error| self.retryable(error))?;
         self.value_log.sync().map_err(|error| self.failed(error))?;
-        pairs.iter().zip(locations).try_for_each(|((key, value), location)| {
-            self.set_block_row(key, BlockRow { location, summary: BlockSummary::of(value) })
-        })
+        pairs
+            .iter()
+            .zip(locations)
+            .try_for_each(|((key, value), location)| self.set_block_row(key, row_of(key, location, value)))
     }
 
     /// Sets the location and the summary of a block, as one value. So a crash never leaves one without the other.
     pub(super) fn set_block_row(&self, key: &[u8], row: BlockRow) -> Result<(), EngineError> {
         self.record_file(row.location.file)?;
-        let before = self.insert(&self.trees.log, key, &row.encode())?;
-        self.release_block(key, before);
-        Ok(())
-    }
-
-    pub(super) fn remove_block(&self, key: &[u8]) -> Result<(), EngineError> {
-        let before = self.take(&self.trees.log, key)?;
-        self.release_block(key, before);
-        Ok(())
-    }
-
-    /// Marks the block of a replaced or removed row as dead.
-    fn release_block(&self, key: &[u8], row: Option<sled::IVec>) {
-        if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
-            self.value_log.release_row(Table::Log, key, row.location);
+        let before = self.insert(self.tree_of_key(key), key, &row.encode())?;
+        {
+            let mut references = self.references.lock();
+            // Before the references of the replaced row are subtracted: none of those that stay reaches 0.
+            references.add(&row.bodies);
+            BodyId::of_key(key).into_iter().for_each(|id| references.add_body(id));
         }
+        self.release_block(key, before, false);
+        Ok(())
+    }
+
+    /// Removes a block, or a shared body. If `is_erased`, the block is that of an erased user.
+    pub(super) fn remove_block(&self, key: &[u8], is_erased: bool) -> Result<(), EngineError> {
+        if let Some(id) = BodyId::of_key(key)
+            && self.references.lock().remove_body(id)
+            && let Some(row) = self.trees.bodies.get(key).map_err(read_error)?
+            && let Some(row) = BlockRow::decode(&row)
+        {
+            // Its last user was erased.
+            self.mark_erased(row.location)?;
+        }
+        let before = self.take(self.tree_of_key(key), key)?;
+        self.release_block(key, before, is_erased);
+        Ok(())
+    }
+
+    /// Marks the block of a replaced or removed row as dead, and subtracts its references.
+    fn release_block(&self, key: &[u8], row: Option<sled::IVec>, is_erased: bool) {
+        let Some(row) = row.and_then(|row| BlockRow::decode(&row)) else { return };
+        let table = if is_body_key(key) { Table::Bodies } else { Table::Log };
+        // Otherwise the count after opening will not see the row, and has not counted its references.
+        if self.value_log.release_row(table, key, row.location) {
+            self.references.lock().subtract(&row.bodies, is_erased);
+        }
+    }
+
+    /// Puts shared bodies, with one write for all of them.
+    ///
+    /// A repeated flush replaces bodies. sled may write a location at any time, so the new bodies are synced first.
+    pub(super) fn put_shared_bodies(&self, bodies: &[(BodyId, Vec<u8>)]) -> Result<(), EngineError> {
+        let keys: Vec<_> = bodies.iter().map(|(id, _)| id.key()).collect();
+        let pairs: Vec<_> = keys.iter().zip(bodies).map(|(key, (_, body))| (&key[..], &body[..])).collect();
+        let locations = self.value_log.append_all(&pairs).map_err(|error| self.retryable(error))?;
+        for key in &keys {
+            if self.trees.bodies.contains_key(key).map_err(|error| self.tables_failed(error))? {
+                self.value_log.sync().map_err(|error| self.failed(error))?;
+                break;
+            }
+        }
+        let mut rows = keys.iter().zip(locations);
+        rows.try_for_each(|(key, location)| self.set_block_row(key, BlockRow::of_body(location)))
     }
 
     /// Stores the number of a file, before the first row refers to it: see [`VALUE_LOG_FILE_KEY`].
@@ -126,7 +167,10 @@ impl Disk {
     /// Sets the row of a copy.
     pub(super) fn set_block_copy(&self, BlockCopy { block, location }: BlockCopy) -> Result<(), EngineError> {
         match location {
-            Some(location) => self.set_block_row(&block.key, BlockRow { location, summary: block.summary }),
+            Some(location) => {
+                let row = BlockRow { location, summary: block.summary, bodies: block.bodies };
+                self.set_block_row(&block.key, row)
+            }
             None => self.put(Table::Log, &block.key, &block.value),
         }
     }
@@ -143,7 +187,13 @@ impl Disk {
         let pairs: Vec<_> = blocks.iter().map(|block| (&block.key[..], &block.value[..])).collect();
         let locations = self.value_log.append_all(&pairs).map_err(|error| self.retryable(error))?;
         blocks.iter().zip(locations).try_for_each(|(block, location)| {
-            self.set_block_row(&block.key, BlockRow { location, summary: block.summary })
+            let row = BlockRow { location, summary: block.summary, bodies: block.bodies.clone() };
+            self.set_block_row(&block.key, row)
         })
     }
+}
+
+/// Describes a block, or a shared body.
+fn row_of(key: &[u8], location: BlockLocation, value: &[u8]) -> BlockRow {
+    if is_body_key(key) { BlockRow::of_body(location) } else { BlockRow::of(location, value) }
 }

@@ -12,6 +12,7 @@ use super::{
     sled_error,
 };
 use crate::embedded::value_log::{
+    bodies::BodyId,
     compaction::CompactionStep,
     location::{BlockLocation, BlockRow},
 };
@@ -28,7 +29,8 @@ const STEP_ROWS_MAX: usize = 4096;
 const STEP_TIMEOUT: Duration = Duration::from_millis(1);
 
 impl Disk {
-    /// Counts some live bytes of files that earlier processes wrote. Returns true if there are more.
+    /// Counts some live bytes of files that earlier processes wrote, and references to shared bodies. Returns true if
+    /// there are more.
     ///
     /// A failed read affects no user, so it does not stop the store.
     pub(super) fn count_live_bytes(&self) -> bool {
@@ -57,7 +59,14 @@ impl Disk {
                     return false;
                 }
             };
-            step.add(&key, BlockRow::decode(&row).map(|row| row.location));
+            let row = BlockRow::decode(&row);
+            step.add(&key, row.as_ref().map(|row| row.location));
+            let mut references = self.references.lock();
+            if let Some(row) = row.filter(|row| !self.value_log.is_own(row.location.file)) {
+                references.add(&row.bodies);
+            }
+            // All rows of blocks are counted before the first body.
+            BodyId::of_key(&key).into_iter().for_each(|id| references.add_body(id));
             if Instant::now() >= until {
                 break;
             }
@@ -72,7 +81,7 @@ impl Disk {
         if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
             self.mark_erased(row.location)?;
         }
-        self.remove_block(key)
+        self.remove_block(key, true)
     }
 
     /// Marks the file of an erased block for compaction, also after a restart.
@@ -96,7 +105,7 @@ impl Disk {
     /// Runs one step of a compaction. Returns the next step, if there is one.
     pub(in crate::embedded) fn compact(&self, step: CompactionStep) -> Result<Option<CompactionStep>, EngineError> {
         let row_at = |key: &[u8], location: BlockLocation| -> io::Result<Option<BlockRow>> {
-            let row = self.trees.log.get(key).map_err(sled_error::to_io_error)?;
+            let row = self.tree_of_key(key).get(key).map_err(sled_error::to_io_error)?;
             Ok(row.and_then(|row| BlockRow::decode(&row)).filter(|row| row.location == location))
         };
         let (file, mut moved) = match step {
@@ -146,7 +155,10 @@ mod tests {
             schema::log_key,
             unfinished::{self, Operation},
         },
-        value_log::block::Block,
+        value_log::{
+            block::{Block, Body},
+            summary::BlockSummary,
+        },
     };
 
     fn open(path: &Path) -> Disk {
@@ -154,7 +166,8 @@ mod tests {
     }
 
     fn put(disk: &Disk, keys: std::ops::Range<u64>) {
-        let block = |n: u64| NewBlock { key: n.to_be_bytes().to_vec(), value: vec![7; 100], summary: None };
+        let block =
+            |n: u64| NewBlock { key: n.to_be_bytes().to_vec(), value: vec![7; 100], summary: None, bodies: Vec::new() };
         disk.put_blocks(&keys.map(block).collect::<Vec<_>>()).unwrap();
         disk.checkpoint().unwrap();
     }
@@ -212,7 +225,9 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("store");
         let disk = create(&path, Operation::Restore).unwrap();
-        let block = |user, payload: &[u8]| Block::V1 { namespace: 0, user, entries: vec![(1, 0, payload)] }.encode();
+        let block = |user, payload: &[u8]| {
+            Block::V1 { namespace: 0, user, entries: vec![(1, 0, Body::Inline(payload))] }.encode()
+        };
         disk.put(Table::Log, &log_key("alice", 1), &block("alice", b"erasable secret")).unwrap();
         disk.put(Table::Log, &log_key("bob", 1), &block("bob", &[b'x'; 1000])).unwrap();
         disk.checkpoint().unwrap();
@@ -235,5 +250,45 @@ mod tests {
             disk.collect_garbage(CompactionMode::Normal).unwrap();
         }
         assert!(disk.get(Table::Log, &log_key("bob", 1)).unwrap().is_some());
+    }
+
+    #[test]
+    fn shared_body_is_counted_after_opening_moved_by_compaction_and_freed_with_its_last_block() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("store");
+        let id = BodyId { record: 7, at: 70 };
+        let lists_body = |key: &[u8]| {
+            let entries = vec![(1, 0, Body::Shared(id, 5))];
+            let summary = BlockSummary::of_entries(&entries);
+            let value = Block::V1 { namespace: 1, user: "a", entries }.encode();
+            NewBlock { key: key.to_vec(), value, summary, bodies: vec![id] }
+        };
+        let disk = open(&path);
+        put(&disk, 0..100);
+        disk.put_bodies(&[(id, b"body".to_vec())]).unwrap();
+        disk.put_blocks(&[lists_body(b"a"), lists_body(b"b")]).unwrap();
+        disk.checkpoint().unwrap();
+        drop(disk);
+
+        let disk = open(&path);
+        let file = || BlockRow::decode(&disk.trees.bodies.get(id.key()).unwrap().unwrap()).unwrap().location.file;
+        let before = file();
+        // One reference is added, and one is removed, before those of the earlier process are counted.
+        disk.put_blocks(&[lists_body(b"c")]).unwrap();
+        disk.remove(Table::Log, b"a").unwrap();
+        (0..100_u64).for_each(|n| disk.remove(Table::Log, &n.to_be_bytes()).unwrap());
+        assert_eq!(disk.unreferenced_bodies(u64::MAX, 9).unwrap(), [], "not counted yet");
+        while disk.collect_garbage(CompactionMode::Eager).unwrap() {}
+        while disk.collect_garbage(CompactionMode::Eager).unwrap() {}
+        assert_ne!(file(), before, "compaction moves it");
+        assert_eq!(disk.get(Table::Bodies, &id.key()).unwrap().unwrap(), &b"body"[..]);
+        for key in [b"b", b"c"] {
+            assert_eq!(disk.unreferenced_bodies(u64::MAX, 9).unwrap(), [], "{key:?} lists it");
+            disk.remove(Table::Log, key).unwrap();
+        }
+        assert_eq!(disk.unreferenced_bodies(7, 9).unwrap(), [], "its record is in the WAL");
+        assert_eq!(disk.unreferenced_bodies(8, 9).unwrap(), [id]);
+        disk.remove(Table::Bodies, &id.key()).unwrap();
+        assert_eq!(disk.value_log.live_bytes(), 0);
     }
 }

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use bytes::Bytes;
 
 use crate::{
-    embedded::value_log::{location::BlockLocation, summary::BlockSummary},
+    embedded::value_log::{bodies::BodyId, location::BlockLocation, summary::BlockSummary},
     logging::system_error,
     store::StoreError,
 };
@@ -25,6 +25,15 @@ pub enum Table {
     Outbox,
     /// User → since when the user has connections, and how many.
     Connected,
+    /// Id of a shared body → the body.
+    Bodies,
+}
+
+impl Table {
+    /// Returns whether its values are in the value log, and its tree has their locations.
+    pub fn is_in_value_log(self) -> bool {
+        matches!(self, Self::Log | Self::Bodies)
+    }
 }
 
 /// Classifies engine errors. The class decides whether the store continues.
@@ -160,6 +169,8 @@ pub struct NewBlock {
     pub value: Vec<u8>,
     /// Summary of its entries. `None`: the block has none.
     pub summary: Option<BlockSummary>,
+    /// Shared bodies that the entries reference, rising, each once.
+    pub bodies: Vec<BodyId>,
 }
 
 /// A block that is written and has no key.
@@ -174,7 +185,8 @@ pub struct BlockCopy {
 /// Ordered tables of small values.
 ///
 /// # Contract
-/// In this contract, *the tables* exclude the values of [`Table::Log`], which are blocks of the value log.
+/// In this contract, *the tables* exclude the values of [`Table::Log`] and [`Table::Bodies`], which are blocks of the value
+/// log.
 ///
 /// - *One writer.* Only the commit thread puts and removes. Any thread reads.
 /// - *A killed process* loses no block of the value log, and no value that was put into the tables before the last
@@ -259,6 +271,16 @@ pub trait Tables: Send + Sync + 'static {
     fn discard_copy(&self, _copy: BlockCopy) -> Result<(), EngineError> {
         Ok(())
     }
+
+    /// Puts shared bodies. Those whose keys exist are replaced, and the new ones are then always readable.
+    ///
+    /// An error that may be retried means that no body was put.
+    fn put_bodies(&self, bodies: &[(BodyId, Vec<u8>)]) -> Result<(), EngineError> {
+        bodies.iter().try_for_each(|(id, body)| self.put(Table::Bodies, &id.key(), body))
+    }
+
+    /// Lists shared bodies that no block references, of records before `record`, at most `limit`.
+    fn unreferenced_bodies(&self, record: u64, limit: usize) -> Result<Vec<BodyId>, EngineError>;
 
     /// Replaces values in one batch.
     fn replace(&self, table: Table, pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<(), EngineError> {

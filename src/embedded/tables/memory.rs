@@ -8,7 +8,15 @@ use parking_lot::RwLock;
 use super::contract::{EngineError, Table, Tables};
 use crate::{
     embedded::{
-        self, engine::Engine, options::Options, tables::schema::is_log_key_of, value_log::summary::BlockSummary,
+        self,
+        engine::Engine,
+        options::Options,
+        tables::schema::is_log_key_of,
+        value_log::{
+            block::{Block, bodies_of},
+            bodies::{BodyId, References},
+            summary::BlockSummary,
+        },
         wal::contract::Wal,
     },
     store::{Store, StoreError},
@@ -20,7 +28,7 @@ type Pairs = BTreeMap<Vec<u8>, Bytes>;
 #[derive(Clone, Default)]
 pub struct Memory {
     wal: Arc<RwLock<BTreeMap<u64, Bytes>>>,
-    tables: Arc<[RwLock<Pairs>; 6]>,
+    tables: Arc<[RwLock<Pairs>; 7]>,
 }
 
 impl Memory {
@@ -48,6 +56,12 @@ impl Memory {
     #[must_use]
     pub fn blocks_of(&self, user: &str) -> usize {
         self.table(Table::Log).read().keys().filter(|key| is_log_key_of(key, user)).count()
+    }
+
+    /// Counts the shared bodies.
+    #[cfg(test)]
+    pub(in crate::embedded) fn bodies(&self) -> usize {
+        self.table(Table::Bodies).read().len()
     }
 
     /// Overwrites the first block of this user's log with garbage. Returns false if there is none.
@@ -156,6 +170,21 @@ impl Tables for Memory {
     fn write_through(&self) -> Result<(), EngineError> {
         Ok(())
     }
+
+    fn unreferenced_bodies(&self, record: u64, limit: usize) -> Result<Vec<BodyId>, EngineError> {
+        let bodies: Vec<_> = self.table(Table::Bodies).read().keys().filter_map(|key| BodyId::of_key(key)).collect();
+        if bodies.is_empty() {
+            return Ok(bodies);
+        }
+        let mut references = References::default();
+        for block in self.table(Table::Log).read().values() {
+            if let Ok(Block::V1 { entries, .. }) = Block::decode(block) {
+                references.add(&bodies_of(&entries));
+            }
+        }
+        bodies.into_iter().for_each(|id| references.add_body(id));
+        Ok(references.unreferenced(record, limit))
+    }
 }
 
 impl Engine for Memory {
@@ -168,7 +197,8 @@ impl Engine for Memory {
     }
 
     fn live_bytes(&self) -> u64 {
-        self.table(Table::Log).read().values().map(|block| block.len() as u64).sum()
+        let bytes = |table| self.table(table).read().values().map(|value| value.len() as u64).sum::<u64>();
+        bytes(Table::Log) + bytes(Table::Bodies)
     }
 }
 

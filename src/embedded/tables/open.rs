@@ -43,7 +43,7 @@ use crate::{
             },
             schema::wal_number,
         },
-        value_log::file::ValueLog,
+        value_log::{bodies::References, file::ValueLog},
         wal::{layout::OpenError, scan::WalScan, segment::WalFiles},
     },
     health::Health,
@@ -219,6 +219,7 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
         meta: tree(Table::Meta)?,
         ids: tree(Table::Ids)?,
         outbox: tree(Table::Outbox)?,
+        bodies: tree(Table::Bodies)?,
     };
     let file = File::options().read(true).write(true).open(sled_dir.join(SLED_FILE));
     let file = file.map_err(|error| cannot_open(io_reason("its file `log/db`", &error)))?;
@@ -264,6 +265,7 @@ fn open_parts(db: sled::Db, dir: StoreDir, scanned: WalScan, options: &DiskOptio
         wal,
         value_log,
         last_file: AtomicU64::new(last_file),
+        references: Mutex::new(References::default()),
         file,
         watermark: watermark_file,
         tail: Mutex::new(tail),

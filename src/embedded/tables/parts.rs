@@ -106,7 +106,7 @@ impl Disk {
     /// Returns the value that the contract states for a value of sled. Returns `None` if the key has none any more.
     pub(super) fn value(&self, table: Table, key: &[u8], value: sled::IVec) -> Result<Option<Bytes>, EngineError> {
         match table {
-            Table::Log => self.block(key, &value),
+            Table::Log | Table::Bodies => self.block(key, &value),
             Table::Users if is_part(key) => Ok(None),
             Table::Users => self.row(key, value),
             _ => Ok(Some(Bytes::from_owner(value))),

@@ -249,27 +249,28 @@ async fn reservation_counts_until_messages_are_flushed_or_acknowledged() {
     // 100 copies of 3 kB fit, 200 do not.
     tables.free.store((8 << 20) + 500_000, Ordering::Relaxed);
     let store = open(never);
-    let append = |n: u64, users: u64| Append::new(payload(n), (0..users).map(user).collect());
-    store.append(append(1, 100)).await.unwrap();
-    assert!(matches!(store.append(append(2, 100)).await, Err(StoreError::Full(_))));
-    store.append(append(3, 10)).await.unwrap();
+    // A message for each user, because a message for all of them would be stored once.
+    let append = |n: u64, users: u64| (0..users).map(|at| Append::new(payload(n), vec![user(at)])).collect::<Vec<_>>();
+    store.append_all(append(1, 100)).await.unwrap();
+    assert!(matches!(store.append_all(append(2, 100)).await, Err(StoreError::Full(_))));
+    store.append_all(append(3, 10)).await.unwrap();
     assert!(store.full_reason().is_none(), "a small append fits");
     store.close().await.unwrap();
     drop(store);
     let store = open(never);
-    assert!(matches!(store.append(append(4, 100)).await, Err(StoreError::Full(_))));
+    assert!(matches!(store.append_all(append(4, 100)).await, Err(StoreError::Full(_))));
     // Acknowledged messages are no longer reserved.
     for n in 0..100 {
         store.report(&user(n), SessionReport { acknowledged: Some((1, 2)), ..SessionReport::default() });
     }
-    store.append(append(5, 100)).await.unwrap();
-    assert!(matches!(store.append(append(6, 100)).await, Err(StoreError::Full(_))));
+    store.append_all(append(5, 100)).await.unwrap();
+    assert!(matches!(store.append_all(append(6, 100)).await, Err(StoreError::Full(_))));
     store.close().await.unwrap();
     drop(store);
     // Flushed messages are on the disk.
     let store = open(Tuning { flush_delay: Duration::ZERO, ..Tuning::default() });
     until("flush of all records", || tables.record_numbers().is_none()).await;
-    store.append(append(7, 100)).await.unwrap();
+    store.append_all(append(7, 100)).await.unwrap();
 }
 
 /// Opens a store with an outbox, on a disk of which 8 MiB must stay free. The tables' file also grows by 8 MiB.

@@ -12,9 +12,9 @@ use crate::embedded::{
         Connections, Ids, StoredCursor, StoredId, StoredLog, is_log_key_of, log_key, wal_key, wal_number,
     },
     value_log::{
-        block::Block,
+        block::{Block, Body},
+        bodies::{BodyId, SharedBody},
         location::{BlockLocation, BlockRow},
-        summary::BlockSummary,
     },
     wal::record::{Item, RecordReader, RecordWriter, entry_at},
 };
@@ -84,14 +84,20 @@ fn ids() -> Ids {
 #[test]
 fn encoding_equals_its_golden_file() {
     golden("record", &record());
-    let block =
-        Block::V1 { namespace: 7, user: "alice", entries: vec![(5, 0, br#"{"op":0}"#), (6, 1_700_000_060, b"{}")] };
-    assert_eq!(Block::decode(&golden("block", &block.encode())).unwrap(), block);
-    let row_of_block = BlockRow {
-        location: BlockLocation { file: 3, offset: 4096, length: 300 },
-        summary: BlockSummary::of(&block.encode()),
+    let block = Block::V1 {
+        namespace: 7,
+        user: "alice",
+        entries: vec![
+            (5, 0, Body::Inline(br#"{"op":0}"#)),
+            (6, 1_700_000_060, Body::Shared(BodyId { record: 300, at: 70 }, 5000)),
+        ],
     };
+    assert_eq!(Block::decode(&golden("block", &block.encode())).unwrap(), block);
+    let row_of_block = BlockRow::of(BlockLocation { file: 3, offset: 4096, length: 300 }, &block.encode());
+    assert_eq!((row_of_block.summary.is_some(), row_of_block.bodies.len()), (true, 1));
     assert_eq!(BlockRow::decode(&golden("location", &row_of_block.encode())), Some(row_of_block));
+    let body = SharedBody::V1 { namespace: 7, payload: br#"{"op":0}"# };
+    assert_eq!(SharedBody::decode(&golden("body", &body.encode())).unwrap(), body);
     assert_eq!(StoredLog::decode(&golden("row", &row().encode())).unwrap(), row());
     assert_eq!(Ids::decode(&golden("ids", &ids().encode())).unwrap(), ids());
     let connections = Connections::V1 { since_ms: 1_700_000_000_000, count: 2 };

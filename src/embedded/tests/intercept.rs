@@ -8,7 +8,7 @@ use crate::embedded::{
         contract::{CompactionMode, EngineError, Table, TableSpace, Tables},
         memory::Memory,
     },
-    value_log::summary::BlockSummary,
+    value_log::{bodies::BodyId, summary::BlockSummary},
     wal::contract::Wal,
 };
 
@@ -167,6 +167,10 @@ impl<T: Intercept> Tables for T {
 
     fn last_key_at_or_before(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, EngineError> {
         self.memory().last_key_at_or_before(table, key)
+    }
+
+    fn unreferenced_bodies(&self, record: u64, limit: usize) -> Result<Vec<BodyId>, EngineError> {
+        self.memory().unreferenced_bodies(record, limit)
     }
 
     fn write_through(&self) -> Result<(), EngineError> {

@@ -18,5 +18,6 @@ mod opening;
 mod outbox_power_cut;
 pub(super) mod power_cut;
 pub(super) mod power_cut_steps;
+mod shared_bodies;
 pub(super) mod steps;
 mod wait;

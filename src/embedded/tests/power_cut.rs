@@ -87,7 +87,7 @@ impl Cut {
         self.write()?;
         let mut written = self.written.lock();
         // A block that replaces another one is durable before its location is set.
-        if table == Table::Log && value.is_some() && self.tables.get(table, key)?.is_none() {
+        if table.is_in_value_log() && value.is_some() && self.tables.get(table, key)?.is_none() {
             let at = written.tables.len();
             written.blocks.push((at, key.to_vec()));
         }

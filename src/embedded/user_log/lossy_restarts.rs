@@ -74,7 +74,7 @@ mod tests {
         log.row_lossy_restarts = Some(lossy_restarts.count);
         log.assigned += 1;
         let seq = log.assigned;
-        log.push(WalSlot { seq, record: 1, message_at: 0, recipient_at: 0, bytes: 1, expires_s: 0 }, None);
+        log.push(WalSlot { seq, record: 1, message_at: 0, recipient_at: 0, bytes: 1, reserved: 1, expires_s: 0 }, None);
         log.publish(seq, 1);
     }
 

@@ -43,6 +43,8 @@ pub struct WalSlot {
     pub recipient_at: u32,
     /// Bytes of payload.
     pub bytes: u32,
+    /// Bytes of payload that the flush will write for it: its share, if several logs may share the payload.
+    pub reserved: u32,
     /// Expiry in seconds of the Unix epoch; 0 = never.
     pub expires_s: u32,
 }
@@ -98,6 +100,8 @@ pub struct UserLog {
     slots: VecDeque<WalSlot>,
     /// Bytes of payload of the entries in the WAL.
     slot_bytes: u64,
+    /// Bytes of payload that the flush will write for them.
+    slot_reserved: u64,
     /// Earliest possible expiry of an entry in the WAL, in seconds of the Unix epoch; 0 = none expires.
     slots_expire_s: u32,
     pub gaps: GapList,
@@ -226,6 +230,7 @@ impl UserLog {
     fn pop_slots(&mut self, through: Seq) {
         while let Some(slot) = self.slots.front().filter(|slot| slot.seq <= through) {
             self.slot_bytes -= u64::from(slot.bytes);
+            self.slot_reserved -= u64::from(slot.reserved);
             self.slots.pop_front();
         }
     }
@@ -236,6 +241,7 @@ impl UserLog {
             self.slots_expire_s = earlier(self.slots_expire_s, slot.expires_s);
         }
         self.slot_bytes += u64::from(slot.bytes);
+        self.slot_reserved += u64::from(slot.reserved);
         self.slots.push_back(slot);
         if let Some(key) = key {
             self.collapse_entries.retain(|entry| entry.key != key);
@@ -274,9 +280,9 @@ impl UserLog {
         self.slots.front().map(|slot| slot.seq)
     }
 
-    /// Returns the usage of entries in the WAL.
+    /// Returns the number of entries in the WAL, and the bytes of payload that their flush will write.
     pub fn unflushed(&self) -> Usage {
-        Usage { entries: self.slots.len() as u64, bytes: self.slot_bytes }
+        Usage { entries: self.slots.len() as u64, bytes: self.slot_reserved }
     }
 
     /// Returns the usage of the log, including entries that are not visible yet.
@@ -319,8 +325,10 @@ impl UserLog {
     pub fn remove_slots(&mut self, from: Seq, to: Seq) {
         let start = self.slots.partition_point(|slot| slot.seq < from);
         let end = self.slots.partition_point(|slot| slot.seq <= to).max(start);
-        let bytes: u64 = self.slots.drain(start..end).map(|slot| u64::from(slot.bytes)).sum();
-        self.slot_bytes -= bytes;
+        for slot in self.slots.drain(start..end) {
+            self.slot_bytes -= u64::from(slot.bytes);
+            self.slot_reserved -= u64::from(slot.reserved);
+        }
         self.collapse_entries.retain(|entry| !(from..=to).contains(&entry.seq));
     }
 
@@ -359,6 +367,7 @@ impl UserLog {
             keep
         });
         (self.slot_bytes, self.slots_expire_s) = (bytes, next);
+        self.slot_reserved = self.slots.iter().map(|slot| u64::from(slot.reserved)).sum();
         self.remove_collapse_entries(&dropped);
         dropped.retain(|seq| !self.cursors.is_acknowledged(*seq));
         dropped

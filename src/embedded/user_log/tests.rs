@@ -3,7 +3,10 @@ use super::*;
 fn log(count: Seq) -> UserLog {
     let mut log = UserLog::default();
     for seq in 1..=count {
-        log.push(WalSlot { seq, record: 1, message_at: 0, recipient_at: 0, bytes: 10, expires_s: 0 }, None);
+        log.push(
+            WalSlot { seq, record: 1, message_at: 0, recipient_at: 0, bytes: 10, reserved: 10, expires_s: 0 },
+            None,
+        );
         log.publish(seq, 1);
     }
     log
@@ -39,7 +42,10 @@ fn out_of_order_acknowledgement_hides_entries_except_above_the_hold() {
 #[test]
 fn uncommitted_entry_is_counted_and_not_visible() {
     let mut log = log(2);
-    log.push(WalSlot { seq: 3, record: 2, message_at: 0, recipient_at: 0, bytes: 10, expires_s: 0 }, None);
+    log.push(
+        WalSlot { seq: 3, record: 2, message_at: 0, recipient_at: 0, bytes: 10, reserved: 10, expires_s: 0 },
+        None,
+    );
     assert_eq!(visible(&log, 0), [1, 2]);
     assert_eq!(log.usage().entries, 3);
 }

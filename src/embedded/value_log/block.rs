@@ -3,6 +3,7 @@
 use bincode::{BorrowDecode, Encode};
 use bytes::Bytes;
 
+use super::bodies::BodyId;
 use crate::{
     embedded::{encoding::bincode_config, unreadable::Unreadable},
     message::{Payload, Seq},
@@ -15,8 +16,41 @@ pub const BLOCK_BYTES_MAX: usize = 48 << 10;
 /// Average bytes of an entry in a block in addition to its payload.
 pub const ENTRY_OVERHEAD_BYTES: usize = 16;
 
+/// The payload of an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, BorrowDecode)]
+pub enum Body<'a> {
+    /// The payload itself.
+    Inline(&'a [u8]),
+    /// A shared body, and its length in bytes.
+    Shared(BodyId, u32),
+}
+
+impl Body<'_> {
+    /// Returns the bytes of payload.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Inline(payload) => payload.len(),
+            Self::Shared(_, length) => *length as usize,
+        }
+    }
+}
+
 /// Sequence, expiry in seconds of the Unix epoch (0 = never), and payload.
-pub type BlockEntry<'a> = (Seq, u32, &'a [u8]);
+pub type BlockEntry<'a> = (Seq, u32, Body<'a>);
+
+/// Lists the shared bodies of entries, each once.
+pub fn bodies_of(entries: &[BlockEntry<'_>]) -> Vec<BodyId> {
+    let mut bodies: Vec<_> = entries
+        .iter()
+        .filter_map(|(.., body)| match body {
+            Body::Inline(_) => None,
+            Body::Shared(id, _) => Some(*id),
+        })
+        .collect();
+    bodies.sort_unstable();
+    bodies.dedup();
+    bodies
+}
 
 /// Consecutive entries of one user, with their owner.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
@@ -61,15 +95,28 @@ pub fn split_entries<T>(entries: &[T], bytes: impl Fn(&T) -> usize) -> impl Iter
     })
 }
 
-/// Decodes the entries of a block, with their expiry.
-pub fn block_entries(bytes: &Bytes) -> Result<Vec<(Entry, u32)>, Unreadable> {
+/// An entry of a decoded block: the entry, or the sequence and why its shared body cannot be read, and its expiry.
+pub type DecodedEntry = (Result<Entry, (Seq, Unreadable)>, u32);
+
+/// Decodes the entries of a block. Returns its namespace, its owner, and the entries.
+///
+/// `read_body` reads a shared body of this length.
+pub fn block_entries(
+    bytes: &Bytes,
+    read_body: &mut dyn FnMut(BodyId, u32, u32) -> Result<Bytes, Unreadable>,
+) -> Result<(u32, Bytes, Vec<DecodedEntry>), Unreadable> {
     let Block::V1 { namespace, user, entries } = Block::decode(bytes)?;
     let owner = bytes.slice_ref(user.as_bytes());
-    let entry = |(seq, expires_s, payload): (Seq, u32, &[u8])| {
-        let payload = Payload::from_stored(bytes.slice_ref(payload));
-        (Entry { namespace, owner: owner.clone(), seq, payload }, expires_s)
+    let entry = |(seq, expires_s, body): BlockEntry<'_>| {
+        let payload = match body {
+            Body::Inline(payload) => Ok(bytes.slice_ref(payload)),
+            Body::Shared(id, length) => read_body(id, namespace, length),
+        };
+        let entry = |payload| Entry { namespace, owner: owner.clone(), seq, payload: Payload::from_stored(payload) };
+        (payload.map(entry).map_err(|error| (seq, error)), expires_s)
     };
-    Ok(entries.into_iter().map(entry).collect())
+    let entries = entries.into_iter().map(entry).collect();
+    Ok((namespace, owner, entries))
 }
 
 #[cfg(test)]

@@ -328,12 +328,23 @@ impl ValueLog {
         self.state.write().release(location, true);
     }
 
-    /// Marks the block of a row as dead that was removed or replaced.
-    pub fn release_row(&self, table: Table, key: &[u8], location: BlockLocation) {
+    /// Marks the block of a row as dead that was removed or replaced. Returns whether the row was counted.
+    pub fn release_row(&self, table: Table, key: &[u8], location: BlockLocation) -> bool {
         let mut state = self.state.write();
         let was_counted = state.is_counted(location.file)
             || state.count.as_ref().is_some_and(|position| position.is_after(table, key));
         state.release(location, was_counted);
+        was_counted
+    }
+
+    /// Returns whether a file was written by this process. Rows that locate its blocks are counted when they are put.
+    pub fn is_own(&self, number: u64) -> bool {
+        number >= self.state.read().first_own
+    }
+
+    /// Returns whether all rows are counted.
+    pub fn is_counted(&self) -> bool {
+        self.state.read().count.is_none()
     }
 
     /// Returns the live bytes of all files: an estimate until they are counted.

@@ -14,7 +14,7 @@ use super::location::BlockLocation;
 use crate::embedded::tables::contract::Table;
 
 /// Tables whose rows locate blocks, in the order in which they are counted.
-const TABLES: [Table; 1] = [Table::Log];
+const TABLES: [Table; 2] = [Table::Log, Table::Bodies];
 
 /// Position of the count: all rows before it are counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

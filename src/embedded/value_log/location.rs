@@ -4,7 +4,11 @@ use std::io;
 
 use bincode::{Decode, Encode};
 
-use super::summary::BlockSummary;
+use super::{
+    block::{Block, bodies_of},
+    bodies::BodyId,
+    summary::BlockSummary,
+};
 use crate::{
     embedded::{encoding::bincode_config, file_io, tables::files::VALUE_LOG, unreadable::Unreadable},
     logging::system_error,
@@ -52,18 +56,22 @@ impl BlockLocation {
     }
 }
 
-/// Describes a block in the table: its location, and the summary of its entries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Describes a block in the table: its location, the summary of its entries, and the shared bodies they reference.
+///
+/// The row of a shared body has the location only.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockRow {
     pub location: BlockLocation,
     /// `None`: the block must be read.
     pub summary: Option<BlockSummary>,
+    /// Shared bodies, rising, each once. Empty without a summary.
+    pub bodies: Vec<BodyId>,
 }
 
 /// Encoding of a row, which is part of the on-disk format.
 ///
 /// Numbers have as few bytes as they need. So nearly every row has at most 22 bytes, which sled stores without an
-/// allocation of their own.
+/// allocation of their own. The shared bodies follow the row, if there are any.
 #[derive(Encode, Decode)]
 enum StoredRow {
     /// A row without a summary.
@@ -83,6 +91,17 @@ enum StoredRow {
 }
 
 impl BlockRow {
+    /// Describes an encoded block.
+    pub fn of(location: BlockLocation, block: &[u8]) -> Self {
+        let Ok(Block::V1 { entries, .. }) = Block::decode(block) else { return Self::of_body(location) };
+        Self { location, summary: BlockSummary::of_entries(&entries), bodies: bodies_of(&entries) }
+    }
+
+    /// Describes a shared body.
+    pub fn of_body(location: BlockLocation) -> Self {
+        Self { location, summary: None, bodies: Vec::new() }
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         let BlockLocation { file, offset, length } = self.location;
         let row = match self.summary {
@@ -102,14 +121,29 @@ impl BlockRow {
                 }
             }
         };
-        bincode::encode_to_vec(row, bincode_config()).expect("writing to a Vec succeeds")
+        let encoded = if self.bodies.is_empty() {
+            bincode::encode_to_vec(row, bincode_config())
+        } else {
+            bincode::encode_to_vec((row, &self.bodies), bincode_config())
+        };
+        encoded.expect("writing to a Vec succeeds")
     }
 
     pub fn decode(encoded: &[u8]) -> Option<Self> {
         let (stored, read) = bincode::decode_from_slice(encoded, bincode_config()).ok()?;
+        let (bodies, end): (Vec<BodyId>, usize) = match encoded.get(read..)? {
+            [] => (Vec::new(), read),
+            rest => {
+                let (bodies, length) = bincode::decode_from_slice(rest, bincode_config()).ok()?;
+                (bodies, read + length)
+            }
+        };
+        if end > read && bodies.is_empty() {
+            return None;
+        }
         let row = match stored {
             StoredRow::Bare { file, offset, length } => {
-                Self { location: BlockLocation { file, offset, length }, summary: None }
+                Self { location: BlockLocation { file, offset, length }, summary: None, bodies }
             }
             StoredRow::Summarized {
                 file,
@@ -124,10 +158,10 @@ impl BlockRow {
             } => {
                 let last = first.checked_add(span)?;
                 let summary = BlockSummary { first, last, entries, bytes, first_expiry_s, last_expiry_s };
-                Self { location: BlockLocation { file, offset, length }, summary: Some(summary) }
+                Self { location: BlockLocation { file, offset, length }, summary: Some(summary), bodies }
             }
         };
-        (read == encoded.len()).then_some(row)
+        (end == encoded.len()).then_some(row)
     }
 }
 
@@ -145,7 +179,8 @@ mod tests {
         let location = BlockLocation { file: 5_000, offset: 8 << 20, length: 330 };
         let summary =
             BlockSummary { first: 200, last: 201, entries: 2, bytes: 300, first_expiry_s: 0, last_expiry_s: 0 };
-        for row in [BlockRow { location, summary: Some(summary) }, BlockRow { location, summary: None }] {
+        let row = |summary, bodies| BlockRow { location, summary, bodies };
+        for row in [row(Some(summary), Vec::new()), BlockRow::of_body(location)] {
             let encoded = row.encode();
             assert!(encoded.len() <= 22, "{encoded:?}");
             assert_eq!(BlockRow::decode(&encoded), Some(row));
@@ -153,7 +188,9 @@ mod tests {
             assert_eq!(BlockRow::decode(&[&encoded[..], &[0]].concat()), None);
         }
         let far = BlockSummary { first: u64::MAX - 1, last: u64::MAX, first_expiry_s: 7, last_expiry_s: 9, ..summary };
-        let row = BlockRow { location, summary: Some(far) };
-        assert_eq!(BlockRow::decode(&row.encode()), Some(row));
+        let bodies = vec![BodyId { record: 5, at: 70 }, BodyId { record: u64::MAX, at: 0 }];
+        for row in [row(Some(far), Vec::new()), row(Some(far), bodies)] {
+            assert_eq!(BlockRow::decode(&row.encode()), Some(row));
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Value log: append-only files with entry bodies.
 //!
 //! - `block`: encoding of blocks
+//! - `bodies`: payloads that several logs share, each stored once
 //! - `file`: appends, reads and removes
 //! - `location`, `summary`: where a block is, and which entries it has; the row of a block in the tables
 //! - `reader`: reads a user's entries
@@ -9,6 +10,7 @@
 //! - `spare_descriptors`: file descriptors for reads when the process has none left
 
 pub(super) mod block;
+pub(super) mod bodies;
 pub(super) mod compaction;
 pub(super) mod file;
 mod live_count;

@@ -55,10 +55,14 @@ impl BlockSummary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::embedded::value_log::block::Body;
 
     #[test]
     fn summary_states_first_and_last_expiry_and_whether_all_entries_expire() {
-        let block = |entries| Block::V1 { namespace: 1, user: "a", entries }.encode();
+        let block = |entries: Vec<(u64, u32, &[u8])>| {
+            let entries = entries.into_iter().map(|(seq, at, payload)| (seq, at, Body::Inline(payload))).collect();
+            Block::V1 { namespace: 1, user: "a", entries }.encode()
+        };
         let summary = BlockSummary::of(&block(vec![(3, 50, b"abc"), (5, 20, b""), (6, 40, b"d")])).unwrap();
         let expected = BlockSummary { first: 3, last: 6, entries: 3, bytes: 4, first_expiry_s: 20, last_expiry_s: 50 };
         assert_eq!((summary, summary.is_dense()), (expected, false));

@@ -24,8 +24,8 @@ fn open(home: &tempfile::TempDir) -> ValueLog {
 fn count_step(files: &ValueLog, rows: &Rows, rows_max: usize) -> bool {
     let Some(mut step) = files.begin_count() else { return false };
     let (table, from) = step.from();
-    assert_eq!(table, Table::Log);
-    let mut left = rows.range(from.to_vec()..);
+    let no_bodies = Rows::new();
+    let mut left = if table == Table::Log { rows } else { &no_bodies }.range(from.to_vec()..);
     for _ in 0..rows_max {
         match left.next() {
             Some((key, location)) => step.add(key, Some(*location)),

@@ -1,6 +1,9 @@
 //! Adds appends, clears and reports to a commit.
 
-use super::state::{Commit, Committer};
+use super::{
+    cost::Cost,
+    state::{Commit, Committer},
+};
 use crate::{
     embedded::{
         tables::{
@@ -40,6 +43,8 @@ struct OpenAppend<'a> {
     /// Expiry in seconds of the Unix epoch; 0 = never.
     expires_s: u32,
     now_s: u32,
+    /// Bytes of payload that the flush will write for each recipient.
+    reserved: u32,
     /// Offset of the message in the open record, if that has it.
     message_at: Option<u32>,
 }
@@ -66,7 +71,8 @@ impl Committer {
         let ttl = append.ttl.into_iter().chain(self.limits.age).min();
         // Rounded up, so that no entry expires early.
         let expires_s = ttl.map_or(0, |ttl| seconds(now_ms + 999 + ttl.as_millis() as u64).max(1));
-        let mut message = OpenAppend { append: &append, expires_s, now_s: seconds(now_ms), message_at: None };
+        let (now_s, reserved) = (seconds(now_ms), Cost::payload_share(&append));
+        let mut message = OpenAppend { append: &append, expires_s, now_s, reserved, message_at: None };
         let (mut seqs, mut dropped) = (Vec::with_capacity(append.recipients.len()), 0);
         for user in &append.recipients {
             seqs.push(self.add_recipient(commit, &mut message, user, &mut dropped)?);
@@ -133,7 +139,8 @@ impl Committer {
         }
         let record = commit.number;
         let bytes = saturate(bytes);
-        let slot = WalSlot { seq, record, message_at, recipient_at, bytes, expires_s: message.expires_s };
+        let OpenAppend { reserved, expires_s, .. } = *message;
+        let slot = WalSlot { seq, record, message_at, recipient_at, bytes, reserved, expires_s };
         self.with_log(user, |log| {
             if let Some(replaced) = replaced {
                 log.collapse(replaced);

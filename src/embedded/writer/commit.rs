@@ -83,6 +83,7 @@ impl Committer {
             last_sync: now,
             trims: TrimQueue::default(),
             purges: VecDeque::new(),
+            last_body_removal: now,
             eviction: Eviction { next: 0, last: now },
         }
     }

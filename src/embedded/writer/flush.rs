@@ -1,8 +1,9 @@
 //! Flushes: moves pending entries from the WAL to the value log, writes their users' rows, and removes the records.
 //!
 //! Many records are flushed together, so that blocks are large and each row is written once. The work is cut into steps
-//! between commits, so that it delays a commit by one step at most. The order is: the blocks of all users, a barrier,
-//! merges of small blocks ([`merge`]), the rows that refer to the blocks, a checkpoint, the removal of the records. After a crash, entries may be both in
+//! between commits, so that it delays a commit by one step at most. The order is: shared bodies, the blocks of all users, a
+//! barrier, merges of small blocks ([`merge`]), the rows that refer to the blocks, a checkpoint, the removal of the
+//! records. After a crash, entries may be both in
 //! the WAL and in the value log.
 
 use std::{collections::VecDeque, time::Instant};
@@ -23,7 +24,8 @@ use crate::{
         },
         user_log::{Usage, UserLog, earlier, is_expired},
         value_log::{
-            block::{Block, ENTRY_OVERHEAD_BYTES, split_entries},
+            block::{Block, bodies_of, split_entries},
+            bodies::{BodyId, is_shared},
             summary::BlockSummary,
         },
         wal::events::Event,
@@ -37,7 +39,7 @@ use crate::{
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
 /// Bytes of entries that are moved before the time is checked again: about six blocks. One entry may exceed it.
-const PART_BYTES: usize = 256 << 10;
+pub(super) const PART_BYTES: usize = 256 << 10;
 
 /// Limit of users whose entries are moved before the time is checked again.
 const GROUP_USERS_MAX: usize = 64;
@@ -111,6 +113,8 @@ impl Committer {
                     // record.
                     self.sync_if_not_durable()?;
                 }
+            } else if !flush.bodies.is_empty() {
+                self.flush_bodies(flush)?;
             } else if !flush.users.is_empty() {
                 self.flush_group(flush)?;
             } else if !flush.merges_durable
@@ -273,7 +277,7 @@ impl Committer {
         let user = &part.user;
         let fits = |entry: &&FlushEntry| {
             let fits = *bytes < PART_BYTES;
-            *bytes += entry.payload.len() + ENTRY_OVERHEAD_BYTES;
+            *bytes += entry.stored_bytes();
             fits
         };
         part.count = part.entries.iter().take_while(fits).count();
@@ -297,14 +301,14 @@ impl Committer {
         };
         part.merge_through = merge_through;
         for run in split_entries(&live, |entry| entry.payload.len()) {
-            let entries: Vec<_> = run.iter().map(|entry| (entry.seq, entry.expires_s, &entry.payload[..])).collect();
-            for (_, expires_s, payload) in &entries {
-                part.usage.add(payload.len() as u64);
+            let entries: Vec<_> = run.iter().map(|entry| (entry.seq, entry.expires_s, entry.body())).collect();
+            for (_, expires_s, body) in &entries {
+                part.usage.add(body.len() as u64);
                 part.expires_s = earlier(part.expires_s, *expires_s);
             }
-            let summary = BlockSummary::of_entries(&entries);
+            let (summary, bodies) = (BlockSummary::of_entries(&entries), bodies_of(&entries));
             let value = Block::V1 { namespace: self.shared.namespace, user: user.as_str(), entries }.encode();
-            blocks.push(NewBlock { key: log_key(user.as_str(), run[0].seq), value, summary });
+            blocks.push(NewBlock { key: log_key(user.as_str(), run[0].seq), value, summary, bodies });
         }
         Ok(())
     }
@@ -381,10 +385,12 @@ impl Committer {
         Ok(())
     }
 
-    /// Collects the users, pending entries and ids of a record.
+    /// Collects the users, pending entries, shared bodies and ids of a record.
     fn collect_record(&self, number: u64, value: &Bytes, flush: &mut Flush) -> Result<(), EngineError> {
         let damaged = |error: &dyn std::fmt::Display| EngineError::new(format!("WAL record {number}: {error}"));
         let mut decoder = std::mem::take(&mut flush.decoder);
+        // With the offset of the message.
+        let mut pending: Vec<(u32, UserId, FlushEntry)> = Vec::new();
         for event in decoder.events(value).map_err(|error| damaged(&error))? {
             let event = event.map_err(|error| damaged(&error))?;
             let user = match event {
@@ -410,15 +416,30 @@ impl Committer {
                 .shared
                 .logs
                 .with_loaded(&user, |log| log.slot(seq).is_some_and(|slot| slot.record == number) && seq > log.flushed);
-            let entries = flush.users.entry(user).or_default();
             if is_pending == Some(true) {
-                // Most users have one entry.
-                entries.reserve_exact(usize::from(entries.is_empty()));
                 let (expires_s, payload) = (message.expires_s, value.slice_ref(message.payload));
-                entries.push_back(FlushEntry { seq, expires_s, payload });
+                pending.push((message.at, user, FlushEntry { seq, expires_s, payload, body: None }));
+            } else {
+                flush.users.entry(user).or_default();
             }
         }
         flush.decoder = decoder;
+        // The recipients of a message follow each other.
+        for recipients in pending.chunk_by_mut(|(one, ..), (other, ..)| one == other) {
+            let count = recipients.len();
+            let Some((at, _, FlushEntry { payload, .. })) = recipients.first() else { continue };
+            if is_shared(payload.len(), count) {
+                let id = BodyId { record: number, at: *at };
+                flush.bodies.push_back((id, payload.clone()));
+                recipients.iter_mut().for_each(|(.., entry)| entry.body = Some(id));
+            }
+        }
+        for (_, user, entry) in pending {
+            let entries = flush.users.entry(user).or_default();
+            // Most users have one entry.
+            entries.reserve_exact(usize::from(entries.is_empty()));
+            entries.push_back(entry);
+        }
         Ok(())
     }
 }

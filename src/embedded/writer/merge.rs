@@ -26,7 +26,7 @@ use crate::{
         },
         user_log::UserLog,
         value_log::{
-            block::{BLOCK_BYTES_MAX, Block, BlockEntry, ENTRY_OVERHEAD_BYTES},
+            block::{BLOCK_BYTES_MAX, Block, BlockEntry, ENTRY_OVERHEAD_BYTES, bodies_of},
             summary::BlockSummary,
         },
     },
@@ -128,9 +128,9 @@ impl Committer {
             merged.extend(new);
             last = merged.last().map_or(0, |(seq, ..)| *seq);
         }
-        let summary = BlockSummary::of_entries(&merged);
+        let (summary, bodies) = (BlockSummary::of_entries(&merged), bodies_of(&merged));
         let value = Block::V1 { namespace, user: user.as_str(), entries: merged }.encode();
-        Ok(summary.map(|_| NewBlock { key: last_key.clone(), value, summary }))
+        Ok(summary.map(|_| NewBlock { key: last_key.clone(), value, summary, bodies }))
     }
 
     /// Replaces the copied blocks by the copy, which is durable, unless one of them was changed meanwhile.

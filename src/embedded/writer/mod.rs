@@ -7,6 +7,7 @@
 //! - `flush`: moves entries from the write-ahead log to the value log · `merge`: merges small blocks there
 //! - `trim`, `purge`: remove entries from there, in steps · `jobs`: what is left of them · `count`: counts those that
 //!   stay
+//! - `bodies`: moves shared bodies there, and removes those that no block references
 //! - `erase`: removes everything about a user
 //! - `events`: webhook events
 //! - `quota`, `expiry`: quotas and capacity, removal by TTL and age
@@ -15,6 +16,7 @@
 
 pub(super) mod append;
 mod backpressure;
+mod bodies;
 pub(super) mod commit;
 pub(super) mod connected;
 pub(super) mod cost;

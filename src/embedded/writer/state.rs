@@ -24,10 +24,15 @@ use crate::{
             contract::{EngineError, TableSpace},
             schema::{self, StoredId},
         },
+        value_log::{
+            block::{Body, ENTRY_OVERHEAD_BYTES},
+            bodies::BodyId,
+        },
         wal::{events::RecordDecoder, record::RecordWriter},
     },
     message::{Seq, UserId},
     store::{Durability, Erasure, Limits},
+    util::saturate::saturate,
 };
 
 /// Holds the state of the commit thread, and runs it.
@@ -75,6 +80,8 @@ pub(in crate::embedded) struct Committer {
     pub(super) trims: TrimQueue,
     /// Removal of other unneeded entries from the value log, each user at most once for each kind.
     pub(super) purges: VecDeque<Purge>,
+    /// Time of the last removal of unreferenced shared bodies.
+    pub(super) last_body_removal: Instant,
     /// Removal of idle logs from memory.
     pub(super) eviction: Eviction,
 }
@@ -149,6 +156,8 @@ pub(in crate::embedded) struct Flush {
     pub(super) rows_left: VecDeque<UserId>,
     /// Users whose rows are written, and whose logs may leave memory once the records are removed.
     pub(super) logs_left: Vec<UserId>,
+    /// Shared bodies of the records that are not stored yet. They are stored before the blocks.
+    pub(super) bodies: VecDeque<(BodyId, Bytes)>,
     pub(super) barrier_done: bool,
     /// Idempotency ids of the records.
     pub(super) ids: Vec<StoredId>,
@@ -202,6 +211,20 @@ pub(super) struct FlushEntry {
     pub(super) seq: Seq,
     pub(super) expires_s: u32,
     pub(super) payload: Bytes,
+    /// The shared body with this payload, if it is shared.
+    pub(super) body: Option<BodyId>,
+}
+
+impl FlushEntry {
+    /// Returns the payload as a block stores it.
+    pub(super) fn body(&self) -> Body<'_> {
+        self.body.map_or(Body::Inline(&self.payload), |id| Body::Shared(id, saturate(self.payload.len())))
+    }
+
+    /// Returns the bytes that the block has for the entry.
+    pub(super) fn stored_bytes(&self) -> usize {
+        ENTRY_OVERHEAD_BYTES + if self.body.is_some() { 0 } else { self.payload.len() }
+    }
 }
 
 /// Holds the capacity of the store, as last measured.

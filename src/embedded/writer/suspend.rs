@@ -194,6 +194,7 @@ impl Committer {
         }
         self.has_garbage = false;
         self.shared.progress.begin(Step::Maintenance);
+        self.remove_bodies()?;
         if self.table_space() >= TableSpace::Little {
             let mode = match self.suspended.why.is_none() && self.check_margin().is_ok() {
                 true if self.spare_space() < EAGER_BYTES => CompactionMode::Eager,

@@ -351,8 +351,13 @@ impl Inspection {
         let (mut over, ours) = (0, self.namespace());
         let Self { reader, orphan_entries, orphan_bytes, .. } = self;
         reader.blocks_without_location(|value| {
-            let Ok(entries) = block_entries(value) else { return };
-            for (entry, expires_s) in entries.into_iter().filter(|(entry, _)| entry.namespace == ours) {
+            let mut read_body = |id, namespace, length| reader.body(id, namespace, length);
+            let Ok((namespace, _, entries)) = block_entries(value, &mut read_body) else { return };
+            if namespace != ours {
+                return;
+            }
+            // The block may be dead, and then also its shared bodies.
+            for (entry, expires_s) in entries.into_iter().filter_map(|(entry, at)| Some((entry.ok()?, at))) {
                 let Ok(user) = std::str::from_utf8(&entry.owner) else { continue };
                 if *orphan_bytes > ORPHAN_BYTES_MAX {
                     over += 1;
@@ -396,6 +401,7 @@ impl Inspection {
             .unwrap_or(self.facts.lossy_restarts);
         let mut found = Vec::new();
         let mut walk = UserWalk {
+            reader: &self.reader,
             rows: self.reader.pairs(Table::Users, from).peekable(),
             blocks: self.reader.pairs(Table::Log, from).peekable(),
             wal_events: &self.wal_events,

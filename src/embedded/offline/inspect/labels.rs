@@ -16,6 +16,7 @@ pub fn lost_range(lost: &LostKeys) -> (&'static str, String) {
         Table::Ids => ("ids", record_label),
         Table::Outbox => ("outbox", outbox::key_label),
         Table::Connected => ("connected", user_label),
+        Table::Bodies => ("bodies", body_label),
     };
     let range = match (from.is_empty(), to.is_empty()) {
         (true, true) => "all of it".into(),
@@ -24,6 +25,11 @@ pub fn lost_range(lost: &LostKeys) -> (&'static str, String) {
         (false, false) => format!("all from {} to {}", label(from), label(to)),
     };
     (place, range)
+}
+
+/// Names the record of a shared body.
+fn body_label(key: &[u8]) -> String {
+    record_label(key.get(1..).unwrap_or_default())
 }
 
 fn record_label(key: &[u8]) -> String {

@@ -38,6 +38,7 @@ impl From<std::io::Error> for VisitError {
 
 /// Visits users. The maps are by user id.
 pub struct UserWalk<'a> {
+    pub reader: &'a OfflineReader,
     pub rows: Peekable<TablePairs<'a>>,
     pub blocks: Peekable<TablePairs<'a>>,
     pub wal_events: &'a WalEvents,
@@ -206,7 +207,9 @@ impl UserWalk<'_> {
     ) -> Option<Vec<(Seq, u32, Bytes)>> {
         let first = key.last_chunk().map_or(0, |first| u64::from_be_bytes(*first));
         let part = || format!("the block from sequence {first} on");
-        let entries = match block_entries(value) {
+        let reader = self.reader;
+        let mut read_body = |id, namespace, length| reader.body(id, namespace, length);
+        let (namespace, owner, entries) = match block_entries(value, &mut read_body) {
             Ok(entries) => entries,
             // A power cut interrupted the write of this block. No row refers to it yet, and the WAL has all its
             // entries.
@@ -222,16 +225,23 @@ impl UserWalk<'_> {
                 return None;
             }
         };
-        let is_own = |(entry, _): &(crate::store::Entry, u32)| {
-            entry.owner == user.as_bytes() && entry.namespace == self.namespace
-        };
-        if !entries.iter().all(is_own) {
+        if owner != user.as_bytes() || namespace != self.namespace {
             self.damage_found.push(damage(user, "value-log", part(), "it belongs to another user"));
             return None;
         }
-        let parts =
-            entries.into_iter().map(|(entry, expires_s)| (entry.seq, expires_s, entry.payload.as_bytes().clone()));
-        Some(parts.collect())
+        let in_wal = self.wal_events.users.contains_key(user);
+        let mut read = Vec::with_capacity(entries.len());
+        for (entry, expires_s) in entries {
+            match entry {
+                Ok(entry) => read.push((entry.seq, expires_s, entry.payload.as_bytes().clone())),
+                // As above: a power cut interrupted the write of this body.
+                Err((seq, _)) if seq > flushed && in_wal => {}
+                Err((seq, error)) => {
+                    self.damage_found.push(damage(user, "value-log", format!("the message of sequence {seq}"), error));
+                }
+            }
+        }
+        Some(read)
     }
 }
 

@@ -19,7 +19,7 @@ use crate::embedded::tables::contract::Table;
 /// The smallest segment size that still produces every kind of page.
 const SEGMENT: usize = 64 << 10;
 
-const NAMES: [(&str, Table); 6] = super::TABLES;
+const NAMES: [(&str, Table); 7] = super::TABLES;
 
 fn config(path: &Path) -> sled::Config {
     sled::Config::new().path(path).segment_size(SEGMENT).flush_every_ms(None)

@@ -52,13 +52,14 @@ pub(in crate::embedded) struct RawTables {
 }
 
 /// Names of the trees of each table. The tree of the log holds block locations.
-pub(in crate::embedded) const TABLES: [(&str, Table); 6] = [
+pub(in crate::embedded) const TABLES: [(&str, Table); 7] = [
     ("log", Table::Log),
     ("users", Table::Users),
     ("meta", Table::Meta),
     ("ids", Table::Ids),
     ("outbox", Table::Outbox),
     ("connected", Table::Connected),
+    ("bodies", Table::Bodies),
 ];
 
 impl RawTables {
