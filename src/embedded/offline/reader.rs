@@ -19,8 +19,8 @@ use crate::{
             files::{SLED_DIR, VALUE_LOG, WAL},
             meta::{FLUSHED_KEY, FORMAT, FORMAT_KEY},
             missing::MissingPart,
-            parts::{is_part, read_row},
-            schema::wal_number,
+            parts::read_row,
+            schema::{is_part, wal_number},
         },
         unreadable::Unreadable,
         value_log::{

@@ -18,7 +18,7 @@ use bytes::Bytes;
 
 use super::{
     contract::{EngineError, Table},
-    schema::VALUE_BYTES_MAX,
+    schema::{VALUE_BYTES_MAX, is_part, part_key},
     sled::{Disk, read_error},
 };
 
@@ -81,15 +81,6 @@ impl RowHead {
         }
         Ok((row.len() == self.length as usize && crc32fast::hash(&row) == self.crc).then(|| row.into()))
     }
-}
-
-fn part_key(key: &[u8], generation: u8, part: u8) -> Vec<u8> {
-    [key, &[0, generation, part]].concat()
-}
-
-/// Returns whether a key of the table of users is that of a part.
-pub(in crate::embedded) fn is_part(key: &[u8]) -> bool {
-    key.contains(&0)
 }
 
 /// Returns the row of a stored value. The value of a row whose parts are lost is returned as it is, and is unreadable.

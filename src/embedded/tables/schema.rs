@@ -155,6 +155,18 @@ pub fn wal_number(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.try_into().ok()?))
 }
 
+/// Encodes the key of a part of a row: see `tables::parts`.
+///
+/// A NUL ends the user id, as in the keys of blocks.
+pub fn part_key(user: &[u8], generation: u8, part: u8) -> Vec<u8> {
+    [user, &[0, generation, part]].concat()
+}
+
+/// Returns whether a key of the table of users is that of a part.
+pub fn is_part(key: &[u8]) -> bool {
+    key.contains(&0)
+}
+
 /// Encodes the key of a block of entries.
 ///
 /// The block has no entry of a lower key, except that of a merge, which has all entries since the block before.

@@ -29,8 +29,8 @@ use super::{
     contract::{BlockCopy, Cause, CompactionMode, EngineError, NewBlock, Table, TableSpace, Tables},
     directory::StoreDir,
     files::SLED_FILE,
-    parts::is_part,
     schema::VALUE_BYTES_MAX,
+    schema::is_part,
     space::{Runway, WriteCounter},
     watermark::WatermarkFile,
 };
