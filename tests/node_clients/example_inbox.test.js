@@ -8,6 +8,7 @@ const path = require('node:path');
 const test = require('node:test');
 const { startBrowser } = require('./lib/browser');
 const { EXAMPLES } = require('./lib/program');
+const { startProxy } = require('./lib/proxy');
 const { startServer } = require('./lib/server');
 
 /** Serves the page, as `python3 -m http.server` does. Returns its address. */
@@ -24,7 +25,9 @@ test('inbox_on_two_devices_receives_every_notification_on_each', async (t) => {
   const server = await startServer(t);
   const site = await startSite(t);
   const browser = await startBrowser(t);
-  const api = encodeURIComponent(server.url.replace('ws:', 'http:'));
+  // The address stays when the server is started again.
+  const proxy = await startProxy(t, server);
+  const api = encodeURIComponent(proxy.url.replace('ws:', 'http:'));
   const open = async (device) => {
     const page = await browser.openPage();
     await page.navigate(`${site}?user=alice&device=${device}&server=${api}`);
