@@ -268,7 +268,7 @@ mod tests {
         assert_eq!(SharedBody::payload(&body, 7, 4).unwrap(), &b"text"[..]);
         assert!(SharedBody::payload(&body, 8, 4).is_err() && SharedBody::payload(&body, 7, 5).is_err());
         let why = Unreadable::new("its file is missing");
-        assert_eq!(SharedBody::payload(&why.to_value().into(), 7, 4).unwrap_err(), why);
+        assert_eq!(SharedBody::payload(&why.to_value(), 7, 4).unwrap_err(), why);
     }
 
     #[test]
