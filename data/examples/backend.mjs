@@ -1,15 +1,21 @@
 // A backend in Node, on its standard library only. Receives orders of clients by webhook, and answers over the HTTP API.
 //
-//   MESA_URL=http://127.0.0.1:4000 MESA_API_KEY=… WEBHOOK_SECRET=… PORT=8080 node backend.mjs
+//   export WEBHOOK_SECRET=$(openssl rand -hex 32) MESA_API_KEYS=$(openssl rand -hex 16)
+//   echo "{ portal: { webhook: { url: 'http://127.0.0.1:8080/', secret: '$WEBHOOK_SECRET', allowPrivate: true } } }" > mesa.json5
+//   mesa serve --dev --config mesa.json5 &
+//   MESA_API_KEY=$MESA_API_KEYS node backend.mjs &
+//   mesa connect --as alice      # then type {"t":"ORDER","d":{"item":"tea"}}
 //
-// Configuration of the server:
-//
-//   portal: { webhook: { url: 'http://127.0.0.1:8080/', secret: '…', allowPrivate: true } }
+// Alice receives ORDER_TAKEN. `MESA_URL` and `PORT` change the addresses.
 
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import { createServer } from 'node:http';
 
 const { MESA_URL = 'http://127.0.0.1:4000', MESA_API_KEY, WEBHOOK_SECRET, PORT = '8080' } = process.env;
+if (!MESA_API_KEY || !WEBHOOK_SECRET) {
+  console.error('Set MESA_API_KEY and WEBHOOK_SECRET.');
+  process.exit(1);
+}
 
 /** Seconds for which a signature is valid. A recorded request cannot be replayed later. */
 const SIGNATURE_TTL = 300;

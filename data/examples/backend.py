@@ -1,11 +1,13 @@
 """A backend in Python 3, on its standard library only. Receives orders of clients by webhook, and answers over the
 HTTP API.
 
-    MESA_URL=http://127.0.0.1:4000 MESA_API_KEY=... WEBHOOK_SECRET=... PORT=8080 python3 backend.py
+    export WEBHOOK_SECRET=$(openssl rand -hex 32) MESA_API_KEYS=$(openssl rand -hex 16)
+    echo "{ portal: { webhook: { url: 'http://127.0.0.1:8080/', secret: '$WEBHOOK_SECRET', allowPrivate: true } } }" > mesa.json5
+    mesa serve --dev --config mesa.json5 &
+    MESA_API_KEY=$MESA_API_KEYS python3 backend.py &
+    mesa connect --as alice      # then type {"t":"ORDER","d":{"item":"tea"}}
 
-Configuration of the server:
-
-    portal: { webhook: { url: 'http://127.0.0.1:8080/', secret: '...', allowPrivate: true } }
+Alice receives ORDER_TAKEN. `MESA_URL` and `PORT` change the addresses.
 """
 
 import hashlib
@@ -19,6 +21,8 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 MESA_URL = os.environ.get("MESA_URL", "http://127.0.0.1:4000")
+if not {"MESA_API_KEY", "WEBHOOK_SECRET"} <= os.environ.keys():
+    sys.exit("Set MESA_API_KEY and WEBHOOK_SECRET.")
 MESA_API_KEY = os.environ["MESA_API_KEY"]
 WEBHOOK_SECRET = os.environ["WEBHOOK_SECRET"].encode()
 PORT = int(os.environ.get("PORT", "8080"))

@@ -24,7 +24,7 @@ const WEBSOCKET = globalThis.WebSocket ? [] : ['--experimental-websocket'];
 const FAULTY_CLIENT = path.join(__dirname, 'lib/faulty_client.js');
 
 test('mesa-client passes every check', async () => {
-  const { code, output } = await check([], [...WEBSOCKET, path.join(DIRECTORY, 'mesa_client.mjs')]);
+  const { code, output } = await check([], [...WEBSOCKET, path.join(DIRECTORY, 'mesa-client.mjs')]);
   assert.equal(code, 0, output);
   assert.match(output, /^25 passed, 0 failed$/m);
 });

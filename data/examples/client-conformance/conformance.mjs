@@ -12,7 +12,7 @@
 //
 //   {"gap":{"from":11,"to":15,"reason":"quota"}}
 //
-// It runs until it is killed. The exit code is 1 if a check fails. `mesa_client.mjs` is an example.
+// It runs until it is killed. The exit code is 1 if a check fails. `mesa-client.mjs` is an example.
 
 import { parseArgs } from 'node:util';
 
