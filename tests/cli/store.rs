@@ -66,7 +66,10 @@ fn inspect_lists_trees_and_a_bounded_number_of_connected_users() {
     let shown = inspect(&["--limit", "2"]);
     assert!(shown.contains("\nconnected      3 users when the server ended\n"), "{shown}");
     let trees = shown.lines().find(|line| line.starts_with("trees ")).expect("a line with the trees");
-    assert!(trees.starts_with("trees          log 0, users 0, meta ") && trees.ends_with(", connected 3, bodies 0"), "{trees}");
+    assert!(
+        trees.starts_with("trees          log 0, users 0, meta ") && trees.ends_with(", connected 3, bodies 0"),
+        "{trees}"
+    );
     let listed: Vec<_> = shown.lines().skip_while(|line| !line.starts_with("connections ")).skip(1).collect();
     let [alice, bob, more] = listed[..] else { panic!("{shown}") };
     assert!(alice.starts_with("          1  20") && alice.ends_with("Z  alice"), "{alice}");

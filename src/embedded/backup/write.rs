@@ -18,10 +18,7 @@ use bytes::Bytes;
 use super::format::{BackupError, BackupWriter, Contents};
 use crate::{
     embedded::{
-        outbox::{
-            Outbox,
-            snapshot::{self, Snapshot},
-        },
+        outbox::snapshot::{self, Snapshot},
         store_state::StoreState,
         tables::{
             contract::Table,
@@ -184,7 +181,7 @@ impl StoreState {
         .map_err(to_backup_error)?;
         result?;
         let outbox = self.outbox.as_deref();
-        let snapshot = outbox.map_or_else(|| Snapshot::of_tables(tables), Outbox::snapshot);
+        let snapshot = outbox.map(|outbox| Ok(outbox.snapshot())).unwrap_or_else(|| Snapshot::of_tables(tables));
         let snapshot = snapshot.map_err(to_backup_error)?;
         writer.reported(&snapshot.reported)?;
         for (first, batch) in snapshot.waiting.iter().rev() {

@@ -157,6 +157,7 @@ impl Outbox {
         let StepWrites { batches, lost, lost_reported, reported, remove, .. } = &writes;
         let any = !batches.is_empty() || lost.is_some() || *lost_reported || !reported.is_empty() || !remove.is_empty();
         state.steps_in_progress += usize::from(any);
+        state.in_progress.extend(batches.iter().map(|(info, batch)| (info.first, batch.clone())));
         any.then_some(writes)
     }
 
@@ -187,6 +188,34 @@ impl Outbox {
             }
         }
         batches
+    }
+
+    /// Takes back steps that could not be written, the first ones first. No later step was collected.
+    pub(in crate::embedded) fn take_back(&self, steps: Vec<StepWrites>) {
+        let mut state = self.state.lock();
+        for step in steps.into_iter().rev() {
+            let StepWrites { batches, lost, lost_reported, remove, .. } = step;
+            let mut waiting = Vec::new();
+            for (info, Batch::V1 { events, .. }) in batches {
+                state.next_number -= info.count;
+                state.waiting_bytes += info.bytes;
+                state.in_progress.pop_back();
+                waiting.extend(events.into_iter().filter_map(|(at_ms, event)| Some((at_ms, event?))));
+            }
+            waiting.append(&mut state.waiting);
+            state.waiting = waiting;
+            if lost.is_some() || lost_reported {
+                (state.lost.unwritten, state.lost.stored) = (true, true);
+            }
+            for batch in remove.into_iter().rev() {
+                state.events += batch.count;
+                state.bytes += batch.bytes;
+                state.written += batch.count;
+                state.written_bytes += batch.bytes;
+                state.batches.push_front(batch);
+            }
+            state.steps_in_progress -= 1;
+        }
     }
 
     /// Writes one step into the table.
@@ -227,6 +256,7 @@ impl Outbox {
     pub(in crate::embedded) fn publish(&self, writes: StepWrites) {
         let mut state = self.state.lock();
         for (written, _) in writes.batches {
+            state.in_progress.pop_front();
             state.written += written.count;
             state.written_bytes += written.bytes;
             state.batches.push_back(written);

@@ -85,6 +85,8 @@ struct OutboxState {
     next_number: u64,
     /// Steps of the commit thread with events that are neither waiting nor readable.
     steps_in_progress: usize,
+    /// The batches of these steps, each with the number of its first event.
+    in_progress: VecDeque<(u64, Batch)>,
     /// Count of all events, written or waiting.
     events: u64,
     bytes: u64,

@@ -41,6 +41,11 @@ impl StepWrites {
         !self.batches.is_empty()
     }
 
+    /// Returns whether the step only removes events. Then it depends on no other step.
+    pub(in crate::embedded) fn has_only_removals(&self) -> bool {
+        self.batches.is_empty() && self.lost.is_none() && !self.lost_reported && self.reported.is_empty()
+    }
+
     /// Returns whether the step has counts of dropped events, which are not in the WAL.
     pub(in crate::embedded) fn has_counts(&self) -> bool {
         self.lost.is_some()

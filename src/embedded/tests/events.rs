@@ -1,22 +1,30 @@
-//! Tests of webhook events in the write-ahead log: after a crash, without an outbox, after an erasure, and over restarts.
+//! Tests of webhook events in the write-ahead log: after a crash, on a full disk, without an outbox, after an erasure,
+//! and over restarts.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use super::wait::until;
+use super::{intercept::Intercept, wait::until};
 use crate::{
     embedded::{
         self,
         options::Options,
         outbox::format::event_key,
         tables::{
-            contract::{Table, Tables},
+            contract::{EngineError, Table, TableSpace, Tables},
             memory::{self, Memory},
         },
         user_log::{cache::LogCache, lossy_restarts::LossyRestarts},
+        wal::contract::Wal,
         writer::queue::Queue,
     },
-    message::UserId,
-    store::{EventKind, Outbox, OutboxEvent, OutboxOptions, QueuedEvent, Store, clock::Clock},
+    message::{Payload, UserId},
+    store::{Append, EventKind, Outbox, OutboxEvent, OutboxOptions, QueuedEvent, Store, clock::Clock},
 };
 
 fn options(has_outbox: bool) -> Options {
@@ -128,4 +136,79 @@ async fn erasure_keeps_events_of_a_later_log() {
     assert_eq!(outbox.erase_next("alice", 2, 2).unwrap(), None);
     let numbers: Vec<u64> = outbox.read(0, 9, 9_999).unwrap().iter().map(|queued| queued.number).collect();
     assert_eq!(numbers, [3]);
+}
+
+/// An engine whose WAL takes no record while it is full, although space was reserved; and whose tables have little
+/// space, if so set.
+#[derive(Default)]
+struct FullWal {
+    tables: Memory,
+    is_full: AtomicBool,
+    has_little: AtomicBool,
+}
+
+impl Intercept for FullWal {
+    fn memory(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_append_record(&self, number: u64, record: &[u8]) -> Result<(), EngineError> {
+        if self.is_full.load(Ordering::SeqCst) {
+            return Err(EngineError::no_space("the disk is full"));
+        }
+        self.tables.append_record(number, record)
+    }
+
+    fn on_table_space(&self) -> TableSpace {
+        if self.has_little.load(Ordering::SeqCst) { TableSpace::Little } else { TableSpace::Enough }
+    }
+}
+
+// covers: G4
+#[tokio::test]
+async fn events_of_a_commit_that_is_never_written_are_counted_and_the_store_opens() {
+    let engine = Arc::new(FullWal::default());
+    let store = embedded::open(engine.clone(), options(true)).unwrap();
+    let outbox = store.outbox().unwrap();
+    for n in 1..=2 {
+        outbox.put(client_message("alice", 10));
+        until("an event", || all(&outbox).len() == n).await;
+    }
+    engine.is_full.store(true, Ordering::SeqCst);
+    // One event with a commit, and one alone.
+    outbox.put(client_message("alice", 10));
+    let payload = Payload::encode(0, None, None).unwrap();
+    store.append(Append::new(payload, vec![UserId::new("bob").unwrap()])).await.unwrap_err();
+    outbox.put(client_message("alice", 10));
+    // A backup has them, whether or not their commit is written later.
+    let mut backup = Vec::new();
+    store.backup(&mut backup).unwrap();
+    store.close().await.unwrap();
+    assert_eq!(outbox.status().lost, 2);
+    drop((store, outbox));
+    let (_store, outbox) = open(&engine.tables);
+    until("the report of the drops", || all(&outbox).len() == 3).await;
+    let last = all(&outbox).pop().unwrap();
+    let OutboxEvent::Overflow { lost, .. } = last.event else { panic!("{last:?}") };
+    assert_eq!((last.number, lost), (3, vec![(EventKind::Message as u8, 2)]));
+}
+
+#[tokio::test]
+async fn event_alone_waits_for_space_in_the_log_and_is_written_then() {
+    let engine = Arc::new(FullWal::default());
+    let store = embedded::open(engine.clone(), options(true)).unwrap();
+    let outbox = store.outbox().unwrap();
+    engine.is_full.store(true, Ordering::SeqCst);
+    (0..3).for_each(|_| outbox.put(client_message("alice", 10)));
+    until("the suspension", || store.full_reason().is_some()).await;
+    assert!(all(&outbox).is_empty());
+    engine.is_full.store(false, Ordering::SeqCst);
+    until("the events", || all(&outbox).len() == 3).await;
+    assert_eq!(all(&outbox).iter().map(|queued| queued.number).collect::<Vec<_>>(), [1, 2, 3]);
+    // Removals continue while the tables have little space.
+    engine.has_little.store(true, Ordering::SeqCst);
+    outbox.remove(3);
+    until("the removal", || outbox.status().removed == 3).await;
+    engine.has_little.store(false, Ordering::SeqCst);
+    store.close().await.unwrap();
 }

@@ -26,18 +26,23 @@ impl Committer {
     ///
     /// Must not run during a commit.
     pub(in crate::embedded) fn write_outbox(&mut self) -> Result<(), EngineError> {
-        if self.shared.outbox.is_none() || !self.put_events()? || self.suspended.stuck.is_some() {
+        if self.shared.outbox.is_none() || self.suspended.stuck.is_some() {
             return Ok(());
         }
+        self.put_events()?;
         for _ in 0..STEPS_MAX {
             let mut commit = Commit::new(self.next_record);
             let more = self.add_events_step(&mut commit)?;
             match self.write_records(&mut commit) {
                 Ok(()) if commit.records.is_empty() => {}
                 Ok(()) => self.finish(commit)?,
-                Err(error) => return self.keep_stuck(commit, error),
+                Err(error) => {
+                    // Not kept as a stuck commit: nothing else depends on it.
+                    self.take_back(commit);
+                    return self.suspend(error);
+                }
             }
-            if !more || !self.unput_events.is_empty() {
+            if !more {
                 return Ok(());
             }
         }
@@ -81,12 +86,21 @@ impl Committer {
             }
         }
         let more = writes.more;
-        if !writes.has_events() && commit.events.is_empty() && self.unput_events.is_empty() {
+        if writes.has_only_removals()
+            || commit.events.is_empty() && self.unput_events.is_empty() && !writes.has_events()
+        {
             self.put_step(&outbox, writes)?;
         } else {
             commit.events.push(writes);
         }
         Ok(more)
+    }
+
+    /// Returns the events of a commit that cannot be written to the outbox, so that a later one has them.
+    pub(super) fn take_back(&self, commit: Commit) {
+        if let Some(outbox) = &self.shared.outbox {
+            outbox.take_back(commit.events);
+        }
     }
 
     /// Puts events into the table whose records are in the WAL. Returns false if the tables have no space for some.

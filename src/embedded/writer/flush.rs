@@ -165,12 +165,13 @@ impl Committer {
                         self.put_ids(blocks)?;
                         continue;
                     }
-                    self.put_flushed(flush.records)?;
-                    // Events of expired entries must be stored before their records are removed.
+                    // Before these records count as flushed: the WAL or the table then has the events of expired entries,
+                    // and the table has all events that are in these records.
                     self.write_outbox()?;
                     if !self.put_events()? {
                         return Err(EngineError::no_space(NO_TABLE_SPACE));
                     }
+                    self.put_flushed(flush.records)?;
                     self.shared.engine.checkpoint()?;
                 }
                 self.remove_oldest()?;

@@ -305,6 +305,10 @@ impl Committer {
                 "the disk is full: acknowledgements of these users were not written; their messages will be sent again"
             );
         }
+        if let Some(commit) = stuck {
+            // They are written after all, or counted as dropped.
+            self.take_back(commit);
+        }
         Ok(())
     }
 }

@@ -179,6 +179,20 @@ fn fan_out(http: &mut Http, bytes: usize, name: &str, users: usize) -> u16 {
     http.call("POST", "/v1/dispatch", &body.to_string()).expect("a response").0
 }
 
+/// Dispatches a message of its own to each of some users, and returns the first status that is not 200.
+///
+/// The value log has a body that several logs share once, and these bodies once for each user.
+fn dispatch_each(http: &mut Http, bytes: usize, name: &str, users: usize) -> u16 {
+    let dispatch = |n| {
+        let body = json!({"message": {"op": 0, "d": {"n": 0, "x": "x".repeat(bytes)}, "t": "T"}, "recipients": [format!("{name}-{n}")]});
+        http.call("POST", "/v1/dispatch", &body.to_string()).expect("a response").0
+    };
+    (0..users).map(dispatch).find(|status| *status != 200).unwrap_or(200)
+}
+
+/// Bytes of a message that is too small to be shared: each log has a copy.
+const SMALL_BYTES: usize = 900;
+
 /// Waits until the value log has this number of bytes: every entry has been flushed.
 fn wait_until_flushed(value_log: &Path, bytes: u64) {
     block_until("every entry is flushed", || bytes_in(value_log) >= bytes);
@@ -186,21 +200,26 @@ fn wait_until_flushed(value_log: &Path, bytes: u64) {
 
 #[test]
 fn fan_out_that_would_not_fit_after_flush_is_rejected() {
-    let Some((home, disk)) = create_early_flush_home(160 * MIB, "store: { minFree: 33554432 }") else { return };
+    let Some((home, disk)) =
+        create_early_flush_home(160 * MIB, "store: { minFree: 33554432 }, limits: { recipients: 50000 }")
+    else {
+        return;
+    };
     let server = home.start();
     let mut http = connect(&server);
-    // 1,000 entries of 50 kB are 48 MiB, of about 90 MiB that are free.
-    assert_eq!(fan_out(&mut http, 50_000, "first", 1000), 200);
-    assert_eq!(fan_out(&mut http, 50_000, "second", 1000), 507);
+    // 45,000 entries are 47 MiB, of about 90 MiB that are free.
+    let users = 45_000;
+    assert_eq!(fan_out(&mut http, SMALL_BYTES, "first", users), 200);
+    assert_eq!(fan_out(&mut http, SMALL_BYTES, "second", users), 507);
     assert_eq!(not_ready_reason(&mut http), None, "expected the server to be ready for smaller dispatches");
     assert_eq!(try_dispatch(&mut http).0, 200);
     // The reserved space must be known again after a crash.
     server.process.kill();
     let server = home.start();
     let mut http = connect(&server);
-    assert_eq!(fan_out(&mut http, 50_000, "third", 1000), 507);
-    wait_until_flushed(&disk.0.join("store/value-log"), 1000 * 50_000);
-    assert_eq!(fan_out(&mut http, 50_000, "fourth", 1000), 507);
+    assert_eq!(fan_out(&mut http, SMALL_BYTES, "third", users), 507);
+    wait_until_flushed(&disk.0.join("store/value-log"), (users * SMALL_BYTES) as u64);
+    assert_eq!(fan_out(&mut http, SMALL_BYTES, "fourth", users), 507);
     assert_eq!(try_dispatch(&mut http).0, 200);
     for n in [0, 500, 999] {
         assert_eq!(pending(&mut http, &format!("first-{n}")), 1);
@@ -213,21 +232,24 @@ fn fan_outs_above_max_bytes_are_rejected() {
     let Some((home, disk)) = create_early_flush_home(160 * MIB, settings) else { return };
     let server = home.start();
     let mut http = connect(&server);
-    let statuses: Vec<_> = (0..6).map(|n| fan_out(&mut http, 50_000, &format!("round-{n}"), 60)).collect();
-    // Three fan-outs of 60 entries of 50 kB fit.
+    let users = 2_700;
+    let statuses: Vec<_> = (0..6).map(|n| fan_out(&mut http, SMALL_BYTES, &format!("round-{n}"), users)).collect();
+    // Three fan-outs of 3 MB fit.
     assert_eq!(statuses, [200, 200, 200, 507, 507, 507]);
     let value_log = disk.0.join("store/value-log");
-    wait_until_flushed(&value_log, 9_000_000);
+    wait_until_flushed(&value_log, (3 * users * SMALL_BYTES) as u64);
     assert!(bytes_in(&value_log) < 10_000_000, "{}", bytes_in(&value_log));
-    assert_eq!(fan_out(&mut http, 50_000, "one-more", 60), 507);
-    assert_eq!(fan_out(&mut http, 50_000, "smaller", 15), 200);
-    for (user, entries) in [("round-0-0", 1), ("round-2-59", 1), ("smaller-14", 1)] {
+    assert_eq!(fan_out(&mut http, SMALL_BYTES, "one-more", users), 507);
+    assert_eq!(fan_out(&mut http, SMALL_BYTES, "smaller", users / 10), 200);
+    // A body that all logs share counts once.
+    assert_eq!(fan_out(&mut http, 50_000, "shared", 100), 200);
+    for (user, entries) in [("round-0-0", 1), ("round-2-59", 1), ("smaller-14", 1), ("shared-99", 1)] {
         assert_eq!(pending(&mut http, user), entries);
     }
-    // Acknowledged entries free their space.
+    // Acknowledged and deleted entries free their space.
     let runtime = current_thread_runtime();
     runtime.block_on(async {
-        for n in 0..60 {
+        for n in 0..20 {
             let user = format!("round-0-{n}");
             let mut client = Client::connect(server.address, &user).await.expect("a connection");
             assert_eq!(client.next(WAIT_TIMEOUT).await, Event::Message(0));
@@ -238,7 +260,8 @@ fn fan_outs_above_max_bytes_are_rejected() {
             }
         }
     });
-    block_until("acknowledged entries do not count", || fan_out(&mut http, 50_000, "last", 50) == 200);
+    (20..users).for_each(|n| clear(&mut http, &format!("round-0-{n}")));
+    block_until("removed entries do not count", || fan_out(&mut http, SMALL_BYTES, "last", users * 9 / 10) == 200);
 }
 
 /// Removed entries leave space in files that also have pending entries. On a full disk, compaction frees it early: long
@@ -251,7 +274,7 @@ fn full_disk_has_space_after_a_quarter_of_messages_was_deleted() {
     let server = home.start();
     let mut http = connect(&server);
     let mut accepted = 0;
-    while fan_out(&mut http, BYTES, &format!("round-{accepted}"), USERS) == 200 {
+    while dispatch_each(&mut http, BYTES, &format!("round-{accepted}"), USERS) == 200 {
         accepted += 1;
     }
     let value_log = disk.0.join("store/value-log");
@@ -260,7 +283,7 @@ fn full_disk_has_space_after_a_quarter_of_messages_was_deleted() {
     (0..accepted).for_each(|round| clear(&mut http, &format!("round-{round}-0")));
     block_until("half of the deleted bytes are freed", || bytes_in(&value_log) < before / 8 * 7);
     wait_until_ready(&mut http);
-    assert_eq!(fan_out(&mut http, BYTES, "after", USERS), 200);
+    assert_eq!(dispatch_each(&mut http, BYTES, "after", USERS), 200);
     assert_eq!(pending(&mut http, "round-0-1"), 1);
 }
 
@@ -280,7 +303,7 @@ fn outbox_of_unreachable_webhook_leaves_min_free() {
     let server = home.start();
     let mut http = connect(&server);
     // 55 MiB of messages. Their events are more than twice that, and do not fit.
-    assert_eq!(fan_out(&mut http, 50_000, "offline", 1100), 200);
+    assert_eq!(dispatch_each(&mut http, 50_000, "offline", 1100), 200);
     wait_until_flushed(&disk.0.join("store/value-log"), 1100 * 50_000);
     let events = "mesa_webhook_outbox_events";
     block_until("the outbox has events", || http.metric(events) > 0);
