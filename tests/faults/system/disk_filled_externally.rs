@@ -201,14 +201,14 @@ fn wait_until_flushed(value_log: &Path, bytes: u64) {
 #[test]
 fn fan_out_that_would_not_fit_after_flush_is_rejected() {
     let Some((home, disk)) =
-        create_early_flush_home(160 * MIB, "store: { minFree: 33554432 }, limits: { recipients: 50000 }")
+        create_early_flush_home(160 * MIB, "store: { minFree: 33554432 }, limits: { recipients: 60000 }")
     else {
         return;
     };
     let server = home.start();
     let mut http = connect(&server);
-    // 45,000 entries are 47 MiB, of about 90 MiB that are free.
-    let users = 45_000;
+    // 57 MiB, of about 100 MiB that are free.
+    let users = 55_000;
     assert_eq!(fan_out(&mut http, SMALL_BYTES, "first", users), 200);
     assert_eq!(fan_out(&mut http, SMALL_BYTES, "second", users), 507);
     assert_eq!(not_ready_reason(&mut http), None, "expected the server to be ready for smaller dispatches");

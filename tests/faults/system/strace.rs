@@ -138,13 +138,6 @@ pub fn count_injected(home: &Home) -> usize {
     fs::read_to_string(trace_path(home)).unwrap_or_default().matches("(INJECTED)").count()
 }
 
-/// Reports whether `strace` has let a call of this name fail.
-pub fn has_failed(home: &Home, call: &str) -> bool {
-    let (call, resumed_call) = (format!(" {call}("), format!("<... {call} resumed>"));
-    let trace = fs::read_to_string(trace_path(home)).unwrap_or_default();
-    trace.lines().any(|line| line.ends_with("(INJECTED)") && (line.contains(&call) || line.contains(&resumed_call)))
-}
-
 /// System calls of a start that name the store.
 #[derive(Debug)]
 pub struct StoreCalls {
