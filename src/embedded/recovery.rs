@@ -23,12 +23,14 @@ use super::{
         cache::LogCache,
         lossy_restarts::{LossyRestarts, has_skipped},
     },
+    value_log::bodies::SHARED_BYTES_MIN,
     wal::{
         cache::RecordCache,
         contract::Wal,
         events::{Event, Message, RecordDecoder, is_continued},
     },
     writer::{
+        cost::Cost,
         dedup::{DedupTable, decode_summary},
         erase::{ReplayedErasure, repeat_erasures},
         state::RecordInfo,
@@ -357,8 +359,23 @@ impl Replay {
             return Err(damaged(&"it belongs to another namespace"));
         }
         self.last_ms = self.last_ms.max(at_ms);
+        // Recipients of messages that may be stored as shared bodies: message, bytes, user and sequence.
+        let mut large = Vec::new();
         for event in events.by_ref() {
-            self.apply_event(number, at_ms, event.map_err(|error| damaged(&error))?)?;
+            let event = event.map_err(|error| damaged(&error))?;
+            if let Event::Entry { user, seq, message, .. } = &event
+                && message.payload.len() >= SHARED_BYTES_MIN
+            {
+                large.push((message.at, saturate(message.payload.len()), *user, *seq));
+            }
+            self.apply_event(number, at_ms, event)?;
+        }
+        // The recipients of a message follow each other.
+        for recipients in large.chunk_by(|(one, ..), (other, ..)| one == other) {
+            for (_, bytes, user, seq) in recipients {
+                let share = Cost::payload_share_in_record(*bytes, recipients.len());
+                self.logs.get_mut(*user).into_iter().for_each(|replayed| replayed.log.set_reserved(*seq, share));
+            }
         }
         let is_continued = events.is_continued();
         self.decoder = decoder;
@@ -375,7 +392,7 @@ impl Replay {
                 let replayed = self.replayed(user, record)?;
                 replayed.first.get_or_insert(seq);
                 replayed.last_append = record;
-                // As if not shared: an upper bound until the flush, which soon follows.
+                // As if not shared, until all recipients of the record are known.
                 let slot = WalSlot { seq, record, message_at, recipient_at, bytes, reserved: bytes, expires_s };
                 replayed.log.replay(slot, collapse);
             }

@@ -253,6 +253,14 @@ impl UserLog {
         }
     }
 
+    /// Sets the bytes that the flush will write for the payload of an entry, if the WAL has it.
+    pub fn set_reserved(&mut self, seq: Seq, bytes: u32) {
+        if let Ok(at) = self.slots.binary_search_by_key(&seq, |slot| slot.seq) {
+            let before = std::mem::replace(&mut self.slots[at].reserved, bytes);
+            self.slot_reserved = self.slot_reserved - u64::from(before) + u64::from(bytes);
+        }
+    }
+
     /// Makes a committed entry visible.
     pub fn publish(&mut self, seq: Seq, record: u64) {
         assert!(seq > self.head, "sequence {seq} behind head {}", self.head);

@@ -47,16 +47,26 @@ fn records(recipient_items: u64) -> u64 {
 }
 
 /// Returns an upper bound of the bytes of payload in the value log after the flush.
-///
-/// In each record, the payload is a shared body, or its copies are fewer than those that a shared body saves.
 fn payload_bytes(append: &Append) -> u64 {
     let (bytes, count) = (append.payload.as_bytes().len() as u64, append.recipients.len() as u64);
+    let (_, recipient_items) = recipient_items(append);
+    payload_bytes_in(records(recipient_items), bytes, count)
+}
+
+/// Returns the same for a payload of `bytes` in `records` records, with `count` recipients in all.
+///
+/// In each record, the payload is a shared body, or its copies are fewer than those that a shared body saves.
+fn payload_bytes_in(records: u64, bytes: u64, count: u64) -> u64 {
     let copies = bytes * count;
     if bytes < SHARED_BYTES_MIN as u64 {
         return copies;
     }
-    let (_, recipient_items) = recipient_items(append);
-    copies.min(records(recipient_items) * (bytes + SAVED_BYTES_MIN as u64) + count * REFERENCE_BYTES)
+    copies.min(records * (bytes + SAVED_BYTES_MIN as u64) + count * REFERENCE_BYTES)
+}
+
+/// Divides bytes by the recipients, of which there is at least one.
+fn share_of(bytes: u64, count: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(count.max(1))).unwrap_or(u32::MAX)
 }
 
 /// States an upper bound of the disk space that appends need.
@@ -87,8 +97,13 @@ impl Cost {
     /// Once some recipients have acknowledged, the shares of the others are less than a shared body by at most its size.
     /// The WAL has this body once until the flush.
     pub fn payload_share(append: &Append) -> u32 {
-        let count = (append.recipients.len() as u64).max(1);
-        u32::try_from(payload_bytes(append).div_ceil(count)).unwrap_or(u32::MAX)
+        share_of(payload_bytes(append), append.recipients.len() as u64)
+    }
+
+    /// Returns the same for a message of one record, with a payload of `bytes` and `count` recipients in that record.
+    pub fn payload_share_in_record(bytes: u32, count: usize) -> u32 {
+        let count = count as u64;
+        share_of(payload_bytes_in(1, u64::from(bytes), count), count)
     }
 
     /// Returns the bytes on the disk that `count` entries of a user take after the flush.
