@@ -75,7 +75,7 @@ impl Disk {
             let mut references = self.references.lock();
             // Before the references of the replaced row are subtracted: none of those that stay reaches 0.
             references.add(&row.bodies);
-            BodyId::of_key(key).into_iter().for_each(|id| references.add_body(id));
+            BodyId::of_key(key).into_iter().for_each(|id| references.add_body(id, false));
         }
         self.release_block(key, before, false);
         Ok(())
@@ -83,13 +83,15 @@ impl Disk {
 
     /// Removes a block, or a shared body. If `is_erased`, the block is that of an erased user.
     pub(super) fn remove_block(&self, key: &[u8], is_erased: bool) -> Result<(), EngineError> {
-        if let Some(id) = BodyId::of_key(key)
-            && self.references.lock().remove_body(id)
-            && let Some(row) = self.trees.bodies.get(key).map_err(read_error)?
-            && let Some(row) = BlockRow::decode(&row)
-        {
-            // Its last user was erased.
-            self.mark_erased(row.location)?;
+        if let Some(id) = BodyId::of_key(key) {
+            // Read first: if that fails, a retry still finds the id among the unreferenced ones.
+            let row = self.trees.bodies.get(key).map_err(read_error)?.and_then(|row| BlockRow::decode(&row));
+            // Whether its last user was erased.
+            if self.references.lock().remove_body(id)
+                && let Some(row) = row
+            {
+                self.mark_erased(row.location)?;
+            }
         }
         let before = self.take(self.tree_of_key(key), key)?;
         self.release_block(key, before, is_erased);
@@ -175,11 +177,14 @@ impl Disk {
         }
     }
 
-    /// Marks a copy as dead, and its file for compaction.
-    pub(super) fn discard_block_copy(&self, copy: &BlockCopy) -> Result<(), EngineError> {
+    /// Marks a copy as dead. If its user was erased, also marks its file for compaction.
+    pub(super) fn discard_block_copy(&self, copy: &BlockCopy, is_erased: bool) -> Result<(), EngineError> {
         let Some(location) = copy.location else { return Ok(()) };
+        if is_erased {
+            self.mark_erased(location)?;
+        }
         self.value_log.release(location);
-        self.mark_erased(location)
+        Ok(())
     }
 
     /// Adds blocks whose keys do not exist yet, with one write for all of them.

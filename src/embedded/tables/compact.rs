@@ -66,7 +66,8 @@ impl Disk {
                 references.add(&row.bodies);
             }
             // All rows of blocks are counted before the first body.
-            BodyId::of_key(&key).into_iter().for_each(|id| references.add_body(id));
+            // A crash may have interrupted an erasure of its last user.
+            BodyId::of_key(&key).into_iter().for_each(|id| references.add_body(id, true));
             if Instant::now() >= until {
                 break;
             }
@@ -75,11 +76,14 @@ impl Disk {
         self.value_log.begin_count().is_some()
     }
 
-    /// Removes the block of an erased user, and marks its file for compaction.
+    /// Removes the block of an erased user, and marks its file for compaction, and that of a copy by a compaction in
+    /// progress.
     pub(super) fn remove_erased_block(&self, key: &[u8]) -> Result<(), EngineError> {
         let row = self.trees.log.get(key).map_err(read_error)?;
         if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
             self.mark_erased(row.location)?;
+            let copy = self.reclaim.lock().compaction.as_ref().and_then(|step| step.copy_of(row.location));
+            copy.map_or(Ok(()), |copy| self.mark_erased(copy))?;
         }
         self.remove_block(key, true)
     }
@@ -118,13 +122,8 @@ impl Disk {
         for (key, from, to) in moved.drain(moved.len().saturating_sub(STEP_LOCATIONS_MAX)..) {
             match row_at(&key, from).map_err(|error| self.failed(error))? {
                 Some(row) => self.set_block_row(&key, BlockRow { location: to, ..row })?,
-                None => {
-                    // The block may be that of an erased user, whose original is marked.
-                    if self.value_log.is_erased(file) {
-                        self.mark_erased(to)?;
-                    }
-                    self.value_log.release(to);
-                }
+                // The block was replaced or removed meanwhile. An erasure has marked the file of the copy.
+                None => self.value_log.release(to),
             }
         }
         if !moved.is_empty() {
@@ -250,6 +249,66 @@ mod tests {
             disk.collect_garbage(CompactionMode::Normal).unwrap();
         }
         assert!(disk.get(Table::Log, &log_key("bob", 1)).unwrap().is_some());
+    }
+
+    /// Removes a block while a compaction has copied it. Returns whether the file of the copy is compacted early.
+    fn marks_copy_of_removed_block(is_erased: bool) -> bool {
+        let home = tempfile::tempdir().unwrap();
+        let disk = open(&home.path().join("store"));
+        put(&disk, 0..3);
+        let from = BlockRow::decode(&disk.trees.log.get(1_u64.to_be_bytes()).unwrap().unwrap()).unwrap().location;
+        // Of another user, so that the file is compacted.
+        disk.remove_erased(&0_u64.to_be_bytes()).unwrap();
+        let copy = || disk.reclaim.lock().compaction.as_ref().and_then(|step| step.copy_of(from));
+        while copy().is_none() {
+            disk.collect_garbage(CompactionMode::Normal).unwrap();
+        }
+        let copy = copy().unwrap();
+        assert_ne!(copy.file, from.file);
+        let key = 1_u64.to_be_bytes();
+        if is_erased { disk.remove_erased(&key) } else { disk.remove(Table::Log, &key) }.unwrap();
+        while disk.reclaim.lock().compaction.as_ref().is_some_and(|step| step.copy_of(from).is_some()) {
+            disk.collect_garbage(CompactionMode::Normal).unwrap();
+        }
+        assert_eq!(block(&disk, 2).unwrap().1, copy.file, "the compaction is complete");
+        disk.value_log.is_erased(copy.file)
+    }
+
+    #[test]
+    fn only_an_erasure_marks_the_copies_of_its_blocks() {
+        assert!(!marks_copy_of_removed_block(false), "an acknowledged block needs no early compaction");
+        assert!(marks_copy_of_removed_block(true), "the bytes of an erased user leave the disk soon");
+
+        let home = tempfile::tempdir().unwrap();
+        let disk = open(&home.path().join("store"));
+        for is_erased in [false, true] {
+            let block = NewBlock { key: b"key".to_vec(), value: vec![7; 100], summary: None, bodies: Vec::new() };
+            let copy = disk.write_copy(block).unwrap();
+            let file = copy.location.unwrap().file;
+            disk.discard_copy(copy, is_erased).unwrap();
+            assert_eq!(disk.value_log.is_erased(file), is_erased, "a copy of a merge");
+            assert_eq!(disk.value_log.live_bytes(), 0);
+        }
+    }
+
+    #[test]
+    fn only_bodies_of_an_earlier_process_are_removed_as_those_of_erased_users() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("store");
+        let ids = [1, 2].map(|record| BodyId { record, at: 70 });
+        let disk = open(&path);
+        disk.put_bodies(&ids.map(|id| (id, b"body".to_vec()))).unwrap();
+        let remove = |disk: &Disk, id: BodyId| {
+            let row = BlockRow::decode(&disk.trees.bodies.get(id.key()).unwrap().unwrap()).unwrap();
+            disk.remove(Table::Bodies, &id.key()).unwrap();
+            disk.value_log.is_erased(row.location.file)
+        };
+        assert!(!remove(&disk, ids[0]), "all its users have acknowledged it before the flush wrote their blocks");
+        disk.checkpoint().unwrap();
+        drop(disk);
+        let disk = open(&path);
+        while disk.collect_garbage(CompactionMode::Normal).unwrap() {}
+        assert!(remove(&disk, ids[1]), "perhaps a crash interrupted the erasure of its last user");
     }
 
     #[test]

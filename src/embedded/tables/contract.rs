@@ -267,8 +267,8 @@ pub trait Tables: Send + Sync + 'static {
         self.put(Table::Log, &copy.block.key, &copy.block.value)
     }
 
-    /// Discards a copy. Its bytes are to leave the disk soon, because its user may be erased.
-    fn discard_copy(&self, _copy: BlockCopy) -> Result<(), EngineError> {
+    /// Discards a copy. If `is_erased`, its user was erased, and its bytes are to leave the disk soon.
+    fn discard_copy(&self, _copy: BlockCopy, _is_erased: bool) -> Result<(), EngineError> {
         Ok(())
     }
 

@@ -182,7 +182,7 @@ impl Tables for Memory {
                 references.add(&bodies_of(&entries));
             }
         }
-        bodies.into_iter().for_each(|id| references.add_body(id));
+        bodies.into_iter().for_each(|id| references.add_body(id, false));
         Ok(references.unreferenced(record, limit))
     }
 }

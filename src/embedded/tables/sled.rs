@@ -312,8 +312,8 @@ impl Tables for Disk {
         self.set_block_copy(copy)
     }
 
-    fn discard_copy(&self, copy: BlockCopy) -> Result<(), EngineError> {
-        self.discard_block_copy(&copy)
+    fn discard_copy(&self, copy: BlockCopy, is_erased: bool) -> Result<(), EngineError> {
+        self.discard_block_copy(&copy, is_erased)
     }
 
     fn put_bodies(&self, bodies: &[(BodyId, Vec<u8>)]) -> Result<(), EngineError> {

@@ -28,7 +28,7 @@ pub struct Compaction {
     file: u64,
     /// Offset up to which the file is copied.
     offset: u64,
-    /// Copied blocks: key, old location, new location.
+    /// Copied blocks, in the order of the file: key, old location, new location.
     moved: Vec<(Vec<u8>, BlockLocation, BlockLocation)>,
 }
 
@@ -45,6 +45,17 @@ impl CompactionStep {
     /// Begins a compaction of the emptiest file, if one is due.
     pub fn begin(value_log: &ValueLog, mode: CompactionMode) -> Option<Self> {
         Some(Self::Copy(Compaction { file: value_log.emptiest(mode)?, offset: 0, moved: Vec::new() }))
+    }
+
+    /// Returns the location of the copy of a block, if it was copied.
+    pub fn copy_of(&self, location: BlockLocation) -> Option<BlockLocation> {
+        let (Self::Copy(Compaction { file, moved, .. }) | Self::Update { file, moved }) = self;
+        if location.file != *file {
+            return None;
+        }
+        // In the order of the file.
+        let at = moved.binary_search_by_key(&location.offset, |(_, from, _)| from.offset).ok()?;
+        Some(moved[at].2)
     }
 }
 

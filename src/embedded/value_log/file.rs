@@ -397,6 +397,7 @@ impl ValueLog {
     }
 
     /// Returns whether a file has blocks of an erased user.
+    #[cfg(test)]
     pub fn is_erased(&self, number: u64) -> bool {
         self.state.read().files.get(&number).is_some_and(|file| file.has_erased)
     }

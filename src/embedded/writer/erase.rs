@@ -150,7 +150,7 @@ impl Committer {
             log.pins.set_erased();
         }
         if let Some(flush) = &mut self.flush {
-            flush.forget(user);
+            flush.forget(user).into_iter().try_for_each(|copy| self.shared.engine.discard_copy(copy, true))?;
         }
         self.trims.jobs.retain(|job| job.user != *user);
         self.purges.retain(|purge| purge.user != *user);

@@ -138,13 +138,13 @@ impl Committer {
         let Merge { user, sources, copy } = merge;
         let Some((_, others)) = sources.split_last() else { return Ok(()) };
         let blocks = self.list_blocks(&user, &sources[0].0, sources.len())?;
-        // A trim or a purge may have removed entries meanwhile, and the user may have been erased.
+        // A trim or a purge may have removed entries meanwhile. An erasure has discarded the copy.
         let is_same = |(block, (key, summary)): (&ListedBlock, &(Vec<u8>, BlockSummary))| {
             block.key == *key && block.summary == Some(*summary)
         };
         let is_unchanged = blocks.len() == sources.len() && blocks.iter().zip(&sources).all(is_same);
         if !is_unchanged || self.with_log(&user, |log| is_busy(log))? {
-            return self.shared.engine.discard_copy(copy);
+            return self.shared.engine.discard_copy(copy, false);
         }
         self.shared.engine.set_copy(copy)?;
         // The last one first: a reader that misses one of them finds none between it and the copy.

@@ -21,7 +21,7 @@ use crate::{
         outbox::StepWrites,
         store_state::StoreState,
         tables::{
-            contract::{EngineError, TableSpace},
+            contract::{BlockCopy, EngineError, TableSpace},
             schema::{self, StoredId},
         },
         value_log::{
@@ -190,8 +190,12 @@ pub(super) enum ErasureStage {
 }
 
 impl Flush {
-    /// Forgets a user who is erased: nothing of this user is written.
-    pub(super) fn forget(&mut self, user: &UserId) {
+    /// Forgets a user who is erased: nothing of this user is written. Returns the copies of this user's blocks.
+    #[must_use]
+    pub(super) fn forget(&mut self, user: &UserId) -> Vec<BlockCopy> {
+        let copies = self.merges.extract_if(.., |merge| merge.user == *user).map(|merge| merge.copy).collect();
+        // Without copies that wait, the next ones may be made.
+        self.merges_durable &= !self.merges.is_empty();
         self.users.remove(user);
         self.merges_left.retain(|(left, _)| left != user);
         self.rows_left.retain(|left| left != user);
@@ -203,6 +207,7 @@ impl Flush {
         for id in self.ids.iter_mut().chain(stored) {
             id.rejected.retain(|(rejected, _)| rejected != user.as_str());
         }
+        copies
     }
 }
 
@@ -279,4 +284,27 @@ pub(in crate::embedded) struct ExpiryScan {
     pub(super) has_expired_ids: bool,
     /// Keys of stored blocks of ids, oldest first, with the time of the youngest id.
     pub(super) id_blocks: VecDeque<(Vec<u8>, u64)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::embedded::tables::contract::NewBlock;
+
+    #[test]
+    fn forgotten_user_has_no_copies_left_and_those_of_others_stay() {
+        let [alice, bob] = ["alice", "bob"].map(|id| UserId::new(id).unwrap());
+        let merge = |user: &UserId| {
+            let key = user.as_str().as_bytes().to_vec();
+            let block = NewBlock { key, value: Vec::new(), summary: None, bodies: Vec::new() };
+            Merge { user: user.clone(), sources: Vec::new(), copy: BlockCopy { block, location: None } }
+        };
+        let merges = [&alice, &bob, &alice].map(merge).into();
+        let mut flush = Flush { merges, merges_durable: true, ..Flush::default() };
+        let copies = flush.forget(&alice);
+        assert_eq!(copies.iter().map(|copy| &copy.block.key[..]).collect::<Vec<_>>(), [b"alice", b"alice"]);
+        assert!(flush.merges_durable && flush.merges.iter().all(|merge| merge.user == bob));
+        assert_eq!(flush.forget(&bob).len(), 1);
+        assert!(!flush.merges_durable && flush.merges.is_empty(), "the next copies may be made");
+    }
 }
