@@ -40,6 +40,10 @@ pub(in crate::embedded) trait Intercept: Send + Sync + 'static {
         pairs.iter().try_for_each(|(key, value)| self.on_put(table, key, value))
     }
 
+    fn on_unreferenced_bodies(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
     /// Called with every value that was read.
     fn on_read(&self, _table: Table, _value: &Bytes) {}
 
@@ -170,6 +174,7 @@ impl<T: Intercept> Tables for T {
     }
 
     fn unreferenced_bodies(&self, record: u64, limit: usize) -> Result<Vec<BodyId>, EngineError> {
+        self.on_unreferenced_bodies()?;
         self.memory().unreferenced_bodies(record, limit)
     }
 

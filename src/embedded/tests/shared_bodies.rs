@@ -1,6 +1,13 @@
 //! Tests of bodies that several logs share: each is stored once, read by all, and freed after the last.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use super::{intercept::Intercept, power_cut::Cut, wait::until};
 use crate::{
@@ -11,11 +18,12 @@ use crate::{
         options::{Options, Tuning},
         tables::{
             DiskOptions,
-            contract::{EngineError, Table, Tables},
+            contract::{Cause, EngineError, Table, Tables},
             files::VALUE_LOG,
             memory::{self, Memory},
             open::open_engine,
         },
+        value_log::bodies::BodyId,
         wal::contract::Wal,
     },
     message::{Payload, Seq, UserId},
@@ -255,5 +263,79 @@ async fn body_without_references_stays_while_its_record_is_being_flushed() {
     for user in &users {
         assert_eq!(read(&*store, user, BYTES).unwrap(), [1]);
     }
+    store.close().await.unwrap();
+}
+
+/// Tables in memory from which some reads of unreferenced bodies, and then some removals, fail for lack of memory.
+#[derive(Clone, Default)]
+struct ScarceMemory {
+    tables: Memory,
+    reads_fail: Arc<AtomicU64>,
+    removals_fail: Arc<AtomicU64>,
+}
+
+fn fail_next(times: &AtomicU64) -> Result<(), EngineError> {
+    let failed = times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+    failed.map_or(Ok(()), |_| Err(EngineError { cause: Cause::Exhausted, what: "no memory is left".into() }))
+}
+
+impl Intercept for ScarceMemory {
+    fn memory(&self) -> &Memory {
+        &self.tables
+    }
+
+    fn on_unreferenced_bodies(&self) -> Result<(), EngineError> {
+        fail_next(&self.reads_fail)
+    }
+
+    fn on_remove(&self, table: Table, key: &[u8]) -> Result<(), EngineError> {
+        if table == Table::Bodies {
+            fail_next(&self.removals_fail)?;
+        }
+        self.tables.remove(table, key)
+    }
+}
+
+// covers: G6
+#[tokio::test]
+async fn lack_of_memory_during_a_removal_of_bodies_does_not_stop_the_store() {
+    let scarce = ScarceMemory::default();
+    scarce.tables.put(Table::Bodies, &BodyId { record: 0, at: 1 }.key(), b"").unwrap();
+    scarce.reads_fail.store(2, Ordering::SeqCst);
+    scarce.removals_fail.store(2, Ordering::SeqCst);
+    let store = embedded::open(Arc::new(scarce.clone()), options(Duration::ZERO)).unwrap();
+    until("the removal of the body", || scarce.tables.bodies() == 0).await;
+    assert_eq!([scarce.reads_fail, scarce.removals_fail].map(|left| left.load(Ordering::SeqCst)), [0, 0]);
+    store.append(Append::new(payload(1, 10), users(1))).await.unwrap();
+    store.close().await.unwrap();
+}
+
+/// Removals in steps without pauses. With a pause of up to a second after each step, they would take a minute.
+#[tokio::test]
+async fn idle_store_removes_thousands_of_unreferenced_bodies_at_once() {
+    const BODIES: u32 = 64 * 60;
+    let tables = Memory::default();
+    (0..BODIES).for_each(|at| tables.put(Table::Bodies, &BodyId { record: 0, at }.key(), b"").unwrap());
+    let store = memory::open(&tables, options(Duration::ZERO)).unwrap();
+    until("the removal of all bodies", || tables.bodies() == 0).await;
+    store.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn replayed_fan_out_reserves_its_body_once() {
+    const BYTES: usize = 50_000;
+    let users = users(1000);
+    let tables = Memory::default();
+    // A tenth of the copies.
+    let limits = Limits { free_bytes: 0, store_bytes: Some(5_000_000), ..Limits::default() };
+    let open = || memory::open(&tables, Options { limits, ..options(Duration::from_secs(3600)) }).unwrap();
+    for n in 1..=3 {
+        let store = open();
+        let appended = store.append(Append::new(payload(n, BYTES), users.clone())).await;
+        assert!(appended.is_ok(), "after {} restarts: {appended:?}", n - 1);
+        store.close().await.unwrap();
+    }
+    let store = open();
+    assert_eq!(read(&*store, &users[999], BYTES).unwrap(), [1, 2, 3]);
     store.close().await.unwrap();
 }

@@ -44,22 +44,27 @@ impl Committer {
         Ok(())
     }
 
-    /// Removes some unreferenced bodies.
+    /// Removes some unreferenced bodies. Returns true if there are more.
     ///
     /// Not those of records in the WAL: a flush may be about to write the first block that references them. No later
     /// flush references the others, so a body without references never gets one again.
-    pub(super) fn remove_bodies(&mut self) -> Result<(), EngineError> {
+    pub(super) fn remove_bodies(&mut self) -> Result<bool, EngineError> {
         if self.last_body_removal.elapsed() < REMOVAL_INTERVAL || self.table_space() < TableSpace::Little {
-            return Ok(());
+            return Ok(false);
         }
-        let first = self.records.front().map_or(self.next_record, |record| record.number);
-        let bodies = self.shared.engine.unreferenced_bodies(first, STEP_BODIES_MAX)?;
-        if bodies.len() < STEP_BODIES_MAX {
-            // Otherwise more are left, and the next turn continues.
+        let removed = self.remove_bodies_step();
+        if !matches!(removed, Ok(true)) {
+            // A failed step is retried then, too.
             self.last_body_removal = Instant::now();
         }
+        removed
+    }
+
+    fn remove_bodies_step(&self) -> Result<bool, EngineError> {
+        let first = self.records.front().map_or(self.next_record, |record| record.number);
+        let bodies = self.shared.engine.unreferenced_bodies(first, STEP_BODIES_MAX)?;
         bodies.iter().try_for_each(|id| self.shared.engine.remove(Table::Bodies, &id.key()))?;
         self.shared.bodies.remove(&bodies);
-        Ok(())
+        Ok(bodies.len() == STEP_BODIES_MAX)
     }
 }

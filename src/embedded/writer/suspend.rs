@@ -194,7 +194,7 @@ impl Committer {
         }
         self.has_garbage = false;
         self.shared.progress.begin(Step::Maintenance);
-        self.remove_bodies()?;
+        let has_bodies = self.remove_bodies().or_else(|error| self.suspend(error).map(|()| false))?;
         if self.table_space() >= TableSpace::Little {
             let mode = match self.suspended.why.is_none() && self.check_margin().is_ok() {
                 true if self.spare_space() < EAGER_BYTES => CompactionMode::Eager,
@@ -210,6 +210,8 @@ impl Committer {
                 Err(error) => self.suspend(error)?,
             }
         }
+        // Otherwise an idle thread would remove bodies only each time it wakes up.
+        self.has_garbage |= has_bodies;
         // Work that waits is suspended on a full disk. Otherwise the thread would try it without a pause.
         let has_steps = self.expiry.has_steps() || !self.purges.is_empty();
         let may_work = self.suspended.why.is_none()
