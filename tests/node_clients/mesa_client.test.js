@@ -139,7 +139,7 @@ test('message_is_not_acknowledged_until_its_position_is_saved', async (t) => {
   await alice.client.connect();
   await server.dispatchNumber(3, 'alice');
   await server.waitForNoPending('alice');
-  assert.deepEqual([alice.handled, store.saved], [range(4), [4]]);
+  assert.deepEqual([alice.handled, store.saved], [range(4), [3, 4]]);
 });
 
 // covers: G1, G2
@@ -177,13 +177,13 @@ test('killed_servers_and_cut_links_lose_and_repeat_nothing', async (t) => {
 test('half_open_connection_is_found_and_replaced', async (t) => {
   const server = await startServer(t);
   const proxy = await startProxy(t, server);
-  const alice = startClient(t, proxy.url, { heartbeatInterval: 200, timeout: 300 });
+  const alice = startClient(t, proxy.url, { heartbeatInterval: 200, timeout: 2000 });
   await alice.client.authenticate('alice', { resume: true });
   proxy.freeze();
   const began = performance.now();
   await server.dispatchNumbers(3, 'alice');
   await alice.waitForDisconnection();
-  t.diagnostic(`found after ${Math.round(performance.now() - began)} ms with an interval of 200 ms and a timeout of 300 ms`);
+  t.diagnostic(`found after ${Math.round(performance.now() - began)} ms with an interval of 200 ms and a timeout of 2 s`);
   assert.deepEqual(alice.disconnections[0], [1006, 'the server does not answer', true]);
   proxy.thaw();
   await alice.waitForCount(3);
@@ -213,7 +213,7 @@ test('clock_jumps_break_no_connection', async (t) => {
 
 test('expired_token_is_replaced_by_a_fresh_one_and_a_fixed_token_ends_the_client', async (t) => {
   const server = await startServer(t, { authentication: { insecure: false, jwt: { secret: SECRET } } });
-  const createShortToken = () => createToken({ id: 'alice', exp: nowSeconds() + 5 }, SECRET);
+  const createShortToken = () => createToken({ id: 'alice', exp: nowSeconds() + 15 }, SECRET);
   const expired = (willAttemptReconnect) => [1008, 'the token has expired', willAttemptReconnect];
   let tokens = 0;
   const alice = startClient(t, server.url);

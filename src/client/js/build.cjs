@@ -50,37 +50,50 @@ function tokenize(source) {
   return tokens;
 }
 
-/** Removes white space that has no meaning. Line ends stay where a statement may end without a semicolon. */
+/** Removes white space that has no meaning. In the source each statement that is no block ends with a semicolon. */
 function squeeze(code) {
   return code
     .replace(/\s*\n\s*/g, '\n')
     .replace(/ *([{}()[\];,:=?<>|&!*]) */g, '$1')
     .replace(/([{([;,:=?&|>])\n/g, '$1')
-    .replace(/\n([}\])?:&|.])/g, '$1')
+    .replace(/\n([}\])?:&|.])|(?<=\})\n/g, '$1')
     .replace(/;\}|,(?=[}\])])/g, (text) => text.slice(1))
-    .replace(/(\d)_(?=\d)/g, '$1');
+    .replace(/(\d)_(?=\d)/g, '$1')
+    .replace(/ (\+=|[-+/]) ?(?![-+])/g, '$1')
+    .replace(/\bconst\b/g, 'let')
+    .replace(/(?<!\w)\((\w+)\)=>/g, '$1=>');
 }
 
-/** Returns the source without comments and white space, and with short names of private members and constants. */
+/** Returns the source without comments and white space, with short names of private members and constants. */
 function strip(source) {
-  const names = new Map();
-  const shorten = (name) => {
-    const { size } = names;
-    const short = LETTERS[size % LETTERS.length] + (LETTERS[Math.floor(size / LETTERS.length) - 1] ?? '');
-    if (!names.has(name)) names.set(name, `${name.startsWith('#') ? '#' : '$'}${short}`);
-    return names.get(name);
-  };
+  const literal = /^const ([A-Z_]+) = ([\d_]+|\[[\d, ]+\]|Number\.\w+);$/gm;
+  const literals = new Map([...source.matchAll(literal)].map(([, name, value]) => [name, value]));
   const constants = [...source.matchAll(/^const ([A-Z_]+) =/gm)].map(([, name]) => name);
   const pattern = new RegExp(`#[A-Za-z]\\w*|(?<!\\w\\.)\\b(?:${constants.join('|')})\\b`, 'g');
+  const tokens = tokenize(source.replace(literal, ''));
+  const names = shortNames(tokens.filter(({ type }) => type === 'code').flatMap(({ text }) => text.match(pattern) ?? []));
   let stripped = '';
   let code = '';
-  for (const { type, text } of [...tokenize(source), { type: 'string', text: '' }]) {
+  for (const { type, text } of [...tokens, { type: 'string', text: '' }]) {
     if (type === 'code') code += text;
     if (type !== 'string') continue;
-    stripped += squeeze(code.replace(pattern, shorten)) + text;
+    stripped += squeeze(code.replace(pattern, (name) => literals.get(name) ?? names.get(name))) + text;
     code = '';
   }
   return `${stripped.trim()}\n`;
+}
+
+/** Maps names to short ones: the more frequent, the shorter. */
+function shortNames(uses) {
+  const counts = new Map();
+  for (const name of uses) counts.set(name, (counts.get(name) ?? 0) + 1);
+  const sorted = [...counts.keys()].sort((one, other) => counts.get(other) - counts.get(one));
+  const shorten = (name, at) => {
+    const { length } = LETTERS;
+    const short = LETTERS[at % length] + (LETTERS[Math.floor(at / length) - 1] ?? '');
+    return [name, `${name.startsWith('#') ? '#' : '$'}${short}`];
+  };
+  return new Map(sorted.map(shorten));
 }
 
 /** Returns the source as a CommonJS module. */

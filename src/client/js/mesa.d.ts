@@ -113,6 +113,8 @@ export interface ClientOptions {
   timeout?: number;
   /** Messages that may wait to be sent. Default 1024. */
   queueMax?: number;
+  /** Messages sent per second, averaged over 10 s. Default 50, half of the default of `limits.framesPerSecond`. */
+  sendRate?: number;
   /** Version for a server with `client.enforceEqualVersions`. Default '1.5.3'. */
   version?: string;
   /** Disconnects the client. */
@@ -149,7 +151,8 @@ export declare class Client<User = any> implements AsyncIterable<Message> {
    * Authenticates, and resolves with the user object.
    *
    * With an object, as in the original, the application authenticates after each connect. With a token, a function or
-   * `resume` the client does so by itself. A function is called for each connection, and may return a promise.
+   * `resume` the client does so by itself. A function is called for each connection, and may return a promise. Its token
+   * may be used for two connections, to learn its user and to resume.
    */
   authenticate(data: Token | (() => Token | Promise<Token>), options?: AuthenticationOptions): Promise<User>;
 
@@ -157,7 +160,7 @@ export declare class Client<User = any> implements AsyncIterable<Message> {
   send(message: Message): number;
   send(opcode: number, data: unknown, type?: string): number;
 
-  /** Resolves when no message waits to be sent. Rejects if the client ends before. */
+  /** Resolves when no message waits to be sent. Rejects if the client ends before, or another user authenticates. */
   drained(): Promise<void>;
 
   /** Closes the connection. The client does not reconnect. */

@@ -3,23 +3,29 @@
 // `build.cjs` writes `mesa.min.js` (served at /client.js) and `mesa.cjs` (CommonJS) from this file.
 //
 // Without `resume` the client acts like the clients of the original: it passes a message on as it arrives, and answers op 1
-// (heartbeat) at once. With `resume` messages go through `#inbox`. Each is handled, then its position is saved, then it is
+// (heartbeat) at once. With `resume` messages go through `#waiting`. Each is handled, then its position is saved, then it is
 // acknowledged by op 3.
 
 /** Version of this package. With `/client.js?v=VERSION` browsers cache the file for a year. */
 export const version = '0.1.0';
 
 /** Messages held for handlers. One more closes the connection; the client resumes when half of them are handled. */
-const INBOX_MAX = 4096;
+const WAITING_MAX = 4096;
 
 /** Frames kept in `messages.sent`, and messages in `messages.received`, with `options.storeMessages` of the server. */
 const STORED_MAX = 1000;
 
 /** Bytes in the socket's buffer above which messages stay in the queue. */
-const BUFFERED_MAX = 1 << 20;
+const BUFFERED_MAX = 1_048_576;
 
-/** Milliseconds after which more messages are passed to a socket with a full buffer. */
+/** Milliseconds after which more messages are sent, if the buffer of the socket or the rate of messages was at its bound. */
 const FLUSH_INTERVAL = 20;
+
+/** Milliseconds of `sendRate` that may be sent at once. The server averages its limit over the same time. */
+const SEND_WINDOW = 10_000;
+
+/** Milliseconds after which a connection counts as working, so that the next delay is short again. */
+const STABLE_TIME = 10_000;
 
 /** Milliseconds by which an acknowledgement is delayed at most. Servers limit the frames per second. */
 const ACK_DELAY = 50;
@@ -43,11 +49,12 @@ const DEFAULTS = {
   reconnectDelayMax: 30_000,
   timeout: 10_000,
   queueMax: 1024,
+  sendRate: 50,
   version: '1.5.3',
 };
 
 /** Reason of a message that a loop left by `break`, `return` or `throw`. It stays the next message. */
-const UNHANDLED = Symbol('unhandled');
+const UNHANDLED = Symbol();
 
 const OPEN = 1;
 
@@ -57,10 +64,6 @@ function deferred() {
   // A caller that ignores the promise must not get an unhandled rejection.
   result.promise.catch(() => {});
   return result;
-}
-
-function closeError(code, reason) {
-  return Object.assign(new Error(`The connection closed with ${code} ${reason}; see the close codes of mesa.`), { code, reason });
 }
 
 /** A message, as in the original. */
@@ -95,7 +98,13 @@ export class Client {
   #resumed;
   /** The socket on which op 2 was sent or its token is awaited. */
   #authenticating;
+  /**
+   * The first op 2 of this connection, whose user op 22 names: its `auth`, its `data`, which is no function, and `exact` if it
+   * had the position of `#log`.
+   */
+  #login;
   #watchTimer;
+  #stableTimer;
 
   #isInitialConnection = true;
   #isInitialSessionConnection = true;
@@ -111,19 +120,19 @@ export class Client {
   #auth;
   #queue = [];
   #flushTimer;
+  /** Time at which the next message is due. It is at most `SEND_WINDOW` ago, so that as much may be sent at once. */
+  #dueAt = -Infinity;
   #drains = [];
 
   /** Messages and gaps that wait for handlers. `to` is the position after an item; absent for unsynced messages. */
-  #inbox = [];
-  #working = false;
-  /** Set by a failed handler, so that the delays grow until a message is handled. */
-  #handlerFailed = false;
+  #waiting = [];
+  #working;
   /** Positions in the user's log: handled, received, and saved. */
   #log;
   /** Identifies server, user and device. */
   #key;
-  /** Whether the next op 2 has the position of `#log`. */
-  #exact = false;
+  /** The login that is repeated on the next connection, with the position of `#log`. Another one could be of another user. */
+  #exact;
   /** The Web Lock of the tab that saves and acknowledges. */
   #lock;
   #ackTimer;
@@ -137,6 +146,18 @@ export class Client {
   }
 
   // Events.
+
+  #onMessage;
+
+  /** Messages may wait for this callback. */
+  set onMessage(listener) {
+    this.#onMessage = listener;
+    this.#work();
+  }
+
+  get onMessage() {
+    return this.#onMessage;
+  }
 
   on(event, listener) {
     this.#listeners.set(event, [...(this.#listeners.get(event) ?? []), listener]);
@@ -218,8 +239,8 @@ export class Client {
       this.#flush();
       this.#acknowledge();
       ws.close(code, reason);
-      this.#watch(this.#options.timeout, () => this.#drop('the server did not answer the close frame'));
-    } else if (this.#retryTimer !== undefined) this.#closed(1000, 'disconnect() was called');
+      this.#watch(this.#options.timeout, () => this.#drop('the server did not answer'));
+    } else if (!this.#ended) this.#closed(1000, 'disconnect() was called');
   }
 
   #open(isAutomaticReconnection) {
@@ -246,14 +267,17 @@ export class Client {
       };
       this.#isInitialConnection = this.#isInitialSessionConnection = false;
       this.#received();
+      // Not at once: the server may close each connection right after op 22.
+      this.#stableTimer = setTimeout(() => { this.#attempts = 0; }, STABLE_TIME);
       this.#connecting?.resolve();
       this.#connecting = undefined;
+      // A listener of `connected` may call `authenticate()`, with the token of another user.
+      if (this.#exact) this.#authenticate();
       this.emit('connected', info);
       // The documentation of the original names this event.
       this.emit('connection', info);
       if (this.ws !== ws) return;
-      if (!this.#auth) this.#attempts = 0;
-      else if (this.#authenticating !== ws) this.#authenticate();
+      if (this.#auth && this.#authenticating !== ws) this.#authenticate();
       this.#flush();
     };
     ws.onmessage = ({ data }) => this.#stopped || this.#receive(data);
@@ -275,15 +299,21 @@ export class Client {
 
   #closed(code, reason, again) {
     this.ws = null;
-    this.authenticated = this.#exact = this.#resumes = this.#resumed = false;
     clearTimeout(this.#watchTimer);
+    clearTimeout(this.#stableTimer);
     this.#ackTimer = clearTimeout(this.#ackTimer);
     const auth = this.#auth;
-    const isExpired = code === 1008 && typeof auth?.data === 'function' && reason.includes('expired');
+    // A new token may be accepted, a token may arrive in time, and the queue is sent slower.
+    const isTransient = code === 1008 && (reason === 'too many frames' || (auth?.managed
+      && (!this.#login || reason.includes('timed out') || (typeof auth.data === 'function'
+        && (reason.includes('expired') || (this.#login.exact && !this.authenticated))))));
+    this.authenticated = this.#resumes = this.#resumed = false;
+    this.#login = this.#exact = undefined;
     const reconnects = this.#options.reconnect ?? (auth?.managed || this.#reconnectInterval);
-    const willAttemptReconnect = !this.#stopped && (again || (!!reconnects && (isExpired || !FINAL_CODES.includes(code))));
+    const willAttemptReconnect = !this.#stopped && (again || (!!reconnects && (isTransient || !FINAL_CODES.includes(code))));
     if (willAttemptReconnect) this.#retry();
-    const error = closeError(code, reason);
+    const error = new Error(`The connection closed with ${code} ${reason}; see the close codes of mesa.`);
+    Object.assign(error, { code, reason });
     if (auth && !(auth.managed && willAttemptReconnect)) {
       auth.reject(error);
       // Credentials of an ended client stay for the next `connect()`.
@@ -300,8 +330,8 @@ export class Client {
     this.#listen('removeEventListener');
     this.#connecting?.reject(error);
     this.#connecting = undefined;
-    for (const { reject } of this.#drains.splice(0)) reject(error);
-    this.#forgetInbox();
+    this.#rejectDrains(error);
+    this.#forgetWaiting();
     if (!this.#working) this.#unlock();
   }
 
@@ -315,7 +345,7 @@ export class Client {
 
   #attempt() {
     this.#stopRetry();
-    if (this.#inbox.length > INBOX_MAX / 2) this.#retry();
+    if (this.#waiting.length > WAITING_MAX / 2) this.#retry();
     else this.#open(true);
   }
 
@@ -409,12 +439,16 @@ export class Client {
 
   authenticate(data, options = {}) {
     const managed = typeof data !== 'object' || !!options.resume;
-    const auth = { data, options, managed, shouldSync: options.shouldSync ?? true, ...deferred() };
+    // `false` discards only what was pending before the first connection, so not after a newer token.
+    const shouldSync = (managed && this.authenticated) || (options.shouldSync ?? true);
+    const auth = { data, options, managed, shouldSync, ...deferred() };
     this.#auth?.resolve(auth.promise);
     this.#auth = auth;
+    this.#exact = undefined;
     const { signal } = options;
-    if (signal?.aborted) auth.reject(signal.reason);
-    signal?.addEventListener('abort', () => auth.reject(signal.reason));
+    const abort = () => auth.reject(signal.reason);
+    if (signal?.aborted) abort();
+    signal?.addEventListener('abort', abort);
     if (this.ws?.readyState === OPEN) this.#authenticate();
     return auth.promise;
   }
@@ -423,17 +457,20 @@ export class Client {
     const auth = this.#auth;
     const ws = (this.#authenticating = this.ws);
     const { device, resume } = auth.options;
+    const exact = this.#exact;
+    this.#exact = undefined;
     try {
-      let { data } = auth;
+      let { data } = exact ?? auth;
       // Without a function, op 2 is written before this method returns, as in the original.
       if (typeof data === 'function') data = await data();
       if (ws !== this.ws || auth !== this.#auth) return;
+      this.#login ??= { auth, data, exact };
       this.#resumes ||= !!resume;
       this.#write(2, {
         ...(typeof data === 'object' ? data : { token: data }),
         shouldSync: auth.shouldSync,
         device,
-        after: resume ? (this.#exact ? this.#log.position : AFTER_ACKNOWLEDGED) : undefined,
+        after: resume ? (exact ? this.#log.position : AFTER_ACKNOWLEDGED) : undefined,
       });
       // The server does not answer a newer token for an authenticated connection.
       if (this.authenticated) auth.resolve(this.#user);
@@ -446,17 +483,20 @@ export class Client {
   #accepted(user) {
     this.authenticated = true;
     this.#user = user;
-    if (!this.#handlerFailed) this.#attempts = 0;
     const auth = this.#auth;
     if (!auth) return;
     const { device, user: name = user?.id } = auth.options;
     const key = JSON.stringify([this.url.split('?')[0], name, device]);
     if (key !== this.#key) {
-      this.#inbox = [];
+      this.#waiting = [];
       this.#log = undefined;
+      // Nothing of one user is sent as another.
+      if (this.#key) {
+        this.#queue = [];
+        this.#rejectDrains(new Error('Another user has authenticated: send the messages again.'));
+      }
     }
     this.#key = key;
-    // `false` discards only what was pending before the first connection.
     if (auth.managed) auth.shouldSync = true;
     auth.resolve(user);
     this.#flush();
@@ -479,13 +519,23 @@ export class Client {
     const drain = deferred();
     this.#drains.push(drain);
     this.#flush();
+    if (this.#ended) this.#rejectDrains(this.#ended);
     return drain.promise;
+  }
+
+  #rejectDrains(error) {
+    for (const { reject } of this.#drains.splice(0)) reject(error);
   }
 
   #flush() {
     const { ws } = this;
     if (ws?.readyState === OPEN && (this.authenticated || !this.#auth?.managed)) {
-      while (this.#queue.length && !(ws.bufferedAmount > BUFFERED_MAX)) ws.send(this.#queue.shift());
+      const now = performance.now();
+      this.#dueAt = Math.max(this.#dueAt, now - SEND_WINDOW);
+      while (this.#queue.length && this.#dueAt < now && !(ws.bufferedAmount > BUFFERED_MAX)) {
+        ws.send(this.#queue.shift());
+        this.#dueAt += 1000 / this.#options.sendRate;
+      }
       clearTimeout(this.#flushTimer);
       if (this.#queue.length) this.#flushTimer = setTimeout(() => this.#flush(), FLUSH_INTERVAL);
     }
@@ -496,7 +546,10 @@ export class Client {
 
   #deliver(message) {
     if (this.#resumes) this.#enqueue({ event: 'message', value: message, to: this.#resumed ? message.sequence : undefined });
-    else this.emit('message', message);
+    else {
+      this.#attempts = 0;
+      this.emit('message', message);
+    }
     this.#store(this.messages.received, message);
   }
 
@@ -518,7 +571,7 @@ export class Client {
     }
     // A log that ends before our position is another log, with unrelated sequences.
     if (!this.#log || last < this.#log.received) {
-      this.#inbox = this.#inbox.filter(({ to }) => !to);
+      this.#waiting = this.#waiting.filter(({ to }) => !to);
       this.#log = { key: this.#key, last, store: resume === true ? {} : resume, position: 0, received: 0, saved: 0 };
       const log = this.#log;
       log.loaded = this.#load(log).then(() => {
@@ -535,12 +588,13 @@ export class Client {
   #checkStart(first, reached) {
     const { position, store } = this.#log;
     // Without a store, the position before the first message is that of the server.
-    if (this.#exact || !this.#resumed || first <= reached + 1 || !(position || store.load)) return;
-    this.#forgetInbox();
+    if (!this.#resumed || this.#login.exact || first <= reached + 1 || !(position || store.load)) return;
+    const login = this.#login;
+    this.#forgetWaiting();
     this.#drop('the client resumes at its own position', true);
     // A listener may have called `disconnect()` or `connect()`.
     if (this.#retryTimer === undefined) return;
-    this.#exact = true;
+    if (login.auth === this.#auth) this.#exact = login;
     this.#attempt();
   }
 
@@ -562,10 +616,6 @@ export class Client {
     const lock = { key };
     this.#lock = lock;
     const { locks } = globalThis.navigator ?? {};
-    if (!locks) {
-      lock.release = () => {};
-      return;
-    }
     const lead = async () => {
       if (this.#log) await this.#load(this.#log);
       if (this.#lock !== lock) return;
@@ -573,7 +623,13 @@ export class Client {
       this.#save(this.#log);
       await released;
     };
-    locks.request(`mesa-client ${key}`, lead).catch((error) => this.#report(error));
+    const leadAlone = () => {
+      lock.release = () => {};
+      this.#save(this.#log);
+    };
+    // Pages without https have no locks. In a sandboxed frame a request rejects.
+    if (locks) locks.request(`mesa-client ${key}`, lead).catch(leadAlone);
+    else leadAlone();
   }
 
   #unlock() {
@@ -589,13 +645,13 @@ export class Client {
       return;
     }
     if (item.to) log.received = item.to;
-    this.#inbox.push(item);
-    if (this.#inbox.length > INBOX_MAX) this.#drop('the application is slower than the server');
+    this.#waiting.push(item);
+    if (this.#waiting.length > WAITING_MAX) this.#drop('the application is slower than the server');
     this.#work();
   }
 
-  #forgetInbox() {
-    this.#inbox = [];
+  #forgetWaiting() {
+    this.#waiting = [];
     if (this.#log) this.#log.received = this.#log.position;
   }
 
@@ -603,12 +659,12 @@ export class Client {
   async #work() {
     if (this.#working) return;
     this.#working = true;
-    while (this.#inbox.length && this.#called('message').length) {
-      const [item] = this.#inbox;
+    while (this.#waiting.length && this.#called('message').length) {
+      const [item] = this.#waiting;
       const log = this.#log;
       await log?.loaded;
-      if (item === this.#inbox[0] && (await this.#handle(item, log))) {
-        if (item === this.#inbox[0]) this.#inbox.shift();
+      if (item === this.#waiting[0] && (await this.#handle(item, log))) {
+        if (item === this.#waiting[0]) this.#waiting.shift();
         if (item.to) await this.#save(log);
       }
     }
@@ -628,14 +684,12 @@ export class Client {
       this.#report(error);
       if (!to) return true;
       // The server sends it again on the next connection.
-      this.#handlerFailed = true;
-      this.#forgetInbox();
+      this.#forgetWaiting();
       if (this.ws) this.#drop('a handler failed');
       return false;
     }
     if (to) {
       log.position = to;
-      this.#handlerFailed = false;
       this.#attempts = 0;
     }
     return true;
@@ -672,7 +726,7 @@ export class Client {
     let wake;
     const onMessage = (message) => new Promise((resolve, reject) => {
       queue.push({ message, resolve, reject });
-      if (queue.length > INBOX_MAX && this.ws) this.#drop('the application is slower than the server');
+      if (queue.length > WAITING_MAX && this.ws) this.#drop('the application is slower than the server');
       wake?.();
     });
     const onDisconnected = () => wake?.();
