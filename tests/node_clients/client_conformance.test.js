@@ -26,12 +26,18 @@ const FAULTY_CLIENT = path.join(__dirname, 'lib/faulty_client.js');
 test('mesa-client passes every check', async () => {
   const { code, output } = await check([], [...WEBSOCKET, path.join(DIRECTORY, 'mesa-client.mjs')]);
   assert.equal(code, 0, output);
-  assert.match(output, /^25 passed, 0 failed$/m);
+  assert.match(output, /^26 passed, 0 failed$/m);
 });
 
 test('a client without a fault passes every check', async () => {
   const { code, output } = await check([], [FAULTY_CLIENT]);
   assert.equal(code, 0, output);
+});
+
+test('a failed check counts while others pass', async () => {
+  const { code, output } = await check(['--only', 'waits longer'], [FAULTY_CLIENT], { FAULT: 'resets at op 22' });
+  assert.equal(code, 1, output);
+  assert.match(output, /^1 passed, 1 failed$/m);
 });
 
 // Most of the time is waiting.
@@ -40,8 +46,9 @@ describe('a client with a fault fails its check', { concurrency: 4 }, () => {
     ['no op 11', 'answers each op 1'],
     ['no pong', 'answers WebSocket pings'],
     ['passes op 11', 'passes no frame of the protocol on'],
-    ['comes back', 'stays away after close 1008'],
+    ['comes back', 'does not reconnect after close 1008'],
     ['no backoff', 'waits longer after each failed attempt'],
+    ['resets at op 22', 'waits longer when each connection is closed after op 22'],
     ['no position', 'resumes by `after`'],
     ['passes repeats', 'drops repeats'],
     ['acknowledges too much', 'acknowledges by op 3'],

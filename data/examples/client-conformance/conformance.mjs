@@ -39,7 +39,10 @@ async function runAll() {
   const left = [...checks];
   let failures = 0;
   const work = async () => {
-    while (left.length) failures += (await run(left.shift())) ? 0 : 1;
+    while (left.length) {
+      const isPassed = await run(left.shift());
+      if (!isPassed) failures += 1;
+    }
   };
   await Promise.all(Array.from({ length: JOBS }, work));
   return failures;

@@ -16,7 +16,7 @@ export const TOKEN = 'token-of-alice';
 export const DEVICE = 'phone-1';
 
 /** Waits for values one after the other. */
-class Inbox {
+class Arrivals {
   #values = [];
   #wake = () => {};
 
@@ -52,9 +52,9 @@ class Inbox {
 
 /** A connection of the client, with the frames that it sends. */
 export class Peer {
-  frames = new Inbox();
-  pongs = new Inbox();
-  closed = new Inbox();
+  frames = new Arrivals();
+  pongs = new Arrivals();
+  closed = new Arrivals();
   /** Called with each frame before it can be waited for. */
   onFrame = () => {};
 
@@ -95,9 +95,9 @@ export class Peer {
 
 /** A run of the client under test with a server of its own. */
 export class Session {
-  lines = new Inbox();
+  lines = new Arrivals();
   problems = [];
-  #peers = new Inbox();
+  #peers = new Arrivals();
   #server;
   #client;
 

@@ -22,7 +22,7 @@ function connect() {
     const { op, d, t, s } = JSON.parse(text);
     if (op === 1 && FAULT !== 'no op 11') send(11, {});
     else if (op === 10) send(2, { token: MESA_TOKEN, device: MESA_DEVICE, after: FAULT === 'no position' ? undefined : handled });
-    else if (op === 22) attempts = 0;
+    else if (op === 22 && FAULT === 'resets at op 22') attempts = 0;
     else if (op === 13 && d.missed && FAULT !== 'no gaps') {
       print({ gap: d.missed });
       received = handled = d.missed.to;
@@ -43,6 +43,7 @@ function handle(message, send) {
   const { s } = message;
   if (s <= received && FAULT !== 'passes repeats') return;
   print({ message });
+  attempts = 0;
   if (!s) return;
   received = handled = s;
   send(3, { s: FAULT === 'acknowledges too much' ? s + 1 : s });
