@@ -55,7 +55,10 @@ function enter() {
     showState(willAttemptReconnect ? 'offline, reconnecting' : `closed: ${reason || code}`, true);
   });
   client.on('error', () => {});
-  client.on('gap', ({ from, to, reason }) => showNote(`messages ${from} to ${to} are missing: ${reason}`));
+  client.on('gap', ({ from, to, reason }) => {
+    // `received`: this device has acknowledged them before, and nothing is lost.
+    if (reason !== 'received') showNote(`messages ${from} to ${to} are missing: ${reason}`);
+  });
   client.on('message', ({ type, data, sequence }) => {
     const handle = { CHAT: showChat, TYPING: showTyping, ONLINE: showOnline, JOINED: join, LEFT: leave }[type];
     handle?.(data, sequence);
@@ -64,8 +67,9 @@ function enter() {
     .catch((error) => showState(error.message, true));
 
   function showChat({ from, text, at }, sequence) {
-    // The page may have been closed after it stored the line, and before the client stored its position.
-    if (lines.some((line) => line.sequence === sequence)) return;
+    // The page may have been closed after it stored the line, and before the client stored its position. The log of a restored
+    // backup may have another line with this sequence.
+    if (lines.some((line) => line.sequence === sequence && line.at === at && line.from === from)) return;
     const line = { from, text, at, sequence };
     lines.push(line);
     if (lines.length > LINES_MAX) lines.shift();
