@@ -18,8 +18,16 @@ pub fn read_at(file: &File, at: u64, length: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Counts the calls of [`fill`] in this thread.
+    pub static FILLS: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
 /// Fills `bytes` from a file, from `at` on. Returns the number of bytes read, which is lower at the end of the file.
 pub fn fill(file: &File, at: u64, bytes: &mut [u8]) -> io::Result<usize> {
+    #[cfg(test)]
+    FILLS.set(FILLS.get() + 1);
     let mut done = 0;
     while done < bytes.len() {
         match file.read_at(&mut bytes[done..], at + done as u64) {

@@ -1,5 +1,8 @@
 //! Follows the end of sled's log while sled writes it.
 
+#[cfg(test)]
+mod tests;
+
 use std::{fs::File, io, path::Path};
 
 use super::{
@@ -39,8 +42,7 @@ impl Tail {
         let mut bytes = Vec::new();
         loop {
             let Some(segment) = self.segment else {
-                self.segment = self.find_segment(file)?;
-                if self.segment.is_some() || self.skip_reused(file)? {
+                if self.find_segment(file)? {
                     continue;
                 }
                 return Ok(self.base);
@@ -58,8 +60,11 @@ impl Tail {
             match segment::message(&bytes, 0, number) {
                 Some(message) if message.kind == Kind::Cap => self.next_segment(),
                 Some(message) => self.at += message.end,
-                None if self.skip_reused(file)? => {}
-                None => return Ok(self.base + self.at as u64),
+                // Only one header is read, mostly: the file may have thousands.
+                None if self.is_at(segment, file)? || !self.find_segment(file)? => {
+                    return Ok(self.base + self.at as u64);
+                }
+                None => {}
             }
         }
     }
@@ -75,21 +80,22 @@ impl Tail {
         (self.segment, self.at) = (None, HEADER_BYTES);
     }
 
-    /// Finds the offset of the current segment in the file.
-    fn find_segment(&self, file: &File) -> io::Result<Option<u64>> {
-        Ok(self.headers(file)?.into_iter().find(|(header, _)| header.lsn == self.base).map(|(_, at)| at))
+    /// Returns whether the current segment is at this offset of the file.
+    fn is_at(&self, offset: u64, file: &File) -> io::Result<bool> {
+        Ok(header_at(file, offset)?.is_some_and(|header| header.lsn == self.base))
     }
 
-    /// Moves to a later segment if sled has reused the current one. Returns whether it has moved.
+    /// Finds the current segment in the file, or moves to a later one if sled has reused it. Returns whether there is one.
     ///
     /// Between two calls, sled may write more than its file has. Otherwise the end would stay at this segment for good.
     /// sled had written everything up to the position that a later header states as stable.
-    fn skip_reused(&mut self, file: &File) -> io::Result<bool> {
+    fn find_segment(&mut self, file: &File) -> io::Result<bool> {
         let headers = self.headers(file)?;
-        let is_current =
-            |(header, at): &(Header, u64)| header.lsn == self.base && self.segment.is_none_or(|own| own == *at);
-        if headers.iter().any(is_current) {
-            return Ok(false);
+        if self.segment.is_none()
+            && let Some((_, at)) = headers.iter().find(|(header, _)| header.lsn == self.base)
+        {
+            self.segment = Some(*at);
+            return Ok(true);
         }
         let stable = headers.iter().filter_map(|(header, _)| u64::try_from(header.stable).ok()).max().unwrap_or(0);
         let from = stable / self.size as u64 * self.size as u64;
@@ -105,10 +111,15 @@ impl Tail {
     fn headers(&self, file: &File) -> io::Result<Vec<(Header, u64)>> {
         let mut headers = Vec::new();
         for at in (0..file.metadata()?.len()).step_by(self.size) {
-            let mut bytes = [0; HEADER_BYTES];
-            let read = fill(file, at, &mut bytes)?;
-            headers.extend(Header::read(&bytes[..read]).map(|header| (header, at)));
+            headers.extend(header_at(file, at)?.map(|header| (header, at)));
         }
         Ok(headers)
     }
+}
+
+/// Reads the header of the segment at this offset of the file. Returns `None` if it is not intact.
+fn header_at(file: &File, offset: u64) -> io::Result<Option<Header>> {
+    let mut bytes = [0; HEADER_BYTES];
+    let read = fill(file, offset, &mut bytes)?;
+    Ok(Header::read(&bytes[..read]))
 }
