@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::format::Contents;
+use super::{format::Contents, payloads::Payloads};
 use crate::{
     embedded::{
         engine::Engine,
@@ -23,7 +23,10 @@ use crate::{
             sled::Disk,
             unfinished::{self, Operation},
         },
-        value_log::block::{Block, Body, split_entries},
+        value_log::{
+            block::{Block, Body, split_entries},
+            bodies::{BodyId, SHARED_BYTES_MIN, SharedBody, is_shared},
+        },
     },
     message::Seq,
     store::{StoreError, fingerprint, gaps::GapList},
@@ -52,6 +55,9 @@ pub(in crate::embedded) struct StoreBuilder {
     batch: (u64, usize),
     /// Number of written blocks of idempotency ids.
     id_blocks: u64,
+    /// Number of written shared bodies.
+    bodies: u64,
+    payloads: Payloads,
     contents: Contents,
 }
 
@@ -85,6 +91,8 @@ impl StoreBuilder {
             user_blocks: Vec::new(),
             batch: (0, 0),
             id_blocks: 0,
+            bodies: 0,
+            payloads: Payloads::default(),
             contents: Contents::default(),
         })
     }
@@ -120,6 +128,32 @@ impl StoreBuilder {
     /// Writes the counts of dropped webhook events.
     pub(super) fn write_lost(&mut self, lost: &[u8]) -> Result<(), StoreError> {
         self.put(Table::Outbox, outbox_format::LOST_KEY, lost)
+    }
+
+    /// Returns the shared body with this payload. Writes it if enough logs have had the payload to make up for its cost.
+    ///
+    /// Returns `None` if the entry has the payload itself, as the first entries with any payload do. The body is written
+    /// before the block that references it.
+    fn shared_body(&mut self, payload: &[u8]) -> Result<Option<BodyId>, StoreError> {
+        if payload.len() < SHARED_BYTES_MIN {
+            return Ok(None);
+        }
+        let occurrences = self.payloads.count(payload);
+        if let Some(id) = occurrences.body {
+            // Two payloads may have the same hash.
+            let stored = self.engine.get(Table::Bodies, &id.key())?.unwrap_or_default();
+            let stored = SharedBody::payload(&stored, self.namespace, saturate(payload.len()));
+            return Ok(stored.is_ok_and(|stored| stored == payload).then_some(id));
+        }
+        if !is_shared(payload.len(), occurrences.count) {
+            return Ok(None);
+        }
+        self.bodies += 1;
+        let id = BodyId { record: self.bodies, at: 0 };
+        occurrences.body = Some(id);
+        let body = SharedBody::V1 { namespace: self.namespace, payload }.encode();
+        self.put(Table::Bodies, &id.key(), &body)?;
+        Ok(Some(id))
     }
 
     /// Removes the entries of the current user, who has no row.
@@ -159,8 +193,8 @@ impl StoreBuilder {
         self.put(Table::Meta, LOSSY_RESTARTS_KEY, &lossy_restarts.to_be_bytes())?;
         self.put(Table::Meta, CLOCK_KEY, &clock_ms.to_be_bytes())?;
         self.put(Table::Meta, FLOOR_KEY, &floor.to_be_bytes())?;
-        // The keys of id blocks are WAL record numbers, so the WAL continues after them.
-        self.put(Table::Meta, FLUSHED_KEY, &wal_key(self.id_blocks))?;
+        // The keys of id blocks and of shared bodies have numbers of WAL records, so the WAL continues after them.
+        self.put(Table::Meta, FLUSHED_KEY, &wal_key(self.id_blocks.max(self.bodies)))?;
         self.put(Table::Meta, OPEN_KEY, CLOSED)?;
         self.engine.checkpoint()?;
         let failed_io = |error: std::io::Error| StoreError::Open { path: self.out.clone(), reason: error.to_string() };
@@ -179,8 +213,14 @@ impl InspectSink for StoreBuilder {
     fn entries(&mut self, user: &str, entries: &[(Seq, u32, Bytes)]) -> Result<(), StoreError> {
         for part in split_entries(entries, |(.., payload)| payload.len()) {
             let first = part[0].0;
-            let entries =
-                part.iter().map(|(seq, expires_s, payload)| (*seq, *expires_s, Body::Inline(payload))).collect();
+            let entries = part.iter().map(|(seq, expires_s, payload)| {
+                let body = match self.shared_body(payload)? {
+                    Some(id) => Body::Shared(id, saturate(payload.len())),
+                    None => Body::Inline(payload),
+                };
+                Ok((*seq, *expires_s, body))
+            });
+            let entries = entries.collect::<Result<_, StoreError>>()?;
             let block = Block::V1 { namespace: self.namespace, user, entries }.encode();
             let key = log_key(user, first);
             self.put(Table::Log, &key, &block)?;

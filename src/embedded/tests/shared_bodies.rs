@@ -13,15 +13,18 @@ use super::{intercept::Intercept, power_cut::Cut, wait::until};
 use crate::{
     embedded::{
         self,
+        backup::restore::restore,
         file_io::file_numbers,
-        offline::reader::OfflineReader,
+        offline::{inspect::Inspection, reader::OfflineReader, salvage::salvage},
         options::{Options, Tuning},
         tables::{
             DiskOptions,
             contract::{Cause, EngineError, Table, Tables},
             files::VALUE_LOG,
             memory::{self, Memory},
+            meta::FLUSHED_KEY,
             open::open_engine,
+            schema::wal_key,
         },
         value_log::bodies::BodyId,
         wal::contract::Wal,
@@ -64,6 +67,17 @@ fn value_log_bytes(path: &Path) -> u64 {
     file_numbers(&directory).unwrap().into_iter().map(length).sum()
 }
 
+/// Returns the number of stored bodies.
+fn bodies(tables: &impl Tables) -> usize {
+    let mut bodies = 0;
+    let count = &mut |_: &[u8]| {
+        bodies += 1;
+        true
+    };
+    tables.keys(Table::Bodies, &[], count).unwrap();
+    bodies
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn fan_out_to_offline_users_takes_each_body_once_until_the_last_acknowledgement() {
     const USERS: usize = 1000;
@@ -94,24 +108,64 @@ async fn fan_out_to_offline_users_takes_each_body_once_until_the_last_acknowledg
     let (last, others) = users.split_last().unwrap();
     others.iter().for_each(|user| acknowledge(&*store, user, 2));
     acknowledge(&*store, last, 1);
-    let bodies = || {
-        let mut bodies = 0;
-        engine
-            .keys(Table::Bodies, &[], &mut |_| {
-                bodies += 1;
-                true
-            })
-            .unwrap();
-        bodies
-    };
-    until("the removal of the first body", || bodies() == 1 && engine.record_numbers().is_none()).await;
+    until("the removal of the first body", || bodies(&*engine) == 1 && engine.record_numbers().is_none()).await;
     assert_eq!(read(&*store, last, BYTES).unwrap(), [2]);
     acknowledge(&*store, last, 2);
-    until("free disk space", || bodies() == 0 && value_log_bytes(&path) == 0).await;
+    until("free disk space", || bodies(&*engine) == 0 && value_log_bytes(&path) == 0).await;
     store.close().await.unwrap();
     drop((store, engine));
     let reader = OfflineReader::open(&path, false).unwrap();
     assert_eq!(reader.keys(Table::Bodies).count() + reader.keys(Table::Log).count(), 0);
+}
+
+/// A store that just fits would otherwise not be restored, or not saved from damage.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn restored_and_salvaged_fan_out_takes_each_body_once_until_the_last_acknowledgement() {
+    const BYTES: usize = 50_000;
+    let home = tempfile::tempdir().unwrap();
+    let path = |name: &str| home.path().join(name);
+    let open = |name: &str| {
+        let engine = Arc::new(open_engine(&DiskOptions::new(path(name))).unwrap());
+        (embedded::open(engine.clone(), options(Duration::ZERO)).unwrap(), engine)
+    };
+    let users = users(60);
+    let (store, engine) = open("store");
+    for n in 1..=2 {
+        store.append(Append::new(payload(n, BYTES), users.clone())).await.unwrap();
+    }
+    // Another user has the same payload from another dispatch.
+    let other = vec![UserId::new("a later user").unwrap()];
+    store.append(Append::new(payload(1, BYTES), other.clone())).await.unwrap();
+    let mut backup = Vec::new();
+    store.backup(&mut backup).unwrap();
+    store.close().await.unwrap();
+    drop((store, engine));
+    std::fs::write(path("backup"), &backup).unwrap();
+    restore(&path("backup"), &path("restored")).unwrap();
+    let mut inspection = Inspection::open(&path("restored")).unwrap();
+    salvage(&mut inspection, &path("salvaged")).unwrap();
+    assert!(inspection.is_undamaged());
+    drop(inspection);
+
+    for name in ["restored", "salvaged"] {
+        let bytes = value_log_bytes(&path(name));
+        assert!(bytes < 500_000, "{name}: {bytes} bytes in the value log");
+        let (store, engine) = open(name);
+        // Otherwise an id could be assigned again, and a body would stay until the WAL has that many records.
+        assert_eq!(engine.get(Table::Meta, FLUSHED_KEY).unwrap().unwrap(), wal_key(2)[..], "{name}");
+        let new = store.append(Append::new(payload(3, BYTES), users.clone())).await.unwrap().seqs[0].unwrap();
+        until("the flush", || engine.record_numbers().is_none()).await;
+        assert_eq!(bodies(&*engine), 3, "{name}");
+        for user in &users {
+            let entries = store.read(user, 0, ReadLimit { entries: 9, bytes: 1 << 30 }).unwrap().entries;
+            let found: Vec<_> = entries.iter().map(|entry| (entry.seq, entry.payload.clone())).collect();
+            assert_eq!(found, [(1, payload(1, BYTES)), (2, payload(2, BYTES)), (new, payload(3, BYTES))], "{name}");
+        }
+        assert_eq!(read(&*store, &other[0], BYTES).unwrap(), [1], "{name}");
+        users.iter().chain(&other).for_each(|user| acknowledge(&*store, user, new));
+        until("free disk space", || bodies(&*engine) == 0 && value_log_bytes(&path(name)) == 0).await;
+        store.close().await.unwrap();
+    }
 }
 
 /// Cuts the power after a number of writes of a flush, of acknowledgements and of removals. Returns false if no write

@@ -2,6 +2,7 @@
 //!
 //! A shared body is one message of one WAL record. Its id is the number of the record, and the offset of the message
 //! in it. Record numbers rise forever. So a flush that is repeated after a crash writes the same body with the same id.
+//! A restore and a salvage number the bodies of their new store. Its first record follows those numbers.
 //!
 //! # When a body is removed
 //! No count is stored, because a crash could leave a wrong one. The row of a block lists the bodies that the block
