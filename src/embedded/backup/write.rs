@@ -181,7 +181,7 @@ impl StoreState {
         .map_err(to_backup_error)?;
         result?;
         let outbox = self.outbox.as_deref();
-        let snapshot = outbox.map(|outbox| Ok(outbox.snapshot())).unwrap_or_else(|| Snapshot::of_tables(tables));
+        let snapshot = outbox.map_or_else(|| Snapshot::of_tables(tables), |outbox| Ok(outbox.snapshot()));
         let snapshot = snapshot.map_err(to_backup_error)?;
         writer.reported(&snapshot.reported)?;
         for (first, batch) in snapshot.waiting.iter().rev() {
