@@ -418,6 +418,7 @@ impl Replay {
                 self.erased.push(ReplayedErasure { user: user.to_owned(), at_ms, events });
             }
             Event::Events { first, piece, bytes } => self.events.push(first, piece, bytes),
+            Event::EventsRemoved { through } => self.events.remove(through),
         }
         Ok(())
     }

@@ -432,7 +432,7 @@ pub(super) fn read_all(tables: &dyn Tables, state: &mut OutboxState) -> Result<V
 }
 
 /// Returns the number of the last event that was removed; 0 = none.
-fn removed_through(tables: &dyn Tables) -> Result<u64, StoreError> {
+pub(super) fn removed_through(tables: &dyn Tables) -> Result<u64, StoreError> {
     let Some(stored) = tables.get(Table::Outbox, format::REMOVED_KEY)? else { return Ok(0) };
     let number = stored[..].try_into().map(u64::from_be_bytes);
     number.map_err(|_| damaged("the number of the last removed event cannot be read"))

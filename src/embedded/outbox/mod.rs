@@ -322,6 +322,11 @@ impl Outbox {
         state.steps_in_progress == 0 && state.next_number > number
     }
 
+    /// Returns the number of the last removed event.
+    pub(in crate::embedded) fn removed_through(&self) -> u64 {
+        self.state.lock().removed_through
+    }
+
     /// Records that no event may be put into the table at present.
     pub(in crate::embedded) fn set_no_space(&self) {
         self.state.lock().space = 0;

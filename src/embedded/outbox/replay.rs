@@ -4,7 +4,7 @@
 //! synced before the flush removes their records. So the log has every event that a crash takes from the table.
 
 use super::{
-    commit::stored_through,
+    commit::{removed_through, stored_through},
     format::{self, Batch, Pieces},
 };
 use crate::{
@@ -16,6 +16,8 @@ use crate::{
 pub(in crate::embedded) struct ReplayedEvents {
     /// Events up to this number are in the table, or were removed from it.
     through: u64,
+    /// Events up to this number were removed.
+    removed: u64,
     /// Number of the first event of a batch, number of the piece, and the piece.
     pieces: Vec<(u64, usize, Vec<u8>)>,
 }
@@ -23,7 +25,7 @@ pub(in crate::embedded) struct ReplayedEvents {
 impl ReplayedEvents {
     /// Finds the last event in the table, before the log is read.
     pub fn after_stored(tables: &dyn Tables) -> Result<Self, StoreError> {
-        Ok(Self { through: stored_through(tables)?, pieces: Vec::new() })
+        Ok(Self { through: stored_through(tables)?, removed: 0, pieces: Vec::new() })
     }
 
     /// Adds a piece of the batch whose first event is `first`, in the order of the log.
@@ -33,10 +35,26 @@ impl ReplayedEvents {
         }
     }
 
-    /// Puts the collected events into the table, with what was put beside them.
+    /// Removes events up to a number, whole batches.
+    pub fn remove(&mut self, through: u64) {
+        self.removed = self.removed.max(through);
+        self.pieces.retain(|(first, ..)| *first > through);
+    }
+
+    /// Puts the collected events into the table, with what was put beside them, and repeats the removals.
     ///
     /// A crash in between repeats this: the log still has the events.
     pub fn put(self, tables: &dyn Tables) -> Result<(), StoreError> {
+        if self.removed > removed_through(tables)? {
+            tables.put(Table::Outbox, format::REMOVED_KEY, &self.removed.to_be_bytes())?;
+        }
+        let mut keys = Vec::new();
+        tables.keys(Table::Outbox, &format::event_key(0, 0), &mut |key| {
+            let is_removed = format::decode_event_key(key).is_some_and(|(first, _)| first <= self.removed);
+            keys.extend(is_removed.then(|| key.to_vec()));
+            is_removed
+        })?;
+        keys.iter().rev().try_for_each(|key| tables.remove(Table::Outbox, key))?;
         let mut batch = Pieces::default();
         for (first, piece, bytes) in self.pieces {
             tables.put(Table::Outbox, &format::event_key(first, piece), &bytes)?;

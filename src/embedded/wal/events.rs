@@ -49,6 +49,8 @@ pub enum Event<'a> {
     Erased { user: &'a str, floor: Seq, events: u64 },
     /// A piece of a batch of webhook events, whose first event has the number `first`.
     Events { first: u64, piece: u32, bytes: &'a [u8] },
+    /// Webhook events up to this number were removed before.
+    EventsRemoved { through: u64 },
 }
 
 /// States why an item, or the whole record, cannot be decoded.
@@ -132,6 +134,7 @@ impl<'r> RecordEvents<'r, '_> {
             Item::More => return Ok(None),
             Item::Erased { user, floor, events } => Event::Erased { user, floor, events },
             Item::Events { first, piece, bytes } => Event::Events { first, piece, bytes },
+            Item::EventsRemoved { through } => Event::EventsRemoved { through },
         }))
     }
 }

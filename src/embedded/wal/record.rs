@@ -61,6 +61,8 @@ pub enum Item<'a> {
     /// A piece of a batch of webhook events. `first` is the number of its first event. The pieces of a batch are in one
     /// commit, in order.
     Events { first: u64, piece: u32, bytes: &'a [u8] },
+    /// Webhook events up to this number were removed before the next ones were written.
+    EventsRemoved { through: u64 },
 }
 
 /// Encodes a record item by item.

@@ -18,6 +18,9 @@ use crate::{
 /// Bytes of an item with a piece of a batch, besides the piece.
 const PIECE_ITEM_BYTES: usize = 32;
 
+/// Bytes of an item with the number of the last removed event.
+const REMOVED_ITEM_BYTES: usize = 16;
+
 impl Committer {
     /// Writes the waiting events of the outbox, and makes them as durable as configured.
     ///
@@ -79,6 +82,12 @@ impl Committer {
             }
         }
         let Some(writes) = outbox.collect_step(space) else { return Ok(false) };
+        if writes.has_events() {
+            // Otherwise a kill, which may take the removal from the table, would repeat events that were accepted long
+            // before these.
+            commit.ensure_capacity(REMOVED_ITEM_BYTES);
+            commit.push(&self.shared, &Item::EventsRemoved { through: outbox.removed_through() });
+        }
         for (first, pieces) in writes.batches() {
             for (piece, bytes) in (0..).zip(&pieces) {
                 commit.ensure_capacity(bytes.len() + PIECE_ITEM_BYTES);

@@ -405,7 +405,7 @@ impl Committer {
                     continue;
                 }
                 // The table of the outbox has the events.
-                Event::Erased { .. } | Event::Events { .. } => continue,
+                Event::Erased { .. } | Event::Events { .. } | Event::EventsRemoved { .. } => continue,
             };
             let user = UserId::new(user).map_err(|error| damaged(&error))?;
             let Event::Entry { seq, message, .. } = event else {

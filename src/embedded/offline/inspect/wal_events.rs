@@ -86,7 +86,7 @@ impl WalEvents {
                     continue;
                 }
                 // They are about no log.
-                Ok(Event::Events { .. }) => continue,
+                Ok(Event::Events { .. } | Event::EventsRemoved { .. }) => continue,
                 Err(RecordError::Unreadable(error)) => {
                     return (namespace, Err(format!("a part of it is unreadable: {error}")));
                 }
