@@ -292,18 +292,21 @@ mod tests {
     }
 
     #[test]
-    fn only_bodies_of_an_earlier_process_are_removed_as_those_of_erased_users() {
+    fn only_bodies_that_an_erased_user_may_have_had_mark_their_files() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("store");
-        let ids = [1, 2].map(|record| BodyId { record, at: 70 });
+        let ids = [1, 2, 3].map(|record| BodyId { record, at: 70 });
         let disk = open(&path);
-        disk.put_bodies(&ids.map(|id| (id, b"body".to_vec()))).unwrap();
+        ids[..2].iter().for_each(|id| disk.put_bodies(&[(*id, b"body".to_vec())]).unwrap());
         let remove = |disk: &Disk, id: BodyId| {
             let row = BlockRow::decode(&disk.trees.bodies.get(id.key()).unwrap().unwrap()).unwrap();
             disk.remove(Table::Bodies, &id.key()).unwrap();
             disk.value_log.is_erased(row.location.file)
         };
+        disk.forget_bodies(&[ids[2]]);
+        disk.put_bodies(&[(ids[2], b"body".to_vec())]).unwrap();
         assert!(!remove(&disk, ids[0]), "all its users have acknowledged it before the flush wrote their blocks");
+        assert!(remove(&disk, ids[2]), "its last user was erased before the flush put it");
         disk.checkpoint().unwrap();
         drop(disk);
         let disk = open(&path);

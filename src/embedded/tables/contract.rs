@@ -279,6 +279,11 @@ pub trait Tables: Send + Sync + 'static {
         bodies.iter().try_for_each(|(id, body)| self.put(Table::Bodies, &id.key(), body))
     }
 
+    /// Records that an erased user needs these bodies no longer, which the flush under way puts or has put for others too.
+    ///
+    /// If no block ever references one, its bytes are to leave the disk soon.
+    fn forget_bodies(&self, _ids: &[BodyId]) {}
+
     /// Lists shared bodies that no block references, of records before `record`, at most `limit`.
     fn unreferenced_bodies(&self, record: u64, limit: usize) -> Result<Vec<BodyId>, EngineError>;
 

@@ -320,6 +320,10 @@ impl Tables for Disk {
         self.put_shared_bodies(bodies)
     }
 
+    fn forget_bodies(&self, ids: &[BodyId]) {
+        self.references.lock().forget(ids);
+    }
+
     fn unreferenced_bodies(&self, record: u64, limit: usize) -> Result<Vec<BodyId>, EngineError> {
         // Until then, a row that is not counted may list a body.
         Ok(if self.value_log.is_counted() { self.references.lock().unreferenced(record, limit) } else { Vec::new() })

@@ -156,6 +156,15 @@ impl References {
         }
     }
 
+    /// Records that an erased user needs these bodies no longer, although no row of the user lists them yet.
+    ///
+    /// A flush that is under way puts them, perhaps later.
+    pub fn forget(&mut self, ids: &[BodyId]) {
+        for id in ids.iter().filter(|id| !self.counts.contains_key(id)) {
+            self.unreferenced.insert(*id, true);
+        }
+    }
+
     /// Removes a body that is no longer stored. Returns whether its bytes are to leave the disk soon.
     pub fn remove_body(&mut self, id: BodyId) -> bool {
         self.unreferenced.remove(&id).unwrap_or(false)
@@ -249,6 +258,12 @@ mod tests {
         references.add_body(id(8), false);
         references.add_body(id(9), true);
         assert!(!references.remove_body(id(8)), "the flush has put it, and all users have acknowledged it");
+        references.add(&[id(11)]);
+        references.forget(&[id(10), id(11)]);
+        [id(10), id(11)].into_iter().for_each(|id| references.add_body(id, false));
+        assert!(references.remove_body(id(10)), "its last user was erased before the flush wrote a block");
+        references.subtract(&[id(11)], false);
+        assert!(!references.remove_body(id(11)), "its last user has acknowledged it");
         assert!(references.remove_body(id(9)), "the count has found it, perhaps after an interrupted erasure");
     }
 

@@ -17,7 +17,8 @@
 //! is removed, and a power cut keeps a prefix of both.
 //!
 //! The erased bytes are not needed any more, but stay in files for some time. So the record is flushed early, and
-//! compaction rewrites the files of the value log that had blocks of this user.
+//! compaction rewrites the files of the value log that had blocks of this user, or copies of these for a merge or a
+//! compaction under way. Files with older frames, of blocks that were merged, trimmed or moved before, are not known.
 
 use std::{
     collections::HashMap,
@@ -150,7 +151,9 @@ impl Committer {
             log.pins.set_erased();
         }
         if let Some(flush) = &mut self.flush {
-            flush.forget(user).into_iter().try_for_each(|copy| self.shared.engine.discard_copy(copy, true))?;
+            let (bodies, copies) = flush.forget(user);
+            self.shared.engine.forget_bodies(&bodies);
+            copies.into_iter().try_for_each(|copy| self.shared.engine.discard_copy(copy, true))?;
         }
         self.trims.jobs.retain(|job| job.user != *user);
         self.purges.retain(|purge| purge.user != *user);

@@ -190,13 +190,15 @@ pub(super) enum ErasureStage {
 }
 
 impl Flush {
-    /// Forgets a user who is erased: nothing of this user is written. Returns the copies of this user's blocks.
+    /// Forgets a user who is erased: nothing of this user is written.
+    ///
+    /// Returns the shared bodies of the entries that are not moved yet, and the copies of blocks.
     #[must_use]
-    pub(super) fn forget(&mut self, user: &UserId) -> Vec<BlockCopy> {
+    pub(super) fn forget(&mut self, user: &UserId) -> (Vec<BodyId>, Vec<BlockCopy>) {
         let copies = self.merges.extract_if(.., |merge| merge.user == *user).map(|merge| merge.copy).collect();
         // Without copies that wait, the next ones may be made.
         self.merges_durable &= !self.merges.is_empty();
-        self.users.remove(user);
+        let bodies = self.users.remove(user).into_iter().flatten().filter_map(|entry| entry.body).collect();
         self.merges_left.retain(|(left, _)| left != user);
         self.rows_left.retain(|left| left != user);
         let stored = self
@@ -207,7 +209,7 @@ impl Flush {
         for id in self.ids.iter_mut().chain(stored) {
             id.rejected.retain(|(rejected, _)| rejected != user.as_str());
         }
-        copies
+        (bodies, copies)
     }
 }
 
@@ -301,10 +303,14 @@ mod tests {
         };
         let merges = [&alice, &bob, &alice].map(merge).into();
         let mut flush = Flush { merges, merges_durable: true, ..Flush::default() };
-        let copies = flush.forget(&alice);
+        let id = BodyId { record: 1, at: 70 };
+        let entry = |body| FlushEntry { seq: 1, expires_s: 0, payload: Bytes::new(), body };
+        flush.users.insert(alice.clone(), [entry(None), entry(Some(id))].into());
+        let (bodies, copies) = flush.forget(&alice);
+        assert_eq!(bodies, [id]);
         assert_eq!(copies.iter().map(|copy| &copy.block.key[..]).collect::<Vec<_>>(), [b"alice", b"alice"]);
         assert!(flush.merges_durable && flush.merges.iter().all(|merge| merge.user == bob));
-        assert_eq!(flush.forget(&bob).len(), 1);
+        assert_eq!(flush.forget(&bob).1.len(), 1);
         assert!(!flush.merges_durable && flush.merges.is_empty(), "the next copies may be made");
     }
 }
