@@ -294,7 +294,7 @@ mod tests {
     use crate::embedded::tables::contract::NewBlock;
 
     #[test]
-    fn forgotten_user_has_no_copies_left_and_those_of_others_stay() {
+    fn removed_user_has_no_copies_left_and_those_of_others_stay() {
         let [alice, bob] = ["alice", "bob"].map(|id| UserId::new(id).unwrap());
         let merge = |user: &UserId| {
             let key = user.as_str().as_bytes().to_vec();
