@@ -199,7 +199,8 @@ pub struct Authentication {
     pub required: bool,
     /// Op 22 carries the user object; `false`: `{}`. Default true.
     pub send_user_object: bool,
-    /// Close with 1008 on failure; `false`: the client may retry until the timeout. Default true.
+    /// Close on failure with 1008, or 1013 if the credentials cannot be checked. `false`: the client may retry until the
+    /// timeout. Default true.
     pub disconnect_on_fail: bool,
     /// Maintain a list of connected users; sync needs it. Default true.
     pub store_connected_users: bool,

@@ -21,7 +21,7 @@ pub enum CloseCode {
     Internal,
     /// The server is restarting.
     Restart,
-    /// The server is overloaded.
+    /// The server is overloaded, or cannot check credentials for now.
     TooBusy,
 }
 
@@ -38,6 +38,18 @@ const TABLE: [(CloseCode, u16, &str, bool); 10] = [
     (CloseCode::Restart, 1012, "the server is restarting", true),
     (CloseCode::TooBusy, 1013, "the server is too busy; try again later", true),
 ];
+
+/// Reasons that tell a client whether to reconnect.
+pub mod reason {
+    /// The token of the connection has expired.
+    pub const TOKEN_EXPIRED: &str = "the token has expired";
+    /// The client has not authenticated in time.
+    pub const AUTHENTICATION_TIMED_OUT: &str = "authentication timed out";
+    /// The client has exceeded `limits.framesPerSecond`.
+    pub const TOO_MANY_FRAMES: &str = "too many frames";
+    /// With [`CloseCode::TooBusy`](super::CloseCode::TooBusy): the credentials could not be checked.
+    pub const AUTHENTICATION_UNAVAILABLE: &str = "authentication is unavailable; try again later";
+}
 
 impl CloseCode {
     /// Iterates over all codes in the order of their numbers.

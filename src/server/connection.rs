@@ -23,7 +23,7 @@ use super::{
 use crate::{
     auth::{AuthError, Identity},
     hub::{Attach, CloseReason, ConnectionHandle, Session, Signals, StoreError},
-    protocol::close_code::CloseCode,
+    protocol::close_code::{CloseCode, reason},
 };
 
 /// Rounds per wake-up, before the task yields.
@@ -204,10 +204,14 @@ impl Connection {
     fn check_deadlines(&mut self, now: Instant) -> Result<(), End> {
         if self.authenticate_by.is_some_and(|by| by <= now) {
             self.context.metrics.authentication_failures.inc();
-            return Err(End::Close(CloseCode::Policy, "authentication timed out"));
+            if self.authenticating.is_some() || self.attaching.is_some() {
+                // The client has authenticated in time, and its credentials may be valid.
+                return Err(End::Close(CloseCode::TooBusy, reason::AUTHENTICATION_UNAVAILABLE));
+            }
+            return Err(End::Close(CloseCode::Policy, reason::AUTHENTICATION_TIMED_OUT));
         }
         if self.expires.is_some_and(|at| at <= SystemTime::now()) {
-            return Err(End::Close(CloseCode::Policy, "the token has expired"));
+            return Err(End::Close(CloseCode::Policy, reason::TOKEN_EXPIRED));
         }
         if self.stalled_since.is_some_and(|since| since + self.context.config.limits.write_timeout <= now) {
             return Err(End::Stalled);

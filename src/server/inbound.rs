@@ -22,7 +22,7 @@ use crate::{
     message::JsonString,
     middleware::Decision,
     protocol::{
-        close_code::CloseCode,
+        close_code::{CloseCode, reason},
         decode::{self, Authentication, ClientFrame, ClientMessage},
         encode,
     },
@@ -97,7 +97,7 @@ impl Connection {
             return Ok(());
         }
         self.context.metrics.rejected_connections.inc();
-        Err(End::Close(CloseCode::Policy, "too many frames"))
+        Err(End::Close(CloseCode::Policy, reason::TOO_MANY_FRAMES))
     }
 
     /// Charges a frame to the rate limit, unless it answers a frame of the server.
@@ -255,12 +255,14 @@ impl Connection {
                             tracing::warn!(error = %sentence(&error), suppressed, "authentication failed");
                         }
                         self.hub_handle.report_error(&error);
+                        // 1008 is final. After an outage the same credentials may be accepted.
+                        self.fail_authentication(End::Close(CloseCode::TooBusy, reason::AUTHENTICATION_UNAVAILABLE))
                     }
                     AuthError::Rejected(_) => {
                         info_seldom!(REJECTED, error = %sentence(&error), "authentication failed");
+                        self.reject_authentication()
                     }
                 }
-                self.reject_authentication()
             }
         }
         .map(|()| true)
@@ -268,11 +270,13 @@ impl Connection {
 
     /// Closes the connection with 1008, unless `authentication.disconnectOnFail` is false.
     fn reject_authentication(&mut self) -> Result<(), End> {
+        self.fail_authentication(End::Close(CloseCode::Policy, "authentication failed"))
+    }
+
+    /// Closes the connection as `end`, unless `authentication.disconnectOnFail` is false.
+    fn fail_authentication(&mut self, end: End) -> Result<(), End> {
         self.context.metrics.authentication_failures.inc();
-        if self.context.config.authentication.disconnect_on_fail {
-            return Err(End::Close(CloseCode::Policy, "authentication failed"));
-        }
-        Ok(())
+        if self.context.config.authentication.disconnect_on_fail { Err(end) } else { Ok(()) }
     }
 
     /// Starts to attach an authenticated client, or renews the expiry of an attached one.
