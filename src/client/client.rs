@@ -17,9 +17,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Connection, close_code, codec,
     connect::Connector,
-    driver::{Control, Credentials, Driver, Progress, QueuedEvent},
+    credentials::Credentials,
+    driver::Driver,
     error::ClientError,
     event::{Event, Options},
+    exchange::{Control, Progress, QueuedEvent},
+    pace::MESSAGES_PER_SECOND,
     position::{PositionStore, Positions},
     transport::Transport,
 };
@@ -47,6 +50,7 @@ pub struct ClientBuilder {
     url: String,
     interval: Option<Duration>,
     reconnect_delay_max: Duration,
+    messages_per_second: u32,
     transport: Transport,
     positions: Option<Arc<dyn PositionStore>>,
 }
@@ -63,6 +67,15 @@ impl ClientBuilder {
     /// The delay doubles with each attempt up to this maximum. A maximum below the interval counts as the interval.
     pub fn reconnect_delay_max(mut self, delay: Duration) -> Self {
         self.reconnect_delay_max = delay;
+        self
+    }
+
+    /// Sets the rate at which messages are sent, averaged over 10 s. Default 50, so 500 at once.
+    ///
+    /// Further messages wait in the queue. Stay below the server's `limits.framesPerSecond` (default 100), which closes
+    /// the connection of a faster client. After such a close the client reconnects, and halves its rate.
+    pub fn messages_per_second(mut self, rate: u32) -> Self {
+        self.messages_per_second = rate;
         self
     }
 
@@ -98,7 +111,7 @@ impl ClientBuilder {
         let (sends, sends_out) = mpsc::channel(UNSENT_MAX);
         let (controls, controls_out) = mpsc::channel(CONTROLS_MAX);
         let progress = Arc::new(Progress::default());
-        let settings = (connector, self.interval, self.reconnect_delay_max);
+        let settings = (connector, self.interval, self.reconnect_delay_max, self.messages_per_second);
         let driver = Driver::new(settings, events_in, sends_out, controls_out, progress.clone());
         tokio::spawn(driver.run(connection));
         Ok(Client {
@@ -116,8 +129,12 @@ impl ClientBuilder {
 ///
 /// The delay is [`ClientBuilder::reconnect_interval`], or else the server's `reconnect.interval`. Without either the
 /// client does not reconnect, like the original. The delay doubles after each failed attempt, up to
-/// [`ClientBuilder::reconnect_delay_max`]. The client waits a random time between half of the delay and all of it (jitter), so
+/// [`ClientBuilder::reconnect_delay_max`]. An attempt has succeeded when a message arrives, or the connection has lasted
+/// 10 s. The client waits a random time between half of the delay and all of it (jitter), so
 /// that a thousand clients do not reconnect at once.
+///
+/// **A dead server.** After 25 s without a frame (or the server's heartbeat interval) the client requests an answer.
+/// Without one for 10 s it reconnects. The timer does not run while the queue of events is full.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), mesa::client::ClientError> {
@@ -152,8 +169,9 @@ impl ClientBuilder {
 /// message: [`Delivery::position`] of the last processed message is `after` of the next start.
 ///
 /// **Sending.** Messages sent while the client is offline are queued in memory: 1,024 messages or 4 MiB, then
-/// [`ClientError::Full`]. They are sent after the client has reconnected and authenticated. They are not acknowledged: a
-/// message in flight may be lost when a connection breaks.
+/// [`ClientError::Full`]. They are sent after the client has reconnected and authenticated, at the rate of
+/// [`ClientBuilder::messages_per_second`]. They are not acknowledged: a message in flight may be lost when a connection
+/// breaks.
 ///
 /// Dropping it closes the connection. It needs a tokio runtime.
 ///
@@ -176,6 +194,7 @@ impl Client {
             url: url.to_owned(),
             interval: None,
             reconnect_delay_max: RECONNECT_DELAY_MAX,
+            messages_per_second: MESSAGES_PER_SECOND,
             transport: Transport::default(),
             positions: None,
         }
@@ -194,6 +213,9 @@ impl Client {
     /// `credentials` is what the server's authenticator expects, most often [`token`](super::token). If the connection
     /// breaks meanwhile, the call continues on the next one.
     ///
+    /// On an authenticated connection this renews the token, and returns the known user at once. The options of the
+    /// first authentication stay. A token of another user closes the connection.
+    ///
     /// # Errors
     /// Returns [`ClientError::Closed`] if the server rejects the credentials.
     pub async fn authenticate(
@@ -201,27 +223,36 @@ impl Client {
         credentials: Map<String, Value>,
         options: Options,
     ) -> Result<Map<String, Value>, ClientError> {
-        self.authenticate_by(move || std::future::ready(credentials.clone()), options).await
+        self.authenticate_as(Credentials::Fixed(credentials), options).await
     }
 
     /// Authenticates with credentials that are made for each connection, for tokens that expire.
+    ///
+    /// The client reconnects with new credentials when the token expires.
     ///
     /// # Errors
     /// Same as [`Client::authenticate`].
     pub async fn authenticate_by<F, R>(
         &mut self,
         credentials: F,
-        mut options: Options,
+        options: Options,
     ) -> Result<Map<String, Value>, ClientError>
     where
         F: Fn() -> R + Send + Sync + 'static,
         R: Future<Output = Map<String, Value>> + Send + 'static,
     {
+        self.authenticate_as(Credentials::Function(Box::new(move || Box::pin(credentials()))), options).await
+    }
+
+    async fn authenticate_as(
+        &mut self,
+        credentials: Credentials,
+        mut options: Options,
+    ) -> Result<Map<String, Value>, ClientError> {
         if let Some(positions) = &self.positions {
             options.after = positions.saved().or(options.after).or(Some(0));
         }
         let (answer, answered) = oneshot::channel();
-        let credentials: Credentials = Box::new(move || Box::pin(credentials()));
         let sent = self.controls.send(Control::Authenticate { credentials, options, answer }).await;
         sent.map_err(|_| ClientError::Ended)?;
         answered.await.map_err(|_| ClientError::Ended)?

@@ -23,14 +23,15 @@ pub fn meaning(code: u16) -> &'static str {
         1009 => "a frame is larger than the server accepts",
         1011 => "the server had an internal error",
         1012 => "the server is restarting",
-        1013 => "the server is too busy",
+        1013 => "the server is too busy, or cannot check credentials for now",
         _ => "the server closed the connection",
     }
 }
 
 /// Returns whether reconnecting after the usual delay may succeed.
 ///
-/// True for a lost connection, and for unknown codes, which a proxy may have sent.
+/// True for a lost connection, and for unknown codes, which a proxy may have sent. False for 1008: some of its reasons are
+/// no longer valid with a newer token or at a lower rate, and [`Client`](super::Client) reconnects after those.
 #[must_use]
 pub fn should_reconnect(code: u16) -> bool {
     CloseCode::from_code(code).is_none_or(CloseCode::should_reconnect)

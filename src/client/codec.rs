@@ -33,6 +33,10 @@ pub(super) enum Incoming {
     Authenticated(Map<String, Value>),
     /// A heartbeat, which the client must acknowledge.
     Heartbeat,
+    /// The answer to a heartbeat of the client.
+    HeartbeatAck,
+    /// The answer to a ping of the client.
+    Pong,
     Message {
         op: u64,
         data: Box<RawValue>,
@@ -89,6 +93,11 @@ pub(super) fn encode(op: u64, data: &RawValue, kind: Option<&str>) -> String {
     serde_json::to_string(&OutgoingFrame { op, d: data, t: kind }).expect("a frame is JSON")
 }
 
+/// Encodes a heartbeat, which the server answers (opcode 1).
+pub(super) fn heartbeat() -> String {
+    format!("{{\"op\":{},\"d\":{{}}}}", opcode::HEARTBEAT)
+}
+
 /// Encodes an acknowledgement of everything received so far (opcode 11).
 pub(super) fn heartbeat_ack() -> String {
     format!("{{\"op\":{},\"d\":{{}}}}", opcode::HEARTBEAT_ACK)
@@ -105,6 +114,7 @@ pub(super) fn decode(text: &str) -> Result<Incoming, ClientError> {
     let data = frame.d.map_or("null", RawValue::get);
     Ok(match frame.op {
         opcode::HEARTBEAT => Incoming::Heartbeat,
+        opcode::HEARTBEAT_ACK => Incoming::HeartbeatAck,
         opcode::HELLO => {
             let hello: HelloData = serde_json::from_str(data).map_err(|error| unreadable(&error))?;
             Incoming::Hello(Hello {

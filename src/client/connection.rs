@@ -53,6 +53,8 @@ const VERSION: &str = "1.5.3";
 pub struct Connection {
     socket: WebSocketStream<Stream>,
     hello: Hello,
+    /// User object, once the client has authenticated.
+    user: Option<Map<String, Value>>,
     /// Frames that arrived during an authentication, in order; at most [`EARLY_FRAMES_MAX`].
     early: VecDeque<Incoming>,
     /// Number of acknowledgements (opcode 11) that are due. A cancelled `next` does not change it.
@@ -87,6 +89,7 @@ impl Connection {
         let mut client = Self {
             socket,
             hello: Hello::default(),
+            user: None,
             early: VecDeque::new(),
             acks_due: 0,
             unflushed: false,
@@ -116,6 +119,9 @@ impl Connection {
     /// `data` is what the server's authenticator expects, most often [`token`](super::token). Without `should_sync` all
     /// pending messages of the user count as acknowledged.
     ///
+    /// On an authenticated connection this renews the token. The server does not answer a renewal, so the call returns
+    /// the known user at once. A rejected token closes the connection.
+    ///
     /// # Errors
     /// Returns [`ClientError::Closed`] if the server closes the connection, which rejects the client, and
     /// [`ClientError::TimedOut`] without an answer for 30 s.
@@ -140,6 +146,9 @@ impl Connection {
         data.extend(options.after.map(|after| ("after".into(), after.into())));
         data.extend(options.device.as_ref().map(|device| ("device".into(), device.as_str().into())));
         self.send_frame(opcode::AUTHENTICATION, None, &data).await?;
+        if let Some(user) = &self.user {
+            return Ok(user.clone());
+        }
         match tokio::time::timeout(AUTHENTICATION_TIMEOUT, self.authenticated()).await {
             Ok(answer) => answer,
             Err(_) => Err(ClientError::TimedOut { waited: AUTHENTICATION_TIMEOUT, waiting_for: "authentication" }),
@@ -151,7 +160,7 @@ impl Connection {
         loop {
             self.send_acks().await?;
             match self.incoming().await? {
-                Incoming::Authenticated(user) => return Ok(user),
+                Incoming::Authenticated(user) => return Ok(self.user.insert(user).clone()),
                 Incoming::Closed(code, reason) => return Err(ClientError::Closed { code, reason }),
                 Incoming::Hello(hello) => self.hello = hello,
                 // No message precedes the heartbeat, so the program has none to process first.
@@ -192,7 +201,7 @@ impl Connection {
                 }
                 // A server that shuts down may announce another reconnect interval.
                 Incoming::Hello(hello) => self.hello = hello,
-                Incoming::Authenticated(_) => {}
+                Incoming::Authenticated(_) | Incoming::HeartbeatAck | Incoming::Pong => {}
             }
         }
     }
@@ -250,12 +259,21 @@ impl Connection {
     /// Appends a text to the socket's buffer, and does not wait until it is sent. Cancel-safe: all of the text or
     /// nothing.
     pub(super) async fn write(&mut self, text: String) -> Result<(), ClientError> {
+        self.write_frame(tungstenite::Message::text(text)).await
+    }
+
+    /// Appends a ping to the socket's buffer, like [`Connection::write`].
+    pub(super) async fn write_ping(&mut self) -> Result<(), ClientError> {
+        self.write_frame(tungstenite::Message::Ping(Vec::new().into())).await
+    }
+
+    async fn write_frame(&mut self, frame: tungstenite::Message) -> Result<(), ClientError> {
         if self.closed.is_some() {
             return Ok(());
         }
         let mut result = poll_fn(|context| self.socket.poll_ready_unpin(context)).await;
         if result.is_ok() {
-            result = self.socket.start_send_unpin(tungstenite::Message::text(text));
+            result = self.socket.start_send_unpin(frame);
             self.unflushed = true;
         }
         result.or_else(|error| self.write_failed(error))
@@ -283,7 +301,7 @@ impl Connection {
 
     /// Sends buffered data and, if `listen`, reads a frame. Cancel-safe.
     ///
-    /// `None`: the data is sent, or the frame was a control frame of WebSocket.
+    /// `None`: the data is sent, or the frame was another control frame of WebSocket than a pong.
     pub(super) async fn step(&mut self, listen: bool) -> Result<Option<Incoming>, ClientError> {
         if listen && let Some(early) = self.early.pop_front() {
             return Ok(Some(early));
@@ -296,15 +314,21 @@ impl Connection {
         self.unflushed && self.closed.is_none()
     }
 
+    /// Returns whether the client has authenticated on this connection.
+    pub(super) fn is_authenticated(&self) -> bool {
+        self.user.is_some()
+    }
+
     pub(super) fn set_hello(&mut self, hello: Hello) {
         self.hello = hello;
     }
 
-    /// Reads one frame, skipping control frames of WebSocket.
+    /// Reads one frame, skipping control frames of WebSocket, and answers to heartbeats of the client.
     async fn incoming(&mut self) -> Result<Incoming, ClientError> {
         loop {
-            if let Some(incoming) = self.poll_step(true).await? {
-                return Ok(incoming);
+            match self.poll_step(true).await? {
+                None | Some(Incoming::HeartbeatAck | Incoming::Pong) => {}
+                Some(incoming) => return Ok(incoming),
             }
         }
     }
@@ -334,6 +358,7 @@ impl Connection {
                 // The server waits for our close frame, which a flush sends.
                 _ = tokio::time::timeout(CLOSE_TIMEOUT, self.socket.flush()).await;
             }
+            Some(Ok(tungstenite::Message::Pong(_))) => return Ok(Some(Incoming::Pong)),
             // The WebSocket layer answers pings.
             Some(Ok(_)) => {}
             Some(Err(WsError::Capacity(error))) => {

@@ -5,26 +5,26 @@
 
 use std::{
     collections::VecDeque,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
-use serde_json::{Map, Value};
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
-    time::Instant,
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::{
     Connection, close_code,
     codec::{self, Incoming},
     connect::Connector,
+    credentials::{Credentials, is_too_fast, may_reconnect},
     error::ClientError,
     event::{Delivery, Event, Gap, Options},
+    exchange::{Answer, Control, Progress, QueuedEvent},
+    pace::Pace,
+    serve_end::{ServeEnd, WRITE_TIMEOUT, blocked, write},
+    silence::Silence,
 };
 use crate::{
     message::Seq,
@@ -40,26 +40,8 @@ const SEND_BYTES: usize = 64 << 10;
 /// Time limit for sending queued messages and closing.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-type Answer = oneshot::Sender<Result<Map<String, Value>, ClientError>>;
-
-/// A request of the program to the driver.
-pub(super) enum Control {
-    Authenticate { credentials: Credentials, options: Options, answer: Answer },
-    Disconnect(oneshot::Sender<()>),
-}
-
-/// Describes why a connection is no longer served.
-enum ServeEnd {
-    /// The program has dropped the client, or has called `disconnect` and waits for the sender.
-    ByProgram(Option<oneshot::Sender<()>>),
-    /// The server closed the connection, or it broke.
-    Closed(u16, String),
-    /// The connection cannot be used.
-    Failed(ClientError),
-}
-
-/// An event for the program. If the client resumes: also its position, once the program has processed the event.
-pub(super) type QueuedEvent = (Event, Option<Seq>);
+/// Time after which an authenticated connection counts as a success, even without a message.
+const SUCCESS_DELAY: Duration = Duration::from_secs(10);
 
 /// Runs one client.
 pub(super) struct Driver {
@@ -90,13 +72,18 @@ pub(super) struct Driver {
     received: Seq,
     /// Whether the server has reported the state of the log on this connection.
     resumed: bool,
-    /// Delays before attempts to reconnect, reset by a successful authentication.
+    /// Delays before attempts to reconnect. A message resets them, and so does a connection that lasts
+    /// [`SUCCESS_DELAY`]. Op 22 does not: a server that fails right after it would be asked without pause.
     backoff: Backoff,
+    /// Time at which this connection was authenticated, or opened without credentials.
+    ready_since: Option<Instant>,
+    pace: Pace,
+    silence: Silence,
 }
 
 impl Driver {
     pub(super) fn new(
-        (connector, interval, reconnect_delay_max): (Arc<Connector>, Option<Duration>, Duration),
+        (connector, interval, reconnect_delay_max, rate): (Arc<Connector>, Option<Duration>, Duration, u32),
         events: mpsc::Sender<QueuedEvent>,
         sends: mpsc::Receiver<String>,
         controls: mpsc::Receiver<Control>,
@@ -119,6 +106,9 @@ impl Driver {
             received: 0,
             resumed: false,
             backoff: Backoff::new(Duration::ZERO, reconnect_delay_max),
+            ready_since: None,
+            pace: Pace::new(rate, Instant::now()),
+            silence: Silence::new(Instant::now()),
         }
     }
 
@@ -139,9 +129,19 @@ impl Driver {
                     done.map(|done| done.send(()));
                     return;
                 }
-                ServeEnd::Closed(code, reason) => (code, reason, close_code::should_reconnect(code)),
+                ServeEnd::Closed(code, reason) => {
+                    if is_too_fast(code, &reason) {
+                        self.pace.slow_down();
+                    }
+                    let credentials = self.credentials.as_ref().map(|(credentials, _)| credentials);
+                    let is_transient = may_reconnect(code, &reason, credentials);
+                    (code, reason, is_transient)
+                }
                 ServeEnd::Failed(error) => (close_code::LOST, error.to_string(), error.is_transient()),
             };
+            if self.ready_since.take().is_some_and(|since| since.elapsed() >= SUCCESS_DELAY) {
+                self.backoff.reset();
+            }
             // The next connection has heartbeats of its own.
             self.acks_due.clear();
             let reconnect = interval.filter(|_| is_transient);
@@ -214,41 +214,50 @@ impl Driver {
         self.last_message = 0;
         if self.credentials.is_some() {
             self.authenticate(connection).await?;
-        } else {
-            self.backoff.reset();
         }
+        self.ready_since = Some(Instant::now());
+        self.silence.start(connection.hello().heartbeat_interval, Instant::now());
         let mut permit = None;
         loop {
             self.send_acks(connection).await?;
             let ack_at = self.ack.map(|(_, by)| by);
+            let send_at = self.pace.due(Instant::now());
             tokio::select! {
                 biased;
                 () = self.events.closed() => return Ok(ServeEnd::ByProgram(None)),
                 control = self.controls.recv() => match control {
                     Some(Control::Authenticate { credentials, options, answer }) => {
-                        self.set_credentials(credentials, options, answer);
-                        self.authenticate(connection).await?;
+                        if connection.is_authenticated() {
+                            self.renew(connection, credentials, answer).await?;
+                        } else {
+                            self.set_credentials(credentials, options, answer);
+                            self.authenticate(connection).await?;
+                        }
                     }
                     Some(Control::Disconnect(done)) => return Ok(ServeEnd::ByProgram(Some(done))),
                     None => return Ok(ServeEnd::ByProgram(None)),
                 },
                 () = self.progress.done_changed.notified() => {}
                 () = sleep_until_optional(ack_at) => self.acknowledge(connection).await?,
-                text = self.sends.recv(), if !connection.is_sending() => match text {
+                () = sleep_until_optional(send_at) => {}
+                text = self.sends.recv(), if send_at.is_none() && !connection.is_sending() => match text {
                     Some(text) => self.send(connection, text).await?,
                     // The program has dropped the client and all senders.
                     None => return Ok(ServeEnd::ByProgram(None)),
                 },
                 reserved = self.events.clone().reserve_owned(), if permit.is_none() => permit = reserved.ok(),
                 incoming = connection.step(permit.is_some()), if permit.is_some() || connection.is_sending() => {
-                    if let Some(incoming) = incoming.map_err(ServeEnd::Failed)?
-                        && let Some(event) = self.handle(connection, incoming)?
+                    let Some(incoming) = incoming.map_err(ServeEnd::Failed)? else { continue };
+                    self.silence.on_frame(&incoming, Instant::now());
+                    if let Some(event) = self.handle(connection, incoming)?
                         && let Some(permit) = permit.take()
                     {
                         permit.send(event);
                         self.delivered += 1;
                     }
                 }
+                // Last, because frames that wait in the socket come first. While nothing is read, the server is not silent.
+                () = sleep_until(self.silence.due()), if permit.is_some() => self.probe(connection).await?,
             }
         }
     }
@@ -268,6 +277,7 @@ impl Driver {
                     self.unacknowledged.push_back((self.delivered + 1, seq));
                 }
                 self.last_message = self.delivered + 1;
+                self.backoff.reset();
                 Some((Event::Message(Delivery { op, kind, data, position }), reached))
             }
             Incoming::Resumed { first, last, missed } => {
@@ -305,10 +315,11 @@ impl Driver {
                 None
             }
             Incoming::Hello(hello) => {
+                self.silence.set_interval(hello.heartbeat_interval);
                 connection.set_hello(hello);
                 None
             }
-            Incoming::Authenticated(_) => None,
+            Incoming::Authenticated(_) | Incoming::HeartbeatAck | Incoming::Pong => None,
             Incoming::Closed(code, reason) => return Err(ServeEnd::Closed(code, reason)),
         })
     }
@@ -335,7 +346,7 @@ impl Driver {
         let done = self.progress.done.load(Ordering::Acquire);
         while self.acks_due.front().is_some_and(|due| *due <= done) {
             self.acks_due.pop_front();
-            connection.write(codec::heartbeat_ack()).await.map_err(ServeEnd::Failed)?;
+            write(connection, codec::heartbeat_ack()).await?;
         }
         self.advance();
         Ok(())
@@ -354,25 +365,39 @@ impl Driver {
 
     async fn acknowledge(&mut self, connection: &mut Connection) -> Result<(), ServeEnd> {
         match self.ack.take() {
-            Some((seq, _)) => connection.write(codec::acknowledge(seq)).await.map_err(ServeEnd::Failed),
+            Some((seq, _)) => write(connection, codec::acknowledge(seq)).await,
             None => Ok(()),
         }
     }
 
-    /// Sends a message, and queued ones up to about [`SEND_BYTES`].
+    /// Requests an answer of a silent server, or ends the connection if it did not answer the last request.
+    async fn probe(&mut self, connection: &mut Connection) -> Result<(), ServeEnd> {
+        let Some(probe) = self.silence.probe(Instant::now()) else {
+            return Err(ServeEnd::Closed(close_code::LOST, "the server did not answer a heartbeat".into()));
+        };
+        if connection.is_sending() {
+            // The socket is full. A server that reads the unsent data has as much time as for an answer.
+            return Ok(());
+        }
+        if probe.heartbeat {
+            write(connection, codec::heartbeat()).await?;
+        }
+        if probe.ping { connection.write_ping().await.map_err(ServeEnd::Failed) } else { Ok(()) }
+    }
+
+    /// Sends a message, and queued ones up to about [`SEND_BYTES`] and as the pace allows.
     async fn send(&mut self, connection: &mut Connection, mut text: String) -> Result<(), ServeEnd> {
         let mut sent = 0;
         loop {
             sent += text.len();
             self.progress.unsent_bytes.fetch_sub(text.len(), Ordering::AcqRel);
-            connection.write(text).await.map_err(ServeEnd::Failed)?;
+            self.pace.spend();
+            write(connection, text).await?;
+            if sent >= SEND_BYTES || self.pace.due(Instant::now()).is_some() {
+                return Ok(());
+            }
             match self.sends.try_recv() {
-                Ok(next) if sent < SEND_BYTES => text = next,
-                Ok(next) => {
-                    // This message is no longer in the queue, so it must be sent now.
-                    self.progress.unsent_bytes.fetch_sub(next.len(), Ordering::AcqRel);
-                    return connection.write(next).await.map_err(ServeEnd::Failed);
-                }
+                Ok(next) => text = next,
                 Err(_) => return Ok(()),
             }
         }
@@ -382,7 +407,7 @@ impl Driver {
         self.advance();
         let Some((credentials, options)) = &mut self.credentials else { return Ok(()) };
         let authenticated = async {
-            let data = credentials().await;
+            let data = credentials.create().await;
             connection.authenticate_with(data, options).await
         };
         let authenticated = tokio::select! {
@@ -391,7 +416,6 @@ impl Driver {
         };
         match authenticated {
             Ok(user) => {
-                self.backoff.reset();
                 if options.after.is_some() {
                     // `false` discards only the messages that were pending before.
                     options.should_sync = true;
@@ -403,6 +427,26 @@ impl Driver {
             Err(ClientError::Closed { code, reason }) => Err(ServeEnd::Closed(code, reason)),
             Err(error) => Err(ServeEnd::Failed(error)),
         }
+    }
+
+    /// Sends a newer token on an authenticated connection. The options stay, as the server ignores those of a renewal.
+    async fn renew(
+        &mut self,
+        connection: &mut Connection,
+        renewed: Credentials,
+        answer: Answer,
+    ) -> Result<(), ServeEnd> {
+        let Some((credentials, options)) = &mut self.credentials else { return Ok(()) };
+        *credentials = renewed;
+        let data = tokio::select! {
+            data = credentials.create() => data,
+            () = self.events.closed() => return Err(ServeEnd::ByProgram(None)),
+        };
+        let renewal = timeout(WRITE_TIMEOUT, connection.authenticate_with(data, options)).await;
+        let user = renewal.map_err(|_| blocked())?.map_err(ServeEnd::Failed)?;
+        // The program may have dropped the call.
+        _ = answer.send(Ok(user));
+        Ok(())
     }
 
     /// Delivers an event to the program, waiting for space in its queue.
@@ -419,6 +463,7 @@ impl Driver {
     /// Sends queued messages and acknowledgements, then closes the connection.
     async fn close(&mut self, mut connection: Connection) {
         let closing = async {
+            // Without pacing: a message above the rate is lost in either case.
             while let Ok(text) = self.sends.try_recv() {
                 connection.write(text).await?;
             }
@@ -431,18 +476,4 @@ impl Driver {
         // The client ends after this, with or without an answer.
         _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
     }
-}
-
-/// Creates the data of an authentication, for each connection anew.
-pub(super) type Credentials = Box<dyn Fn() -> BoxFuture<'static, Map<String, Value>> + Send + Sync>;
-
-/// Shares counters between the program and the driver.
-#[derive(Debug, Default)]
-pub(super) struct Progress {
-    /// Number of events that the program has processed.
-    pub done: AtomicU64,
-    /// Notified when `done` rises.
-    pub done_changed: Notify,
-    /// Bytes of queued messages.
-    pub unsent_bytes: AtomicUsize,
 }

@@ -13,11 +13,16 @@ pub mod close_code;
 mod codec;
 mod connect;
 mod connection;
+mod credentials;
 mod driver;
 mod error;
 mod event;
+mod exchange;
+mod pace;
 mod position;
 mod proxy;
+mod serve_end;
+mod silence;
 #[cfg(test)]
 mod tests;
 mod tls;

@@ -321,6 +321,86 @@ async fn close_sends_close_frame() {
     assert!(matches!(last, Some(Ok(Message::Close(Some(frame)))) if frame.code == CloseCode::Normal));
 }
 
+/// Accepts a connection of a client and greets it with `hello`.
+async fn accept(listener: &TcpListener, hello: &str) -> Peer {
+    let (stream, _) =
+        timeout(STEP_TIMEOUT, listener.accept()).await.expect("a connection within STEP_TIMEOUT").unwrap();
+    let mut peer = Peer(accept_async(stream).await.unwrap());
+    peer.send(hello).await;
+    peer
+}
+
+#[tokio::test]
+async fn answer_to_heartbeat_of_client_is_no_message() {
+    let (mut client, mut peer) = authenticated().await;
+    client.send_frame(1, None, &json!({})).await.unwrap();
+    assert_eq!(peer.read().await, r#"{"op":1,"d":{}}"#);
+    peer.send(r#"{"op":11,"d":{}}"#).await;
+    peer.send(r#"{"op":0,"d":1}"#).await;
+    assert_eq!(next(&mut client).await, "0 1 None None");
+}
+
+/// A server that fails right after op 22 must not be asked again and again without pause.
+#[tokio::test]
+async fn delay_doubles_while_server_closes_right_after_authentication() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    let server = async {
+        let began = tokio::time::Instant::now();
+        for connections in 0..=6 {
+            let mut peer = accept(&listener, HELLO).await;
+            peer.read().await;
+            if connections == 6 {
+                return began.elapsed();
+            }
+            peer.send(r#"{"op":22,"d":{}}"#).await;
+            peer.close(1011, "").await;
+        }
+        unreachable!("the loop returns")
+    };
+    let program = async {
+        let interval = Duration::from_millis(20);
+        let mut client = Client::builder(&url).reconnect_interval(interval).connect().await.unwrap();
+        client.authenticate(token("alice"), Options::default()).await.unwrap();
+        while client.next().await.is_some() {}
+    };
+    tokio::select! {
+        () = program => panic!("the client has ended"),
+        // Halves of 20, 40, 80, 160, 320 and 640 ms.
+        took = server => assert!(took >= Duration::from_millis(630), "{took:?}"),
+    }
+}
+
+/// A dead server behind a proxy closes nothing.
+#[tokio::test]
+async fn silent_server_is_probed_and_then_left() {
+    const HELLO: &str = r#"{"op":10,"d":{"c_heartbeat_interval":100,"c_reconnect_interval":20,"rules":[]}}"#;
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("ws://{}/", listener.local_addr().unwrap());
+    let server = async {
+        let mut peer = accept(&listener, HELLO).await;
+        for _ in 0..3 {
+            assert_eq!(peer.read().await, r#"{"op":1,"d":{}}"#, "a probe");
+            peer.send(r#"{"op":11,"d":{}}"#).await;
+            // The WebSocket layer answers the ping that follows the first op 1.
+            _ = timeout(SILENCE_TIMEOUT / 10, peer.0.next()).await;
+        }
+        // No longer reads and writes.
+        let next = accept(&listener, HELLO).await;
+        (peer, next)
+    };
+    let program = async {
+        let mut client = Client::connect(&url).await.unwrap();
+        let connected = client.next().await;
+        assert!(matches!(connected, Some(Event::Connected { is_initial_connection: true, .. })), "{connected:?}");
+        let left = client.next().await;
+        let Some(Event::Disconnected { code: 1006, reason, will_reconnect: true }) = &left else { panic!("{left:?}") };
+        assert!(reason.contains("did not answer"), "{reason}");
+        client
+    };
+    timeout(STEP_TIMEOUT, async { tokio::join!(server, program) }).await.expect("the end within STEP_TIMEOUT");
+}
+
 #[tokio::test]
 async fn unreachable_server_is_reported_with_advice() {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();

@@ -25,16 +25,16 @@ use crate::{
 /// Reconnect interval of the clients.
 const RECONNECT_INTERVAL: Duration = Duration::from_millis(20);
 
-fn resuming(after: u64, device: &str) -> Options {
+pub fn resuming(after: u64, device: &str) -> Options {
     Options::default().after(after).device(DeviceId::new(device).unwrap())
 }
 
-async fn connect(url: &str) -> Client {
+pub async fn connect(url: &str) -> Client {
     Client::builder(url).reconnect_interval(RECONNECT_INTERVAL).connect().await.expect("a connection")
 }
 
 /// Returns the data and position of the next message, and skips other events.
-async fn next(client: &mut Client) -> (Value, Option<u64>) {
+pub async fn next(client: &mut Client) -> (Value, Option<u64>) {
     loop {
         if let Event::Message(message) = within("message", client.next()).await.expect("the stream has not ended") {
             return (message.read().expect("JSON"), message.position);
@@ -42,7 +42,7 @@ async fn next(client: &mut Client) -> (Value, Option<u64>) {
     }
 }
 
-fn summary(event: &Event) -> String {
+pub fn summary(event: &Event) -> String {
     match event {
         Event::Connected { is_initial_connection: true, is_automatic_reconnection: false } => "connected".into(),
         Event::Connected { is_initial_connection: false, is_automatic_reconnection: true } => "reconnected".into(),
@@ -107,7 +107,7 @@ async fn messages_sent_while_disconnected_are_sent_after_authentication() {
     let home = tempfile::tempdir().unwrap();
     let recording = |builder: mesa::server::Builder| {
         let record = record.clone();
-        builder.configure(|config| config.limits.frames_per_second = 100_000).on_message(move |client, message| {
+        builder.on_message(move |client, message| {
             _ = record.send((client.user().map(|user| user.to_string()), message.read::<u32>().unwrap()));
             async {}
         })
@@ -123,7 +123,7 @@ async fn messages_sent_while_disconnected_are_sent_after_authentication() {
     }
     let home = server.stop().await;
     while !summary(&within("disconnection", client.next()).await.unwrap()).starts_with("disconnected") {}
-    // The client queues at most 1,024 messages.
+    // The client queues at most 1,024 messages. A server accepts 1,000 at once.
     let sender = client.sender();
     for n in 1..=1024 {
         sender.send("N", &n).unwrap();

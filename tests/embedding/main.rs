@@ -17,5 +17,6 @@ mod middleware;
 mod panics;
 mod portal;
 mod positions;
+mod recovery;
 mod restart;
 mod transport;
