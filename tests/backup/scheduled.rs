@@ -106,7 +106,10 @@ fn scheduled_backups_are_verified_rotated_and_continue_after_an_error() {
 
 #[test]
 fn schedule_stopped_during_a_download_leaves_no_file() {
-    use std::{io::Write as _, net::TcpListener};
+    use std::{
+        io::{BufRead as _, Write as _},
+        net::TcpListener,
+    };
     let home = Home::new();
     let directory = home.path("backups");
     fs::create_dir(&directory).expect("a directory");
@@ -115,6 +118,9 @@ fn schedule_stopped_during_a_download_leaves_no_file() {
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     let serving = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().expect("a connection");
+        // A response before the request is an error of the connection.
+        let mut request = std::io::BufReader::new(&stream).lines();
+        request.find(|line| line.as_ref().is_ok_and(String::is_empty)).expect("a request").expect("a line");
         let head = "HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-length: 1000000\r\n\r\nmesa backup 003\n";
         stream.write_all(head.as_bytes()).expect("the head is sent");
         stream
