@@ -75,7 +75,7 @@ impl Webhook {
         match response.status {
             200..300 => identity(&response.body, SystemTime::now()),
             300..=399 => Err(unavailable(&format!("answered {}, and redirects are not followed", response.status))),
-            401 | 403 => Err(rejected("the webhook rejected the client")),
+            400 | 401 | 403 | 422 => Err(rejected("the webhook rejected the client")),
             status => Err(unavailable(&format!("answered {status}"))),
         }
     }

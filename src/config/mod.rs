@@ -193,7 +193,7 @@ pub struct Reconnect {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Authentication {
-    /// Time for a connection to authenticate; then it closes with 1008. Default 10 s.
+    /// Time for a connection to authenticate; then it closes with 1008 (1013 if a check is still running). Default 10 s.
     pub timeout: Duration,
     /// Unauthenticated clients receive no broadcasts. Default false.
     pub required: bool,

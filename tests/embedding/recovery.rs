@@ -90,7 +90,11 @@ async fn renewal_of_a_token_returns_at_once_and_keeps_the_connection() {
             other => panic!("{other:?}"),
         }
     }
-    let renewals = async { while calls.load(Ordering::SeqCst) < 2 {} };
+    let renewals = async {
+        while calls.load(Ordering::SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
     within("second authentication", renewals).await;
 
     let mut connection = Connection::connect(&server.url()).await.unwrap();
@@ -163,7 +167,7 @@ async fn authentication_that_cannot_be_checked_closes_with_1013_if_failures_disc
 async fn authentication_that_is_checked_too_long_closes_with_1013() {
     let server = TestServer::start(|builder| {
         builder
-            .configure(|config| config.authentication.timeout = Duration::from_millis(300))
+            .configure(|config| config.authentication.timeout = Duration::from_secs(2))
             .authenticate(|_| std::future::pending::<Result<Identity, AuthError>>())
     })
     .await;

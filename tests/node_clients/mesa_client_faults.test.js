@@ -138,8 +138,9 @@ test('exact_attempt_with_a_used_up_token_is_repeated_with_a_new_one', async (t) 
     }
     used.add(d.token);
     accept(send, 'alice');
-    send(13, { d: { first: connection === 1 ? 9 : 6, last: 9, missed: null } });
-    if (connection > 1) for (const n of range(4, 6)) send(0, { d: { n }, t: 'NUMBER', s: n });
+    // Entries 6 to 8 were collapsed, for example.
+    send(13, { d: { first: 9, last: 9, missed: null } });
+    send(0, { d: { n: 9 }, t: 'NUMBER', s: 9 });
   });
   const alice = startClient(t, fake.url);
   let calls = 0;
@@ -147,8 +148,8 @@ test('exact_attempt_with_a_used_up_token_is_repeated_with_a_new_one', async (t) 
     calls += 1;
     return `token ${calls}`;
   }, { resume: storeAtFive });
-  await alice.waitForCount(4);
-  assert.deepEqual(alice.handled, range(4, 6));
+  await alice.waitForCount(1);
+  assert.deepEqual(alice.handled, [9]);
 });
 
 test('queue_of_one_user_is_not_sent_as_another', async (t) => {
@@ -180,7 +181,7 @@ test('queue_of_one_user_is_not_sent_as_another', async (t) => {
 });
 
 test('slow_token_function_and_slow_authentication_are_tried_again', async (t) => {
-  const server = await startServer(t, { authentication: { timeout: 1000 } });
+  const server = await startServer(t, { authentication: { timeout: 3000 } });
   let calls = 0;
   const alice = startClient(t, server.url);
   const user = await withTimeout('the second token', alice.client.authenticate(() => {

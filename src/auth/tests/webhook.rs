@@ -65,7 +65,7 @@ async fn rejection_differs_from_unavailable_webhook() {
     let short_timeout = webhook_for(&receiver, |webhook| webhook.timeout = Duration::from_millis(300));
     let other = Receiver::start();
     let location = format!("location: {}\r\n", other.url());
-    for status in [401, 403] {
+    for status in [400, 401, 403, 422] {
         receiver.script([Response::status(status)]);
         let rejected = webhook.authenticate(&data("a")).await;
         assert!(matches!(rejected, Err(AuthError::Rejected(_))), "{status}: {rejected:?}");

@@ -133,6 +133,8 @@ export class Client {
   #key;
   /** The login that is repeated on the next connection, with the position of `#log`. Another one could be of another user. */
   #exact;
+  /** The last exact attempt was refused. */
+  #refused;
   /** The Web Lock of the tab that saves and acknowledges. */
   #lock;
   #ackTimer;
@@ -307,6 +309,8 @@ export class Client {
     const isTransient = code === 1008 && (reason === 'too many frames' || (auth?.managed
       && (!this.#login || reason.includes('timed out') || (typeof auth.data === 'function'
         && (reason.includes('expired') || (this.#login.exact && !this.authenticated))))));
+    // A token that works once: the next connection starts where the server does.
+    this.#refused = this.#login?.exact && !this.authenticated;
     this.authenticated = this.#resumes = this.#resumed = false;
     this.#login = this.#exact = undefined;
     const reconnects = this.#options.reconnect ?? (auth?.managed || this.#reconnectInterval);
@@ -588,7 +592,7 @@ export class Client {
   #checkStart(first, reached) {
     const { position, store } = this.#log;
     // Without a store, the position before the first message is that of the server.
-    if (!this.#resumed || this.#login.exact || first <= reached + 1 || !(position || store.load)) return;
+    if (!this.#resumed || this.#refused || this.#login.exact || first <= reached + 1 || !(position || store.load)) return;
     const login = this.#login;
     this.#forgetWaiting();
     this.#drop('the client resumes at its own position', true);

@@ -241,7 +241,8 @@ impl Outbox {
             }
         }
         if let Some(last) = writes.remove.last() {
-            self.tables.put(Table::Outbox, format::REMOVED_KEY, &last.last().to_be_bytes())?;
+            let through = last.last().max(self.state.lock().removed_through);
+            self.tables.put(Table::Outbox, format::REMOVED_KEY, &through.to_be_bytes())?;
         }
         for batch in &writes.remove {
             // From the end, so that a crash leaves an incomplete batch, which is ignored.
@@ -269,7 +270,8 @@ impl Outbox {
         }
         state.steps_in_progress -= 1;
         if let Some(last) = writes.remove.last() {
-            state.removed_through = last.last();
+            // A step that only removes may have overtaken this one.
+            state.removed_through = state.removed_through.max(last.last());
         }
         drop(state);
         self.changed.send_modify(|changes| *changes += 1);

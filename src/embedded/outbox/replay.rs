@@ -45,12 +45,15 @@ impl ReplayedEvents {
     ///
     /// A crash in between repeats this: the log still has the events.
     pub fn put(self, tables: &dyn Tables) -> Result<(), StoreError> {
-        if self.removed > removed_through(tables)? {
-            tables.put(Table::Outbox, format::REMOVED_KEY, &self.removed.to_be_bytes())?;
+        let stored = removed_through(tables)?;
+        // Also those that the table itself names: a crash may have taken an earlier removal, and kept a later one.
+        let removed = self.removed.max(stored);
+        if removed > stored {
+            tables.put(Table::Outbox, format::REMOVED_KEY, &removed.to_be_bytes())?;
         }
         let mut keys = Vec::new();
         tables.keys(Table::Outbox, &format::event_key(0, 0), &mut |key| {
-            let is_removed = format::decode_event_key(key).is_some_and(|(first, _)| first <= self.removed);
+            let is_removed = format::decode_event_key(key).is_some_and(|(first, _)| first <= removed);
             keys.extend(is_removed.then(|| key.to_vec()));
             is_removed
         })?;

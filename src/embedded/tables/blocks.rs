@@ -90,7 +90,7 @@ impl Disk {
             if self.references.lock().remove_body(id)
                 && let Some(row) = row
             {
-                self.mark_erased(row.location)?;
+                self.mark_erased_with_copy(row.location)?;
             }
         }
         let before = self.take(self.tree_of_key(key), key)?;

@@ -76,16 +76,20 @@ impl Disk {
         self.value_log.begin_count().is_some()
     }
 
-    /// Removes the block of an erased user, and marks its file for compaction, and that of a copy by a compaction in
-    /// progress.
+    /// Removes the block of an erased user, and marks its file for compaction.
     pub(super) fn remove_erased_block(&self, key: &[u8]) -> Result<(), EngineError> {
         let row = self.trees.log.get(key).map_err(read_error)?;
         if let Some(row) = row.and_then(|row| BlockRow::decode(&row)) {
-            self.mark_erased(row.location)?;
-            let copy = self.reclaim.lock().compaction.as_ref().and_then(|step| step.copy_of(row.location));
-            copy.map_or(Ok(()), |copy| self.mark_erased(copy))?;
+            self.mark_erased_with_copy(row.location)?;
         }
         self.remove_block(key, true)
+    }
+
+    /// Marks the file of an erased block or body, and that of a copy by a compaction in progress.
+    pub(super) fn mark_erased_with_copy(&self, location: BlockLocation) -> Result<(), EngineError> {
+        self.mark_erased(location)?;
+        let copy = self.reclaim.lock().compaction.as_ref().and_then(|step| step.copy_of(location));
+        copy.map_or(Ok(()), |copy| self.mark_erased(copy))
     }
 
     /// Marks the file of an erased block for compaction, also after a restart.

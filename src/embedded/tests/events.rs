@@ -145,6 +145,24 @@ async fn crash_that_takes_a_removal_from_the_table_repeats_no_event_before_a_lat
 }
 
 #[tokio::test]
+async fn crash_that_takes_a_removal_and_keeps_a_later_one_leaves_a_store_that_opens() {
+    let tables = Memory::default();
+    let (store, outbox) = open(&tables);
+    for n in 1..=4 {
+        outbox.put(client_message("alice", 10));
+        until("an event", || all(&outbox).len() == n).await;
+    }
+    store.close().await.unwrap();
+    drop((store, outbox));
+    // The removals of the third event and of the number are there, and that of the first two is not.
+    tables.remove(Table::Outbox, &event_key(3, 0)).unwrap();
+    tables.put(Table::Outbox, b"removed", &3_u64.to_be_bytes()).unwrap();
+    let (_store, outbox) = open(&tables);
+    assert_eq!(all(&outbox).iter().map(|queued| queued.number).collect::<Vec<_>>(), [4]);
+    assert_eq!(outbox.status().removed, 3);
+}
+
+#[tokio::test]
 async fn erasure_keeps_events_of_a_later_log() {
     let tables = Memory::default();
     let (store, outbox) = open(&tables);

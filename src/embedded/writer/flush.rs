@@ -165,8 +165,8 @@ impl Committer {
                         self.put_ids(blocks)?;
                         continue;
                     }
-                    // Before these records count as flushed: the WAL or the table then has the events of expired entries,
-                    // and the table has all events that are in these records.
+                    // Before these records count as flushed: the table then has all events that are in them, and the WAL or
+                    // the table those of expired entries, unless the disk has no space for these.
                     self.write_outbox()?;
                     if !self.put_events()? {
                         return Err(EngineError::no_space(NO_TABLE_SPACE));
