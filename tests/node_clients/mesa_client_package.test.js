@@ -13,7 +13,7 @@ const { DIRECTORY } = require('./lib/mesa_client');
 const { strip } = require(path.join(DIRECTORY, 'build.cjs'));
 
 /** Size limit of the file that browsers load, compressed, in bytes. */
-const GZIP_BYTES_MAX = 5120;
+const GZIP_BYTES_MAX = 5000;
 
 const read = (name) => fs.readFileSync(path.join(DIRECTORY, name), 'utf8');
 

@@ -220,11 +220,11 @@ export class Client {
   connect() {
     const { signal } = this.#options;
     // After `disconnect()` the server may not have answered yet.
-    if (this.ws?.readyState > OPEN) this.#drop('connect() was called');
+    if (this.ws?.readyState > OPEN) this.#drop('connect()');
     const connecting = (this.#connecting ??= deferred());
     if (signal?.aborted || this.ws?.readyState === OPEN) {
       this.#connecting = undefined;
-      connecting.reject(signal?.aborted ? signal.reason : new Error('The client is connected: call disconnect() first.'));
+      connecting.reject(signal?.aborted ? signal.reason : new Error('Call disconnect() first.'));
       return connecting.promise;
     }
     this.#stopped = false;
@@ -241,8 +241,8 @@ export class Client {
       this.#flush();
       this.#acknowledge();
       ws.close(code, reason);
-      this.#watch(this.#options.timeout, () => this.#drop('the server did not answer'));
-    } else if (!this.#ended) this.#closed(1000, 'disconnect() was called');
+      this.#watch(this.#options.timeout, () => this.#drop('the server does not answer'));
+    } else if (!this.#ended) this.#closed(1000, 'disconnect()');
   }
 
   #open(isAutomaticReconnection) {
@@ -250,7 +250,7 @@ export class Client {
     const WebSocket = this.#options.WebSocket ?? globalThis.WebSocket;
     let ws;
     try {
-      if (!WebSocket) throw new Error("No global WebSocket: pass one, as in new Client(url, { WebSocket: require('ws') }).");
+      if (!WebSocket) throw new Error('No global WebSocket: pass the option `WebSocket`.');
       ws = new WebSocket(this.url);
     } catch (error) {
       // The constructor calls this method before there are listeners.
@@ -260,7 +260,7 @@ export class Client {
     }
     this.ws = ws;
     this.#hello = {};
-    this.#watch(this.#options.timeout, () => this.#drop('the server did not answer'));
+    this.#watch(this.#options.timeout, () => this.#drop('the server does not answer'));
     ws.onopen = () => {
       const info = {
         isInitialConnection: this.#isInitialConnection,
@@ -284,7 +284,7 @@ export class Client {
     };
     ws.onmessage = ({ data }) => this.#stopped || this.#receive(data);
     ws.onerror = ({ error, message }) => {
-      if (!this.#stopped) this.#report(error ?? new Error(message || `The connection to ${this.url} failed.`));
+      if (!this.#stopped) this.#report(error ?? new Error(message || `No connection to ${this.url}.`));
     };
     ws.onclose = ({ code, reason }) => this.#closed(code, reason ?? '');
   }
@@ -316,7 +316,7 @@ export class Client {
     const reconnects = this.#options.reconnect ?? (auth?.managed || this.#reconnectInterval);
     const willAttemptReconnect = !this.#stopped && (again || (!!reconnects && (isTransient || !FINAL_CODES.includes(code))));
     if (willAttemptReconnect) this.#retry();
-    const error = new Error(`The connection closed with ${code} ${reason}; see the close codes of mesa.`);
+    const error = new Error(`Closed with ${code}: ${reason}`);
     Object.assign(error, { code, reason });
     if (auth && !(auth.managed && willAttemptReconnect)) {
       auth.reject(error);
@@ -480,7 +480,7 @@ export class Client {
       if (this.authenticated) auth.resolve(this.#user);
     } catch (error) {
       this.#report(error);
-      if (ws === this.ws) this.#drop('the application has no token');
+      if (ws === this.ws) this.#drop('no token');
     }
   }
 
@@ -497,7 +497,7 @@ export class Client {
       // Nothing of one user is sent as another.
       if (this.#key) {
         this.#queue = [];
-        this.#rejectDrains(new Error('Another user has authenticated: send the messages again.'));
+        this.#rejectDrains(new Error('Another user: send again.'));
       }
     }
     this.#key = key;
@@ -510,7 +510,7 @@ export class Client {
 
   send(message, data, type) {
     const { queueMax } = this.#options;
-    if (this.#queue.length >= queueMax) throw new Error(`${queueMax} messages wait to be sent: await drained() first.`);
+    if (this.#queue.length >= queueMax) throw new Error(`${queueMax} messages wait: await drained() first.`);
     if (typeof message !== 'object') message = new Message(message, data, type);
     this.#store(this.messages.sent, message);
     this.#queue.push(message.serialize());
@@ -569,7 +569,7 @@ export class Client {
   #openLog(first, last) {
     const { resume, user = this.#user?.id } = this.#auth.options;
     if (user === undefined && resume !== true) {
-      this.#report(new Error('The server names no user: pass the option `user` to authenticate().'));
+      this.#report(new Error('No user is named: pass the option `user`.'));
       this.disconnect();
       return;
     }
@@ -595,7 +595,7 @@ export class Client {
     if (!this.#resumed || this.#refused || this.#login.exact || first <= reached + 1 || !(position || store.load)) return;
     const login = this.#login;
     this.#forgetWaiting();
-    this.#drop('the client resumes at its own position', true);
+    this.#drop('resumes', true);
     // A listener may have called `disconnect()` or `connect()`.
     if (this.#retryTimer === undefined) return;
     if (login.auth === this.#auth) this.#exact = login;
@@ -689,7 +689,7 @@ export class Client {
       if (!to) return true;
       // The server sends it again on the next connection.
       this.#forgetWaiting();
-      if (this.ws) this.#drop('a handler failed');
+      if (this.ws) this.#drop('handler failed');
       return false;
     }
     if (to) {
