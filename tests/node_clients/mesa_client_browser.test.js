@@ -68,6 +68,8 @@ test('closed_page_repeats_only_the_message_that_it_was_handling', async (t) => {
     await page.run(`start('${server.url}')
       .on('message', ({ data }) => data.n === 5 && new Promise(() => {})); ${authenticate(store)}`);
     await page.waitUntil('handled.length === 6');
+    // The page saves and acknowledges once it has its Web Lock.
+    await pollUntil('the acknowledgement of five messages', async () => (await server.userState('alice')).pending === 3);
     await page.close();
     const next = await openPage(browser, site);
     await next.run(`start('${server.url}'); ${authenticate(store)}`);
