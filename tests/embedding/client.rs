@@ -208,12 +208,7 @@ async fn message_is_acknowledged_when_the_program_requests_the_next() {
         }
         // Requesting the third message acknowledged the second. The program dies before it requests the fourth.
         drop(client);
-        let disconnected = async {
-            while server.handle.connections() > 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        within("disconnection", disconnected).await;
+        server.wait_until_all_disconnected().await;
         let pending = server.handle.user(&user_id("alice")).await.unwrap().pending;
         let acknowledged = 5 - pending;
         assert!(

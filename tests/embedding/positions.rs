@@ -131,12 +131,7 @@ async fn message_without_a_stored_position_is_not_acknowledged() {
     }
     assert!(client.next().await.is_none());
     drop(client);
-    let disconnected = async {
-        while server.handle.connections() > 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    within("disconnection", disconnected).await;
+    server.wait_until_all_disconnected().await;
     let pending = server.handle.user(&user_id("alice")).await.unwrap().pending;
     assert!(pending >= 2, "only the first message may be acknowledged, but {pending} are pending");
     positions.fails.store(false, Ordering::SeqCst);

@@ -65,6 +65,16 @@ impl TestServer {
         client
     }
 
+    /// Waits until no client is connected.
+    pub async fn wait_until_all_disconnected(&self) {
+        let disconnected = async {
+            while self.handle.connections() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        within("disconnection", disconnected).await;
+    }
+
     /// Stops the server gracefully and returns its directory.
     pub async fn stop(self) -> TempDir {
         _ = self.stop.send(());

@@ -41,7 +41,7 @@ impl ReplayedEvents {
         self.pieces.retain(|(first, ..)| *first > through);
     }
 
-    /// Puts the collected events into the table, with what was put beside them, and repeats the removals.
+    /// Puts the collected events into the table, with the values that belong to them, and repeats the removals.
     ///
     /// A crash in between repeats this: the log still has the events.
     pub fn put(self, tables: &dyn Tables) -> Result<(), StoreError> {

@@ -4,7 +4,7 @@
 //! with many devices has up to [`ROW_BYTES_MAX`](super::schema::ROW_BYTES_MAX) bytes, and a page holds up to twenty
 //! rows. So a large row is cut into parts, and the value at the user's key is a *head* that describes them.
 //!
-//! The key of a part begins with the user id and a zero byte. No user id has one, so parts are told apart from rows, and
+//! The key of a part begins with the user id and a zero byte. No user id has one, so parts differ from rows, and
 //! follow the row of their user.
 //!
 //! sled keeps a prefix of the writes. The parts of the new row are written first, under the keys of the other
