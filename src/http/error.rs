@@ -82,6 +82,8 @@ pub(super) enum ApiError {
     PortalsOff,
     #[error("too many portals are open on this server; close those that are not needed")]
     TooManyPortals,
+    #[error("64 observers of events are connected to this server, which is the limit; close one")]
+    TooManyObservers,
     #[error(
         "o.ttl and o.collapse need stored messages, and sync is off on this server: set sync.enabled to true in its \
          configuration, or omit them"
@@ -122,6 +124,7 @@ impl ApiError {
             Self::BackupRunning(_) => (StatusCode::CONFLICT, "backup_running"),
             Self::BackupElsewhere => (StatusCode::CONFLICT, "backup_elsewhere"),
             Self::PortalsOff => (StatusCode::CONFLICT, "portals_off"),
+            Self::TooManyObservers => (StatusCode::CONFLICT, "too_many_observers"),
             Self::TooManyPortals => (StatusCode::CONFLICT, "too_many_portals"),
             Self::BadHead(_) => (StatusCode::BAD_REQUEST, "bad_request"),
             Self::ForeignPage(_) => (StatusCode::FORBIDDEN, "foreign_page"),
@@ -212,6 +215,7 @@ mod tests {
             ApiError::BackupElsewhere,
             ApiError::PortalsOff,
             ApiError::TooManyPortals,
+            ApiError::TooManyObservers,
             ApiError::BadHead("x"),
             ApiError::ForeignPage("x"),
             ApiError::BadParameter(reason()),

@@ -3,6 +3,9 @@
 //! An event is `id: STREAM-NUMBER` and `data: {"type":…,"connection":…,"user":…,"message":…}`. A stream begins with an
 //! id alone, so that a backend can also resume a stream that broke before the first event. `event: missed` reports
 //! missing events, and a stream that could not be resumed. It has an id too, so that it is repeated after a resume.
+//!
+//! `?observe=true` sends a copy of every event instead, without ids and without a resume. `event: dropped` reports how
+//! many a slow observer has missed.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -19,7 +22,7 @@ use tokio::{sync::watch, time::timeout};
 use super::{State, error::ApiError, parameters};
 use crate::{
     hub::{
-        SERVER_RESTART,
+        Observed, Observer, SERVER_RESTART,
         portals::{ClientEvent, ClientEventKind, EventOrigin, Item, Portal, StreamId, TakenItem},
     },
     message::write_message,
@@ -44,6 +47,9 @@ pub(super) struct EventParameters {
     /// Whether to send all events, rather than a share of them.
     #[serde(default)]
     all: bool,
+    /// Whether to send copies of all events, and to take none from the portals.
+    #[serde(default)]
+    observe: bool,
 }
 
 /// Serves `GET /v1/events`.
@@ -53,6 +59,16 @@ pub(super) fn events(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|rejection| parameters::decode_error(&rejection))?;
+    let drained = api.hub.drained();
+    if query.observe {
+        if query.all {
+            let why = "observe=true sends all events, so it cannot be combined with all=true; omit one of them";
+            return Err(ApiError::BadParameter(why.into()));
+        }
+        let observer = api.hub.observe().ok_or(ApiError::TooManyObservers)?;
+        let first = Some(format!("retry: {RETRY_DELAY_MS}\n\n").into_bytes());
+        return Ok(response(EventStream { source: Source::Observer(observer), drained, first }));
+    }
     let portals = api.hub.portals().ok_or(ApiError::PortalsOff)?;
     let resumed = last_event_id(&headers)?.map(|(stream, number)| portals.resume(&stream, number));
     let portal = match resumed {
@@ -61,7 +77,11 @@ pub(super) fn events(
         None => portals.join(query.all).ok_or(ApiError::TooManyPortals)?,
     };
     let first = format!("retry: {RETRY_DELAY_MS}\nid: {}-{}\n\n", portal.stream().as_str(), portal.number());
-    let events = EventStream { portal, drained: api.hub.drained(), first: Some(first.into_bytes()) };
+    Ok(response(EventStream { source: Source::Portal(portal), drained, first: Some(first.into_bytes()) }))
+}
+
+/// Builds the response whose body is a stream of events.
+fn response(events: EventStream) -> Response {
     let chunks = stream::unfold(events, |mut events| async {
         let chunk = events.chunk().await?;
         Some((Ok::<_, Infallible>(Bytes::from(chunk)), events))
@@ -73,7 +93,7 @@ pub(super) fn events(
         // Without it some proxies buffer events.
         (HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no")),
     ];
-    Ok((headers, Body::from_stream(chunks)).into_response())
+    (headers, Body::from_stream(chunks)).into_response()
 }
 
 /// Parses the header `Last-Event-ID`: the position after which a backend resumes.
@@ -88,9 +108,38 @@ fn last_event_id(headers: &HeaderMap) -> Result<Option<(StreamId, u64)>, ApiErro
     }
 }
 
-/// Encodes the events of one portal for its response body.
+/// Supplies the events of one stream.
+enum Source {
+    Portal(Portal),
+    Observer(Observer),
+}
+
+impl Source {
+    /// Waits for the next item and encodes it; `None` at the end. Cancel safe: dropping the future loses no event.
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(256);
+        match self {
+            Self::Portal(portal) => {
+                let taken = portal.next().await?;
+                write(&mut out, portal.stream(), &taken);
+            }
+            Self::Observer(observer) => write_observed(&mut out, &observer.next().await),
+        }
+        Some(out)
+    }
+
+    /// Encodes the next item, if there is one; false otherwise.
+    fn try_next(&mut self, out: &mut Vec<u8>) -> bool {
+        match self {
+            Self::Portal(portal) => portal.try_next().map(|taken| write(out, portal.stream(), &taken)).is_some(),
+            Self::Observer(observer) => observer.try_next().map(|item| write_observed(out, &item)).is_some(),
+        }
+    }
+}
+
+/// Encodes the events of one stream for its response body.
 struct EventStream {
-    portal: Portal,
+    source: Source,
     /// Becomes true when the hub has closed all connections, so that no more events follow.
     drained: watch::Receiver<bool>,
     /// The first chunk, until it is sent.
@@ -103,21 +152,15 @@ impl EventStream {
         if let Some(first) = self.first.take() {
             return Some(first);
         }
-        let taken = tokio::select! {
+        let next = tokio::select! {
             biased;
             // First, so that all events are sent before the stream ends.
-            taken = timeout(KEEP_ALIVE_INTERVAL, self.portal.next()) => taken,
+            next = timeout(KEEP_ALIVE_INTERVAL, self.source.next()) => next,
             _ = self.drained.wait_for(|drained| *drained) => return None,
         };
-        let Ok(taken) = taken else { return Some(b":\n\n".to_vec()) };
-        let mut out = Vec::with_capacity(256);
-        write(&mut out, self.portal.stream(), &taken?);
-        while out.len() < CHUNK_BYTES_LIMIT {
-            match self.portal.try_next() {
-                Some(taken) => write(&mut out, self.portal.stream(), &taken),
-                None => break,
-            }
-        }
+        let Ok(next) = next else { return Some(b":\n\n".to_vec()) };
+        let mut out = next?;
+        while out.len() < CHUNK_BYTES_LIMIT && self.source.try_next(&mut out) {}
         Some(out)
     }
 }
@@ -125,13 +168,7 @@ impl EventStream {
 fn write(out: &mut Vec<u8>, stream: &StreamId, taken: &TakenItem) {
     out.extend_from_slice(format!("id: {}-{}\n", stream.as_str(), taken.number).as_bytes());
     match &taken.item {
-        Item::Event(event) => {
-            out.extend_from_slice(b"data: ");
-            let from = out.len();
-            write_event(out, event);
-            // JSON may have line ends between values, which would end the field; within strings it has none.
-            out[from..].iter_mut().filter(|byte| matches!(**byte, b'\r' | b'\n')).for_each(|byte| *byte = b' ');
-        }
+        Item::Event(event) => write_data(out, event),
         Item::Gap(count) => {
             let count = count.map_or_else(|| "null".to_owned(), |count| count.to_string());
             let data = format!("event: missed\ndata: {{\"type\":\"missed\",\"count\":{count}}}");
@@ -139,6 +176,26 @@ fn write(out: &mut Vec<u8>, stream: &StreamId, taken: &TakenItem) {
         }
     }
     out.extend_from_slice(b"\n\n");
+}
+
+fn write_observed(out: &mut Vec<u8>, item: &Observed) {
+    match item {
+        Observed::Event(event) => write_data(out, event),
+        Observed::Dropped(count) => {
+            let data = format!("event: dropped\ndata: {{\"type\":\"dropped\",\"count\":{count}}}");
+            out.extend_from_slice(data.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"\n\n");
+}
+
+/// Writes the field `data` of an event.
+fn write_data(out: &mut Vec<u8>, event: &ClientEvent) {
+    out.extend_from_slice(b"data: ");
+    let from = out.len();
+    write_event(out, event);
+    // JSON may have line ends between values, which would end the field; within strings it has none.
+    out[from..].iter_mut().filter(|byte| matches!(**byte, b'\r' | b'\n')).for_each(|byte| *byte = b' ');
 }
 
 fn write_event(out: &mut Vec<u8>, event: &ClientEvent) {
@@ -179,7 +236,11 @@ mod tests {
     async fn idle_event_stream_sends_comments_until_hub_is_drained() {
         let pool = Portals::new(true, Bounds::default(), Arc::new(Metrics::new()));
         let drained = watch::Sender::new(false);
-        let mut events = EventStream { portal: pool.join(false).unwrap(), drained: drained.subscribe(), first: None };
+        let mut events = EventStream {
+            source: Source::Portal(pool.join(false).unwrap()),
+            drained: drained.subscribe(),
+            first: None,
+        };
         for _ in 0..3 {
             let began = tokio::time::Instant::now();
             assert_eq!(events.chunk().await.unwrap(), b":\n\n");
@@ -229,6 +290,9 @@ mod tests {
             let expected = format!("id: ab-3\nevent: missed\ndata: {{\"type\":\"missed\",\"count\":{text}}}\n\n");
             assert_eq!(written(Item::Gap(count)), expected);
         }
+        let mut out = Vec::new();
+        write_observed(&mut out, &Observed::Dropped(2));
+        assert_eq!(String::from_utf8(out).unwrap(), "event: dropped\ndata: {\"type\":\"dropped\",\"count\":2}\n\n");
     }
 
     #[test]

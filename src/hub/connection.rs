@@ -60,7 +60,7 @@ impl Hub {
         on_id(id);
         let handle = ConnectionHandle { hub: self.clone(), id, mailbox, address, user: OnceLock::new(), close: None };
         self.middleware.call_each(Some(&handle.client()), |middleware| middleware.on_connection(&handle.client()));
-        self.listeners.notify(id, Event::Connection);
+        self.notify(id, Event::Connection);
         self.publish_connection_count();
         handle
     }
@@ -124,7 +124,7 @@ impl ConnectionHandle {
                     middleware.on_redeliver_undeliverable_messages(backlog.clone(), &client)
                 });
             }
-            self.hub.listeners.notify(self.id, Event::Authentication { user: session.user() });
+            self.hub.notify(self.id, Event::Authentication { user: session.user() });
         }
     }
 
@@ -150,7 +150,7 @@ impl ConnectionHandle {
         let decision =
             if hub.middleware.any() { hub.middleware.filter(&message, &self.client()) } else { Decision::Pass };
         if decision == Decision::Pass {
-            hub.listeners.notify(self.id, Event::Message { user: self.user.get(), message });
+            hub.notify(self.id, Event::Message { user: self.user.get(), message });
         }
         decision
     }
@@ -172,6 +172,6 @@ impl Drop for ConnectionHandle {
         let (code, reason) = self.close.as_ref().map_or((ABNORMAL_CLOSURE, ""), |(code, reason)| (*code, reason));
         let client = self.client();
         self.hub.middleware.call_each(Some(&client), |middleware| middleware.on_disconnection(&client, code, reason));
-        self.hub.listeners.notify(self.id, Event::Disconnection { user: self.user.get(), code, reason });
+        self.hub.notify(self.id, Event::Disconnection { user: self.user.get(), code, reason });
     }
 }

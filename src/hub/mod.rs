@@ -10,6 +10,7 @@
 //! - [`cluster`]: other servers, if there are any
 //! - [`events`]: client events, passed to every listener
 //! - [`portals`]: backends that receive client events, each event by one of them
+//! - [`observers`]: copies of every client event, for people who watch
 //! - [`backup`](Hub::backup): the whole store, as a stream of chunks
 
 mod backup;
@@ -18,6 +19,7 @@ mod connection;
 mod dispatch;
 mod events;
 mod mailbox;
+mod observers;
 pub mod portals;
 mod presence;
 mod queries;
@@ -40,6 +42,7 @@ pub use self::{
     dispatch::{CommittedBatch, Dispatch, OptionsError, Outcome, PreparedDispatch},
     events::{ConnectionId, Event, InboundMessage, Listener, SERVER_RESTART},
     mailbox::{CloseReason, MailboxBounds, Signals},
+    observers::{Observed, Observer},
     queries::{DeviceReport, UserReport},
     session::{Attach, Batch, Resumed, SentPosition, Session},
 };
@@ -55,7 +58,8 @@ use crate::{
     store::{CommitListener, ReadResult, SessionReport},
 };
 use events::{Listeners, NO_CONNECTION};
-use portals::{Bounds, Portals};
+use observers::Observers;
+use portals::{Bounds, EventOrigin, Portals};
 use presence::Presence;
 use registry::{Registry, SessionEntry};
 
@@ -110,6 +114,7 @@ pub struct Hub {
     presence: Presence,
     cluster: Option<Arc<dyn Cluster>>,
     listeners: Listeners,
+    observers: Arc<Observers>,
     middleware: Arc<Chain>,
     portals: Option<Arc<Portals>>,
     /// Called after each commit, once the sessions are woken.
@@ -160,6 +165,7 @@ impl Hub {
             presence,
             cluster,
             listeners,
+            observers: Arc::default(),
             middleware,
             portals,
             append_listener,
@@ -209,6 +215,19 @@ impl Hub {
         self.listeners.add(listener);
     }
 
+    /// Adds an observer of the client events of this server; `None` at the limit of observers.
+    #[must_use]
+    pub fn observe(&self) -> Option<Observer> {
+        self.observers.add()
+    }
+
+    /// Passes a client event to the listeners and observers.
+    fn notify(&self, connection: ConnectionId, event: Event<'_>) {
+        self.listeners.notify(connection, event);
+        let origin = || self.portals.as_deref().map_or(EventOrigin::Local, Portals::origin);
+        self.observers.notify(connection, origin, event);
+    }
+
     /// Notifies the listeners of the users whom a kill of the previous start has disconnected.
     ///
     /// Call it once, when all listeners are added, and before the first connection. So a listener receives these
@@ -227,7 +246,7 @@ impl Hub {
             portals.reserve_queue();
         }
         for user in &users {
-            self.listeners.notify(NO_CONNECTION, Event::RestartDisconnection { user });
+            self.notify(NO_CONNECTION, Event::RestartDisconnection { user });
         }
     }
 

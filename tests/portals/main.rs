@@ -127,7 +127,84 @@ async fn stream_with_unknown_event_id_begins_with_missed_and_malformed_id_is_400
     assert_eq!(number(&events.data().await), 0);
     let malformed = EventStream::open(&server, "", Some("nonsense")).await;
     assert_eq!(malformed.status, 400);
-    assert_eq!(EventStream::open(&server, "?al=true", None).await.status, 400, "an unknown parameter is rejected");
+    for query in ["?al=true", "?observe=1", "?observe=true&all=true"] {
+        assert_eq!(EventStream::open(&server, query, None).await.status, 400, "{query}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn observers_receive_each_event_and_take_none_from_portals() {
+    for portals in [true, false] {
+        let server = TestServer::start(|config| config.portal.enabled = portals).await;
+        let mut one = EventStream::open_stream(&server, "?observe=true", None).await;
+        // An observer cannot resume, so the id of an event has no effect.
+        let mut two = EventStream::open_stream(&server, "?observe=true", Some("0123456789abcdef-3")).await;
+        let mut portal = None;
+        if portals {
+            portal = Some(EventStream::open_stream(&server, "", None).await);
+        }
+        let mut alice = server.client("alice").await;
+        send_numbers(&mut alice, 0..5).await;
+        alice.close().await;
+        let mut seen = Vec::new();
+        for events in [&mut one, &mut two].into_iter().chain(&mut portal) {
+            let mut all = Vec::new();
+            while all.last().is_none_or(|last: &Value| last["type"] != "disconnection") {
+                let event = events.next().await.unwrap();
+                assert_eq!(event.name, None);
+                all.push(event.data);
+            }
+            assert_eq!(
+                all.iter().filter(|data| data["type"] == "message").map(number).collect::<Vec<_>>(),
+                [0, 1, 2, 3, 4]
+            );
+            assert_eq!(
+                (all.len(), &all[0]["type"], &all[1]["type"]),
+                (8, &json!("connection"), &json!("authentication"))
+            );
+            seen.push(all);
+        }
+        assert!(seen.iter().all(|all| *all == seen[0]), "{seen:?}");
+        assert_eq!((one.last.as_str(), two.last.as_str()), ("", ""), "an event for an observer has no id");
+        server.wait_for_metric(&format!("mesa_portals {}", usize::from(portals))).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_observer_is_told_how_many_events_it_has_missed_and_delays_no_client() {
+    const MESSAGES: usize = 2000;
+    let mut server = TestServer::start(|config| config.limits.frames_per_second = 1_000_000).await;
+    let mut slow = EventStream::open_stream_with_small_buffer(&server, "?observe=true").await;
+    let mut alice = server.client("alice").await;
+    for expected in ["connection", "authentication"] {
+        assert_eq!(slow.data().await["type"], expected);
+    }
+    let filler = "x".repeat(20_000);
+    for n in 0..MESSAGES {
+        alice.send("N", &json!([n, filler])).await.unwrap();
+    }
+    // All messages are read from the client, although the observer has read none.
+    alice.close().await;
+    let (mut missed, mut received, mut next) = (0, 0, 0);
+    loop {
+        let event = slow.next().await.unwrap();
+        match (event.name.as_deref(), event.data["type"].as_str().unwrap()) {
+            (Some("dropped"), "dropped") => {
+                let count = event.data["count"].as_u64().unwrap() as usize;
+                missed += count;
+                next += count;
+            }
+            (None, "message") => {
+                assert_eq!(event.data["message"]["d"][0], next, "the count precedes the events that follow");
+                (received, next) = (received + 1, next + 1);
+            }
+            (None, "disconnection") => break,
+            other => panic!("unexpected event {other:?}"),
+        }
+    }
+    assert!(missed > 0 && missed + received == MESSAGES, "{missed} + {received}");
+    server.stop().await;
+    assert_eq!(slow.next().await, None, "the stream ends with the server");
 }
 
 // covers: G4
@@ -140,7 +217,7 @@ async fn portal_that_does_not_read_is_removed_and_its_events_are_reassigned() {
     })
     .await;
     let mut alice = server.client("alice").await;
-    let unread = EventStream::open_stream_with_small_buffer(&server).await;
+    let unread = EventStream::open_stream_with_small_buffer(&server, "").await;
     let mut quick = EventStream::open_stream(&server, "", None).await;
     let (progress, mut received) = watch::channel(0);
     let sending = tokio::spawn(async move {

@@ -39,11 +39,11 @@ impl EventStream {
     }
 
     /// As [`EventStream::open_stream`], with a receive buffer of 4 KiB, so that few unread bytes fit into the socket.
-    pub async fn open_stream_with_small_buffer(server: &TestServer) -> Self {
+    pub async fn open_stream_with_small_buffer(server: &TestServer, query: &str) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4096).unwrap();
         let socket = socket.connect(server.address).await.unwrap();
-        Self::open_on(socket, "", None).await.check_beginning().await
+        Self::open_on(socket, query, None).await.check_beginning().await
     }
 
     async fn open_on(mut socket: TcpStream, query: &str, last: Option<&str>) -> Self {

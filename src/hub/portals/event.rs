@@ -5,7 +5,7 @@ pub use crate::cluster::portals::{ClientEvent, ClientEventKind, EventOrigin};
 use crate::message::JsonString;
 
 /// Copies a hub event.
-pub(super) fn copy(connection: ConnectionId, origin: EventOrigin, event: Event<'_>) -> ClientEvent {
+pub(in crate::hub) fn copy(connection: ConnectionId, origin: EventOrigin, event: Event<'_>) -> ClientEvent {
     let (user, kind) = match event {
         Event::Connection => (None, ClientEventKind::Connection),
         Event::Authentication { user } => (Some(user), ClientEventKind::Authentication),

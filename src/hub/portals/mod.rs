@@ -45,6 +45,7 @@ use crate::{
     cluster::portals::{PortalTarget, RemotePortals},
     metrics::Metrics,
 };
+pub(super) use event::copy as copy_event;
 pub use event::{ClientEvent, ClientEventKind, EventOrigin};
 use queue::PortalQueue;
 pub use queue::{Item, StreamId, TakenItem};
@@ -241,6 +242,11 @@ impl Portals {
         self.refresh_active(&scheduler);
     }
 
+    /// Returns this server, as the origin of its clients' events.
+    pub(super) fn origin(&self) -> EventOrigin {
+        self.remote.get().map_or(EventOrigin::Local, |remote_pool| remote_pool.origin.clone())
+    }
+
     /// Returns the number of connected portals.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -391,8 +397,7 @@ impl Listener for Portals {
     fn event(&self, connection: ConnectionId, event: Event<'_>) {
         if self.active.load(Ordering::Acquire) {
             self.metrics.portal_events.inc();
-            let origin = self.remote.get().map_or(EventOrigin::Local, |remote_pool| remote_pool.origin.clone());
-            self.dispatch(&Arc::new(event::copy(connection, origin, event)), false, Scope::Anywhere);
+            self.dispatch(&Arc::new(copy_event(connection, self.origin(), event)), false, Scope::Anywhere);
         }
     }
 }
