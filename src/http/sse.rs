@@ -154,14 +154,14 @@ impl EventStream {
         }
         let next = tokio::select! {
             biased;
-            // First, so that all events are sent before the stream ends.
             next = timeout(KEEP_ALIVE_INTERVAL, self.source.next()) => next,
-            _ = self.drained.wait_for(|drained| *drained) => return None,
+            // The last events may have been queued after the branch above was polled.
+            _ = self.drained.wait_for(|drained| *drained) => Ok(Some(Vec::new())),
         };
         let Ok(next) = next else { return Some(b":\n\n".to_vec()) };
         let mut out = next?;
         while out.len() < CHUNK_BYTES_LIMIT && self.source.try_next(&mut out) {}
-        Some(out)
+        (!out.is_empty()).then_some(out)
     }
 }
 
