@@ -2,6 +2,7 @@
 
 use crate::embedded::{
     tables::contract::{CompactionMode, EngineError, Tables},
+    user_log::Usage,
     wal::contract::Wal,
 };
 
@@ -24,6 +25,15 @@ pub trait Engine: Wal + Tables {
     /// Returns the bytes of the blocks in [`Table::Log`](crate::embedded::tables::contract::Table::Log), with their
     /// overhead. Right after opening it may be an estimate.
     fn live_bytes(&self) -> u64;
+
+    /// Returns the number of entries in these blocks, and their bytes of payload. After opening, those of earlier
+    /// processes are added in steps.
+    fn stored_entries(&self) -> Usage;
+
+    /// Returns the bytes of the store's files; `None` in memory, or if they cannot be measured now.
+    fn disk_bytes(&self) -> Option<u64> {
+        None
+    }
 
     /// Records that the store is closed. Whoever opens it next waits until nothing refers to this engine any more.
     fn set_closed(&self) {}

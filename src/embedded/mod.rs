@@ -6,6 +6,7 @@
 //! - [`tables`]: ordered tables, on disk ([`tables::sled`]) or in memory ([`tables::memory`])
 //! - `read`: reads from memory, or from files · `recovery`: opens a store
 //! - `store_state`: state that the commit thread and its callers share · `progress`: what that thread is doing
+//! - `figures`: figures for monitoring
 //! - `encoding`, `unreadable`: bincode, and its errors · `framing`: checksummed frames
 //! - `file_io`: reads at an offset, and files with numbers as names
 //! - `connected`: users with connections · `outbox`: webhook events · [`backup`]: backup and restore
@@ -28,6 +29,7 @@ pub mod backup;
 mod connected;
 mod encoding;
 mod engine;
+mod figures;
 mod file_io;
 mod framing;
 pub mod offline;
@@ -60,6 +62,7 @@ pub use self::options::{Options, Tuning};
 use self::{
     connected::ConnectedUsers,
     engine::Engine,
+    figures::Figures,
     outbox::Outbox,
     progress::Progress,
     store_state::StoreState,
@@ -76,6 +79,7 @@ use crate::{
     health::Health,
     logging::excerpt,
     message::{DeviceId, Seq, UserId},
+    metrics::StoreFigures,
     store::{
         Append, AppendResult, Attached, BackupError, CommitListener, Contents, Erasure, Gap, KnownUser, ReadLimit,
         ReadResult, SessionReport, Store, StoreError, UserState, clock::millis, fingerprint,
@@ -250,6 +254,10 @@ impl Store for EmbeddedStore {
         self.shared.progress.current()
     }
 
+    fn figures(&self) -> Option<StoreFigures> {
+        Some(self.shared.figures())
+    }
+
     fn is_in_memory(&self, user: &UserId) -> bool {
         // In the future, so that no flush evicts the log before the attach.
         let used_s = self.shared.logs.now() + 1;
@@ -299,6 +307,7 @@ impl EmbeddedStore {
             failed: watch::Sender::new(None),
             ended: watch::Sender::new(false),
             progress: Progress::new(),
+            figures: Figures::new(),
             clock: recovered.clock,
             devices_max: options.limits.devices,
             outbox: outbox.transpose()?,

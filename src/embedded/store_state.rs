@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use super::{
     connected::ConnectedUsers,
     engine::Engine,
+    figures::Figures,
     outbox::Outbox,
     progress::Progress,
     user_log::{UserLog, cache::LogCache},
@@ -36,6 +37,8 @@ pub(super) struct StoreState {
     pub ended: watch::Sender<bool>,
     /// What the commit thread is doing.
     pub progress: Progress,
+    /// Figures for monitoring.
+    pub figures: Figures,
     pub clock: Clock,
     pub devices_max: usize,
     /// The outbox of webhook events, if there is one.

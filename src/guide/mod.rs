@@ -20,7 +20,8 @@
 //! | [`cluster_failover`] | what a failover of the Redis means for messages and sequences |
 //! | [`cluster_with_original`] | servers of the original on the same Redis |
 //! | [`embedding`] | the crate as a library: server, client, dispatcher, middleware |
-//! | [`operations`] | health, metrics, disk space, backup, inspection, shutdown |
+//! | [`operations`] | health, disk space, backup, inspection, shutdown |
+//! | [`monitoring`] | status, metrics, dashboard, alerts |
 //! | [`guarantees`] | G1 to G6: what is promised, and what is not |
 //! | [`benchmarks`] | figures, each with its command and date |
 //! | [`fault_testing`] | what the fault suites inject, and what they found |
@@ -49,6 +50,7 @@ macro_rules! links {
 [Cluster with the original]: crate::guide::cluster_with_original
 [Embedding]: crate::guide::embedding
 [Operations]: crate::guide::operations
+[Monitoring]: crate::guide::monitoring
 [Guarantees]: crate::guide::guarantees
 [Benchmarks]: crate::guide::benchmarks
 [Fault testing]: crate::guide::fault_testing
@@ -126,6 +128,10 @@ pub mod embedding {}
 #[doc = links!()]
 #[doc = include_str!("operations.md")]
 pub mod operations {}
+
+#[doc = links!()]
+#[doc = include_str!("monitoring.md")]
+pub mod monitoring {}
 
 #[doc = links!()]
 #[doc = include_str!("guarantees.md")]

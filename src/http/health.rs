@@ -2,11 +2,12 @@
 
 use axum::{
     extract::State as FromState,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
-use super::State;
+use super::{Api, State, status};
+use crate::metrics::Format;
 
 /// Serves `GET /healthz`: 200 while the process serves requests.
 pub(super) async fn alive() -> &'static str {
@@ -24,8 +25,16 @@ pub(super) async fn ready(FromState(api): State) -> Response {
     }
 }
 
-/// Serves `GET /metrics`: `OpenMetrics` text.
-pub(super) async fn metrics(FromState(api): State) -> Response {
-    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], api.metrics.encode()).into_response()
+/// Serves `GET /metrics`: `OpenMetrics` text if the client accepts it, and otherwise the classic text of Prometheus.
+pub(super) async fn metrics(FromState(api): State, headers: HeaderMap) -> Response {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let format = Format::accepted(accepted);
+    let text = status::blocking(&api, move |api| encode(api, format)).await;
+    ([(header::CONTENT_TYPE, format.content_type())], text).into_response()
+}
+
+fn encode(api: &Api, format: Format) -> String {
+    api.metrics.ready.set(api.hub.ready().is_ok().into());
+    api.metrics.users_online.set(api.hub.online_count() as i64);
+    api.metrics.encode(format, api.hub.store_figures().as_ref())
 }

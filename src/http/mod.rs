@@ -8,7 +8,7 @@
 //! - [`backup`]: `GET /v1/backup`
 //! - [`sse`]: `GET /v1/events`
 //! - [`client_script`]: the JavaScript client
-//! - [`health`]: liveness, readiness, metrics
+//! - [`health`]: liveness, readiness, metrics · [`status`]: `GET /v1/status`
 //! - [`parameters`]: names and errors of query parameters
 //! - [`error`]: errors of the API · [`error_response`]: errors of requests that never reach the API
 
@@ -24,6 +24,9 @@ pub(crate) mod head;
 mod health;
 mod parameters;
 mod sse;
+mod status;
+#[cfg(test)]
+mod tests;
 mod users;
 
 use std::{sync::Arc, time::Duration};
@@ -142,6 +145,7 @@ fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
         .route(dispatch::PATH, post(dispatch))
         .route("/v1/backup", get(backup::backup))
         .route("/v1/events", get(events))
+        .route("/v1/status", get(status::status))
         .route("/v1/users", get(users::list))
         .route("/v1/users/{id}", get(users::show).delete(users::erase))
         .route("/v1/users/{id}/messages", get(users::messages).delete(users::clear))

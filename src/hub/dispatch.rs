@@ -1,6 +1,6 @@
 //! Dispatch: appends synced messages to the recipients' logs, and fans unsynced messages out to online users.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
@@ -135,7 +135,9 @@ impl Hub {
                 Err(unsynced) => {
                     self.commit_into(std::mem::take(&mut prepared), &mut results).await;
                     self.metrics.dispatches.inc();
+                    let began = Instant::now();
                     results.push(self.send_unsynced(unsynced).await);
+                    self.metrics.dispatch_latency.record(began.elapsed());
                 }
             }
         }
@@ -173,7 +175,8 @@ impl Hub {
         }
         let Dispatch { payload, ttl, collapse, .. } = dispatch;
         let observed = self.middleware.any().then(|| payload.clone());
-        let context = OutcomeContext { users: recipients.clone(), rejected, observed, online: None, original_only: 0 };
+        let (users, began) = (recipients.clone(), Instant::now());
+        let context = OutcomeContext { users, rejected, observed, online: None, original_only: 0, began };
         self.metrics.dispatches.inc();
         let append = Append { ttl, collapse, idempotency, ..Append::new(payload, recipients) };
         Ok(PreparedDispatch { append, context, original_recipients: Vec::new() })
@@ -226,7 +229,8 @@ impl Hub {
     }
 
     fn outcome(&self, appended: AppendResult, context: OutcomeContext) -> Outcome {
-        let OutcomeContext { users, rejected, observed, online, original_only } = context;
+        let OutcomeContext { users, rejected, observed, online, original_only, began } = context;
+        self.metrics.dispatch_latency.record(began.elapsed());
         let online = online.unwrap_or_default();
         if let (Some(payload), false) = (observed, appended.duplicate) {
             let with_presence = users.iter().zip(&online).zip(&appended.seqs);
@@ -421,6 +425,8 @@ pub(super) struct OutcomeContext {
     online: Option<Vec<bool>>,
     /// Users connected only to servers of the original. Nothing is stored for them here.
     pub(super) original_only: usize,
+    /// When the dispatch arrived at the hub.
+    began: Instant,
 }
 
 /// Dispatches that were passed to the store, and its results.

@@ -7,6 +7,7 @@
 //! - [`session`]: a cursor on a user's log
 //! - [`presence`]: online users, ordered by id
 //! - [`queries`]: read-only queries about users, and readiness
+//! - `monitoring`: figures for monitoring
 //! - [`cluster`]: other servers, if there are any
 //! - [`events`]: client events, passed to every listener
 //! - [`portals`]: backends that receive client events, each event by one of them
@@ -19,6 +20,7 @@ mod connection;
 mod dispatch;
 mod events;
 mod mailbox;
+mod monitoring;
 mod observers;
 pub mod portals;
 mod presence;

@@ -178,6 +178,7 @@ async fn run_maintenance(hub: Arc<Hub>, resp: Option<Arc<RespServer>>, authentic
         if let Some(authenticator) = &authenticator {
             hub.health().set("authentication", authenticator.failed_task().map(Into::into));
         }
+        hub.tick_latencies();
         // Changed conditions are logged by this call.
         _ = hub.ready();
     }

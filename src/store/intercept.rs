@@ -11,6 +11,7 @@ use super::{
 use crate::{
     health::Health,
     message::{DeviceId, Seq, UserId},
+    metrics::StoreFigures,
 };
 
 /// Intercepts calls of a [`Store`]. Calls that a test does not override go to the store itself.
@@ -132,6 +133,10 @@ impl<T: InterceptStore> Store for T {
 
     fn current_step(&self) -> Option<(&'static str, Duration)> {
         self.store().current_step()
+    }
+
+    fn figures(&self) -> Option<StoreFigures> {
+        self.store().figures()
     }
 
     fn is_in_memory(&self, user: &UserId) -> bool {

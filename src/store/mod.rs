@@ -23,6 +23,7 @@ pub use self::gaps::GAPS_MAX;
 use crate::{
     health::Health,
     message::{CollapseKey, DeviceId, DispatchId, Payload, Seq, UserId},
+    metrics::StoreFigures,
 };
 
 mod ack_set;
@@ -458,6 +459,11 @@ pub trait Store: Send + Sync + 'static {
     /// Returns what the commit thread is doing, and for how long; `None` while it waits. A long time shows a disk that
     /// hangs.
     fn current_step(&self) -> Option<(&'static str, Duration)>;
+
+    /// Returns figures for monitoring, without reading a message or a user; `None` if the store is remote.
+    fn figures(&self) -> Option<StoreFigures> {
+        None
+    }
 
     /// Returns whether an attach of this user needs no disk. Then the log stays in memory for at least a second.
     ///

@@ -25,7 +25,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("protocol", &["message"]),
     ("compat", &["message"]),
     ("config", &["http_client"]),
-    ("store", &["message"]),
+    ("store", &["message", "metrics"]),
     ("embedded", &["message", "metrics", "failpoints", "store"]),
     ("auth", &["message", "config", "http_client", "failpoints"]),
     ("cluster", &["message", "store"]),

@@ -1,13 +1,14 @@
 //! Puts and removes blocks and shared bodies: their bytes in the value log, and their rows in sled.
 
-use std::sync::atomic::Ordering;
+use std::{os::unix::fs::MetadataExt, sync::atomic::Ordering};
 
 use bytes::Bytes;
 
 use super::{
     contract::{BlockCopy, EngineError, NewBlock, Table, Tables},
     meta::VALUE_LOG_FILE_KEY,
-    sled::{Disk, read_error},
+    sled::Disk,
+    sled_error::read_error,
 };
 use crate::embedded::value_log::{
     bodies::{BodyId, is_body_key},
@@ -71,6 +72,7 @@ impl Disk {
     pub(super) fn set_block_row(&self, key: &[u8], row: BlockRow) -> Result<(), EngineError> {
         self.record_file(row.location.file)?;
         let before = self.insert(self.tree_of_key(key), key, &row.encode())?;
+        self.value_log.stored.add(row.summary);
         {
             let mut references = self.references.lock();
             // Before the references of the replaced row are subtracted: none of those that stay reaches 0.
@@ -104,6 +106,7 @@ impl Disk {
         let table = if is_body_key(key) { Table::Bodies } else { Table::Log };
         // Otherwise the count after opening will not see the row, and has not counted its references.
         if self.value_log.release_row(table, key, row.location) {
+            self.value_log.stored.subtract(row.summary);
             self.references.lock().subtract(&row.bodies, is_erased);
         }
     }
@@ -185,6 +188,12 @@ impl Disk {
         }
         self.value_log.release(location);
         Ok(())
+    }
+
+    /// Returns the bytes of the files of the store; `None` if that of sled cannot be measured.
+    pub(super) fn file_bytes(&self) -> Option<u64> {
+        let sled = self.file.metadata().ok()?.blocks() * 512;
+        Some(sled + self.wal.bytes() + self.value_log.bytes())
     }
 
     /// Adds blocks whose keys do not exist yet, with one write for all of them.

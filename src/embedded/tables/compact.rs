@@ -8,8 +8,8 @@ use std::{
 use super::{
     contract::{EngineError, Table, Tables as _},
     meta::ERASED_FILES_KEY,
-    sled::{Disk, Reclaim, read_error},
-    sled_error,
+    sled::{Disk, Reclaim},
+    sled_error::{self, read_error},
 };
 use crate::embedded::value_log::{
     bodies::BodyId,
@@ -63,6 +63,7 @@ impl Disk {
             step.add(&key, row.as_ref().map(|row| row.location));
             let mut references = self.references.lock();
             if let Some(row) = row.filter(|row| !self.value_log.is_own(row.location.file)) {
+                self.value_log.stored.add(row.summary);
                 references.add(&row.bodies);
             }
             // All rows of blocks are counted before the first body.

@@ -12,6 +12,7 @@ use crate::{
         engine::Engine,
         options::Options,
         tables::schema::is_log_key_of,
+        user_log::Usage,
         value_log::{
             block::{Block, bodies_of},
             bodies::{BodyId, References},
@@ -199,6 +200,16 @@ impl Engine for Memory {
     fn live_bytes(&self) -> u64 {
         let bytes = |table| self.table(table).read().values().map(|value| value.len() as u64).sum::<u64>();
         bytes(Table::Log) + bytes(Table::Bodies)
+    }
+
+    fn stored_entries(&self) -> Usage {
+        let blocks = self.table(Table::Log).read();
+        let mut usage = Usage::default();
+        for block in blocks.values().filter_map(|block| BlockSummary::of(block)) {
+            usage.entries += u64::from(block.entries);
+            usage.bytes += u64::from(block.bytes);
+        }
+        usage
     }
 }
 

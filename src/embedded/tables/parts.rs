@@ -19,7 +19,8 @@ use bytes::Bytes;
 use super::{
     contract::{EngineError, Table},
     schema::{VALUE_BYTES_MAX, is_part, part_key},
-    sled::{Disk, read_error},
+    sled::Disk,
+    sled_error::read_error,
 };
 
 /// First byte of a head. The first byte of a row is its version, which is small.

@@ -29,8 +29,8 @@ use super::{
     contract::{BlockCopy, Cause, CompactionMode, EngineError, NewBlock, Table, TableSpace, Tables},
     directory::StoreDir,
     files::SLED_FILE,
-    schema::VALUE_BYTES_MAX,
-    schema::is_part,
+    schema::{VALUE_BYTES_MAX, is_part},
+    sled_error::read_error,
     space::{Runway, WriteCounter},
     watermark::WatermarkFile,
 };
@@ -38,6 +38,7 @@ use crate::{
     embedded::{
         engine::Engine,
         offline::sled_file::Tail,
+        user_log::Usage,
         value_log::{
             bodies::{BodyId, References},
             compaction::CompactionStep,
@@ -207,14 +208,6 @@ pub(in crate::embedded) fn close_sled(db: sled::Db, directory: &Path) -> std::io
 /// Tolerates a watermark that the full disk does not take: it stays too low until a later sync, as after a crash.
 fn too_low(written: std::io::Result<()>) -> std::io::Result<()> {
     written.or_else(|error| if Cause::of(&error) == Cause::NoSpace { Ok(()) } else { Err(error) })
-}
-
-/// Converts the error of a read from sled. A read may be retried after a lack of descriptors or memory.
-pub(super) fn read_error(error: sled::Error) -> EngineError {
-    match super::sled_error::system_error_of(&error).map(EngineError::from) {
-        Some(error) if error.is_transient() => error,
-        _ => EngineError::new(super::sled_error::describe(&error)),
-    }
 }
 
 impl Drop for Disk {
@@ -487,6 +480,14 @@ impl Engine for Disk {
 
     fn live_bytes(&self) -> u64 {
         self.value_log.live_bytes()
+    }
+
+    fn stored_entries(&self) -> Usage {
+        self.value_log.stored.usage()
+    }
+
+    fn disk_bytes(&self) -> Option<u64> {
+        self.file_bytes()
     }
 
     fn set_closed(&self) {

@@ -6,7 +6,10 @@
 
 use std::io;
 
-use crate::{embedded::tables::contract::Cause, logging::system_error};
+use crate::{
+    embedded::tables::contract::{Cause, EngineError},
+    logging::system_error,
+};
 
 /// Text before the system's error number in a copied error, at its beginning or after text of sled.
 const CODE_PREFIX: &str = "Os { code: ";
@@ -15,6 +18,14 @@ const CODE_PREFIX: &str = "Os { code: ";
 pub fn system_error_of(error: &sled::Error) -> Option<io::Error> {
     let sled::Error::Io(error) = error else { return None };
     error_number(error).map(io::Error::from_raw_os_error)
+}
+
+/// Converts the error of a read. A read may be retried after a lack of descriptors or memory.
+pub fn read_error(error: sled::Error) -> EngineError {
+    match system_error_of(&error).map(EngineError::from) {
+        Some(error) if error.is_transient() => error,
+        _ => EngineError::new(describe(&error)),
+    }
 }
 
 /// Restores the system's error of an I/O error that sled returned.

@@ -8,6 +8,7 @@ use crate::embedded::{
         contract::{CompactionMode, EngineError, Table, TableSpace, Tables},
         memory::Memory,
     },
+    user_log::Usage,
     value_log::{bodies::BodyId, summary::BlockSummary},
     wal::contract::Wal,
 };
@@ -207,6 +208,10 @@ impl<T: Intercept> Engine for T {
 
     fn live_bytes(&self) -> u64 {
         self.memory().live_bytes()
+    }
+
+    fn stored_entries(&self) -> Usage {
+        self.memory().stored_entries()
     }
 
     fn disk_free(&self) -> Result<Option<u64>, EngineError> {

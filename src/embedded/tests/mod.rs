@@ -8,6 +8,7 @@ pub(super) mod counts;
 mod erase;
 mod erase_steps;
 mod events;
+mod figures;
 pub(super) mod flush;
 mod full_disk;
 pub(super) mod golden;

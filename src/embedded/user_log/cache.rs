@@ -47,10 +47,29 @@ pub struct LogCache {
     reserved_bytes: AtomicU64,
     /// Memory of the logs with unflushed entries, in bytes. Each change of a log updates it, on any thread.
     pinned_bytes: AtomicU64,
+    /// Number of unflushed entries, and their bytes of payload. Each change of a log updates them, on any thread.
+    unflushed: (AtomicU64, AtomicU64),
     /// Number of logs in memory.
     loaded: AtomicU64,
     /// Users whose logs are in memory and have no row yet ([`UserLog::lacks_row`]).
     without_row: Mutex<BTreeSet<UserId>>,
+}
+
+/// The entries of one log in the WAL.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Unflushed {
+    entries: u64,
+    /// Bytes of payload.
+    bytes: u64,
+    /// Bytes of payload that their flush will write.
+    reserved: u64,
+}
+
+impl Unflushed {
+    fn of(log: &UserLog) -> Self {
+        let Usage { entries, bytes } = log.in_wal();
+        Self { entries, bytes, reserved: log.unflushed().bytes }
+    }
 }
 
 impl LogCache {
@@ -65,6 +84,7 @@ impl LogCache {
             opened: Instant::now(),
             reserved_bytes: AtomicU64::new(0),
             pinned_bytes: AtomicU64::new(0),
+            unflushed: Default::default(),
             loaded: AtomicU64::new(0),
             without_row: Mutex::default(),
         }
@@ -97,6 +117,12 @@ impl LogCache {
         self.pinned_bytes.load(Ordering::Relaxed)
     }
 
+    /// Returns the number of unflushed entries, and their bytes of payload.
+    pub fn unflushed(&self) -> Usage {
+        let (entries, bytes) = &self.unflushed;
+        Usage { entries: entries.load(Ordering::Relaxed), bytes: bytes.load(Ordering::Relaxed) }
+    }
+
     /// Returns the estimated memory of all logs, in bytes.
     pub fn loaded_bytes(&self) -> u64 {
         self.loaded.load(Ordering::Relaxed) * LOG_BYTES
@@ -104,9 +130,9 @@ impl LogCache {
 
     /// Runs `work` on a log, and counts the change of its unflushed entries.
     fn update<T>(&self, user: &UserId, log: &mut UserLog, work: impl FnOnce(&mut UserLog) -> T) -> T {
-        let before = log.unflushed();
+        let before = Unflushed::of(log);
         let result = work(log);
-        let after = log.unflushed();
+        let after = Unflushed::of(log);
         if before != after {
             self.count_unflushed(user, before, after);
         }
@@ -114,13 +140,15 @@ impl LogCache {
     }
 
     /// Adds the change of a log's unflushed entries to the counters.
-    fn count_unflushed(&self, user: &UserId, before: Usage, after: Usage) {
-        let cost = |usage: Usage| Cost::of_entries(user, usage.entries, usage.bytes);
+    fn count_unflushed(&self, user: &UserId, before: Unflushed, after: Unflushed) {
+        let cost = |log: Unflushed| Cost::of_entries(user, log.entries, log.reserved);
         // Each thread subtracts only what was added under the same lock, so no counter goes below zero.
         self.reserved_bytes.fetch_add(cost(after).wrapping_sub(cost(before)), Ordering::Relaxed);
         let pinned =
-            |usage: Usage| usage.entries * size_of::<WalSlot>() as u64 + u64::from(usage.entries > 0) * LOG_BYTES;
+            |log: Unflushed| log.entries * size_of::<WalSlot>() as u64 + u64::from(log.entries > 0) * LOG_BYTES;
         self.pinned_bytes.fetch_add(pinned(after).wrapping_sub(pinned(before)), Ordering::Relaxed);
+        self.unflushed.0.fetch_add(after.entries.wrapping_sub(before.entries), Ordering::Relaxed);
+        self.unflushed.1.fetch_add(after.bytes.wrapping_sub(before.bytes), Ordering::Relaxed);
     }
 
     /// Returns the lossy restarts of the store.
@@ -199,7 +227,7 @@ impl LogCache {
 
     /// Inserts a log that recovery has assembled.
     pub fn insert(&self, user: UserId, log: UserLog) {
-        self.count_unflushed(&user, Usage::default(), log.unflushed());
+        self.count_unflushed(&user, Unflushed::default(), Unflushed::of(&log));
         if self.shard(&user).insert(user, Box::new(log)).is_none() {
             self.loaded.fetch_add(1, Ordering::Relaxed);
         }
@@ -213,7 +241,7 @@ impl LogCache {
             self.set_row_written(user);
         }
         self.loaded.fetch_sub(1, Ordering::Relaxed);
-        self.count_unflushed(user, log.unflushed(), Usage::default());
+        self.count_unflushed(user, Unflushed::of(&log), Unflushed::default());
         Some(*log)
     }
 

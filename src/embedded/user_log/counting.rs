@@ -12,6 +12,11 @@ impl UserLog {
         CountRule { counted: self.counted, gaps: self.gaps.clone(), expired_s: self.scanned_s.unwrap_or(0) }
     }
 
+    /// Returns the number of entries in the WAL, and their bytes of payload.
+    pub fn in_wal(&self) -> Usage {
+        Usage { entries: self.slots.len() as u64, bytes: self.slot_bytes }
+    }
+
     /// Returns the sequence up to which blocks may be removed: entries are released, and the WAL states it.
     ///
     /// A crash must not keep the removal of a block and lose the acknowledgement that caused it.

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use super::{
-    live_count::{CountPosition, CountStep},
+    live_count::{CountPosition, CountStep, StoredEntries},
     location::BlockLocation,
     spare_descriptors::SpareDescriptors,
 };
@@ -130,6 +130,7 @@ pub struct ValueLog {
     state: RwLock<ValueLogState>,
     handles: Mutex<VecDeque<(u64, Arc<File>)>>,
     spare_descriptors: SpareDescriptors,
+    pub stored: StoredEntries,
 }
 
 impl ValueLog {
@@ -162,11 +163,10 @@ impl ValueLog {
             is_uncountable: false,
             live,
         };
-        let state = RwLock::new(state);
-        let names = File::open(directory)?;
+        let (state, names) = (RwLock::new(state), File::open(directory)?);
         let spare_descriptors = SpareDescriptors::default();
-        let value_log =
-            Self { directory: directory.to_owned(), names, state, handles: Mutex::default(), spare_descriptors };
+        let (directory, handles, stored) = (directory.to_owned(), Mutex::default(), StoredEntries::default());
+        let value_log = Self { directory, names, state, handles, spare_descriptors, stored };
         // Now, while there are enough descriptors. On a full disk this may fail; the first append retries it.
         match value_log.begin_file() {
             Err(error) if Cause::of(&error) == Cause::Failed => return Err(error),
@@ -350,6 +350,11 @@ impl ValueLog {
     /// Returns the live bytes of all files: an estimate until they are counted.
     pub fn live_bytes(&self) -> u64 {
         self.state.read().live
+    }
+
+    /// Returns the length of all files.
+    pub fn bytes(&self) -> u64 {
+        self.state.read().files.values().map(|file| file.length).sum()
     }
 
     #[cfg(test)]

@@ -8,13 +8,45 @@
 //! if its key is before the position of the count. Otherwise the count will not see it. A row that is added refers to a
 //! file of this process, which is counted when the block is appended.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
-use super::location::BlockLocation;
-use crate::embedded::tables::contract::Table;
+use super::{location::BlockLocation, summary::BlockSummary};
+use crate::embedded::{tables::contract::Table, user_log::Usage};
 
 /// Tables whose rows locate blocks, in the order in which they are counted.
 const TABLES: [Table; 2] = [Table::Log, Table::Bodies];
+
+/// Counts the entries of the blocks that rows locate. Rows that are not counted yet are excluded.
+#[derive(Debug, Default)]
+pub struct StoredEntries {
+    entries: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl StoredEntries {
+    /// Adds a block whose row was put or counted.
+    pub fn add(&self, block: Option<BlockSummary>) {
+        let Some(block) = block else { return };
+        self.entries.fetch_add(block.entries.into(), Ordering::Relaxed);
+        self.bytes.fetch_add(block.bytes.into(), Ordering::Relaxed);
+    }
+
+    /// Subtracts a block that was added and has no row any more.
+    pub fn subtract(&self, block: Option<BlockSummary>) {
+        let Some(block) = block else { return };
+        self.entries.fetch_sub(block.entries.into(), Ordering::Relaxed);
+        self.bytes.fetch_sub(block.bytes.into(), Ordering::Relaxed);
+    }
+
+    /// Returns the number of entries, and their bytes of payload.
+    pub fn usage(&self) -> Usage {
+        // A reader may find a block in one of the counts only.
+        Usage { entries: self.entries.load(Ordering::Relaxed), bytes: self.bytes.load(Ordering::Relaxed) }
+    }
+}
 
 /// Position of the count: all rows before it are counted.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -28,6 +28,11 @@ impl WalFiles {
         self.prepared.lock().prepare(&self.directory);
     }
 
+    /// Returns the bytes of all segments, with the space allocated to them.
+    pub fn bytes(&self) -> u64 {
+        self.state.read().segments.iter().map(|segment| segment.length.max(segment.allocated)).sum()
+    }
+
     /// Reserves disk space for `bytes` of records, the first of which will be `number`.
     ///
     /// # Errors

@@ -346,6 +346,9 @@ impl Committer {
     /// Makes a durable commit visible, wakes sessions, and sends the replies.
     fn publish(&mut self, commit: Commit) {
         let committed = Instant::now();
+        if commit.has_replies {
+            self.shared.figures.commit_latency.record(committed - commit.began);
+        }
         let last = commit.records.last().map_or(0, |(number, _)| *number);
         for (number, record) in commit.records {
             self.wal_bytes += record.len();

@@ -81,6 +81,7 @@ impl Committer {
         let disk: Option<Arc<str>> = disk.map(Into::into);
         *self.shared.full_reason.write() = disk.clone().or_else(|| store.map(Into::into));
         self.shared.health.set("disk_full", disk);
+        self.refresh_figures(free);
     }
 
     /// Reserves disk space for appends, or rejects them.

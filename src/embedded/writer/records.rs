@@ -1,5 +1,7 @@
 //! Builds the records of a commit, and collects its replies.
 
+use std::time::Instant;
+
 use super::{
     jobs::CountBudget,
     reply::{Reply, ReplySender},
@@ -33,6 +35,7 @@ impl Commit {
             events: Vec::new(),
             bytes: 0,
             has_replies: false,
+            began: Instant::now(),
         }
     }
 

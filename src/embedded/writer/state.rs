@@ -122,6 +122,8 @@ pub(in crate::embedded) struct Commit {
     pub(super) bytes: u64,
     /// The commit has replies or events, so it must be as durable as configured.
     pub(in crate::embedded) has_replies: bool,
+    /// When the commit began.
+    pub(super) began: Instant,
 }
 
 /// Holds idempotency ids that are stored as one value.

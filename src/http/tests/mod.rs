@@ -1,0 +1,106 @@
+//! Tests of the whole API over a store in memory.
+
+mod metrics;
+mod status;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderMap, Request, StatusCode, header},
+};
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+
+use super::{Api, Caller, Http};
+use crate::{
+    auth::ApiKeys,
+    config::{self, Config},
+    embedded::{
+        Options,
+        tables::memory::{self, Memory},
+    },
+    hub::{Hub, MailboxBounds, PortalSettings, Settings, SyncSettings, portals::Bounds},
+    metrics::Metrics,
+};
+
+pub(super) const KEY: &str = "0123456789abcdef";
+
+/// An API over a store in memory.
+pub(super) struct TestApi {
+    pub http: Http,
+    pub hub: Arc<Hub>,
+}
+
+/// Response of a test's request.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+impl Answer {
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("UTF-8")
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    pub fn content_type(&self) -> &str {
+        self.headers.get(header::CONTENT_TYPE).map_or("", |kind| kind.to_str().expect("ASCII"))
+    }
+}
+
+impl TestApi {
+    pub fn new() -> Self {
+        let store = memory::open(&Memory::default(), Options::default()).unwrap();
+        let settings = Settings {
+            sync: Some(SyncSettings { redelivery_interval: Duration::ZERO }),
+            authentication_required: false,
+            store_connected_users: true,
+            mailbox: MailboxBounds { messages: 10, bytes: 1000 },
+            portals: Some(PortalSettings { round_robin: true, bounds: Bounds::default() }),
+        };
+        let metrics = Arc::new(Metrics::new());
+        let hub = Hub::new(settings, store, metrics.clone(), None);
+        let api = Api {
+            hub: hub.clone(),
+            keys: ApiKeys::new(&config::Api { keys: vec![KEY.into()], ..config::Api::default() }),
+            guess_limiter: Arc::default(),
+            metrics,
+            limits: Config::default().limits,
+            local_only: false,
+            cors_origins: vec![],
+        };
+        Self { http: Http::new(api), hub }
+    }
+
+    /// Sends a request with the API key and further headers, and reads the response to its end.
+    pub async fn call(&self, method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+        let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+        if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization")) {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {KEY}"));
+        }
+        for (name, value) in headers.iter().filter(|(_, value)| !value.is_empty()) {
+            request = request.header(*name, *value);
+        }
+        let response = self.http.respond(&Caller::default(), request.body(body.into()).unwrap()).await;
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes().to_vec();
+        Answer { status: head.status, headers: head.headers, body }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.call("GET", path, &[], Body::empty()).await
+    }
+
+    /// Dispatches a message to these users.
+    pub async fn dispatch(&self, users: &[&str]) {
+        let body = serde_json::json!({"message": {"d": 1}, "recipients": users}).to_string();
+        let answer = self.call("POST", "/v1/dispatch", &[], body).await;
+        assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    }
+}
