@@ -61,6 +61,34 @@ async fn scrape_is_in_the_format_that_the_client_accepts() {
     }
 }
 
+/// The names in both files are checked by the tests of `metrics`.
+#[test]
+fn promtool_finds_no_mistake_in_the_alert_rules() {
+    check(&["check", "rules", concat!(env!("CARGO_MANIFEST_DIR"), "/data/deploy/prometheus-alerts.yml")], "");
+}
+
+#[test]
+fn dashboard_is_complete_and_its_panels_do_not_overlap() {
+    let text = include_str!("../../../data/deploy/grafana-dashboard.json");
+    let dashboard: Value = serde_json::from_str(text).expect("JSON");
+    let (mut cells, mut rules) = (std::collections::HashSet::new(), Vec::new());
+    for panel in dashboard["panels"].as_array().expect("panels") {
+        let [x, y, w, h] = ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_u64().expect("a number"));
+        assert!(x + w <= 24, "{panel}");
+        let all = (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y)));
+        all.for_each(|cell| assert!(cells.insert(cell), "{}", panel["title"]));
+        for target in panel["targets"].as_array().expect("queries") {
+            let query = target["expr"].as_str().expect("a query").replace("$__rate_interval", "1m");
+            rules.push(serde_json::json!({"record": format!("query:{}", rules.len()), "expr": query}));
+        }
+    }
+    // As rules, promtool parses the queries.
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("queries.yml");
+    std::fs::write(&path, serde_json::json!({"groups": [{"name": "queries", "rules": rules}]}).to_string()).unwrap();
+    check(&["check", "rules", path.to_str().expect("UTF-8")], "");
+}
+
 #[tokio::test]
 async fn promtool_finds_no_mistake_in_the_metrics() {
     let api = TestApi::new();
