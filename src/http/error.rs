@@ -6,8 +6,8 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use serde_json::json;
 
+use super::error_response::ErrorBody;
 use crate::{
     health::LogLimit,
     hub::StoreError,
@@ -34,7 +34,7 @@ pub(super) enum ApiError {
     TooManyWrongKeys(Duration),
     #[error("this server has no API keys: add one under `api.keys` in its configuration")]
     NoKeysConfigured,
-    #[error("no such endpoint: check the path against the HTTP API chapter of the guide")]
+    #[error("no such endpoint: the endpoints are listed at /docs and /openapi.json")]
     NotFound,
     #[error("unknown user: no message was ever sent to this id, and no client has connected with it; check the id")]
     UserUnknown,
@@ -145,8 +145,7 @@ impl ApiError {
 
     /// Appends the error as JSON.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
-        let body = json!({"error": {"code": self.status_and_code().1, "message": self.to_string()}});
-        out.extend_from_slice(body.to_string().as_bytes());
+        ErrorBody::new(self.status_and_code().1, &self.to_string()).write(out);
     }
 }
 
@@ -180,6 +179,7 @@ impl IntoResponse for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::openapi::codes::CODES;
 
     #[test]
     fn busy_store_states_when_to_retry() {
@@ -232,6 +232,8 @@ mod tests {
             ApiError::Store(StoreError::Damaged("x".into())),
         ] {
             let (status, code) = error.status_and_code();
+            let described = CODES.iter().any(|one| (one.code, one.status) == (code, status.as_u16()));
+            assert!(described, "{code} with {status} is not in the document of the API");
             let row = guide.lines().find(|line| line.starts_with("| `") && line.contains(&format!("`{code}`")));
             let row = row.unwrap_or_else(|| panic!("{code} is not documented"));
             assert!(

@@ -7,7 +7,35 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode},
     response::Response,
 };
-use serde_json::json;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Body of every error response.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Error)]
+pub(super) struct ErrorBody<'a> {
+    error: ErrorDetail<'a>,
+}
+
+/// An error.
+#[derive(Serialize, ToSchema)]
+struct ErrorDetail<'a> {
+    /// For programs.
+    code: &'a str,
+    /// A sentence for people. It may change.
+    message: &'a str,
+}
+
+impl<'a> ErrorBody<'a> {
+    pub(super) fn new(code: &'a str, message: &'a str) -> Self {
+        Self { error: ErrorDetail { code, message } }
+    }
+
+    /// Appends the error as JSON.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        serde_json::to_writer(out, self).expect("writing to a Vec cannot fail");
+    }
+}
 
 /// Builds an error response in JSON. The status determines the code.
 #[must_use]
@@ -26,7 +54,9 @@ pub fn with_header(status: StatusCode, why: &str, (name, value): (HeaderName, &'
 /// Encodes the body of an error response.
 #[must_use]
 pub fn body(status: StatusCode, why: &str) -> Vec<u8> {
-    json!({"error": {"code": code(status), "message": why}}).to_string().into_bytes()
+    let mut body = Vec::new();
+    ErrorBody::new(code(status), why).write(&mut body);
+    body
 }
 
 fn code(status: StatusCode) -> &'static str {

@@ -7,7 +7,7 @@
 //! - [`users`]: everything under `/v1/users`
 //! - [`backup`]: `GET /v1/backup`
 //! - [`sse`]: `GET /v1/events`
-//! - [`client_script`]: the JavaScript client
+//! - [`client_script`]: the JavaScript client · [`openapi`]: the description of the API
 //! - [`health`]: liveness, readiness, metrics · [`status`]: `GET /v1/status`
 //! - [`parameters`]: names and errors of query parameters
 //! - [`error`]: errors of the API · [`error_response`]: errors of requests that never reach the API
@@ -22,6 +22,7 @@ mod error;
 pub(crate) mod error_response;
 pub(crate) mod head;
 mod health;
+mod openapi;
 mod parameters;
 mod sse;
 mod status;
@@ -160,6 +161,9 @@ fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
         .route("/metrics", get(health::metrics))
         .route(client_script::SCRIPT_PATH, get(client_script::script))
         .route(client_script::TYPES_PATH, get(client_script::types))
+        .route(openapi::DOCUMENT_PATH, get(openapi::serve_document))
+        .route(openapi::PAGE_PATH, get(openapi::serve_page))
+        .route(openapi::STYLE_PATH, get(openapi::serve_style))
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .merge(guarded)
         .fallback(|| async { ApiError::NotFound })

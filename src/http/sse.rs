@@ -18,6 +18,10 @@ use axum::{
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::{sync::watch, time::timeout};
+use utoipa::{
+    IntoParams,
+    openapi::path::{Parameter, ParameterIn},
+};
 
 use super::{State, error::ApiError, parameters};
 use crate::{
@@ -41,15 +45,32 @@ const RETRY_DELAY_MS: u32 = 1000;
 
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(super) struct EventParameters {
     /// Whether to send all events, rather than a share of them.
     #[serde(default)]
     all: bool,
-    /// Whether to send copies of all events, and to take none from the portals.
+    /// Whether to send copies of all events, and to take none from the portals. Not together with `all`.
     #[serde(default)]
     observe: bool,
+}
+
+/// Header that resumes a stream.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes the header that `last_event_id` reads")]
+struct EventHeaders {
+    /// `id` of the last event that the backend has processed.
+    #[param(rename = "Last-Event-ID")]
+    last_event_id: Option<String>,
+}
+
+/// Returns the parameters of the query, and of the headers, for the description of the API.
+pub(super) fn documented_parameters() -> Vec<Parameter> {
+    let mut parameters = EventParameters::into_params(|| Some(ParameterIn::Query));
+    parameters.extend(EventHeaders::into_params(|| None));
+    parameters
 }
 
 /// Serves `GET /v1/events`.

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use axum::{extract::State as FromState, http::StatusCode, response::Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::{Api, State};
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
 };
 
 /// State of the server. Counters begin at its start.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Status {
     /// Version of the server.
@@ -25,20 +26,20 @@ pub(super) struct Status {
     ready: bool,
     /// Why it is not ready: a sentence for each part.
     not_ready_reason: Option<String>,
-    connections: Connections,
-    users: OnlineUsers,
-    messages: Messages,
-    pending: Pending,
-    store: Store,
+    connections: ConnectionStatus,
+    users: UserStatus,
+    messages: MessageStatus,
+    pending: PendingStatus,
+    store: StoreStatus,
     /// `null`: this system does not tell them.
     process: Option<ProcessStatus>,
     /// `null`: no webhook is configured.
-    webhooks: Option<Webhooks>,
+    webhooks: Option<WebhookStatus>,
 }
 
 /// WebSocket connections of this server.
-#[derive(Debug, Serialize)]
-struct Connections {
+#[derive(Debug, Serialize, ToSchema)]
+struct ConnectionStatus {
     /// Open connections.
     open: i64,
     /// Open connections that are authenticated.
@@ -50,15 +51,15 @@ struct Connections {
 }
 
 /// Users of this server.
-#[derive(Debug, Serialize)]
-struct OnlineUsers {
+#[derive(Debug, Serialize, ToSchema)]
+struct UserStatus {
     /// Users with an authenticated connection.
     online: usize,
 }
 
 /// Messages since the start.
-#[derive(Debug, Serialize)]
-struct Messages {
+#[derive(Debug, Serialize, ToSchema)]
+struct MessageStatus {
     /// Accepted dispatches.
     dispatches: u64,
     /// Entries appended to logs, one per recipient.
@@ -76,8 +77,8 @@ struct Messages {
 }
 
 /// Stored messages; `null` if the logs are in Redis.
-#[derive(Debug, Serialize)]
-struct Pending {
+#[derive(Debug, Serialize, ToSchema)]
+struct PendingStatus {
     /// Messages stored for users and not removed yet. An acknowledged one may count until its block is removed.
     messages: Option<u64>,
     /// Bytes of payload of these messages.
@@ -85,9 +86,9 @@ struct Pending {
 }
 
 /// State of the store. Figures that do not apply are `null`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Store {
+struct StoreStatus {
     /// `embedded`, or `redis`.
     kind: &'static str,
     /// Bytes in the write-ahead log that are not flushed yet.
@@ -103,12 +104,12 @@ struct Store {
     /// Commits since the start.
     commits: Option<u64>,
     /// Durations of the commits of the last minute, in microseconds.
-    commit_latency_micros: Option<Latency>,
+    commit_latency_micros: Option<LatencyStatus>,
 }
 
 /// Durations, in microseconds.
-#[derive(Debug, Serialize)]
-struct Latency {
+#[derive(Debug, Serialize, ToSchema)]
+struct LatencyStatus {
     /// Median.
     p50: u64,
     /// 99 % are at most this long.
@@ -118,7 +119,7 @@ struct Latency {
 }
 
 /// State of the process.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct ProcessStatus {
     /// Processor time in user and system mode.
@@ -130,16 +131,16 @@ struct ProcessStatus {
 }
 
 /// Webhook events that wait for the backend.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Webhooks {
+struct WebhookStatus {
     /// Number of events in the outbox.
     outbox_events: u64,
     /// Bytes of these events.
     outbox_bytes: u64,
 }
 
-impl Store {
+impl StoreStatus {
     fn new(is_remote: bool, figures: Option<&StoreFigures>) -> Self {
         let disk = figures.and_then(|figures| figures.disk);
         Self {
@@ -155,7 +156,7 @@ impl Store {
     }
 }
 
-impl From<Quantiles> for Latency {
+impl From<Quantiles> for LatencyStatus {
     fn from(Quantiles { p50, p99, max }: Quantiles) -> Self {
         Self { p50, p99, max }
     }
@@ -183,14 +184,14 @@ impl Status {
             uptime_seconds: since.elapsed().as_secs(),
             ready: not_ready.is_none(),
             not_ready_reason: not_ready,
-            connections: Connections {
+            connections: ConnectionStatus {
                 open: metrics.connections.get(),
                 authenticated: metrics.sessions.get(),
                 accepted: metrics.connections_accepted.get(),
                 rejected: metrics.rejected_connections.get(),
             },
-            users: OnlineUsers { online: hub.online_count() },
-            messages: Messages {
+            users: UserStatus { online: hub.online_count() },
+            messages: MessageStatus {
                 dispatches: metrics.dispatches.get(),
                 appended: metrics.messages_appended.get(),
                 delivered: metrics.deliveries.get(),
@@ -199,11 +200,11 @@ impl Status {
                 rejected: metrics.messages_rejected.get(),
                 dropped: metrics.messages_dropped.get(),
             },
-            pending: Pending {
+            pending: PendingStatus {
                 messages: figures.as_ref().map(|figures| figures.pending_messages),
                 bytes: figures.as_ref().map(|figures| figures.pending_bytes),
             },
-            store: Store::new(hub.is_store_remote(), figures.as_ref()),
+            store: StoreStatus::new(hub.is_store_remote(), figures.as_ref()),
             process: process.map(|process| ProcessStatus {
                 cpu_seconds: process.cpu_seconds,
                 resident_bytes: process.resident_bytes,
@@ -211,7 +212,7 @@ impl Status {
             }),
             webhooks: hub
                 .outbox_status()
-                .map(|outbox| Webhooks { outbox_events: outbox.events, outbox_bytes: outbox.bytes }),
+                .map(|outbox| WebhookStatus { outbox_events: outbox.events, outbox_bytes: outbox.bytes }),
         }
     }
 }

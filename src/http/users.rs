@@ -6,7 +6,8 @@ use axum::{
     response::Response,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Value, value::RawValue};
+use utoipa::{IntoParams, ToSchema};
 
 use super::{State, error::ApiError, parameters};
 use crate::{
@@ -21,26 +22,122 @@ const PAGE_DEFAULT: usize = 100;
 /// Maximum of `limit`.
 const PAGE_MAX: usize = 1000;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListParameters {
+    /// `true`: only users who are online. `false`: only those who are offline. Default: all known users.
     online: Option<bool>,
+    /// Only users above this id: `cursor` of the previous page.
+    #[param(min_length = 1, max_length = 256)]
     cursor: Option<String>,
+    /// Users of a page.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MessageParameters {
+    /// Only messages above this sequence: `cursor` of the previous page.
     #[serde(default)]
+    #[param(value_type = Option<u64>)]
     after: Seq,
+    /// Messages of a page.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
 }
 
-#[derive(Serialize)]
-struct MessagePage {
+/// A user.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct User<'a> {
+    /// User id.
+    id: &'a str,
+    /// Whether the user has an authenticated connection.
+    online: bool,
+    /// Authenticated connections.
+    connections: usize,
+    devices: Vec<Device<'a>>,
+    /// When the user last connected or disconnected, if that was recorded.
+    #[schema(format = DateTime)]
+    last_seen: Option<String>,
+    /// Pending messages.
+    pending: u64,
+    /// Bytes of pending messages; an estimate while acknowledgements are out of order.
+    pending_bytes: u64,
+    /// Sequence of the user's last message; 0 if there was none.
+    last_sequence: u64,
+    /// `true`: some stored data of the user cannot be read.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    damaged: bool,
+}
+
+/// A device of a user, with a cursor of its own.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Device<'a> {
+    /// Name that the client has given.
+    device: &'a str,
+    /// Messages that the device has not acknowledged.
+    pending: u64,
+    /// When it last connected or disconnected, if that was recorded.
+    #[schema(format = DateTime)]
+    last_seen: Option<String>,
+}
+
+/// A page of users, in the order of their ids.
+#[derive(Serialize, ToSchema)]
+pub(super) struct UserPage<'a> {
+    users: Vec<User<'a>>,
+    /// `cursor` of the next page; `null`: this is the last one.
+    cursor: Option<&'a str>,
+}
+
+/// A page of pending messages, in the order of their sequences.
+#[derive(Serialize, ToSchema)]
+pub(super) struct MessagePage {
+    #[schema(value_type = Vec<PendingMessage>)]
     messages: Vec<Box<RawValue>>,
+    /// `after` of the next page; `null`: this page is empty.
+    #[schema(value_type = Option<u64>)]
     cursor: Option<Seq>,
+}
+
+/// A pending message, as a client receives it.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the JSON of `message_json`, which copies a stored message byte for byte")]
+struct PendingMessage {
+    /// Opcode.
+    op: u64,
+    /// Data.
+    #[schema(required = false)]
+    d: Value,
+    /// Type.
+    #[schema(required = false, nullable = false)]
+    t: Option<String>,
+    /// Sequence in the user's log.
+    s: u64,
+}
+
+/// Result of clearing messages.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Cleared {
+    /// Number of cleared messages.
+    cleared: u64,
+}
+
+/// Result of an erasure.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Erased {
+    /// Always `true`.
+    erased: bool,
+}
+
+/// Result of disconnecting a user.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Disconnected {
+    /// Number of connections.
+    disconnected: usize,
 }
 
 type UserPath = Result<Path<String>, PathRejection>;
@@ -62,29 +159,32 @@ fn page_limit(limit: Option<usize>) -> Result<usize, ApiError> {
     }
 }
 
-fn report_json(report: &UserReport) -> Value {
-    let mut body = json!({
-        "id": report.user,
-        "online": report.connections > 0,
-        "connections": report.connections,
-        "devices": report.devices.iter().map(device_json).collect::<Vec<_>>(),
-        "lastSeen": report.last_seen.map(rfc3339::rfc3339),
-        "pending": report.pending,
-        "pendingBytes": report.pending_bytes,
-        "lastSequence": report.last_sequence,
-    });
-    if report.damaged {
-        body["damaged"] = true.into();
+impl<'a> From<&'a UserReport> for User<'a> {
+    fn from(report: &'a UserReport) -> Self {
+        Self {
+            id: report.user.as_str(),
+            online: report.connections > 0,
+            connections: report.connections,
+            devices: report.devices.iter().map(Device::from).collect(),
+            last_seen: report.last_seen.map(rfc3339::rfc3339),
+            pending: report.pending,
+            pending_bytes: report.pending_bytes,
+            last_sequence: report.last_sequence,
+            damaged: report.damaged,
+        }
     }
-    body
 }
 
-fn device_json(report: &DeviceReport) -> Value {
-    json!({
-        "device": report.device.as_str(),
-        "pending": report.pending,
-        "lastSeen": report.last_seen.map(rfc3339::rfc3339),
-    })
+impl<'a> From<&'a DeviceReport> for Device<'a> {
+    fn from(report: &'a DeviceReport) -> Self {
+        let DeviceReport { device, pending, last_seen, .. } = report;
+        Self { device: device.as_str(), pending: *pending, last_seen: last_seen.map(rfc3339::rfc3339) }
+    }
+}
+
+fn respond(body: &impl Serialize) -> Response {
+    // Maps with string keys always have a JSON form.
+    super::json(StatusCode::OK, serde_json::to_vec(body).expect("a response is JSON"))
 }
 
 /// Serves `GET /v1/users`.
@@ -101,8 +201,8 @@ pub(super) async fn list(
     };
     let cursor = if reports.len() == limit { reports.last().map(|last| last.user.clone()) } else { None };
     let is_listed = |report: &&UserReport| online != Some(false) || report.connections == 0;
-    let users: Vec<Value> = reports.iter().filter(is_listed).map(report_json).collect();
-    Ok(super::json(StatusCode::OK, json!({"users": users, "cursor": cursor}).to_string()))
+    let users = reports.iter().filter(is_listed).map(User::from).collect();
+    Ok(respond(&UserPage { users, cursor: cursor.as_ref().map(UserId::as_str) }))
 }
 
 /// Serves `GET /v1/users/{id}`.
@@ -111,7 +211,7 @@ pub(super) async fn show(FromState(api): State, path: UserPath) -> Result<Respon
     if !user.known {
         return Err(ApiError::UserUnknown);
     }
-    Ok(super::json(StatusCode::OK, report_json(&user).to_string()))
+    Ok(respond(&User::from(&user)))
 }
 
 /// Serves `GET /v1/users/{id}/messages`.
@@ -125,10 +225,7 @@ pub(super) async fn messages(
     let entries = api.hub.pending(&user, after, limit).await?;
     // A page is bounded in bytes too, so only an empty page is the last for certain.
     let cursor = entries.last().map(|last| last.seq);
-    let page = MessagePage { messages: entries.iter().filter_map(message_json).collect(), cursor };
-    // Maps with string keys always have a JSON form.
-    let body = serde_json::to_vec(&page).expect("a page is JSON");
-    Ok(super::json(StatusCode::OK, body))
+    Ok(respond(&MessagePage { messages: entries.iter().filter_map(message_json).collect(), cursor }))
 }
 
 /// Returns a message as a client receives it, with its sequence as `s`.
@@ -141,13 +238,13 @@ fn message_json(entry: &Entry) -> Option<Box<RawValue>> {
 /// Serves `DELETE /v1/users/{id}/messages`.
 pub(super) async fn clear(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
     let cleared = api.hub.clear(&parse_user(path)?).await?;
-    Ok(super::json(StatusCode::OK, json!({"cleared": cleared}).to_string()))
+    Ok(respond(&Cleared { cleared }))
 }
 
 /// Serves `DELETE /v1/users/{id}`.
 pub(super) async fn erase(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
     match api.hub.erase(&parse_user(path)?).await? {
-        Erasure::Erased => Ok(super::json(StatusCode::OK, json!({"erased": true}).to_string())),
+        Erasure::Erased => Ok(respond(&Erased { erased: true })),
         Erasure::Unknown => Err(ApiError::UserUnknown),
         Erasure::Online => Err(ApiError::UserOnline),
         Erasure::Unsupported => Err(ApiError::EraseUnsupported),
@@ -159,7 +256,7 @@ pub(super) async fn disconnect(FromState(api): State, path: UserPath) -> Result<
     let user = parse_user(path)?;
     let connections = api.hub.connection_count_of(&user).await;
     api.hub.disconnect(&Recipients::Users(vec![user]), &[]).await;
-    Ok(super::json(StatusCode::OK, json!({"disconnected": connections}).to_string()))
+    Ok(respond(&Disconnected { disconnected: connections }))
 }
 
 #[cfg(test)]

@@ -38,9 +38,10 @@ fn reworded(reason: &str) -> String {
                 "\\u is followed by fewer than four hexadecimal digits, or by a lone surrogate".into()
             }
             "key must be a string" => "a name in an object has to be a string".into(),
-            reason => match reason.strip_prefix("EOF while parsing ") {
-                Some(what) => format!("the text ends within {}", excerpt(what)),
-                None => excerpt(reason),
+            reason => match (reason.strip_prefix("EOF while parsing "), reason.strip_prefix("duplicate field ")) {
+                (Some(what), _) => format!("the text ends within {}", excerpt(what)),
+                (_, Some(name)) => format!("{} occurs twice", excerpt(name)),
+                _ => excerpt(reason),
             },
         };
     };

@@ -155,17 +155,20 @@ pub struct Message {
 }
 
 /// Delivery options of a message.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schema(as = MessageOptions)]
 #[non_exhaustive]
 pub struct Options {
     /// `false`: unsynced, so sent only to online users and never stored. Default `true`.
     pub sync: bool,
     /// Seconds until a pending message expires. Default: `sync.maxAge` of the server.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>, minimum = 1)]
     pub ttl: Option<std::num::NonZeroU32>,
     /// Collapse key: the message replaces a pending one with the same key. See [`CollapseKey`].
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 64)]
     pub collapse: Option<String>,
 }
 

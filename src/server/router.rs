@@ -83,7 +83,17 @@ pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
         request.extensions_mut().clear();
         async move { Ok::<_, Infallible>(http.respond(&caller, request).await) }
     }));
-    let routes = ["/v1/{*rest}", "/healthz", "/readyz", "/metrics", "/client.js", "/client.d.ts"];
+    let routes = [
+        "/v1/{*rest}",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/client.js",
+        "/client.d.ts",
+        "/openapi.json",
+        "/docs",
+        "/docs/docs.css",
+    ];
     let router =
         routes.into_iter().fold(Router::new().route(&path, socket), |router, at| router.route(at, api.clone()));
     (router, Attached { runtime, limiter, stop })

@@ -72,6 +72,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["redis"], &["src/redis/"]),
     (&["clap"], &["src/bin/mesa/args/"]),
     (&["reqwest"], &["src/dispatcher/", "src/portal/", "src/http_client/"]),
+    (&["utoipa"], &["src/http/", "src/message/mod.rs"]),
     (&["aws_lc_rs"], &["src/http_client/"]),
     (&["jsonwebtoken"], &["src/auth/"]),
 ];

@@ -16,7 +16,7 @@ use crate::util::millis::millis;
 
 /// Paths of the HTTP API, and `/admin`, which is reserved. The WebSocket cannot be at or below them.
 const PATHS_RESERVED: &[&str] =
-    &["/v1", "/healthz", "/readyz", "/metrics", "/client.js", "/client.d.ts", "/openapi.json", "/admin"];
+    &["/v1", "/healthz", "/readyz", "/metrics", "/client.js", "/client.d.ts", "/openapi.json", "/docs", "/admin"];
 
 /// Longest `path`, in bytes.
 const PATH_BYTES_MAX: usize = 256;

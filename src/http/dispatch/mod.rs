@@ -24,7 +24,9 @@ use tokio::sync::watch;
 
 use super::{Api, error::ApiError};
 use crate::logging::{excerpt, network_error, sentence};
+pub(super) use request::DispatchBody;
 use request::DispatchRequest;
+pub(super) use response::DispatchResult;
 
 /// Path of the endpoint.
 pub(super) const PATH: &str = "/v1/dispatch";

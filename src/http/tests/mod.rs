@@ -1,6 +1,8 @@
 //! Tests of the whole API over a store in memory.
 
+mod json_errors;
 mod metrics;
+mod openapi;
 mod status;
 
 use std::{sync::Arc, time::Duration};

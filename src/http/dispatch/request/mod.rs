@@ -1,5 +1,7 @@
 //! Parses a dispatch from JSON. Borrows from the text where it can, and never parses a message's data.
 
+mod shape;
+
 use std::{borrow::Cow, fmt, marker::PhantomData};
 
 use serde::{
@@ -7,6 +9,7 @@ use serde::{
     de::{MapAccess, Visitor, value::MapAccessDeserializer},
 };
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::super::error::ApiError;
 use crate::{
@@ -18,30 +21,48 @@ use crate::{
     },
 };
 
-/// Mirrors the JSON of a dispatch. `d` stays byte for byte as it was sent.
-#[derive(Deserialize)]
+/// A message, and its recipients.
+// `d` stays byte for byte as it was sent.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct DispatchBody<'a> {
+#[schema(as = Dispatch)]
+pub(in crate::http) struct DispatchBody<'a> {
     #[serde(borrow)]
+    #[schema(value_type = MessageBody)]
     message: Object<MessageBody<'a>>,
+    /// User ids, at most `limits.recipients`; or `["*"]`: every connection.
     #[serde(borrow)]
+    #[schema(value_type = Vec<String>)]
     recipients: Vec<JsonString<'a>>,
+    /// User ids that do not receive the message.
     #[serde(borrow, default)]
+    #[schema(value_type = Vec<String>)]
     excluding: Vec<JsonString<'a>>,
+    /// Idempotency id: a retry with the same id is not sent again.
     #[serde(borrow, default)]
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 128)]
     id: Option<Cow<'a, str>>,
 }
 
-#[derive(Deserialize)]
+/// A message.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[schema(as = Message)]
 struct MessageBody<'a> {
+    /// Opcode: 0, or above 22; 5 with the type `DISCONNECT_CLIENT` disconnects the recipients.
     #[serde(default)]
     op: u64,
+    /// Data: any JSON value, delivered byte for byte.
     #[serde(borrow, default)]
+    #[schema(value_type = Value)]
     d: Option<&'a RawValue>,
+    /// Type: a text by which applications distinguish messages.
     #[serde(borrow, default)]
+    #[schema(value_type = Option<String>)]
     t: Option<JsonString<'a>>,
+    /// Options.
     #[serde(default)]
+    #[schema(value_type = Option<Options>)]
     o: Option<Object<Options>>,
 }
 
@@ -107,8 +128,10 @@ pub(super) fn read(text: &[u8], recipients_max: usize) -> Result<DispatchRequest
         if let Some(reason) = surrogates::describe_lone_surrogate(text) {
             return ApiError::LoneSurrogate(reason);
         }
-        let why = json_error(&error);
-        if error.is_data() { ApiError::BadDispatch(why) } else { ApiError::BadJson(why) }
+        if !error.is_data() {
+            return ApiError::BadJson(json_error(&error));
+        }
+        ApiError::BadDispatch(shape::find_mistake(text).unwrap_or_else(|| json_error(&error)))
     })?;
     if body.recipients.len() > recipients_max || body.excluding.len() > recipients_max {
         return Err(ApiError::TooManyRecipients(recipients_max));

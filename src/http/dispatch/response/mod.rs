@@ -2,7 +2,46 @@
 
 use std::io::Write as _;
 
+use utoipa::ToSchema;
+
 use crate::hub::Outcome;
+
+/// Result of a dispatch.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "describes the JSON that `write` encodes by hand, for speed")]
+pub(in crate::http) struct DispatchResult {
+    /// Recipients: each user counts once, excluded users do not count, rejected ones do. For `*`: connections.
+    recipients: u64,
+    /// Accepted recipients that are online.
+    online: u64,
+    /// Accepted recipients that are offline.
+    offline: u64,
+    /// Logs that the message was appended to.
+    stored: u64,
+    /// Recipients that were not accepted.
+    rejected: Vec<RejectedRecipient>,
+    /// `true`: this is the result of an earlier dispatch with the same `id`.
+    duplicate: bool,
+}
+
+/// A recipient that was not accepted.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "as `DispatchResult`")]
+struct RejectedRecipient {
+    /// The user id as sent, up to 1,024 bytes.
+    user: String,
+    /// `invalid`: not a user id. `quota`: too many pending messages or bytes. `damaged`: the user's data is unreadable.
+    reason: RejectedReason,
+}
+
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[expect(dead_code, reason = "as `DispatchResult`")]
+enum RejectedReason {
+    Invalid,
+    Quota,
+    Damaged,
+}
 
 /// Capacity in bytes for a result in which no recipient is rejected.
 pub(super) const USUAL_BYTES: usize = 128;
