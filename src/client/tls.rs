@@ -3,7 +3,7 @@
 use std::{fmt, io, sync::Arc};
 
 use rustls::{
-    CertificateError, ClientConfig, Error as TlsError, RootCertStore,
+    AlertDescription, CertificateError, ClientConfig, Error as TlsError, RootCertStore,
     crypto::{self, CryptoProvider},
     pki_types::{CertificateDer, ServerName, pem::PemObject},
 };
@@ -113,6 +113,10 @@ fn describe(error: &io::Error, host: &str) -> String {
             }
             other => format!("its certificate is not trusted ({other}). {TRUST}"),
         },
+        TlsError::AlertReceived(AlertDescription::ProtocolVersion) => {
+            "it does not speak TLS on this port, or only versions before 1.2. Connect by ws://, or to the TLS port"
+                .into()
+        }
         TlsError::InvalidMessage(_) => {
             "it does not speak TLS on this port. Connect by ws://, or to the TLS port".into()
         }

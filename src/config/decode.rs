@@ -1,12 +1,12 @@
 //! Decodes settings into a [`Config`]. `render` is the inverse, and `validate` bounds the fields.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use serde_json::Value;
 
 use super::{
-    AuthWebhook, Authentication, Config, Confirmation, Durability, Jwks, Jwt, Limits, LogFormat, Overflow, Redis,
-    RedisProtocol, Sync, Webhook,
+    AuthWebhook, Authentication, Certificate, ClientCertificates, Config, Confirmation, Durability, Jwks, Jwt, Limits,
+    LogFormat, Overflow, Redis, RedisProtocol, RedisProtocolTls, Sync, Tls, Webhook,
     error::Problem,
     schema::{self, DAY_MS, Kind},
     settings::Settings,
@@ -46,6 +46,7 @@ pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<
     reader.field("api.ids", &mut config.api.ids, integer);
     reader.field("api.corsOrigins", &mut config.api.cors_origins, texts);
     reader.optional("origins", &mut config.origins, texts);
+    reader.tls(&mut config.tls);
     reader.limits(&mut config.limits);
     reader.redis_protocol(&mut config.redis_protocol);
     reader.field("log.level", &mut config.log.level, text);
@@ -218,10 +219,39 @@ impl Reader<'_> {
         jwt
     }
 
+    fn tls(&mut self, tls: &mut Option<Tls>) {
+        let is_set = |key: &&schema::Key| key.name.starts_with("tls.") && self.settings.has(key.name);
+        if !schema::KEYS.iter().any(|key| is_set(&key)) {
+            return;
+        }
+        let (mut cert, mut key, mut certificates) = (PathBuf::new(), PathBuf::new(), None);
+        self.unless_null("tls.cert", &mut cert, text);
+        self.unless_null("tls.key", &mut key, text);
+        self.optional("tls.certificates", &mut certificates, certificate_list);
+        let has_one = self.settings.has("tls.cert") || self.settings.has("tls.key");
+        if has_one && certificates.is_some() {
+            self.problems.push(Problem::about(
+                &["tls.certificates", "tls.cert", "tls.key"],
+                "tls has both certificates and cert or key; move the one certificate into the list, or remove the list",
+            ));
+        }
+        let mut read = Tls { certificates: certificates.unwrap_or_default(), ..Tls::default() };
+        if has_one {
+            read.certificates = vec![Certificate::files(cert, key)];
+        }
+        self.optional("tls.clientCa", &mut read.client_ca, text);
+        self.unless_null("tls.clientCertificates", &mut read.client_certificates, client_certificates);
+        // With a client authority alone, `validate` reports the missing certificate.
+        if has_one || self.settings.has("tls.certificates") || self.settings.has("tls.clientCa") {
+            *tls = Some(read);
+        }
+    }
+
     fn redis_protocol(&mut self, section: &mut RedisProtocol) {
         self.optional("redisProtocol.port", &mut section.port, integer);
         self.field("redisProtocol.host", &mut section.host, text);
         self.optional("redisProtocol.password", &mut section.password, text);
+        self.field("redisProtocol.tls", &mut section.tls, redis_protocol_tls);
         self.field("redisProtocol.connections", &mut section.connections, integer);
         self.field("redisProtocol.commandBytes", &mut section.command_bytes, integer);
         self.field("redisProtocol.backlogBytes", &mut section.backlog_bytes, integer);
@@ -307,6 +337,32 @@ fn log_format(value: &Value, _: Kind) -> Option<LogFormat> {
         "text" => Some(LogFormat::Text),
         "json" => Some(LogFormat::Json),
         _ => None,
+    }
+}
+
+fn client_certificates(value: &Value, _: Kind) -> Option<ClientCertificates> {
+    match value.as_str()? {
+        "required" => Some(ClientCertificates::Required),
+        "optional" => Some(ClientCertificates::Optional),
+        _ => None,
+    }
+}
+
+/// Converts `{ cert, key }`.
+fn certificate_files(value: &Value) -> Option<Certificate> {
+    let map = value.as_object().filter(|map| map.len() == 2)?;
+    Some(Certificate::files(map.get("cert")?.as_str()?, map.get("key")?.as_str()?))
+}
+
+fn certificate_list(value: &Value, _: Kind) -> Option<Vec<Certificate>> {
+    value.as_array()?.iter().map(certificate_files).collect()
+}
+
+fn redis_protocol_tls(value: &Value, _: Kind) -> Option<RedisProtocolTls> {
+    match value {
+        Value::Bool(false) => Some(RedisProtocolTls::Off),
+        Value::Bool(true) => Some(RedisProtocolTls::Shared),
+        value => certificate_files(value).map(RedisProtocolTls::Own),
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Api, Authentication, Client, Config, Confirmation, Durability, Heartbeat, Limits, Log, LogFormat, Overflow, Portal,
-    Reconnect, RedisProtocol, Store, Sync,
+    Reconnect, RedisProtocol, RedisProtocolTls, Store, Sync,
 };
 
 impl Default for Config {
@@ -54,6 +54,7 @@ impl Default for Config {
             },
             api: Api::default(),
             origins: None,
+            tls: None,
             limits: Limits {
                 connections: 100_000,
                 connections_per_address: 0,
@@ -82,6 +83,7 @@ impl Default for RedisProtocol {
             port: None,
             host: "127.0.0.1".into(),
             password: None,
+            tls: RedisProtocolTls::Off,
             connections: 1000,
             command_bytes: 1 << 20,
             backlog_bytes: 8 << 20,

@@ -118,13 +118,13 @@ fn is_of_other_program(name: &str) -> bool {
 pub(super) fn parse(key: &Key, text: &str) -> Option<Value> {
     let text = text.trim();
     match key.kind {
-        Kind::Bool => match text.to_ascii_lowercase().as_str() {
+        Kind::Bool | Kind::RedisTls => match text.to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" => Some(true.into()),
             "false" | "0" | "no" | "off" => Some(false.into()),
             _ => None,
         },
         Kind::Integer { .. } | Kind::Millis { .. } => text.parse::<u64>().ok().map(Value::from),
-        Kind::Text | Kind::Choice(_) | Kind::Redis | Kind::Library => Some(text.into()),
+        Kind::Text | Kind::Choice(_) | Kind::Redis | Kind::Certificates | Kind::Library => Some(text.into()),
         Kind::Texts => Some(text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect()),
         Kind::Durability => match text.parse::<u64>() {
             Ok(interval) => Some(json!({ "interval": interval })),

@@ -9,7 +9,7 @@
 //! - `service_links`: recognizes variables that Kubernetes and Docker inject
 //! - `settings`: layers of values, each with its origin
 //! - `decode`: converts settings to a [`Config`]
-//! - `endpoints`: settings of the webhooks and of JWKS
+//! - `endpoints`: settings of the webhooks and of JWKS · `tls`: settings of TLS
 //! - `redis`: parses the key `redis`
 //! - `validate`: checks a complete [`Config`]
 //! - `render`: converts a [`Config`] back to JSON, with secrets masked
@@ -30,6 +30,7 @@ mod service_links;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod validate;
 
 use std::{path::PathBuf, time::Duration};
@@ -38,6 +39,7 @@ pub use self::redis::{Redis, parse as parse_redis};
 pub use endpoints::{AuthWebhook, Jwks, Webhook};
 pub use error::ConfigError;
 pub use load::{Loaded, Sources, load};
+pub use tls::{Certificate, ClientCertificates, RedisProtocolTls, Tls};
 pub(crate) use validate::SECRET_BYTES_MIN;
 
 /// Settings of a server. They do not change while it runs.
@@ -79,6 +81,8 @@ pub struct Config {
     ///
     /// `None` (default): any page, but only pages of this machine with `dev` or `authentication.insecure`.
     pub origins: Option<Vec<String>>,
+    /// `tls.*`: WebSocket and HTTP over TLS. `None` (default): plain TCP.
+    pub tls: Option<Tls>,
     /// `limits.*`
     pub limits: Limits,
     /// `redisProtocol.*`
@@ -311,6 +315,8 @@ pub struct RedisProtocol {
     pub host: String,
     /// Password that a connection must send (`AUTH`) first. `None` (default): no password.
     pub password: Option<String>,
+    /// Certificates of a `rediss://` port. Default: plain TCP.
+    pub tls: RedisProtocolTls,
     /// Connections; one more closes at once. Default 1 000.
     pub connections: usize,
     /// Bytes of one command; a larger one closes its connection. Default 1 MiB.

@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{AuthWebhook, Config, Confirmation, Durability, Jwks, Jwt, LogFormat, Overflow, Webhook};
+use super::{
+    AuthWebhook, Certificate, ClientCertificates, Config, Confirmation, Durability, Jwks, Jwt, LogFormat, Overflow,
+    RedisProtocolTls, Tls, Webhook,
+};
 use crate::util::millis::millis;
 
 /// Replaces a secret. It is too short to be a valid secret when the output is loaded again.
@@ -61,11 +64,17 @@ impl Config {
                 "corsOrigins": self.api.cors_origins,
             },
             "origins": self.origins,
+            "tls": effective_tls(self.tls.as_ref()),
             "limits": self.effective_limits(),
             "redisProtocol": {
                 "port": self.redis_protocol.port,
                 "host": self.redis_protocol.host,
                 "password": self.redis_protocol.password.as_ref().map(|_| MASK),
+                "tls": match &self.redis_protocol.tls {
+                    RedisProtocolTls::Off => json!(false),
+                    RedisProtocolTls::Shared => json!(true),
+                    RedisProtocolTls::Own(certificate) => effective_certificate(certificate),
+                },
                 "connections": self.redis_protocol.connections,
                 "commandBytes": self.redis_protocol.command_bytes,
                 "backlogBytes": self.redis_protocol.backlog_bytes,
@@ -198,6 +207,35 @@ fn effective_auth_webhook(webhook: Option<&AuthWebhook>) -> Value {
         "concurrency": webhook.concurrency,
         "allowPrivate": webhook.allow_private,
     })
+}
+
+/// Renders the TLS settings: one certificate as `cert` and `key`, several as a list.
+fn effective_tls(tls: Option<&Tls>) -> Value {
+    let unset = Tls::default();
+    let tls = tls.unwrap_or(&unset);
+    let (one, several) = match &tls.certificates[..] {
+        [] => (Value::Null, Value::Null),
+        [one] => (effective_certificate(one), Value::Null),
+        several => (Value::Null, several.iter().map(effective_certificate).collect()),
+    };
+    json!({
+        "cert": one["cert"],
+        "key": one["key"],
+        "certificates": several,
+        "clientCa": tls.client_ca.as_ref().map(|path| path.to_string_lossy()),
+        "clientCertificates": match tls.client_certificates {
+            ClientCertificates::Required => "required",
+            ClientCertificates::Optional => "optional",
+        },
+    })
+}
+
+/// Renders the files of a certificate. Texts of a program have no form in a file.
+fn effective_certificate(certificate: &Certificate) -> Value {
+    match certificate {
+        Certificate::Files { cert, key } => json!({ "cert": cert.to_string_lossy(), "key": key.to_string_lossy() }),
+        Certificate::Pem { .. } => Value::Null,
+    }
 }
 
 /// Masks the query of a URL, which often has a token.

@@ -45,6 +45,10 @@ pub(super) enum Kind {
     Durability,
     /// `redis`: `config::redis` checks its structure.
     Redis,
+    /// `tls.certificates`
+    Certificates,
+    /// `redisProtocol.tls`
+    RedisTls,
     /// Has an effect only where the server is a library of an application.
     Library,
 }
@@ -63,6 +67,8 @@ impl fmt::Display for Kind {
                 write!(f, "'always', 'never' or {{ interval: N }} with N milliseconds from 1 to {DAY_MS}")
             }
             Self::Redis => f.write_str("a string, an object or a list"),
+            Self::Certificates => f.write_str("a list of { cert: 'FILE', key: 'FILE' }"),
+            Self::RedisTls => f.write_str("true, false or { cert: 'FILE', key: 'FILE' }"),
             Self::Library => f.write_str("left out"),
         }
     }
@@ -86,6 +92,8 @@ pub(super) const CONFIRMATIONS: &[&str] = &["receipt", "write"];
 pub(super) const OVERFLOWS: &[&str] = &["reject", "dropOldest"];
 /// Names of [`super::LogFormat`].
 pub(super) const LOG_FORMATS: &[&str] = &["text", "json"];
+/// Names of [`super::ClientCertificates`].
+pub(super) const CLIENT_CERTIFICATES: &[&str] = &["required", "optional"];
 
 /// Events that `portal.webhook.events` may name.
 pub(super) const WEBHOOK_EVENTS: &[&str] =
@@ -171,6 +179,11 @@ pub(super) const KEYS: &[Key] = &[
     key("api.ids", &["MESA_API_IDS"], integer(1, 100_000_000)),
     key("api.corsOrigins", &["MESA_API_CORS_ORIGINS"], Kind::Texts),
     key("origins", &["MESA_ORIGINS"], Kind::Texts),
+    key("tls.cert", &["MESA_TLS_CERT"], Kind::Text),
+    key("tls.key", &["MESA_TLS_KEY"], Kind::Text),
+    key("tls.certificates", &[], Kind::Certificates),
+    key("tls.clientCa", &["MESA_TLS_CLIENT_CA"], Kind::Text),
+    key("tls.clientCertificates", &["MESA_TLS_CLIENT_CERTIFICATES"], Kind::Choice(CLIENT_CERTIFICATES)),
     key("limits.connections", &["MESA_LIMITS_CONNECTIONS"], integer(1, 10_000_000)),
     key("limits.connectionsPerAddress", &["MESA_LIMITS_CONNECTIONS_PER_ADDRESS"], integer(0, 10_000_000)),
     key("limits.headerTimeout", &["MESA_LIMITS_HEADER_TIMEOUT"], millis(100, 10 * 60 * 1000)),
@@ -188,6 +201,7 @@ pub(super) const KEYS: &[Key] = &[
     key("redisProtocol.port", &["MESA_REDIS_PROTOCOL_PORT"], integer(0, 65_535)),
     key("redisProtocol.host", &["MESA_REDIS_PROTOCOL_HOST"], Kind::Text),
     Key { secret: true, ..key("redisProtocol.password", &["MESA_REDIS_PROTOCOL_PASSWORD"], Kind::Text) },
+    key("redisProtocol.tls", &["MESA_REDIS_PROTOCOL_TLS"], Kind::RedisTls),
     key("redisProtocol.connections", &["MESA_REDIS_PROTOCOL_CONNECTIONS"], integer(1, 1_000_000)),
     // A Dispatcher of the original reads a user's array of pending messages, and writes it back with one more message.
     // A lower limit would disconnect it.

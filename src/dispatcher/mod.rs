@@ -32,7 +32,7 @@ mod tests;
 
 use std::time::Duration;
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
+use reqwest::{Certificate, Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::time::Instant;
 
@@ -159,6 +159,18 @@ impl Dispatcher {
     /// # Errors
     /// Fails if `url` is not such an address, or the key cannot be in a header.
     pub fn new(url: &str, api_key: &str) -> Result<Self, DispatchError> {
+        Self::build(url, api_key, None)
+    }
+
+    /// Creates a dispatcher that trusts certificates in PEM, in place of the system's. See [`Dispatcher::new`].
+    ///
+    /// # Errors
+    /// Fails as [`Dispatcher::new`], or if `ca_pem` has no certificate.
+    pub fn with_ca(url: &str, api_key: &str, ca_pem: &[u8]) -> Result<Self, DispatchError> {
+        Self::build(url, api_key, Some(ca_pem))
+    }
+
+    fn build(url: &str, api_key: &str, ca_pem: Option<&[u8]>) -> Result<Self, DispatchError> {
         let is_server_url = |base: &Url| {
             // A user name would be a second authentication in the request.
             matches!(base.scheme(), "http" | "https")
@@ -184,6 +196,13 @@ impl Dispatcher {
         if base.scheme() == "http" {
             // Otherwise even plain HTTP would need installed certificates.
             builder = builder.tls_certs_only([]);
+        } else if let Some(pem) = ca_pem {
+            let unusable = |why: String| DispatchError::Setup(format!("{why}. Give the certificate authority in PEM"));
+            let trusted = Certificate::from_pem_bundle(pem).map_err(|error| unusable(network_error(&error)))?;
+            if trusted.is_empty() {
+                return Err(unusable("no certificate was given".into()));
+            }
+            builder = builder.tls_certs_only(trusted);
         }
         let http = builder.build().map_err(|error| DispatchError::Setup(network_error(&error)))?;
         Ok(Self { http, base, key: api_key.to_owned(), retry: None })

@@ -7,6 +7,7 @@
 //! | [`getting_started`] | build, first messages, offline delivery |
 //! | [`migration`] | from `@cryb/mesa`: clients, configuration, backends, `mesa import`, a table of names |
 //! | [`configuration`] | every key with its default and environment variable; namespaces |
+//! | [`tls_and_proxies`] | certificates, `wss://`, proxies in front of the server |
 //! | [`cli`] | the commands of `mesa` |
 //! | [`http_api`] | dispatch, idempotency, users, health, error codes |
 //! | [`resume_protocol`] | frames, sequences, acknowledgement, gaps, devices |
@@ -36,6 +37,7 @@ macro_rules! links {
         "[Getting started]: crate::guide::getting_started
 [Migration]: crate::guide::migration
 [Configuration]: crate::guide::configuration
+[TLS and proxies]: crate::guide::tls_and_proxies
 [Command line]: crate::guide::cli
 [HTTP API]: crate::guide::http_api
 [Resume protocol]: crate::guide::resume_protocol
@@ -72,6 +74,10 @@ pub mod migration {}
 #[doc = links!()]
 #[doc = include_str!("configuration.md")]
 pub mod configuration {}
+
+#[doc = links!()]
+#[doc = include_str!("tls-and-proxies.md")]
+pub mod tls_and_proxies {}
 
 #[doc = links!()]
 #[doc = include_str!("cli.md")]

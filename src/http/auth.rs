@@ -12,18 +12,33 @@ use axum::{
 use super::{Api, error::ApiError};
 use crate::auth::AddressProof;
 
-/// Describes the peer of a connection: its address, and whether it has presented a valid key.
+/// Describes the peer of a connection: its address, whether it has presented a valid key, and whether it uses TLS.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
     address: Option<IpAddr>,
     proof: Arc<AddressProof>,
+    #[allow(dead_code, reason = "for cookies, which only some pages set")]
+    is_secure: bool,
 }
 
 impl Caller {
     /// Creates the description of a peer that has presented no valid key. `None`: its address is unknown.
     #[must_use]
     pub fn new(address: Option<IpAddr>) -> Self {
-        Self { address, proof: Arc::default() }
+        Self { address, proof: Arc::default(), is_secure: false }
+    }
+
+    /// Sets whether the requests arrive over TLS.
+    #[must_use]
+    pub fn secure(self, is_secure: bool) -> Self {
+        Self { is_secure, ..self }
+    }
+
+    #[allow(dead_code, reason = "for cookies, which only some pages set")]
+    /// Returns whether the requests arrive over TLS, so that a cookie may be `Secure`.
+    #[must_use]
+    pub fn is_secure(&self) -> bool {
+        self.is_secure
     }
 }
 

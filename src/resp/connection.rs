@@ -4,6 +4,7 @@
 //! grows.
 
 use std::{
+    io,
     net::IpAddr,
     pin::pin,
     sync::{Arc, atomic::Ordering},
@@ -28,11 +29,12 @@ use super::{
 use crate::{
     auth::AddressProof,
     health::{LogLimit, info_seldom},
-    util::sleep::sleep_until_optional,
+    util::{sleep::sleep_until_optional, tls_record},
 };
 
 /// Limits log lines: an unauthenticated peer can violate the protocol on every connection.
 static VIOLATED: LogLimit = LogLimit::new();
+static TLS_CLIENT: LogLimit = LogLimit::new();
 
 /// Time limit for a command from its first byte to its last. Then the connection closes. Between commands a connection
 /// may be idle without limit.
@@ -207,7 +209,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     fn reject_violation(&mut self, violation: &Violation) -> Result<(), SessionEnd> {
-        info_seldom!(VIOLATED, peer = %self.subscriber.address, %violation, "peer violated the Redis protocol; check what connects to this port");
+        let peer = self.subscriber.address;
+        // The parser leaves a wrong first byte in the buffer.
+        if matches!(violation, Violation::NoArray(_)) && tls_record::is_client_hello(&self.buffer) {
+            info_seldom!(
+                TLS_CLIENT, %peer,
+                "a client speaks TLS, but the port of the Redis protocol has none; use redis://, or set redisProtocol.tls"
+            );
+            self.batch.reply().extend_from_slice(&tls_record::ALERT);
+            return Err(SessionEnd::Rejected);
+        }
+        info_seldom!(VIOLATED, %peer, %violation, "peer violated the Redis protocol; check what connects to this port");
         self.reject(&format!("ERR {violation}"));
         Err(SessionEnd::Rejected)
     }
@@ -265,20 +277,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             let mut unwritten = &out[..];
             while !unwritten.is_empty() {
                 let Self { stream, subscriber, server, .. } = self;
-                let mut writing = pin!(timeout(server.bounds.write_timeout, stream.write(unwritten)));
-                let written = loop {
-                    tokio::select! {
-                        biased;
-                        written = writing.as_mut() => break written,
-                        // The subscriber may exceed its bound while a write makes no progress.
-                        () = subscriber.changed.notified() => if subscriber.is_closed() { return Err(SessionEnd::Disconnected) },
-                    }
-                };
-                match written {
-                    Ok(Ok(written)) if written > 0 => unwritten = &unwritten[written..],
-                    _ => return Err(SessionEnd::Disconnected),
+                let written = progress(stream.write(unwritten), subscriber, server.bounds.write_timeout).await?;
+                if written == 0 {
+                    return Err(SessionEnd::Disconnected);
                 }
+                unwritten = &unwritten[written..];
             }
+            // TLS may have the last bytes in its buffer.
+            let Self { stream, subscriber, server, .. } = self;
+            progress(stream.flush(), subscriber, server.bounds.write_timeout).await?;
         }
     }
 
@@ -348,6 +355,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             return false;
         }
         true
+    }
+}
+
+/// Waits for a write or flush, unless it takes too long or the subscriber exceeds its bound meanwhile.
+async fn progress<T>(
+    output: impl Future<Output = io::Result<T>>,
+    subscriber: &Subscriber,
+    time_limit: Duration,
+) -> Result<T, SessionEnd> {
+    let mut output = pin!(timeout(time_limit, output));
+    loop {
+        tokio::select! {
+            biased;
+            done = output.as_mut() => return done.ok().and_then(Result::ok).ok_or(SessionEnd::Disconnected),
+            () = subscriber.changed.notified() => if subscriber.is_closed() { return Err(SessionEnd::Disconnected) },
+        }
     }
 }
 

@@ -11,11 +11,12 @@
 
 use std::{
     collections::BTreeMap,
+    future::poll_fn,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
-    task::Context,
+    task::{Context, Poll},
     time::Instant,
 };
 
@@ -121,6 +122,11 @@ impl Activity {
         }
         self.waker.register(cx.waker());
         self.evicted.load(Ordering::Acquire)
+    }
+
+    /// Resolves when the connection is evicted.
+    pub(super) async fn evicted(&self) {
+        poll_fn(|cx| if self.poll_evicted(cx) { Poll::Ready(()) } else { Poll::Pending }).await;
     }
 
     fn evict(&self) {

@@ -17,10 +17,11 @@ use super::{
     resp_listener::RespListener,
     router::Attached,
     runtime::{BeforeExit, MiddlewareFactory, Runtime},
+    tls::ListenerTls,
 };
 use crate::{
     auth::{self, AuthError, Authenticator, Identity},
-    config::Config,
+    config::{self, Config},
     failpoints,
     hub::Store,
     middleware::Middleware,
@@ -74,6 +75,17 @@ impl Builder {
     pub fn store_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.config.store.path = path.into();
         self
+    }
+
+    /// Serves WebSocket and HTTP over TLS (`tls`).
+    ///
+    /// ```
+    /// # use mesa::{config::{Certificate, Tls}, server::Server};
+    /// let builder = Server::builder().tls(Tls::new(Certificate::files("fullchain.pem", "privkey.pem")));
+    /// # _ = builder;
+    /// ```
+    pub fn tls(self, tls: config::Tls) -> Self {
+        self.configure(|config| config.tls = Some(tls))
     }
 
     /// Listens on this socket instead of `host` and `port`. [`bind`] creates one with a large backlog.
@@ -209,7 +221,7 @@ impl Builder {
 
     /// Builds a server without a listener; returns its routes for your router, and the server to run.
     ///
-    /// `host`, `port`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then.
+    /// `host`, `port`, `tls`, `limits.headerTimeout`, `limits.idleTimeout` and [`Builder::listener`] have no effect then.
     /// Unless the router is served with connect info, `limits.connectionsPerAddress` counts all clients as one address.
     ///
     /// The routes are `path` for the WebSocket, and `/v1/…`, `/healthz`, `/readyz`, `/metrics`, `/client.js`,
@@ -273,6 +285,7 @@ impl Builder {
             }
         };
         // Before the store is opened, like the address above.
+        let certificates = ListenerTls::load(&self.config).await?;
         let resp = RespListener::bind(&self.config.redis_protocol)?;
         let (opened, ids) = match self.store {
             Some(store) => ((store, None), None),
@@ -284,7 +297,8 @@ impl Builder {
             }
         };
         let Self { config, handlers, middleware, before_exit, .. } = self;
-        Runtime::new(config, opened, authenticator, handlers, middleware, before_exit, (resp, ids, descriptors))
+        let parts = (resp, ids, descriptors);
+        Runtime::new(config, opened, authenticator, handlers, middleware, before_exit, parts, certificates)
     }
 }
 

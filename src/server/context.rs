@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{connection_limit::ConnectionLimiter, handler_queue::HandlerRunner};
+use super::{connection_limit::ConnectionLimiter, handler_queue::HandlerRunner, tls::Tls};
 use crate::{
     auth::Authenticator,
     config::Config,
@@ -28,6 +28,8 @@ pub(super) struct ServerContext {
     ///
     /// At shutdown the server waits for it until the last WebSocket has closed.
     pub sockets: Arc<ConnectionLimiter>,
+    /// `None`: the listener has no TLS.
+    pub tls: Option<Arc<Tls>>,
     /// The first frame of every connection.
     pub hello: Arc<str>,
     nonces: AtomicU64,
@@ -41,6 +43,7 @@ impl ServerContext {
         authenticator: Option<Arc<dyn Authenticator>>,
         runner: Option<Arc<HandlerRunner>>,
         sockets_max: usize,
+        tls: Option<Arc<Tls>>,
     ) -> Self {
         let hello = encode::hello(&Hello {
             heartbeat_interval_ms: config.heartbeat.enabled.then(|| millis(config.heartbeat.interval)),
@@ -54,7 +57,8 @@ impl ServerContext {
         // sufficient.
         let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
         let sockets = ConnectionLimiter::new(sockets_max, 0);
-        Self { config, hub, metrics, authenticator, runner, sockets, hello: hello.into(), nonces: AtomicU64::new(seed) }
+        let nonces = AtomicU64::new(seed);
+        Self { config, hub, metrics, authenticator, runner, sockets, tls, hello: hello.into(), nonces }
     }
 
     /// Returns a number that is unique among the connections of this process.

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::tls::SetupError as TlsSetupError;
 use crate::{auth, config::ConfigError, http_client::UrlError, hub::StoreError};
 
 /// Error for which a server did not start, or stopped by itself.
@@ -14,6 +15,9 @@ pub enum ServerError {
     /// The authentication cannot be set up; most often a key file is missing or invalid.
     #[error(transparent)]
     Auth(#[from] auth::AuthSetupError),
+    /// The certificates cannot be used; most often a file is missing, or the key is of another certificate.
+    #[error(transparent)]
+    Tls(#[from] TlsSetupError),
     /// The store cannot be opened, or has failed while the server ran.
     #[error(transparent)]
     Store(#[from] StoreError),

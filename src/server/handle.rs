@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Weak};
 
+use super::tls::{ListenerTls, SetupError as TlsSetupError};
 use crate::{
     hub::{CloseReason, Dispatch, Hub, OptionsError, Outcome, StoreError, UserReport},
     message::{
@@ -51,9 +52,25 @@ pub enum SendError {
 pub struct Handle {
     pub(super) hub: Weak<Hub>,
     pub(super) recipients_max: usize,
+    pub(super) certificates: ListenerTls,
 }
 
 impl Handle {
+    /// Reads the files of `tls` and `redisProtocol.tls`, and uses their certificates for new connections.
+    ///
+    /// The server does so itself within seconds after a file has changed. Open connections are not affected. Returns
+    /// whether a file has changed.
+    ///
+    /// # Errors
+    /// When a file cannot be used. The current certificates of its settings stay in use.
+    pub async fn reload_certificates(&self) -> Result<bool, TlsSetupError> {
+        let mut has_changed = false;
+        for tls in self.certificates.distinct() {
+            has_changed |= tls.reload().await?;
+        }
+        Ok(has_changed)
+    }
+
     /// Sends a message to users, or a broadcast to [`Recipients::Everyone`], like `POST /v1/dispatch`.
     ///
     /// Excluded users do not receive it. The future resolves once every stored entry is as durable as configured

@@ -19,15 +19,22 @@ use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
     time::{Instant, Sleep, sleep_until},
 };
 
 use super::{
     activity::{Activity, Phase},
+    stream::AcceptedStream,
     unreadable,
 };
-use crate::config::Limits;
+use crate::{
+    config::Limits,
+    health::{LogLimit, info_seldom},
+    util::tls_record,
+};
+
+/// Limits the log lines about clients that speak TLS: one can come with each connection.
+static TLS_CLIENT: LogLimit = LogLimit::new();
 
 /// Time without bytes from the peer after which a closing connection ends.
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -49,7 +56,7 @@ const DISCARDS_MAX: usize = 16;
 
 /// The socket of an HTTP connection.
 pub(super) struct HttpIo {
-    stream: TcpStream,
+    stream: AcceptedStream,
     activity: Arc<Activity>,
     head_timeout: Duration,
     idle_timeout: Duration,
@@ -63,6 +70,8 @@ pub(super) struct HttpIo {
     closing: Option<Closing>,
     /// An error response that replaces hyper's bare one, and how much of it is written.
     error_response: Option<(Vec<u8>, usize)>,
+    /// Whether the peer speaks TLS, and this port does not.
+    is_tls_client: bool,
     /// Whether the peer has closed its side, or a deadline has passed, so that the connection need not linger.
     no_linger: bool,
 }
@@ -74,33 +83,43 @@ struct Closing {
 }
 
 impl HttpIo {
-    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>, limits: &Limits) -> Self {
+    /// Creates the socket. `head_deadline`: deadline of the first head.
+    pub(super) fn new(
+        stream: AcceptedStream,
+        activity: Arc<Activity>,
+        limits: &Limits,
+        head_deadline: Instant,
+    ) -> Self {
         Self {
             stream,
             activity,
             head_timeout: limits.header_timeout,
             idle_timeout: limits.idle_timeout,
             write_timeout: limits.write_timeout,
-            read_deadline: Instant::now() + limits.header_timeout,
+            read_deadline: head_deadline,
             read_timer: Timer::default(),
             write_deadline: None,
             write_timer: Timer::default(),
             closing: None,
             error_response: None,
+            is_tls_client: false,
             no_linger: false,
         }
     }
 
     /// Returns the socket, once the connection has become a WebSocket.
-    pub(super) fn into_stream(self) -> TcpStream {
+    pub(super) fn into_stream(self) -> AcceptedStream {
         self.stream
     }
 
     /// Records that bytes have arrived.
-    fn received(&mut self) {
+    fn received(&mut self, bytes: &[u8]) {
         match self.activity.phase() {
             // The deadline of the first head counts from the start of the connection.
-            Phase::New => self.activity.enter(Phase::Head),
+            Phase::New => {
+                self.activity.enter(Phase::Head);
+                self.is_tls_client = tls_record::is_client_hello(bytes);
+            }
             Phase::Answered | Phase::Idle => {
                 self.read_deadline = Instant::now() + self.head_timeout;
                 self.activity.enter(Phase::Head);
@@ -179,7 +198,7 @@ impl AsyncRead for HttpIo {
         match Pin::new(&mut self.stream).poll_read(cx, buf) {
             Poll::Ready(Ok(())) => {
                 if buf.filled().len() > before {
-                    self.received();
+                    self.received(&buf.filled()[before..]);
                 } else if wanted > 0 {
                     self.no_linger = true;
                 }
@@ -196,7 +215,16 @@ impl AsyncRead for HttpIo {
 
 impl HttpIo {
     fn poll_write_stream(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match Pin::new(&mut self.stream).poll_write(cx, bytes) {
+        self.poll_output(cx, |stream, cx| stream.poll_write(cx, bytes))
+    }
+
+    /// Polls a write, flush or shutdown of the stream, with the deadline of a write.
+    fn poll_output<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        poll: impl FnOnce(Pin<&mut AcceptedStream>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        match poll(Pin::new(&mut self.stream), cx) {
             Poll::Pending => {
                 let by = self.write_deadline.unwrap_or_else(|| Instant::now() + self.write_timeout);
                 if self.write_deadline.replace(by).is_none() {
@@ -208,13 +236,25 @@ impl HttpIo {
                 }
                 Poll::Pending
             }
-            written @ Poll::Ready(_) => {
+            done @ Poll::Ready(_) => {
                 if self.write_deadline.take().is_some() {
                     self.activity.set_stalled(false);
                 }
-                written
+                done
             }
         }
+    }
+
+    /// Returns the response to a head that hyper could not parse, in place of hyper's own.
+    fn error_response(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        if self.is_tls_client {
+            info_seldom!(
+                TLS_CLIENT,
+                "a client speaks TLS, but this port has none; use ws:// and http://, or set tls.cert and tls.key"
+            );
+            return Some(tls_record::ALERT.to_vec());
+        }
+        unreadable::with_body(bytes)
     }
 
     /// Writes the error response; ready when all of it is written.
@@ -247,7 +287,7 @@ impl AsyncWrite for HttpIo {
             if at > 0 {
                 return self.poll_write_stream(cx, &bytes[..at]);
             }
-            self.error_response = unreadable::with_body(bytes).map(|error_response| (error_response, 0));
+            self.error_response = self.error_response(bytes).map(|error_response| (error_response, 0));
         }
         if self.error_response.is_none() {
             return self.poll_write_stream(cx, bytes);
@@ -258,7 +298,7 @@ impl AsyncWrite for HttpIo {
 
     /// Flushes the stream. hyper calls this whenever all of its output is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        ready!(self.poll_output(cx, |stream, cx| stream.poll_flush(cx)))?;
         if self.activity.phase() == Phase::Answered {
             self.become_idle(cx);
         }
@@ -267,7 +307,7 @@ impl AsyncWrite for HttpIo {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.closing.is_none() {
-            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            ready!(self.poll_output(cx, |stream, cx| stream.poll_shutdown(cx)))?;
             // Without a request there was no response that could be lost. An idle connection lingers too: bytes of a
             // rejected body may be unread.
             if self.no_linger || self.activity.phase() == Phase::New {

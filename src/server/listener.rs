@@ -27,11 +27,13 @@ use super::{
     context::ServerContext,
     http_io::{HttpIo, ResponseBody},
     is_stopped, stopped,
+    stream::AcceptedStream,
+    tls::{Handshake, Tls, handshake},
     unreadable::HEAD_BYTES_MAX,
     ws_upgrade,
 };
 use crate::{
-    health::{LogLimit, supervise},
+    health::{LogLimit, info_seldom, supervise},
     http::{Caller, Http, error_response},
     metrics::Metrics,
     util::backoff::Backoff,
@@ -197,6 +199,10 @@ impl LogInterval {
 /// Limits the log lines about failed accepts, which a flood of connections can repeat.
 static ACCEPT_FAILED: LogLimit = LogLimit::new();
 
+/// Limits the log lines about clients without TLS, and about failed handshakes, which each connection can cause.
+static PLAIN_CLIENT: LogLimit = LogLimit::new();
+static HANDSHAKE_FAILED: LogLimit = LogLimit::new();
+
 /// A listener that ignores errors of single connections, and sets the TCP options of accepted ones.
 pub(super) struct Acceptor {
     listener: TcpListener,
@@ -264,12 +270,30 @@ async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let activity = &entry.activity;
-    let caller = Caller::new(Some(peer.ip()));
+    let head_deadline = Instant::now() + context.config.limits.header_timeout;
+    let (stream, is_rejected) = match &context.tls {
+        None => (AcceptedStream::Tcp(stream), false),
+        Some(tls) => {
+            // Boxed, so that connections without TLS do not hold the space for a handshake.
+            let secured = Box::pin(secure(tls, stream, peer, &context.metrics));
+            tokio::select! {
+                secured = timeout_at(head_deadline, secured) => match secured {
+                    Ok(Some(secured)) => secured,
+                    Ok(None) | Err(_) => return,
+                },
+                () = activity.evicted() => return,
+                () = stopped(&mut stop) => return,
+            }
+        }
+    };
+    let caller = Caller::new(Some(peer.ip())).secure(stream.is_tls());
     let rejected_upgrade = Mutex::new(None);
     let service = service_fn(|request: Request<Incoming>| async {
         activity.enter(Phase::Busy);
         let upgrade = request.extensions().get::<OnUpgrade>().cloned();
-        let response = if ws_upgrade::is_upgrade_request(request.headers()) {
+        let response = if is_rejected {
+            plain_http_response()
+        } else if ws_upgrade::is_upgrade_request(request.headers()) {
             upgrade_at_path(&context, &permit, peer, request)
         } else {
             respond(&http, &caller, activity, request).await
@@ -279,7 +303,7 @@ async fn serve(
         }
         Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, activity.clone())))
     });
-    let io = HttpIo::new(stream, activity.clone(), &context.config.limits);
+    let io = HttpIo::new(stream, activity.clone(), &context.config.limits, head_deadline);
     // In a block, so that hyper's connection is dropped before `rejected_upgrade` is awaited, which would otherwise
     // hang.
     let result = {
@@ -311,6 +335,34 @@ async fn serve(
     {
         _ = TokioIo::new(upgraded).shutdown().await;
     }
+}
+
+/// Secures a connection; `None` if the handshake failed. True: the peer sends plain HTTP, and its requests are rejected.
+async fn secure(tls: &Tls, stream: TcpStream, peer: SocketAddr, metrics: &Metrics) -> Option<(AcceptedStream, bool)> {
+    match handshake(tls.http(), stream).await {
+        Handshake::Done(stream) => Some((AcceptedStream::Tls(stream), false)),
+        Handshake::Plain(stream) => {
+            metrics.rejected_connections.inc();
+            info_seldom!(PLAIN_CLIENT, %peer, "a client sent plain HTTP, but this port speaks TLS; use wss:// and https://");
+            Some((AcceptedStream::Tcp(stream), true))
+        }
+        Handshake::Closed => None,
+        Handshake::Failed(error) => {
+            metrics.rejected_connections.inc();
+            info_seldom!(HANDSHAKE_FAILED, %peer, error, "a TLS handshake failed");
+            None
+        }
+    }
+}
+
+/// Responds to a request without TLS on a port with TLS.
+fn plain_http_response() -> Response<Body> {
+    let mut response = Response::new(Body::from("This port speaks TLS: connect by https:// or wss://.\n"));
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Responds to an HTTP request, and records whether the connection has presented a valid key.

@@ -7,6 +7,7 @@
 //! - [`peer`]: a client, for the embedding program · [`handle`]: the server, for the embedding program
 //! - [`listener`]: accepts connections, HTTP and WebSocket on one port
 //! - [`connection_limit`]: connection permits · [`descriptors`]: their number · [`activity`]: which connection is evicted
+//! - [`stream`]: TCP, or TLS over it · [`tls`]: certificates and handshakes
 //! - [`http_io`]: deadlines and closing of an HTTP connection · [`unreadable`]: error responses that hyper writes
 //! - [`ws_upgrade`]: upgrades an HTTP request to a WebSocket
 //! - [`socket`]: the WebSocket; [`fragments`] and [`close_frame`] parse frames that its library does not report
@@ -46,8 +47,10 @@ mod settings;
 mod shutdown;
 mod socket;
 mod stop;
+mod stream;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod unreadable;
 mod ws_upgrade;
 
@@ -63,6 +66,7 @@ pub use self::{
     listener::bind,
     peer::{CloseCodeError, Peer, ReceivedMessage},
     router::Attached,
+    tls::SetupError as TlsSetupError,
 };
 use self::{
     settings::{Opened, open_store, settings},

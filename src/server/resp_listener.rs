@@ -3,7 +3,13 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::timeout};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinHandle,
+    time::timeout,
+};
 
 use super::{
     ServerError,
@@ -12,16 +18,24 @@ use super::{
     listener::{Acceptor, LogInterval, bind},
     portal_id_file::PortalIdFile,
     stopped,
+    tls::{Handshake, Tls, TlsStream, handshake},
 };
 use crate::{
     config,
-    health::{Health, supervise},
+    health::{Health, LogLimit, info_seldom, supervise},
     metrics::Metrics,
     resp::{AnnouncedPortal, RespServer},
 };
 
 /// Time for writing the portal ids at shutdown.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Time for a client without TLS to read why it is rejected.
+const REJECTION_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Limits the log lines about clients without TLS, and about failed handshakes, which each connection can cause.
+static PLAIN_CLIENT: LogLimit = LogLimit::new();
+static HANDSHAKE_FAILED: LogLimit = LogLimit::new();
 
 /// The bound port and its settings.
 pub(super) struct RespListener {
@@ -30,6 +44,7 @@ pub(super) struct RespListener {
     pub(super) server: Arc<RespServer>,
     limiter: Arc<ConnectionLimiter>,
     metrics: Arc<Metrics>,
+    tls: Option<RespTls>,
     /// File of portal ids; `None`: they are not persisted.
     ids: Option<PortalIdFile>,
 }
@@ -55,15 +70,16 @@ impl RespListener {
         connections: usize,
         server: Arc<RespServer>,
         metrics: Arc<Metrics>,
+        tls: Option<RespTls>,
         ids: Option<PortalIdFile>,
     ) -> Result<Self, ServerError> {
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, server, limiter: ConnectionLimiter::new(connections, 0), metrics, ids })
+        Ok(Self { listener, address, server, limiter: ConnectionLimiter::new(connections, 0), metrics, tls, ids })
     }
 
     /// Accepts connections until `stop` is set.
     pub(super) fn open(self, health: &Arc<Health>, stop: watch::Receiver<bool>) -> RunningListener {
-        let Self { listener, server, limiter, metrics, ids, .. } = self;
+        let Self { listener, server, limiter, metrics, tls, ids, .. } = self;
         let is_over = || {
             let stop = stop.clone();
             move || is_stopped(&stop)
@@ -83,10 +99,55 @@ impl RespListener {
         let accepting =
             tokio::spawn(supervise(health.clone(), "redis_protocol", acceptor, is_over(), move |acceptor| {
                 let (server, permits, metrics, stop) = (server.clone(), permits.clone(), metrics.clone(), stop.clone());
-                Box::pin(async move { accept(acceptor, &server, &permits, &metrics, stop).await })
+                let tls = tls.clone();
+                Box::pin(async move { accept(acceptor, &server, &permits, &metrics, tls.as_ref(), stop).await })
             }));
         RunningListener { limiter, accepting, persisting }
     }
+}
+
+/// TLS of the port, and the time limit of a handshake.
+#[derive(Clone)]
+pub(super) struct RespTls {
+    pub(super) tls: Arc<Tls>,
+    pub(super) timeout: Duration,
+}
+
+impl RespTls {
+    /// Secures a connection; `None` if the handshake failed, took too long, or the server stops.
+    async fn secure(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        metrics: &Metrics,
+        mut stop: watch::Receiver<bool>,
+    ) -> Option<Box<TlsStream>> {
+        let done = tokio::select! {
+            done = timeout(self.timeout, handshake(self.tls.resp(), stream)) => done.ok()?,
+            () = stopped(&mut stop) => return None,
+        };
+        match done {
+            Handshake::Done(stream) => return Some(stream),
+            Handshake::Plain(stream) => {
+                info_seldom!(PLAIN_CLIENT, %peer, "a client of the Redis protocol sent no TLS, but this port needs it; use rediss://");
+                _ = timeout(REJECTION_TIMEOUT, reject_plain(stream)).await;
+            }
+            Handshake::Closed => return None,
+            Handshake::Failed(error) => {
+                info_seldom!(HANDSHAKE_FAILED, %peer, error, "a TLS handshake failed on the port of the Redis protocol");
+            }
+        }
+        metrics.rejected_connections.inc();
+        None
+    }
+}
+
+/// Replies with an error, and discards what the peer sends. Otherwise it could lose the reply.
+async fn reject_plain(mut stream: TcpStream) {
+    _ = stream.write_all(b"-ERR this port needs TLS; connect by rediss://\r\n").await;
+    _ = stream.shutdown().await;
+    let mut discarded = [0; 4 << 10];
+    while stream.read(&mut discarded).await.is_ok_and(|read| read > 0) {}
 }
 
 /// A listener that accepts connections.
@@ -119,7 +180,8 @@ async fn accept(
     acceptor: &mut Acceptor,
     server: &Arc<RespServer>,
     limiter: &Arc<ConnectionLimiter>,
-    metrics: &Metrics,
+    metrics: &Arc<Metrics>,
+    tls: Option<&RespTls>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut log_interval = LogInterval::default();
@@ -145,9 +207,17 @@ async fn accept(
             }
             continue;
         };
-        let server = server.clone();
+        let (server, metrics, tls, stop) = (server.clone(), metrics.clone(), tls.cloned(), stop.clone());
         tokio::spawn(async move {
-            server.serve(stream, peer.ip()).await;
+            match tls {
+                None => server.serve(stream, peer.ip()).await,
+                Some(tls) => {
+                    // Boxed, so that connections without TLS do not hold the space for a handshake.
+                    if let Some(stream) = Box::pin(tls.secure(stream, peer, &metrics, stop)).await {
+                        server.serve(stream, peer.ip()).await;
+                    }
+                }
+            }
             drop(permit);
         });
     }

@@ -16,9 +16,11 @@ use super::{
     descriptors::Descriptors,
     handler::DynHandler,
     handler_queue::{HandlerRunner, HubListener},
+    is_stopped,
     portal_id_file::PortalIdFile,
-    resp_listener::RespListener,
+    resp_listener::{RespListener, RespTls},
     settings, shutdown,
+    tls::ListenerTls,
 };
 use crate::{
     auth::{ApiKeys, Authenticator, GuessLimiter},
@@ -53,6 +55,7 @@ pub(super) struct Runtime {
     pub(super) webhook: Option<Webhook>,
     pub(super) resp: Option<RespListener>,
     pub(super) descriptors: Descriptors,
+    pub(super) certificates: ListenerTls,
 }
 
 impl Runtime {
@@ -64,6 +67,7 @@ impl Runtime {
         middleware: Vec<MiddlewareFactory>,
         before_exit: Option<BeforeExit>,
         (resp, ids, descriptors): (Option<TcpListener>, Option<PortalIdFile>, Descriptors),
+        certificates: ListenerTls,
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::with(store.health().restarted()));
         let hub = Hub::new(settings(&config), store.clone(), metrics.clone(), cluster);
@@ -88,15 +92,18 @@ impl Runtime {
             Some(listener) => {
                 let announced = ids.as_ref().map(PortalIdFile::read).unwrap_or_default();
                 let server = RespServer::new(&config, hub.clone(), metrics.clone(), guess_limiter, announced);
-                Some(RespListener::new(listener, descriptors.resp, server, metrics.clone(), ids)?)
+                let timeout = config.limits.header_timeout;
+                let tls = certificates.resp.clone().map(|tls| RespTls { tls, timeout });
+                Some(RespListener::new(listener, descriptors.resp, server, metrics.clone(), tls, ids)?)
             }
         };
         let runner = (!handlers.is_empty()).then(|| HandlerRunner::new(handlers));
         if let Some(runner) = &runner {
             hub.listen(Arc::new(HubListener(runner.clone())));
         }
-        let context = Arc::new(ServerContext::new(config, hub, metrics, authenticator, runner, descriptors.sockets));
-        let runtime = Self { context, store, http, before_exit, webhook, resp, descriptors };
+        let (sockets, tls) = (descriptors.sockets, certificates.http.clone());
+        let context = Arc::new(ServerContext::new(config, hub, metrics, authenticator, runner, sockets, tls));
+        let runtime = Self { context, store, http, before_exit, webhook, resp, descriptors, certificates };
         let handle = runtime.handle();
         runtime.context.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
         if let Some(runner) = &runtime.context.runner {
@@ -107,7 +114,11 @@ impl Runtime {
     }
 
     pub(super) fn handle(&self) -> Handle {
-        Handle { hub: Arc::downgrade(&self.context.hub), recipients_max: self.context.config.limits.recipients }
+        Handle {
+            hub: Arc::downgrade(&self.context.hub),
+            recipients_max: self.context.config.limits.recipients,
+            certificates: self.certificates.clone(),
+        }
     }
 
     /// Supervises the components until `shutdown` resolves or the store fails, then stops them.
@@ -118,10 +129,17 @@ impl Runtime {
         stop: &watch::Sender<bool>,
         accepting: JoinHandle<()>,
     ) -> Result<(), ServerError> {
-        let Self { context, store, before_exit, webhook, resp, .. } = self;
+        let Self { context, store, before_exit, webhook, resp, certificates, .. } = self;
         let resp_server = resp.as_ref().map(|resp| resp.server.clone());
         let health = context.hub.health();
         let resp = resp.map(|resp| resp.open(&health, stop.subscribe()));
+        for tls in certificates.distinct().cloned() {
+            let (health, stopping, stop) = (health.clone(), stop.subscribe(), stop.subscribe());
+            let is_over = move || is_stopped(&stopping);
+            tokio::spawn(supervise(health, "certificates", tls, is_over, move |tls| {
+                Box::pin(tls.maintain(stop.clone()))
+            }));
+        }
         let webhook_tasks = webhook.map(|webhook| webhook.start(&health));
         let (hub, authenticator) = (context.hub.clone(), context.authenticator.clone());
         let maintenance = tokio::spawn(supervise(

@@ -17,10 +17,7 @@ use bytes::Bytes;
 use futures_util::{Sink, Stream};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
@@ -34,7 +31,7 @@ use tokio_tungstenite::{
     },
 };
 
-use super::fragments::Fragments;
+use super::{fragments::Fragments, stream::AcceptedStream};
 use crate::protocol::close_code::CloseCode;
 
 /// Read buffer of tungstenite, in bytes. Most frames of clients are smaller; a larger frame takes several reads.
@@ -83,8 +80,8 @@ pub(super) enum Inbound {
 
 /// The byte stream under a WebSocket.
 pub(super) enum Transport {
-    /// A socket of the server's listener.
-    Tcp(TcpStream),
+    /// A connection of the server's listener.
+    Accepted(AcceptedStream),
     /// A stream of the embedding program's router, which sets its socket options.
     Embedded(Box<TokioIo<Upgraded>>),
 }
@@ -95,8 +92,8 @@ pub(super) struct Socket(WebSocketStream<Pipe>);
 impl Socket {
     /// Creates a WebSocket over an upgraded connection. `early`: bytes that the peer sent after its upgrade request.
     pub(super) async fn upgraded(transport: Transport, mut early: Vec<u8>, frame_bytes_max: usize) -> Self {
-        if let Transport::Tcp(stream) = &transport {
-            let options = socket2::SockRef::from(stream);
+        if let Transport::Accepted(stream) = &transport {
+            let options = socket2::SockRef::from(stream.tcp());
             // Options that the system may not support. The server's timeouts have the same effect later.
             _ = options.set_tcp_nodelay(true);
             #[cfg(target_os = "linux")]
@@ -112,7 +109,7 @@ impl Socket {
             .max_frame_size(Some(frame_bytes_max));
         let mut fragments = Fragments::default();
         early.truncate(fragments.read(&early));
-        let pipe = Pipe { transport, out: Vec::new(), written: 0, fragments, close_reported: false };
+        let pipe = Pipe { transport, out: Vec::new(), written: 0, unflushed: false, fragments, close_reported: false };
         Self(WebSocketStream::from_partially_read(pipe, early, Role::Server, Some(config)).await)
     }
 
@@ -212,13 +209,16 @@ impl Socket {
         _ = Pin::new(&mut self.0).start_send(message);
     }
 
-    /// Returns the number of bytes that are not written to the socket yet.
+    /// Returns the number of bytes that are not written to the socket yet. Bytes in the buffer of TLS count as one.
     pub(super) fn unsent(&self) -> usize {
         let pipe = self.0.get_ref();
-        pipe.out.len() - pipe.written
+        pipe.out.len() - pipe.written + usize::from(pipe.unflushed)
     }
 
     /// Writes the buffer; ready when all of it is written. Also returns the number of bytes that this call has written.
+    ///
+    /// With TLS a byte counts as written once TLS has encrypted it. TLS buffers one record at most, so a peer that reads
+    /// nothing still makes this pending.
     pub(super) fn poll_write_out(&mut self, cx: &mut Context<'_>) -> (usize, Poll<io::Result<()>>) {
         let pipe = self.0.get_mut();
         let mut sent = 0;
@@ -229,8 +229,16 @@ impl Socket {
                 Poll::Ready(Ok(bytes)) => {
                     pipe.written += bytes;
                     sent += bytes;
+                    pipe.unflushed = true;
                 }
                 Poll::Ready(Err(error)) => return (sent, Poll::Ready(Err(error))),
+            }
+        }
+        if pipe.unflushed {
+            match pipe.transport.poll_flush(cx) {
+                Poll::Pending => return (sent, Poll::Pending),
+                Poll::Ready(Err(error)) => return (sent, Poll::Ready(Err(error))),
+                Poll::Ready(Ok(())) => pipe.unflushed = false,
             }
         }
         pipe.written = 0;
@@ -244,7 +252,7 @@ impl Socket {
     /// Shuts down the sending side of the socket.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.0.get_mut().transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Accepted(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Embedded(upgraded) => Pin::new(upgraded.as_mut()).poll_shutdown(cx),
         }
     }
@@ -289,22 +297,23 @@ fn violation(error: &ProtocolError) -> Option<&'static str> {
 impl Transport {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Transport::Embedded(upgraded) => Pin::new(upgraded.as_mut()).poll_read(cx, buf),
+            Self::Accepted(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Embedded(upgraded) => Pin::new(upgraded.as_mut()).poll_read(cx, buf),
         }
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, bytes),
-            Transport::Embedded(upgraded) => match Pin::new(upgraded.as_mut()).poll_write(cx, bytes) {
-                // The stream may buffer the bytes until it is flushed.
-                Poll::Ready(Ok(taken)) => {
-                    _ = Pin::new(upgraded.as_mut()).poll_flush(cx)?;
-                    Poll::Ready(Ok(taken))
-                }
-                other => other,
-            },
+            Self::Accepted(stream) => Pin::new(stream).poll_write(cx, bytes),
+            Self::Embedded(upgraded) => Pin::new(upgraded.as_mut()).poll_write(cx, bytes),
+        }
+    }
+
+    /// Writes what the stream itself buffers: TLS here, or any stream of the embedding program.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Accepted(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Embedded(upgraded) => Pin::new(upgraded.as_mut()).poll_flush(cx),
         }
     }
 }
@@ -315,6 +324,8 @@ struct Pipe {
     out: Vec<u8>,
     /// Bytes of `out` that are written to the socket.
     written: usize,
+    /// Whether written bytes may still be in a buffer of the transport.
+    unflushed: bool,
     fragments: Fragments,
     /// Whether the close frame of the peer was reported.
     close_reported: bool,

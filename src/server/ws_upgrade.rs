@@ -157,7 +157,7 @@ async fn serve_upgraded(
     // From the server's listener it is a TCP socket. In another program's router it may be any stream.
     let (transport, early) = match upgraded.downcast::<TokioIo<HttpIo>>() {
         // Copied, because the returned buffer would retain hyper's 8 KiB read buffer as long as the connection lives.
-        Ok(parts) => (Transport::Tcp(parts.io.into_inner().into_stream()), parts.read_buf.to_vec()),
+        Ok(parts) => (Transport::Accepted(parts.io.into_inner().into_stream()), parts.read_buf.to_vec()),
         Err(upgraded) => (Transport::Embedded(Box::new(TokioIo::new(upgraded))), Vec::new()),
     };
     let socket = Socket::upgraded(transport, early, context.config.limits.frame_bytes).await;

@@ -6,6 +6,7 @@
 //! - `rfc3339`: times as text
 //! - `saturate`: counts in 32 bits
 //! - `sleep`: sleeping until an optional deadline
+//! - `tls_record`: TLS clients on a port without TLS
 
 pub mod backoff;
 pub(crate) mod millis;
@@ -13,3 +14,4 @@ pub(crate) mod read_bounded;
 pub mod rfc3339;
 pub(crate) mod saturate;
 pub mod sleep;
+pub(crate) mod tls_record;

@@ -7,7 +7,7 @@ use mesa::{
     config::Config,
     dispatcher::Dispatcher,
     message::UserId,
-    server::{Server, bind},
+    server::{Handle, Server, bind},
 };
 use tempfile::TempDir;
 use tokio::{
@@ -27,6 +27,7 @@ pub struct TestServer {
     pub address: SocketAddr,
     /// Address of the Redis protocol, if it is enabled.
     pub redis_protocol: Option<SocketAddr>,
+    pub handle: Handle,
     config: Config,
     stop: Option<oneshot::Sender<()>>,
     running: JoinHandle<()>,
@@ -55,12 +56,12 @@ impl TestServer {
     async fn start_on(config: Config, store: TempDir) -> Self {
         let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let server = Server::start(config.clone(), listener).await.unwrap();
-        let (address, redis_protocol) = (server.local_addr(), server.redis_protocol_addr());
+        let (address, redis_protocol, handle) = (server.local_addr(), server.redis_protocol_addr(), server.handle());
         let (stop, stopped) = oneshot::channel();
         let running = tokio::spawn(async move {
             server.run(async { _ = stopped.await }).await.unwrap();
         });
-        Self { address, redis_protocol, config, stop: Some(stop), running, store }
+        Self { address, redis_protocol, handle, config, stop: Some(stop), running, store }
     }
 
     pub fn dispatcher(&self) -> Dispatcher {

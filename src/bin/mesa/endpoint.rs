@@ -16,7 +16,11 @@ pub fn dispatcher(args: &ApiArgs) -> Result<Dispatcher, Failure> {
         ));
     };
     let url = option_or_variable(args.url.as_deref(), "MESA_URL")?.unwrap_or_else(|| HTTP_DEFAULT.into());
-    Dispatcher::new(&http(&url), &key).map_err(Failure::usage)
+    let Some(ca) = &args.ca else { return Dispatcher::new(&http(&url), &key).map_err(Failure::usage) };
+    let pem = std::fs::read(ca).map_err(|error| {
+        Failure::usage(format!("--ca {}: {error}; give the path of a readable PEM file", ca.display()))
+    })?;
+    Dispatcher::with_ca(&http(&url), &key, &pem).map_err(Failure::usage)
 }
 
 /// Returns the WebSocket URL.

@@ -177,7 +177,7 @@ fn guide_has_every_key_with_its_default() {
             rows += 1;
         }
     }
-    assert_eq!(rows, 96, "a row was added, or is no longer found");
+    assert_eq!(rows, 102, "a row was added, or is no longer found");
 }
 
 fn leaf(name: &str) -> &str {
@@ -210,6 +210,11 @@ fn another(key: &schema::Key, default: &Value) -> Option<Value> {
             name if leaf(name) == "secret" => SECRET.into(),
             _ => "another".into(),
         },
+        Kind::Certificates => {
+            let files = |name: &str| serde_json::json!({ "cert": format!("{name}.pem"), "key": format!("{name}.key") });
+            vec![files("a"), files("b")].into()
+        }
+        Kind::RedisTls => true.into(),
         Kind::Redis | Kind::Library => return None,
     })
 }
@@ -233,6 +238,14 @@ fn file_with(key: &schema::Key, value: &Value) -> Value {
             webhook.entry("url").or_insert("https://example.org/hooks".into());
             webhook.entry("secret").or_insert(SECRET.into());
         }
+    }
+    if key.name == "redisProtocol.tls" {
+        file["tls"] = serde_json::json!({});
+    }
+    let tls = file.pointer_mut("/tls").and_then(Value::as_object_mut);
+    if let Some(tls) = tls.filter(|tls| !tls.contains_key("certificates")) {
+        tls.entry("cert").or_insert("cert.pem".into());
+        tls.entry("key").or_insert("key.pem".into());
     }
     if key.name == "authentication.insecure" {
         file["host"] = "127.0.0.1".into();
@@ -293,7 +306,9 @@ fn rendered_config_with_secrets_put_back_loads_unchanged() {
     let mut everything = Value::Object(serde_json::Map::new());
     let defaults = Config::default().effective();
     // Only one authentication method can be configured.
-    let others = ["authentication.jwt.keyFile", "authentication.jwt.jwks.", "authentication.webhook."];
+    // And one form of the certificates.
+    let others =
+        ["authentication.jwt.keyFile", "authentication.jwt.jwks.", "authentication.webhook.", "tls.certificates"];
     for key in KEYS.iter().filter(|key| !others.iter().any(|other| key.name.starts_with(other))) {
         let pointer = format!("/{}", key.name.replace('.', "/"));
         if let Some(value) = another(key, defaults.pointer(&pointer).unwrap_or(&Value::Null)) {
@@ -315,6 +330,18 @@ fn rendered_config_with_secrets_put_back_loads_unchanged() {
         printed["api"]["keys"] = config.api.keys.clone().into();
         assert_eq!(load_text(&printed.to_string()).unwrap().config, config);
     }
+}
+
+#[test]
+fn certificates_are_decoded_and_rendered_in_each_form() {
+    let own = "{ redisProtocol: { tls: { cert: 'a.pem', key: 'a.key' } } }";
+    let config = load_text(own).unwrap().config;
+    assert_eq!(config.redis_protocol.tls, RedisProtocolTls::Own(Certificate::files("a.pem", "a.key")));
+    assert_eq!(load_text(&config.effective().to_string()).unwrap().config, config);
+    // A list of one certificate is the same as that certificate.
+    let one = load_text("{ tls: { certificates: [{ cert: 'a.pem', key: 'a.key' }] } }").unwrap().config;
+    assert_eq!(one, load_text("{ tls: { cert: 'a.pem', key: 'a.key' } }").unwrap().config);
+    assert_eq!(one.tls, Some(Tls::new(Certificate::files("a.pem", "a.key"))));
 }
 
 fn merge_into(into: &mut Value, from: Value) {

@@ -52,7 +52,8 @@ fn every_environment_variable_is_read() {
     let mut read = 0;
     for key in KEYS {
         let default = defaults.pointer(&format!("/{}", key.name.replace('.', "/"))).unwrap_or(&Value::Null);
-        let Some(value) = another(key, default) else { continue };
+        // The key without a variable is a list of objects.
+        let Some(value) = another(key, default).filter(|_| !key.env.is_empty()) else { continue };
         let text = match &value {
             Value::String(text) => text.clone(),
             Value::Array(items) => items.iter().map(|item| item.as_str().unwrap()).collect::<Vec<_>>().join(","),
@@ -72,7 +73,7 @@ fn every_environment_variable_is_read() {
         assert_eq!(by_env, by_file, "{name}={text}");
         read += 1;
     }
-    assert_eq!(read, KEYS.len() - 3);
+    assert_eq!(read, KEYS.len() - 4);
 }
 
 #[test]

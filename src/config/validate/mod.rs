@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod jwt;
+mod tls;
 
 use std::net::IpAddr;
 
@@ -51,6 +52,7 @@ pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     checks.intervals(config);
     checks.authentication(config);
     checks.endpoints(config);
+    checks.tls(config);
     checks.sync(config);
     checks.api(config);
     checks.redis(config);

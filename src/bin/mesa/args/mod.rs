@@ -86,6 +86,7 @@ Examples:
   mesa serve --dev                      for development, on this machine only
   mesa serve --config mesa.json5        with a file; see mesa config check
   MESA_PORT=8080 mesa serve --config mesa.json5
+  mesa serve --dev --tls-self-signed    wss:// on this machine
   mesa serve --config original.json5 --store embedded
                                         ignores the redis of the file
 
@@ -117,6 +118,9 @@ pub struct ServeArgs {
     /// Directory of the embedded store
     #[arg(long, value_name = "DIR")]
     pub store_path: Option<String>,
+    /// Speak TLS with a new certificate for localhost, for trials; prints how clients trust it
+    #[arg(long)]
+    pub tls_self_signed: bool,
     /// Level of the log: error, warn, info, debug, trace, or a filter such as mesa=debug
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
@@ -291,6 +295,9 @@ pub struct ApiArgs {
     /// API key [env: MESA_API_KEY, which does not show in the list of processes]
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
+    /// Trust the certificates of this PEM file for https://, in place of the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
 }
 
 /// List users, show one, or erase one

@@ -1,8 +1,14 @@
 //! Prints the addresses and the main settings of a started server.
 
-use std::{net::SocketAddr, path::absolute, sync::mpsc, thread, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, absolute},
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
-use mesa::config::{Authentication, Config, Durability, Loaded, LogFormat};
+use mesa::config::{Authentication, Config, Durability, Loaded, LogFormat, RedisProtocolTls};
 
 use crate::output;
 
@@ -13,18 +19,24 @@ const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 ///
 /// With `log.format: 'json'` it is a log line instead. With `--dev` both are written, because the user needs the API
 /// key.
-pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>, dev: bool) {
+///
+/// `ca`: file with the self-signed certificate, which clients have to trust.
+pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>, dev: bool, ca: Option<&Path>) {
     let config = &loaded.config;
     if config.log.format == LogFormat::Json {
         let (store, users) = (store(config), users(&config.authentication));
         let redis_protocol = redis_protocol.map(|address| address.to_string());
         let sync = config.sync.enabled;
-        tracing::info!(%address, path = config.path, redis_protocol, sync, store, users, "listening");
+        let tls = config.tls.is_some();
+        tracing::info!(%address, path = config.path, tls, redis_protocol, sync, store, users, "listening");
+        if let Some(ca) = ca {
+            tracing::info!(ca = %ca.display(), "clients have to trust this self-signed certificate");
+        }
         if !dev {
             return;
         }
     }
-    let text = text(loaded, address, redis_protocol, dev.then(program).as_deref());
+    let text = text(loaded, address, redis_protocol, dev.then(program).as_deref(), ca);
     // A closed standard output or a stalled reader must not stop the server.
     let (done, printed) = mpsc::channel();
     let printing = thread::Builder::new().name("mesa-banner".into()).spawn(move || {
@@ -42,27 +54,44 @@ fn program() -> String {
 }
 
 /// Formats the banner, with commands to copy if `program` has a name.
-fn text(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>, program: Option<&str>) -> String {
+fn text(
+    loaded: &Loaded,
+    address: SocketAddr,
+    redis_protocol: Option<SocketAddr>,
+    program: Option<&str>,
+    ca: Option<&Path>,
+) -> String {
     let config = &loaded.config;
+    let (websocket, http) = schemes(config);
     let mut lines = vec![
         format!("mesa {} listens on {address}", env!("CARGO_PKG_VERSION")),
-        format!("  clients    ws://{address}{}", config.path),
-        format!("  backends   http://{address}/v1  {}", backends(config)),
+        format!("  clients    {websocket}://{address}{}", config.path),
+        format!("  backends   {http}://{address}/v1  {}", backends(config)),
         format!("  users      {}", users(&config.authentication)),
         format!("  store      {}", store(config)),
         format!("  sync       {}", sync(config)),
     ];
     if let Some(redis_protocol) = redis_protocol {
         let password = if config.redis_protocol.password.is_some() { ", with the password" } else { "" };
-        lines.push(format!("  original   redis://{redis_protocol} for Dispatchers and Portals{password}"));
+        let scheme = if config.redis_protocol.tls == RedisProtocolTls::Off { "redis" } else { "rediss" };
+        lines.push(format!("  original   {scheme}://{redis_protocol} for Dispatchers and Portals{password}"));
     }
     if let Some(namespace) = &config.namespace {
         lines.push(format!("  namespace  {namespace}"));
     }
+    if let Some(ca) = ca {
+        let ca = ca.display();
+        lines.push(format!("  tls        self-signed, for trials: clients trust it by {ca} (mesa: --ca, Node: NODE_EXTRA_CA_CERTS, curl: --cacert)"));
+    }
     if let Some(program) = program {
-        lines.extend(try_it(loaded, address, program));
+        lines.extend(try_it(loaded, address, program, ca));
     }
     lines.join("\n")
+}
+
+/// Returns the schemes of the URLs for WebSocket and HTTP.
+fn schemes(config: &Config) -> (&'static str, &'static str) {
+    if config.tls.is_some() { ("wss", "https") } else { ("ws", "http") }
 }
 
 fn backends(config: &Config) -> String {
@@ -112,9 +141,14 @@ fn sync(config: &Config) -> &'static str {
 }
 
 /// Returns commands to copy into another terminal.
-fn try_it(loaded: &Loaded, address: SocketAddr, program: &str) -> Vec<String> {
+fn try_it(loaded: &Loaded, address: SocketAddr, program: &str, ca: Option<&Path>) -> Vec<String> {
     let config = &loaded.config;
-    let is_default = address.port() == Config::default().port && config.path == "/" && reaches_loopback(address);
+    let (websocket, http) = schemes(config);
+    let is_default = config.tls.is_none()
+        && address.port() == Config::default().port
+        && config.path == "/"
+        && reaches_loopback(address);
+    let ca = ca.map_or_else(String::new, |ca| format!(" --ca {}", ca.display()));
     let url = |scheme: &str, path: &str| {
         if is_default { String::new() } else { format!(" --url {scheme}://{address}{path}") }
     };
@@ -125,10 +159,10 @@ fn try_it(loaded: &Loaded, address: SocketAddr, program: &str) -> Vec<String> {
         format!("  API key    {key}"),
         String::new(),
         "Try it in other terminals:".into(),
-        format!("  {program} connect {identity}{}", url("ws", &config.path)),
+        format!("  {program} connect {identity}{}{ca}", url(websocket, &config.path)),
         format!(
-            "  MESA_API_KEY={key} {program} dispatch{} --to alice --type GREETING '{{\"text\":\"Hello\"}}'",
-            url("http", "")
+            "  MESA_API_KEY={key} {program} dispatch{}{ca} --to alice --type GREETING '{{\"text\":\"Hello\"}}'",
+            url(http, "")
         ),
     ]
 }
@@ -146,14 +180,14 @@ mod tests {
 
     fn dev_banner(port: u16) -> String {
         let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs no other setting");
-        text(&loaded, SocketAddr::from(([127, 0, 0, 1], port)), None, Some("mesa"))
+        text(&loaded, SocketAddr::from(([127, 0, 0, 1], port)), None, Some("mesa"), None)
     }
 
     #[test]
     fn banner_has_the_address_of_the_redis_protocol() {
         let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs no other setting");
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let text = text(&loaded, address(4000), Some(address(6379)), None);
+        let text = text(&loaded, address(4000), Some(address(6379)), None, None);
         assert!(text.contains("\n  original   redis://127.0.0.1:6379 for Dispatchers and Portals"), "{text}");
     }
 
@@ -171,7 +205,7 @@ mod tests {
             (vec![], "cannot authenticate: set authentication.jwt or authentication.webhook"),
         ] {
             let loaded = load(&Sources { flags, ..Sources::default() }).expect("a valid configuration");
-            let text = text(&loaded, SocketAddr::from(([127, 0, 0, 1], 4000)), None, None);
+            let text = text(&loaded, SocketAddr::from(([127, 0, 0, 1], 4000)), None, None, None);
             assert!(text.contains(&format!("\n  users      {expected}")), "{text}");
         }
     }

@@ -1,6 +1,7 @@
 //! `mesa serve`: runs a server until a signal stops it.
 
 mod banner;
+mod self_signed;
 
 use std::{io::Write, net::SocketAddr, path::Path, time::Duration};
 
@@ -22,7 +23,8 @@ const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs a server until a signal stops it.
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
-    let loaded = load(&sources(args)).map_err(|error| config::unusable(&error))?;
+    let mut loaded = load(&sources(args)).map_err(|error| config::unusable(&error))?;
+    let self_signed = if args.tls_self_signed { Some(self_signed::set_up(&mut loaded.config)?) } else { None };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -36,12 +38,12 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
         tracing::warn!("{warning}");
     }
     os::raise_file_limit();
-    let served = runtime.block_on(serve(args, loaded));
+    let served = runtime.block_on(serve(args, loaded, self_signed));
     runtime.shutdown_timeout(RUNTIME_SHUTDOWN_TIMEOUT);
     served
 }
 
-async fn serve(args: &ServeArgs, loaded: Loaded) -> Result<(), Failure> {
+async fn serve(args: &ServeArgs, loaded: Loaded, self_signed: Option<String>) -> Result<(), Failure> {
     let config = loaded.config.clone();
     os::ignore_reload_signals().map_err(Failure::because)?;
     // Before the store is opened. Otherwise a signal during a long start would end the process at once.
@@ -50,7 +52,9 @@ async fn serve(args: &ServeArgs, loaded: Loaded) -> Result<(), Failure> {
     let listener = os::listen(&config.host, config.port)?;
     let server = Server::start(config, listener).await.map_err(Failure::because)?;
     let (address, redis_protocol) = (server.local_addr(), server.redis_protocol_addr());
-    banner::print(&loaded, address, redis_protocol, args.dev);
+    // Removed when the server stops.
+    let ca = self_signed.map(|pem| self_signed::write(&pem, address)).transpose()?;
+    banner::print(&loaded, address, redis_protocol, args.dev, ca.as_deref());
     if let Some(file) = &args.ready_file {
         write_ready_file(file, address, redis_protocol, &loaded.config)?;
     }
