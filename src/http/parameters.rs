@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{error::ApiError, head};
+use super::{error::ApiError, head, openapi};
 use crate::logging::excerpt;
 
 /// Lists the parameters of each route. A route that is not listed has none.
@@ -24,6 +24,9 @@ pub(super) async fn reject_unknown(request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     // HEAD has the parameters of GET.
     let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
+    if openapi::is_other_method(method, path) {
+        return next.run(request).await;
+    }
     let known = ROUTE_PARAMETERS.iter().find(|(known, route, _)| known == method && *route == path);
     match check(request.uri().query(), known.map_or(&[], |(_, _, names)| names)) {
         Ok(()) => next.run(request).await,

@@ -13,7 +13,7 @@ mod page;
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use axum::{
-    http::{HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Map, Value, json};
@@ -64,6 +64,16 @@ fn file(kind: &'static str, text: &'static str) -> Response {
     (headers, text).into_response()
 }
 
+/// Reports whether a route is described, but not for this method. Then it answers with 405.
+pub(super) fn is_other_method(method: &Method, path: &str) -> bool {
+    let mut methods = OPERATIONS.iter().filter(|operation| operation.path == path).map(|operation| operation.method);
+    let is_described = |described: &str| method.as_str().eq_ignore_ascii_case(described);
+    match methods.next() {
+        None => false,
+        Some(first) => !is_described(first) && !methods.any(is_described),
+    }
+}
+
 /// Builds the document.
 fn document() -> Value {
     let mut paths = Map::new();
@@ -71,7 +81,7 @@ fn document() -> Value {
         let path = paths.entry(operation.path).or_insert_with(|| json!({}));
         path[operation.method] = describe(operation);
     }
-    json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": "mesa",
@@ -91,7 +101,26 @@ fn document() -> Value {
                 "apiKey": {"type": "http", "scheme": "bearer", "description": "A key of `api.keys`."},
             },
         },
-    })
+    });
+    mark_unsigned(&mut document);
+    document
+}
+
+/// Corrects the format of unsigned numbers, for which `int64` would be too narrow.
+fn mark_unsigned(schema: &mut Value) {
+    match schema {
+        Value::Object(fields) => {
+            let is_unsigned = fields.get("minimum").and_then(Value::as_f64).is_some_and(|minimum| minimum >= 0.0);
+            if let (true, Some(Value::String(format))) = (is_unsigned, fields.get_mut("format"))
+                && format.starts_with("int")
+            {
+                format.insert(0, 'u');
+            }
+            fields.values_mut().for_each(mark_unsigned);
+        }
+        Value::Array(items) => items.iter_mut().for_each(mark_unsigned),
+        _ => {}
+    }
 }
 
 /// Returns the schemas of all requests and responses.

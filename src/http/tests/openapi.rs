@@ -42,6 +42,9 @@ async fn document_has_every_route_and_no_other() {
     for path in routes(&api) {
         let answer = api.call("PATCH", &path.replace("{id}", "alice"), &[], Body::empty()).await;
         assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        // Whatever its query: a client must not correct the query first.
+        let answer = api.call("TRACE", &format!("{}?x=1&x", path.replace("{id}", "alice")), &[], Body::empty()).await;
+        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
         let allow = answer.headers.get(header::ALLOW).expect("allowed methods").to_str().expect("ASCII").to_owned();
         let methods = allow.split(',').filter(|method| *method != "HEAD");
         routed.extend(methods.map(|method| (path.clone(), method.to_owned())));
