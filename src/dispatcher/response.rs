@@ -67,6 +67,9 @@ pub struct User {
     /// Sequence of the user's last message; 0 if there was none.
     #[serde(default)]
     pub last_sequence: Seq,
+    /// Every device has acknowledged all sequences up to and including this one.
+    #[serde(default)]
+    pub acknowledged: Seq,
     /// Whether some of the user's stored data is unreadable.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub damaged: bool,
@@ -79,6 +82,9 @@ pub struct User {
 pub struct Device {
     /// Name that the client gave it.
     pub device: String,
+    /// It has acknowledged all sequences up to and including this one.
+    #[serde(default)]
+    pub acknowledged: Seq,
     /// Number of messages it has not acknowledged.
     pub pending: u64,
     /// Time of the last connect or disconnect, in RFC 3339; `null` for never.

@@ -15,7 +15,7 @@ use crate::logging::excerpt;
 /// Lists the parameters of each route. A route that is not listed has none.
 const ROUTE_PARAMETERS: [(Method, &str, &[&str]); 3] = [
     (Method::GET, "/v1/events", &["all", "observe"]),
-    (Method::GET, "/v1/users", &["online", "cursor", "limit"]),
+    (Method::GET, "/v1/users", &["online", "pending", "prefix", "cursor", "limit"]),
     (Method::GET, "/v1/users/{id}/messages", &["after", "limit"]),
 ];
 

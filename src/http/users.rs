@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{State, error::ApiError, parameters};
 use crate::{
-    hub::{DeviceReport, Entry, Erasure, UserReport},
+    hub::{DeviceReport, Entry, Erasure, Gap, UserReport},
     message::{Recipients, Seq, UserId},
     util::rfc3339,
 };
@@ -27,6 +27,11 @@ const PAGE_MAX: usize = 1000;
 pub(super) struct ListParameters {
     /// `true`: only users who are online. `false`: only those who are offline. Default: all known users.
     online: Option<bool>,
+    /// `true`: only users with pending messages. `false`: only those without. Default: all known users.
+    pending: Option<bool>,
+    /// Only users whose id begins with this text.
+    #[param(min_length = 1, max_length = 256)]
+    prefix: Option<String>,
     /// Only users above this id: `cursor` of the previous page.
     #[param(min_length = 1, max_length = 256)]
     cursor: Option<String>,
@@ -67,6 +72,12 @@ pub(super) struct User<'a> {
     pending_bytes: u64,
     /// Sequence of the user's last message; 0 if there was none.
     last_sequence: u64,
+    /// The lowest cursor: every device has acknowledged all messages up to and including this sequence.
+    acknowledged: u64,
+    /// Missing ranges of the log with a known reason: at most the last 64. Lists of users leave them out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(required = false, nullable = false)]
+    gaps: Option<Vec<LogGap>>,
     /// `true`: some stored data of the user cannot be read.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     damaged: bool,
@@ -78,11 +89,24 @@ pub(super) struct User<'a> {
 pub(super) struct Device<'a> {
     /// Name that the client has given.
     device: &'a str,
+    /// Cursor: the device has acknowledged all messages up to and including this sequence.
+    acknowledged: u64,
     /// Messages that the device has not acknowledged.
     pending: u64,
     /// When it last connected or disconnected, if that was recorded.
     #[schema(format = DateTime)]
     last_seen: Option<String>,
+}
+
+/// A missing range of a log, both ends included.
+#[derive(Serialize, ToSchema)]
+pub(super) struct LogGap {
+    /// First missing sequence.
+    from: u64,
+    /// Last missing sequence.
+    to: u64,
+    /// Reason: `expired`, `quota`, `cleared`, `collapsed`, `received`, `lost` or `restart`.
+    reason: &'static str,
 }
 
 /// A page of users, in the order of their ids.
@@ -170,6 +194,8 @@ impl<'a> From<&'a UserReport> for User<'a> {
             pending: report.pending,
             pending_bytes: report.pending_bytes,
             last_sequence: report.last_sequence,
+            acknowledged: report.acknowledged,
+            gaps: None,
             damaged: report.damaged,
         }
     }
@@ -177,8 +203,19 @@ impl<'a> From<&'a UserReport> for User<'a> {
 
 impl<'a> From<&'a DeviceReport> for Device<'a> {
     fn from(report: &'a DeviceReport) -> Self {
-        let DeviceReport { device, pending, last_seen, .. } = report;
-        Self { device: device.as_str(), pending: *pending, last_seen: last_seen.map(rfc3339::rfc3339) }
+        let DeviceReport { device, acknowledged, pending, last_seen, .. } = report;
+        Self {
+            device: device.as_str(),
+            acknowledged: *acknowledged,
+            pending: *pending,
+            last_seen: last_seen.map(rfc3339::rfc3339),
+        }
+    }
+}
+
+impl From<&Gap> for LogGap {
+    fn from(gap: &Gap) -> Self {
+        Self { from: gap.from, to: gap.to, reason: gap.reason.as_str() }
     }
 }
 
@@ -192,15 +229,39 @@ pub(super) async fn list(
     FromState(api): State,
     query: Result<Query<ListParameters>, QueryRejection>,
 ) -> Result<Response, ApiError> {
-    let ListParameters { online, cursor, limit } = decode_query(query)?;
+    let ListParameters { online, pending, prefix, cursor, limit } = decode_query(query)?;
     let (limit, after) = (page_limit(limit)?, cursor.map(|cursor| UserId::new(&cursor)).transpose()?);
-    let reports = if online == Some(true) {
-        api.hub.users_of(api.hub.online(after.as_ref(), limit).await).await?
+    let prefix = prefix.map(|prefix| UserId::new(&prefix)).transpose()?;
+    // No id with the prefix is below the prefix itself.
+    let above = after.as_ref().max(prefix.as_ref());
+    let mut reports = if online == Some(true) {
+        api.hub.users_of(api.hub.online(above, limit).await).await?
     } else {
-        api.hub.users(after.as_ref(), limit).await?
+        api.hub.users(above, limit).await?
     };
-    let cursor = if reports.len() == limit { reports.last().map(|last| last.user.clone()) } else { None };
-    let is_listed = |report: &&UserReport| online != Some(false) || report.connections == 0;
+    let mut cursor = if reports.len() == limit { reports.last().map(|last| last.user.clone()) } else { None };
+    if let Some(prefix) = &prefix {
+        let count = reports.len();
+        reports.retain(|report| report.user.as_str().starts_with(prefix.as_str()));
+        if reports.len() < count {
+            cursor = None;
+        }
+        // A page holds the users above its cursor, so the user with this very id is missing in the first one.
+        if after.is_none_or(|after| after < *prefix) {
+            let exact = api.hub.user(prefix).await?;
+            if exact.known && (online != Some(true) || exact.connections > 0) {
+                reports.insert(0, exact);
+            }
+            if reports.len() > limit {
+                reports.truncate(limit);
+                cursor = reports.last().map(|last| last.user.clone());
+            }
+        }
+    }
+    let is_listed = |report: &&UserReport| {
+        (online != Some(false) || report.connections == 0)
+            && pending.is_none_or(|pending| pending == (report.pending > 0))
+    };
     let users = reports.iter().filter(is_listed).map(User::from).collect();
     Ok(respond(&UserPage { users, cursor: cursor.as_ref().map(UserId::as_str) }))
 }
@@ -211,7 +272,8 @@ pub(super) async fn show(FromState(api): State, path: UserPath) -> Result<Respon
     if !user.known {
         return Err(ApiError::UserUnknown);
     }
-    Ok(respond(&User::from(&user)))
+    let gaps = user.gaps.iter().map(LogGap::from).collect();
+    Ok(respond(&User { gaps: Some(gaps), ..User::from(&user) }))
 }
 
 /// Serves `GET /v1/users/{id}/messages`.

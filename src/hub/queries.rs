@@ -9,7 +9,7 @@ use super::{Hub, run_blocking};
 use crate::{
     health::{Health, NotReady},
     message::{DeviceId, Recipients, Seq, UserId},
-    store::{DeviceState, Entry, Erasure, KnownUser, ReadLimit, StoreError, UserState},
+    store::{DeviceState, Entry, Erasure, Gap, KnownUser, ReadLimit, StoreError, UserState},
 };
 
 /// Time for a user's sessions to end before an erasure.
@@ -47,6 +47,10 @@ pub struct UserReport {
     pub pending_bytes: u64,
     /// Sequence of the user's last message; 0 if there was none.
     pub last_sequence: Seq,
+    /// All sequences up to and including this one are acknowledged by every device.
+    pub acknowledged: Seq,
+    /// Missing ranges of the user's log with a known reason, in order; at most 64.
+    pub gaps: Vec<Gap>,
     /// Whether some stored data of the user cannot be read. The other fields then cover what can be read.
     pub damaged: bool,
 }
@@ -57,6 +61,8 @@ pub struct UserReport {
 pub struct DeviceReport {
     /// The device.
     pub device: DeviceId,
+    /// All sequences up to and including this one are acknowledged by the device.
+    pub acknowledged: Seq,
     /// Messages it has not acknowledged.
     pub pending: u64,
     /// When it last connected or disconnected, if that was recorded.
@@ -74,6 +80,8 @@ impl Hub {
             pending: state.pending,
             pending_bytes: state.pending_bytes,
             last_sequence: state.head,
+            acknowledged: state.acknowledged.through(),
+            gaps: state.gaps.clone(),
             damaged: state.damaged,
         }
     }
@@ -321,6 +329,6 @@ fn with_damage_flag((user, state): KnownUser) -> Result<(UserId, UserState), Sto
 }
 
 fn device_report(state: &DeviceState) -> DeviceReport {
-    let DeviceState { device, pending, seen } = state;
-    DeviceReport { device: device.clone(), pending: *pending, last_seen: *seen }
+    let DeviceState { device, acknowledged, pending, seen } = state;
+    DeviceReport { device: device.clone(), acknowledged: *acknowledged, pending: *pending, last_seen: *seen }
 }

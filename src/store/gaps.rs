@@ -190,6 +190,11 @@ impl GapList {
         gaps
     }
 
+    /// Returns all gaps, in order.
+    pub fn as_slice(&self) -> &[Gap] {
+        &self.0
+    }
+
     /// Converts the gaps to their stored form.
     pub fn stored(&self) -> Vec<(Seq, Seq, u8)> {
         self.0.iter().map(|gap| (gap.from, gap.to, gap.reason as u8)).collect()

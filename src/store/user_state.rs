@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use super::{AckSet, StoreError};
+use super::{AckSet, Gap, StoreError};
 use crate::message::{DeviceId, Seq, UserId};
 
 /// Describes the state of a user.
@@ -27,6 +27,8 @@ pub struct UserState {
     pub seen: Option<SystemTime>,
     /// Devices, the oldest first.
     pub devices: Vec<DeviceState>,
+    /// Missing ranges with a known reason, in order; at most [`GAPS_MAX`](super::GAPS_MAX).
+    pub gaps: Vec<Gap>,
 }
 
 /// Describes the state of a device.
@@ -34,6 +36,8 @@ pub struct UserState {
 pub struct DeviceState {
     /// Name of the device.
     pub device: DeviceId,
+    /// All sequences up to and including this one are acknowledged by the device.
+    pub acknowledged: Seq,
     /// Number of entries it has not acknowledged.
     pub pending: u64,
     /// Time of its last connect or disconnect.

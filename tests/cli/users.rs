@@ -43,6 +43,64 @@ async fn users_lists_all_known_users_and_with_online_only_connected_ones() {
     drop(alice);
 }
 
+/// Returns the ids of all pages of a list of users, with a page of `limit` users.
+fn listed(http: &mut Http, query: &str, limit: usize) -> String {
+    let (mut ids, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page: Value = http.get(&format!("/v1/users?{query}&limit={limit}{cursor}")).expect("a page");
+        let users = page["users"].as_array().expect("users");
+        assert!(users.len() <= limit, "{page}");
+        ids.extend(users.iter().map(|user| user["id"].as_str().expect("an id").to_owned()));
+        let Some(next) = page["cursor"].as_str() else { return ids.join(" ") };
+        cursor = format!("&cursor={next}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn list_of_users_is_filtered_by_prefix_and_pending_whatever_the_size_of_a_page() {
+    let home = Home::new();
+    let server = home.start();
+    let mut http = Http::connect(server.address).expect("a connection");
+    let users = ["a", "al", "alice", "alina", "am", "bob"].map(str::to_owned);
+    http.dispatch(&json!(1), &users).expect("a response");
+    let (status, _) = http.call("DELETE", "/v1/users/alina/messages", "").expect("a response");
+    assert_eq!(status, 200);
+    let _alice = Socket::connect(server.address, "alice").await.expect("the client is authenticated");
+    for limit in [1, 2, 3, 100] {
+        for (query, expected) in [
+            ("prefix=a", "a al alice alina am"),
+            ("prefix=al", "al alice alina"),
+            ("prefix=ali", "alice alina"),
+            ("prefix=bobby", ""),
+            ("prefix=al&online=true", "alice"),
+            ("prefix=alice&online=true", "alice"),
+            ("prefix=bob&online=true", ""),
+            ("prefix=al&online=false", "al alina"),
+            ("prefix=al&online=false&pending=true", "al"),
+            ("pending=false&prefix=alin", "alina"),
+            ("pending=true&prefix=b", "bob"),
+        ] {
+            assert_eq!(listed(&mut http, query, limit), expected, "{query}, {limit} users per page");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn user_has_cursors_of_devices_and_gaps_with_reasons() {
+    let home = Home::new();
+    let server = home.start();
+    let mut http = Http::connect(server.address).expect("a connection");
+    for n in 0..3 {
+        http.dispatch(&json!(n), &["alice".into()]).expect("a response");
+    }
+    let (status, _) = http.call("DELETE", "/v1/users/alice/messages", "").expect("a response");
+    assert_eq!(status, 200);
+    http.dispatch(&json!(3), &["alice".into()]).expect("a response");
+    let user: Value = http.get("/v1/users/alice").expect("a user");
+    let gaps = json!([{"from": 1, "to": 3, "reason": "cleared"}]);
+    assert_eq!((&user["acknowledged"], &user["lastSequence"], &user["gaps"]), (&json!(3), &json!(4), &gaps), "{user}");
+}
+
 // covers: G5
 #[tokio::test(flavor = "multi_thread")]
 async fn erased_user_is_disconnected_and_unknown_and_an_old_position_hides_no_new_message() {

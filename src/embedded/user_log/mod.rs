@@ -443,6 +443,7 @@ impl UserLog {
         let (acknowledged, pending) = self.pending(self.head, now_s);
         let device = |(device, cursor): &(DeviceId, Cursor)| DeviceState {
             device: device.clone(),
+            acknowledged: cursor.acknowledged.through(),
             pending: self.pending_for(&cursor.acknowledged, self.head, now_s).entries,
             seen: time(cursor.seen_ms),
         };
@@ -455,6 +456,7 @@ impl UserLog {
             damaged: self.damaged,
             seen: time(self.seen_ms),
             devices: self.cursors.devices().iter().map(device).collect(),
+            gaps: self.gaps.as_slice().to_vec(),
         }
     }
 

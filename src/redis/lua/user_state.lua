@@ -1,4 +1,4 @@
--- Returns the state of a log, as script_client.rs decodes it. The last value is 1 if expired entries were counted.
+-- Returns the state of a log, as replies.rs decodes it. The value before the gaps is 1 if expired entries were counted.
 local function state_of(key, log)
   local S, new = load(key)
   drop_stale_reports(S)
@@ -11,9 +11,13 @@ local function state_of(key, log)
     ranges_flat[#ranges_flat + 1] = r[2]
   end
   local devices = {}
-  for _, d in ipairs(S.dv) do devices[#devices + 1] = {d[1], (pending(S, log, d[2])), math.floor(d[2].s)} end
+  for _, d in ipairs(S.dv) do devices[#devices + 1] = {d[1], (pending(S, log, d[2])), math.floor(d[2].s), d[2].t} end
   local has_expired = is_expired(S.exp) and 1 or 0
-  return {new and 0 or 1, S.head, both.t, ranges_flat, n, b, math.floor(S.seen), devices, has_expired}
+  local gaps_flat = {}
+  for _, gap in ipairs(S.gaps) do
+    for at = 1, 3 do gaps_flat[#gaps_flat + 1] = gap[at] end
+  end
+  return {new and 0 or 1, S.head, both.t, ranges_flat, n, b, math.floor(S.seen), devices, has_expired, gaps_flat}
 end
 
 -- Returns the state of each log, or the reason why it is damaged.

@@ -7,7 +7,7 @@ use super::unflushed::{LogName, time};
 use crate::{
     message::{DeviceId, Payload},
     redis::RedisError,
-    store::{AckSet, DeviceState, Entry, UserState},
+    store::{AckSet, DeviceState, Entry, Gap, UserState, gaps::GapList},
 };
 
 pub(super) fn unexpected_reply<T>(what: &str) -> Result<T, RedisError> {
@@ -41,7 +41,9 @@ pub(super) fn state(answer: &Value) -> Result<(UserState, bool), RedisError> {
         Value::BulkString(why) => return Err(RedisError::Damaged(String::from_utf8_lossy(why).into())),
         _ => return unexpected_reply("a state"),
     };
-    let (Some(Value::Array(ranges)), Some(Value::Array(devices))) = (answer.get(3), answer.get(7)) else {
+    let (Some(Value::Array(ranges)), Some(Value::Array(devices)), Some(Value::Array(gap_values))) =
+        (answer.get(3), answer.get(7), answer.get(9))
+    else {
         return unexpected_reply("a state");
     };
     let device = |value: &Value| {
@@ -49,7 +51,12 @@ pub(super) fn state(answer: &Value) -> Result<(UserState, bool), RedisError> {
         let Some(Value::BulkString(name)) = parts.first() else { return unexpected_reply("a device") };
         let name = DeviceId::new(&String::from_utf8_lossy(name))
             .map_err(|error| RedisError::Damaged(error.to_string().into()))?;
-        Ok(DeviceState { device: name, pending: seq(parts, 1)?, seen: time(seq(parts, 2)?) })
+        Ok(DeviceState {
+            device: name,
+            acknowledged: seq(parts, 3)?,
+            pending: seq(parts, 1)?,
+            seen: time(seq(parts, 2)?),
+        })
     };
     let state = UserState {
         known: integer(answer, 0)? == 1,
@@ -60,8 +67,17 @@ pub(super) fn state(answer: &Value) -> Result<(UserState, bool), RedisError> {
         damaged: false,
         seen: time(seq(answer, 6)?),
         devices: devices.iter().map(device).collect::<Result<_, _>>()?,
+        gaps: gaps(gap_values)?,
     };
     Ok((state, integer(answer, 8)? == 1))
+}
+
+/// Decodes gaps from the first sequence, the last one and the reason of each.
+fn gaps(values: &[Value]) -> Result<Vec<Gap>, RedisError> {
+    let stored =
+        |parts: &[Value]| Ok((seq(parts, 0)?, seq(parts, 1)?, u8::try_from(seq(parts, 2)?).unwrap_or_default()));
+    let stored = values.chunks(3).map(stored).collect::<Result<Vec<_>, RedisError>>()?;
+    Ok(GapList::from_stored(&stored).as_slice().to_vec())
 }
 
 pub(super) fn log_name(values: &[Value], at: usize) -> Result<LogName, RedisError> {
