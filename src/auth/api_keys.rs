@@ -1,4 +1,4 @@
-//! Checks API keys, and the password of the Redis protocol.
+//! Checks API keys, and passwords of the Redis protocol and of the admin page.
 
 use std::fmt;
 
@@ -37,7 +37,7 @@ impl ApiKeys {
     }
 }
 
-/// Holds the password of the Redis protocol as a digest.
+/// Holds a password as a digest.
 #[derive(Clone)]
 pub struct Password {
     digest: Vec<u8>,
@@ -70,7 +70,7 @@ impl fmt::Debug for ApiKeys {
 }
 
 /// Computes SHA-256 with the crate that verifies tokens, to avoid another dependency.
-fn digest(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn digest(bytes: &[u8]) -> Vec<u8> {
     // The result is optional for providers that lack a hash; this one has SHA-256.
     (aws_lc::DEFAULT_PROVIDER.key_utils.compute_digest)(bytes, ThumbprintHash::SHA256)
         .expect("the provider has SHA-256")

@@ -21,6 +21,7 @@ pub use self::authenticator::{AuthError, AuthSetupError, Authenticator, Identity
 use self::authenticator::{rejected, token, user_object};
 use crate::config;
 
+pub(crate) use api_keys::digest;
 pub use api_keys::{ApiKeys, Password};
 pub use guess_limiter::{AddressProof, GuessLimiter};
 pub use insecure::Insecure;

@@ -49,6 +49,7 @@ pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<
     reader.tls(&mut config.tls);
     reader.limits(&mut config.limits);
     reader.redis_protocol(&mut config.redis_protocol);
+    reader.optional("admin.password", &mut config.admin.password, text);
     reader.field("log.level", &mut config.log.level, text);
     reader.field("log.format", &mut config.log.format, log_format);
 }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Api, Authentication, Client, Config, Confirmation, Durability, Heartbeat, Limits, Log, LogFormat, Overflow, Portal,
-    Reconnect, RedisProtocol, RedisProtocolTls, Store, Sync,
+    Admin, Api, Authentication, Client, Config, Confirmation, Durability, Heartbeat, Limits, Log, LogFormat, Overflow,
+    Portal, Reconnect, RedisProtocol, RedisProtocolTls, Store, Sync,
 };
 
 impl Default for Config {
@@ -71,6 +71,7 @@ impl Default for Config {
                 write_timeout: Duration::from_secs(30),
             },
             redis_protocol: RedisProtocol::default(),
+            admin: Admin::default(),
             log: Log { level: "info".into(), format: LogFormat::Text },
             dev: false,
         }

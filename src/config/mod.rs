@@ -87,6 +87,8 @@ pub struct Config {
     pub limits: Limits,
     /// `redisProtocol.*`
     pub redis_protocol: RedisProtocol,
+    /// `admin.*`
+    pub admin: Admin,
     /// `log.*`
     pub log: Log,
     /// Set by `--dev`, not by a key: only web pages of this machine may connect, unless `origins` is set. Default
@@ -328,6 +330,20 @@ pub struct RedisProtocol {
 impl std::fmt::Debug for RedisProtocol {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RedisProtocol").field("port", &self.port).field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+/// `admin.*`: the admin page, at `/admin`.
+#[derive(Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Admin {
+    /// Password of the page. `None` (default): there is no page. With `dev` it is then open to this machine.
+    pub password: Option<String>,
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").field("has_password", &self.password.is_some()).finish()
     }
 }
 

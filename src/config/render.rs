@@ -14,7 +14,7 @@ const MASK: &str = "********";
 impl Config {
     /// Returns every documented key with its effective value, in the structure of the file.
     ///
-    /// Secrets are `********`: `api.keys`, `authentication.jwt.secret`, `redisProtocol.password`, `redis`, the secrets
+    /// Secrets are `********`: `api.keys`, `authentication.jwt.secret`, `redisProtocol.password`, `admin.password`, `redis`, the secrets
     /// of webhooks, and the queries of their URLs. With the secrets put back, the result loads to the same
     /// configuration.
     #[must_use]
@@ -79,6 +79,7 @@ impl Config {
                 "commandBytes": self.redis_protocol.command_bytes,
                 "backlogBytes": self.redis_protocol.backlog_bytes,
             },
+            "admin": { "password": self.admin.password.as_ref().map(|_| MASK) },
             "log": {
                 "level": self.log.level,
                 "format": match self.log.format {

@@ -208,6 +208,7 @@ pub(super) const KEYS: &[Key] = &[
     key("redisProtocol.commandBytes", &["MESA_REDIS_PROTOCOL_COMMAND_BYTES"], integer(512 << 10, 1 << 30)),
     // A limit below the size of one event would disconnect every subscriber.
     key("redisProtocol.backlogBytes", &["MESA_REDIS_PROTOCOL_BACKLOG_BYTES"], integer(128 << 10, 1 << 30)),
+    Key { secret: true, ..key("admin.password", &["MESA_ADMIN_PASSWORD"], Kind::Text) },
     key("log.level", &["MESA_LOG_LEVEL"], Kind::Text),
     key("log.format", &["MESA_LOG_FORMAT"], Kind::Choice(LOG_FORMATS)),
     key("server", &[], Kind::Library),

@@ -23,6 +23,7 @@
 //! | [`embedding`] | the crate as a library: server, client, dispatcher, middleware |
 //! | [`operations`] | health, disk space, backup, inspection, shutdown |
 //! | [`monitoring`] | status, metrics, dashboard, alerts |
+//! | [`admin_page`] | the admin page: figures, users, live events |
 //! | [`guarantees`] | G1 to G6: what is promised, and what is not |
 //! | [`benchmarks`] | figures, each with its command and date |
 //! | [`fault_testing`] | what the fault suites inject, and what they found |
@@ -53,6 +54,7 @@ macro_rules! links {
 [Embedding]: crate::guide::embedding
 [Operations]: crate::guide::operations
 [Monitoring]: crate::guide::monitoring
+[Admin page]: crate::guide::admin_page
 [Guarantees]: crate::guide::guarantees
 [Benchmarks]: crate::guide::benchmarks
 [Fault testing]: crate::guide::fault_testing
@@ -138,6 +140,10 @@ pub mod operations {}
 #[doc = links!()]
 #[doc = include_str!("monitoring.md")]
 pub mod monitoring {}
+
+#[doc = links!()]
+#[doc = include_str!("admin-page.md")]
+pub mod admin_page {}
 
 #[doc = links!()]
 #[doc = include_str!("guarantees.md")]

@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use super::Admin;
 use crate::{
     auth::{ApiKeys, GuessLimiter},
     config::Limits,
@@ -30,11 +31,16 @@ pub struct Api {
     pub limits: Limits,
     /// Whether only web pages of this machine are served.
     pub local_only: bool,
+    /// The admin page, and its sessions.
+    pub admin: Admin,
     /// Origins of the web pages that may call the API.
     pub cors_origins: Vec<String>,
 }
 
 pub(super) type State = axum::extract::State<Arc<Api>>;
+
+/// Prefix of the routes that the admin page calls.
+pub(super) const ADMIN_PREFIX: &str = "/admin";
 
 /// Time limit for the body of a request; then the response is 408.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);

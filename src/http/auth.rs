@@ -15,9 +15,8 @@ use crate::auth::AddressProof;
 /// Describes the peer of a connection: its address, whether it has presented a valid key, and whether it uses TLS.
 #[derive(Clone, Debug, Default)]
 pub struct Caller {
-    address: Option<IpAddr>,
-    proof: Arc<AddressProof>,
-    #[allow(dead_code, reason = "for cookies, which only some pages set")]
+    pub(super) address: Option<IpAddr>,
+    pub(super) proof: Arc<AddressProof>,
     is_secure: bool,
 }
 
@@ -34,7 +33,6 @@ impl Caller {
         Self { is_secure, ..self }
     }
 
-    #[allow(dead_code, reason = "for cookies, which only some pages set")]
     /// Returns whether the requests arrive over TLS, so that a cookie may be `Secure`.
     #[must_use]
     pub fn is_secure(&self) -> bool {

@@ -32,6 +32,16 @@ pub(super) enum ApiError {
         .0.as_secs().max(1)
     )]
     TooManyWrongKeys(Duration),
+    #[error("the session of the admin page has ended, or there is none: log in again")]
+    NoSession,
+    #[error("the header X-CSRF-Token must have the token of the session: reload the admin page")]
+    CsrfToken,
+    #[error("the password is wrong: the right one is `admin.password` in the server's configuration")]
+    WrongPassword,
+    #[error("too many wrong passwords from this address: retry in {} s", .0.as_secs().max(1))]
+    TooManyWrongPasswords(Duration),
+    #[error("the system has no random bytes for a session ({0}): check the operating system")]
+    NoRandomBytes(String),
     #[error("this server has no API keys: add one under `api.keys` in its configuration")]
     NoKeysConfigured,
     #[error("no such endpoint: the endpoints are listed at /docs and /openapi.json")]
@@ -106,7 +116,13 @@ impl ApiError {
             Self::MissingKey | Self::WrongKey | Self::BadAuthorization(_) | Self::NoKeysConfigured => {
                 (StatusCode::UNAUTHORIZED, "unauthorized")
             }
-            Self::TooManyWrongKeys(_) => (StatusCode::TOO_MANY_REQUESTS, "too_many_wrong_keys"),
+            Self::NoSession => (StatusCode::UNAUTHORIZED, "no_session"),
+            Self::WrongPassword => (StatusCode::UNAUTHORIZED, "wrong_password"),
+            Self::CsrfToken => (StatusCode::FORBIDDEN, "csrf_token"),
+            Self::NoRandomBytes(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+            Self::TooManyWrongKeys(_) | Self::TooManyWrongPasswords(_) => {
+                (StatusCode::TOO_MANY_REQUESTS, "too_many_wrong_keys")
+            }
             Self::NotFound => (StatusCode::NOT_FOUND, "not_found"),
             Self::UserUnknown => (StatusCode::NOT_FOUND, "user_unknown"),
             Self::UserOnline => (StatusCode::CONFLICT, "user_online"),
@@ -163,13 +179,13 @@ impl IntoResponse for ApiError {
         if let Self::UnsupportedEncoding(_) = self {
             response.headers_mut().insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
-        if let Self::TooManyWrongKeys(wait) = self {
+        if let Self::TooManyWrongKeys(wait) | Self::TooManyWrongPasswords(wait) = self {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
         }
         if let Self::Store(StoreError::Busy(_)) = self {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        if status == StatusCode::UNAUTHORIZED {
+        if code == "unauthorized" {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
@@ -198,6 +214,11 @@ mod tests {
             ApiError::BadAuthorization("x"),
             ApiError::TooManyWrongKeys(Duration::from_secs(1)),
             ApiError::NoKeysConfigured,
+            ApiError::NoSession,
+            ApiError::CsrfToken,
+            ApiError::WrongPassword,
+            ApiError::TooManyWrongPasswords(Duration::from_secs(1)),
+            ApiError::NoRandomBytes(reason()),
             ApiError::NotFound,
             ApiError::UserUnknown,
             ApiError::UserOnline,

@@ -7,11 +7,13 @@
 //! - [`users`]: everything under `/v1/users`
 //! - [`backup`]: `GET /v1/backup`
 //! - [`sse`]: `GET /v1/events`
-//! - [`client_script`]: the JavaScript client · [`openapi`]: the description of the API
+//! - [`admin`]: the admin page, which calls the same handlers
+//! - [`client_script`]: the JavaScript client · [`openapi`]: the description of the API · [`static_file`]: files
 //! - [`health`]: liveness, readiness, metrics · [`status`]: `GET /v1/status`
 //! - [`parameters`]: names and errors of query parameters
 //! - [`error`]: errors of the API · [`error_response`]: errors of requests that never reach the API
 
+mod admin;
 mod api;
 mod auth;
 mod backup;
@@ -25,6 +27,7 @@ mod health;
 mod openapi;
 mod parameters;
 mod sse;
+mod static_file;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -43,8 +46,8 @@ use axum::{
 use tokio::sync::watch;
 use tower::ServiceExt;
 
-pub use self::api::Api;
-use self::api::{BODY_TIMEOUT, State, json};
+use self::api::{ADMIN_PREFIX, BODY_TIMEOUT, State, json};
+pub use self::{admin::Admin, api::Api};
 pub use auth::Caller;
 use cors::Cors;
 use error::ApiError;
@@ -111,7 +114,9 @@ impl Http {
             return response;
         }
         // A stream of dispatches has no time limit, and the body of a single dispatch has its own.
-        let is_dispatch = request.method() == Method::POST && request.uri().path() == dispatch::PATH;
+        let path = request.uri().path();
+        let is_dispatch =
+            request.method() == Method::POST && path.strip_prefix(ADMIN_PREFIX).unwrap_or(path) == dispatch::PATH;
         let is_counted = auth::is_counted(request.uri().path());
         request.extensions_mut().insert(caller.clone());
         let response = self.router.clone().oneshot(request.map(Body::new));
@@ -142,7 +147,8 @@ fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
         async move { dispatch::dispatch(&api, &stopping, request).await }
     };
     let events = |api, query, headers| std::future::ready(sse::events(api, query, headers));
-    let guarded = Router::new()
+    // The same routes for backends and for the admin page, each behind a guard of its own.
+    let v1 = Router::new()
         .route(dispatch::PATH, post(dispatch))
         .route("/v1/backup", get(backup::backup))
         .route("/v1/events", get(events))
@@ -152,9 +158,10 @@ fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
         .route("/v1/users/{id}/messages", get(users::messages).delete(users::clear))
         .route("/v1/users/{id}/disconnect", post(users::disconnect))
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
-        // The layer below runs first: only a response to a request with a valid key names the parameters of a path.
-        .route_layer(middleware::from_fn(parameters::reject_unknown))
-        .route_layer(middleware::from_fn_with_state(api.clone(), auth::require_api_key));
+        // The guard runs first: only a response to a request with a valid key names the parameters of a path.
+        .route_layer(middleware::from_fn(parameters::reject_unknown));
+    let admin = admin::router(&api, v1.clone());
+    let guarded = v1.route_layer(middleware::from_fn_with_state(api.clone(), auth::require_api_key));
     Router::new()
         .route("/healthz", get(health::alive))
         .route("/readyz", get(health::ready))
@@ -166,6 +173,7 @@ fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
         .route(openapi::STYLE_PATH, get(openapi::serve_style))
         .method_not_allowed_fallback(|| async { ApiError::MethodNotAllowed })
         .merge(guarded)
+        .merge(admin)
         .fallback(|| async { ApiError::NotFound })
         .with_state(api)
 }

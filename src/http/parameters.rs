@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{error::ApiError, head, openapi};
+use super::{api::ADMIN_PREFIX, error::ApiError, head, openapi};
 use crate::logging::excerpt;
 
 /// Lists the parameters of each route. A route that is not listed has none.
@@ -22,6 +22,8 @@ const ROUTE_PARAMETERS: [(Method, &str, &[&str]); 3] = [
 /// Rejects a request whose query has a parameter that its route does not have.
 pub(super) async fn reject_unknown(request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    // The admin page calls the same routes.
+    let path = path.strip_prefix(ADMIN_PREFIX).unwrap_or(path);
     // HEAD has the parameters of GET.
     let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
     if openapi::is_other_method(method, path) {

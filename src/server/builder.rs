@@ -225,7 +225,8 @@ impl Builder {
     /// Unless the router is served with connect info, `limits.connectionsPerAddress` counts all clients as one address.
     ///
     /// The routes are `path` for the WebSocket, and `/v1/…`, `/healthz`, `/readyz`, `/metrics`, `/client.js`,
-    /// `/client.d.ts`, `/openapi.json`, `/docs` and `/docs/docs.css`. With the default `path` (`/`) your router cannot have a route `/`.
+    /// `/client.d.ts`, `/openapi.json`, `/docs` and `/docs/docs.css`, and `/admin` if `admin.password` is set. With the
+    /// default `path` (`/`) your router cannot have a route `/`.
     ///
     /// ```
     /// # #[tokio::main] async fn main() -> Result<(), Box<dyn std::error::Error>> {

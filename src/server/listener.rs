@@ -367,7 +367,7 @@ fn plain_http_response() -> Response<Body> {
 
 /// Responds to an HTTP request, and records whether the connection has presented a valid key.
 async fn respond(http: &Http, caller: &Caller, activity: &Activity, request: Request<Incoming>) -> Response<Body> {
-    let api = request.uri().path().starts_with("/v1/");
+    let api = ["/v1/", "/admin/v1/"].iter().any(|prefix| request.uri().path().starts_with(prefix));
     let has_long_body = !request.body().is_end_stream()
         && request.body().size_hint().exact().is_none_or(|bytes| bytes > SHORT_BODY_BYTES);
     let mut response = http.respond(caller, request).await;

@@ -14,7 +14,7 @@ use axum::{
     response::Response,
     routing::any_service,
 };
-use http::{StatusCode, header};
+use http::{StatusCode, header, uri::Scheme};
 use tokio::sync::watch;
 use tower::service_fn;
 
@@ -78,7 +78,8 @@ pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
     let api = any_service(service_fn(move |mut request: Request| {
         let http = http.clone();
         // Each request counts as a connection, because its connection is unknown here.
-        let caller = Caller::new(request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip()));
+        let caller = Caller::new(request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip()))
+            .secure(request.uri().scheme() == Some(&Scheme::HTTPS));
         // The path that this router matched would become a part of the path that the router of the API matches.
         request.extensions_mut().clear();
         async move { Ok::<_, Infallible>(http.respond(&caller, request).await) }
@@ -94,8 +95,13 @@ pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
         "/docs",
         "/docs/docs.css",
     ];
-    let router =
-        routes.into_iter().fold(Router::new().route(&path, socket), |router, at| router.route(at, api.clone()));
+    // The embedding program may have a page of its own there.
+    let has_admin = runtime.context.config.admin.password.is_some();
+    let admin = ["/admin", "/admin/", "/admin/{*rest}"].into_iter().filter(|_| has_admin);
+    let router = routes
+        .into_iter()
+        .chain(admin)
+        .fold(Router::new().route(&path, socket), |router, at| router.route(at, api.clone()));
     (router, Attached { runtime, limiter, stop })
 }
 

@@ -26,7 +26,7 @@ use crate::{
     auth::{ApiKeys, Authenticator, GuessLimiter},
     config::Config,
     health::supervise,
-    http::{Api, Http},
+    http::{Admin, Api, Http},
     hub::{Hub, Store},
     metrics::Metrics,
     middleware::Middleware,
@@ -79,6 +79,7 @@ impl Runtime {
             metrics: metrics.clone(),
             limits: config.limits.clone(),
             local_only: config.is_local_only(),
+            admin: Admin::new(&config.admin, config.dev),
             cors_origins: config.api.cors_origins.clone(),
         });
         if config.portal.webhook.is_some() && store.outbox().is_none() {

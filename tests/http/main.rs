@@ -1,5 +1,6 @@
 //! Tests HTTP as bytes on sockets, against the built binary.
 //!
+//! - `admin`: the admin page
 //! - `client_script`: the JavaScript client
 //! - `connection_limits`: more connections than the process may open files
 //! - `cors`: pages that may call the API
@@ -13,6 +14,7 @@
 #[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 
+mod admin;
 mod client_script;
 mod connection_limits;
 mod cors;

@@ -50,7 +50,6 @@ fn invalid_value_is_an_error_with_key_and_hint() {
         ("{ tls: { clientCertificates: 'maybe' } }", "tls.clientCertificates must be 'required' or 'optional'"),
         ("{ redisProtocol: { tls: true } }", "redisProtocol.tls is true, and tls has no certificate to share"),
         ("{ redisProtocol: { tls: 'yes' } }", "redisProtocol.tls must be true, false or { cert"),
-        ("{ admin: {} }", "unknown key `admin`; remove it"),
         ("{ plumbing: { port: 1 } }", "unknown key `plumbing`; remove it"),
         ("{ sync: { maxMessage: 1 } }", "the nearest known one is `sync.maxMessages`"),
         // Bounds.
@@ -98,6 +97,11 @@ fn invalid_value_is_an_error_with_key_and_hint() {
         ),
         ("{ redisProtocol: { port: 1, host: '::', password: 'fifteen letters' } }", "set one of at least 16"),
         ("{ redisProtocol: { backlogBytes: 1 } }", "redisProtocol.backlogBytes must be a whole number from 131072"),
+        ("{ admin: { password: '' } }", "admin.password must not be empty"),
+        (
+            "{ admin: { password: 'fifteen letters' } }",
+            "admin.password has 15 characters, and host 0.0.0.0 is reachable from other machines",
+        ),
         ("{ namespace: '' }", "namespace must have 1 to 64 characters"),
         ("{ namespace: 'a b' }", "letters, digits and any of _ . : -, but is \"a b\""),
         ("{ heartbeat: { enabled: true, interval: 0 } }", "heartbeat.interval is 0 ms while heartbeat.enabled is on"),

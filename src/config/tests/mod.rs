@@ -177,7 +177,7 @@ fn guide_has_every_key_with_its_default() {
             rows += 1;
         }
     }
-    assert_eq!(rows, 102, "a row was added, or is no longer found");
+    assert_eq!(rows, 103, "a row was added, or is no longer found");
 }
 
 fn leaf(name: &str) -> &str {
@@ -204,6 +204,7 @@ fn another(key: &schema::Key, default: &Value) -> Option<Value> {
         Kind::Text => match key.name {
             "host" => "127.0.0.1".into(),
             "redisProtocol.host" => "::1".into(),
+            "admin.password" => SECRET.into(),
             "path" => "/socket".into(),
             "log.level" => "debug".into(),
             name if leaf(name) == "url" => "https://example.org/another".into(),
@@ -271,7 +272,7 @@ fn every_key_is_decoded_and_rendered() {
             load_text(&file_with(key, &value).to_string()).unwrap_or_else(|error| panic!("{}: {error}", key.name));
         let printed = loaded.config.effective();
         match key.name {
-            "redisProtocol.password" => assert_eq!(at(&printed, key.name), "********"),
+            "redisProtocol.password" | "admin.password" => assert_eq!(at(&printed, key.name), "********"),
             name if leaf(name) == "secret" => assert_eq!(at(&printed, name), "********"),
             "api.keys" => assert_eq!(at(&printed, key.name), &serde_json::json!(["********"])),
             name => assert_eq!(at(&printed, name), &value, "{name}"),
@@ -327,6 +328,7 @@ fn rendered_config_with_secrets_put_back_loads_unchanged() {
             printed["portal"]["webhook"]["secret"] = webhook.secret.clone().into();
         }
         printed["redisProtocol"]["password"] = config.redis_protocol.password.clone().into();
+        printed["admin"]["password"] = config.admin.password.clone().into();
         printed["api"]["keys"] = config.api.keys.clone().into();
         assert_eq!(load_text(&printed.to_string()).unwrap().config, config);
     }
@@ -358,13 +360,13 @@ fn merge_into(into: &mut Value, from: Value) {
 #[test]
 fn rendered_config_has_no_secret() {
     let secret = "a very secret secret of enough bytes";
-    let password = "a password of the Redis protocol";
+    let (password, admin) = ("a password of the Redis protocol", "a password of the admin page");
     let text = format!(
         "{{ api: {{ keys: ['{API_KEY}'] }}, authentication: {{ jwt: {{ secret: '{secret}' }} }}, \
-         redisProtocol: {{ password: '{password}' }} }}"
+         redisProtocol: {{ password: '{password}' }}, admin: {{ password: '{admin}' }} }}"
     );
     let loaded = load_text(&text).unwrap();
     let shown = format!("{loaded:?} {:?} {}", loaded.config, loaded.config.effective());
-    assert!([secret, API_KEY, password].iter().all(|each| !shown.contains(each)), "{shown}");
+    assert!([secret, API_KEY, password, admin].iter().all(|each| !shown.contains(each)), "{shown}");
     assert!(load_text(&loaded.config.effective().to_string()).is_err(), "a masked secret is rejected");
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::util::millis::millis;
 
-/// Paths of the HTTP API, and `/admin`, which is reserved. The WebSocket cannot be at or below them.
+/// Paths of the HTTP API and of the admin page. The WebSocket cannot be at or below them.
 const PATHS_RESERVED: &[&str] =
     &["/v1", "/healthz", "/readyz", "/metrics", "/client.js", "/client.d.ts", "/openapi.json", "/docs", "/admin"];
 
@@ -25,8 +25,11 @@ const PATH_BYTES_MAX: usize = 256;
 const NAMESPACE_CHARACTERS_MAX: usize = 64;
 /// Shortest and longest API key, in characters.
 const API_KEY_CHARACTERS: std::ops::RangeInclusive<usize> = 16..=512;
-/// Shortest `redisProtocol.password` on an address that is not loopback, in characters. A shorter one can be guessed.
+/// Shortest `redisProtocol.password` or `admin.password` on an address that is not loopback, in characters. A shorter one
+/// can be guessed.
 const PASSWORD_CHARACTERS_MIN: usize = 16;
+/// Longest `admin.password`, in characters. A longer one would not fit into the request of the login.
+const PASSWORD_CHARACTERS_MAX: usize = 512;
 /// Most API keys. Each costs time with every request.
 const API_KEYS_MAX: usize = 1000;
 /// Shortest secret that is accepted, in bytes. With a shorter one, tokens can be forged by brute force.
@@ -57,6 +60,7 @@ pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     checks.api(config);
     checks.redis(config);
     checks.redis_protocol(config);
+    checks.admin(config);
     checks.cors_origins(&config.api.cors_origins);
     checks.origins(config.origins.as_deref().unwrap_or_default());
     checks.log(&config.log.level);
@@ -183,6 +187,28 @@ impl Checks {
                  generates one), or set redisProtocol.host to 127.0.0.1"
             ));
         }
+    }
+
+    fn admin(&mut self, config: &Config) {
+        let Some(password) = &config.admin.password else { return };
+        let characters = password.chars().count();
+        if characters == 0 {
+            self.reject(
+                &["admin.password"],
+                "admin.password must not be empty; remove it, or set it to null, for no admin page",
+            );
+        } else if !is_loopback(&config.host) && characters < PASSWORD_CHARACTERS_MIN {
+            let host = excerpt(&config.host);
+            self.reject(&["admin.password", "host"], format!(
+                "admin.password has {characters} characters, and host {host} is reachable from other machines, which could                  guess it; set one of at least {PASSWORD_CHARACTERS_MIN} (`openssl rand -hex 16` generates one), or set host                  to 127.0.0.1"
+            ));
+        } else if characters > PASSWORD_CHARACTERS_MAX {
+            self.reject(
+                &["admin.password"],
+                format!("admin.password has {characters} characters; it may have at most {PASSWORD_CHARACTERS_MAX}"),
+            );
+        }
+        self.public_secret("admin.password", password);
     }
 
     fn names(&mut self, config: &Config) {

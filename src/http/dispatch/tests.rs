@@ -16,7 +16,7 @@ use crate::{
         Options,
         tables::memory::{self, Memory},
     },
-    http::{Caller, Http},
+    http::{Admin, Caller, Http},
     hub::{Attach, Hub, MailboxBounds, ReadLimit, Settings, Store, StoreError, SyncSettings},
     message::UserId,
     metrics::Metrics,
@@ -49,6 +49,7 @@ fn http_over(store: Arc<dyn Store>) -> (Http, Arc<Hub>) {
         metrics,
         limits,
         local_only: false,
+        admin: Admin::new(&config::Admin::default(), false),
         cors_origins: vec![],
     };
     (Http::new(api), hub)

@@ -150,6 +150,22 @@ fn host_name(host: &[u8]) -> Option<&str> {
     (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port)).then_some(name)
 }
 
+/// Reports whether a request comes from a program or page of this machine, and not through a proxy.
+///
+/// The peer's address has to be checked too.
+pub(super) fn is_of_this_machine(headers: &HeaderMap) -> bool {
+    let is_proxied =
+        ["forwarded", "x-forwarded-for", "x-real-ip", "via"].iter().any(|name| headers.contains_key(*name));
+    let is_local_host = |host: &[u8]| {
+        host_name(host).is_some_and(|name| {
+            is_localhost(name) || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+        })
+    };
+    let host = host(headers).ok().flatten();
+    let is_local_page = headers.get_all(ORIGIN).iter().all(|origin| is_local_origin(origin.as_bytes()));
+    !is_proxied && is_local_page && host.is_some_and(is_local_host)
+}
+
 fn is_localhost(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);
     let ends = name.len().checked_sub("localhost".len()).filter(|at| name.is_char_boundary(*at));

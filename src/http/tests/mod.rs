@@ -14,7 +14,7 @@ use axum::{
 use http_body_util::BodyExt as _;
 use serde_json::Value;
 
-use super::{Api, Caller, Http};
+use super::{Admin, Api, Caller, Http};
 use crate::{
     auth::ApiKeys,
     config::{self, Config},
@@ -75,6 +75,7 @@ impl TestApi {
             metrics,
             limits: Config::default().limits,
             local_only: false,
+            admin: Admin::new(&config::Admin::default(), false),
             cors_origins: vec![],
         };
         Self { http: Http::new(api), hub }

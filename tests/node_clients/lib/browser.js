@@ -103,6 +103,15 @@ class Page {
     }
   }
 
+  /** Presses a key. */
+  async press(key, { shift = false } = {}) {
+    const codes = { Tab: 9, Enter: 13, Escape: 27, ' ': 32 };
+    const options = { key, code: key === ' ' ? 'Space' : key, windowsVirtualKeyCode: codes[key], modifiers: shift ? 8 : 0 };
+    const text = { Enter: '\r', ' ': ' ' }[key];
+    await this.call('Input.dispatchKeyEvent', { type: 'keyDown', ...options, ...(text && { text }) });
+    await this.call('Input.dispatchKeyEvent', { type: 'keyUp', ...options });
+  }
+
   async close() {
     await this.call('Page.close').catch(() => {});
     this.#socket.terminate();

@@ -39,11 +39,14 @@ class Server {
   #directory = fs.mkdtempSync(path.join(os.tmpdir(), 'mesa-interop-'));
   #agent = new http.Agent({ keepAlive: true, maxSockets: 64 });
   #config;
+  #args;
   #child;
   #starts = 0;
 
-  constructor(config) {
+  /** `args` are further arguments of the command line. */
+  constructor(config, args = []) {
     this.#config = mergeConfig(DEFAULTS, config);
+    this.#args = args;
   }
 
   /** Starts the process, and resolves once it listens. */
@@ -53,7 +56,7 @@ class Server {
     const file = (name) => path.join(this.#directory, `${name}.${this.#starts}`);
     fs.writeFileSync(file('config'), JSON.stringify(this.#config));
     const log = fs.openSync(file('log'), 'w');
-    const args = ['serve', '--config', file('config'), '--store-path', this.storePath, '--ready-file', file('ready')];
+    const args = ['serve', '--config', file('config'), '--store-path', this.storePath, '--ready-file', file('ready'), ...this.#args];
     const child = spawn(BIN, args, { cwd: this.#directory, stdio: ['ignore', log, log], env: cleanEnvironment() });
     fs.closeSync(log);
     running.add(child);
@@ -253,8 +256,8 @@ function cleanEnvironment() {
 }
 
 /** Starts a server that is removed when test `t` ends. */
-async function startServer(t, config) {
-  const server = new Server(config);
+async function startServer(t, config, args) {
+  const server = new Server(config, args);
   t.after(() => server.remove());
   return server.start();
 }

@@ -71,6 +71,7 @@ fn text(
         format!("  store      {}", store(config)),
         format!("  sync       {}", sync(config)),
     ];
+    lines.extend(admin(config).map(|who| format!("  admin      {http}://{address}/admin  {who}")));
     if let Some(redis_protocol) = redis_protocol {
         let password = if config.redis_protocol.password.is_some() { ", with the password" } else { "" };
         let scheme = if config.redis_protocol.tls == RedisProtocolTls::Off { "redis" } else { "rediss" };
@@ -99,6 +100,15 @@ fn backends(config: &Config) -> String {
         0 => "(closed: set api.keys to allow backends)".into(),
         1 => "(1 key)".into(),
         keys => format!("({keys} keys)"),
+    }
+}
+
+/// Describes who may use the admin page; `None` if there is none.
+fn admin(config: &Config) -> Option<&'static str> {
+    match config.admin.password {
+        Some(_) => Some("(with the password)"),
+        None if config.dev => Some("(open to this machine without a password, because of --dev)"),
+        None => None,
     }
 }
 
