@@ -46,6 +46,8 @@ pub(super) fn read(settings: &Settings, config: &mut Config, problems: &mut Vec<
     reader.field("api.ids", &mut config.api.ids, integer);
     reader.field("api.corsOrigins", &mut config.api.cors_origins, texts);
     reader.optional("origins", &mut config.origins, texts);
+    reader.field("trustedProxies", &mut config.trusted_proxies, texts);
+    reader.field("proxyProtocol", &mut config.proxy_protocol, boolean);
     reader.tls(&mut config.tls);
     reader.limits(&mut config.limits);
     reader.redis_protocol(&mut config.redis_protocol);

@@ -54,6 +54,8 @@ impl Default for Config {
             },
             api: Api::default(),
             origins: None,
+            trusted_proxies: Vec::new(),
+            proxy_protocol: false,
             tls: None,
             limits: Limits {
                 connections: 100_000,

@@ -10,6 +10,7 @@
 //! - `settings`: layers of values, each with its origin
 //! - `decode`: converts settings to a [`Config`]
 //! - `endpoints`: settings of the webhooks and of JWKS · `tls`: settings of TLS
+//! - `proxies`: networks of trusted proxies
 //! - `redis`: parses the key `redis`
 //! - `validate`: checks a complete [`Config`]
 //! - `render`: converts a [`Config`] back to JSON, with secrets masked
@@ -23,6 +24,7 @@ mod env;
 mod error;
 mod file;
 mod load;
+mod proxies;
 mod redis;
 mod render;
 mod schema;
@@ -39,6 +41,7 @@ pub use self::redis::{Redis, parse as parse_redis};
 pub use endpoints::{AuthWebhook, Jwks, Webhook};
 pub use error::ConfigError;
 pub use load::{Loaded, Sources, load};
+pub(crate) use proxies::parse_network;
 pub use tls::{Certificate, ClientCertificates, RedisProtocolTls, Tls};
 pub(crate) use validate::SECRET_BYTES_MIN;
 
@@ -81,6 +84,12 @@ pub struct Config {
     ///
     /// `None` (default): any page, but only pages of this machine with `dev` or `authentication.insecure`.
     pub origins: Option<Vec<String>>,
+    /// `trustedProxies`: networks (`10.0.0.0/8`) and addresses of proxies. Their headers `Forwarded` and
+    /// `X-Forwarded-For` tell the client's address. Default none.
+    pub trusted_proxies: Vec<String>,
+    /// `proxyProtocol`: connections of `trusted_proxies` begin with a header of the PROXY protocol, version 1 or 2. Default
+    /// false.
+    pub proxy_protocol: bool,
     /// `tls.*`: WebSocket and HTTP over TLS. `None` (default): plain TCP.
     pub tls: Option<Tls>,
     /// `limits.*`

@@ -64,6 +64,8 @@ impl Config {
                 "corsOrigins": self.api.cors_origins,
             },
             "origins": self.origins,
+            "trustedProxies": self.trusted_proxies,
+            "proxyProtocol": self.proxy_protocol,
             "tls": effective_tls(self.tls.as_ref()),
             "limits": self.effective_limits(),
             "redisProtocol": {

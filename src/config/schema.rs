@@ -179,6 +179,8 @@ pub(super) const KEYS: &[Key] = &[
     key("api.ids", &["MESA_API_IDS"], integer(1, 100_000_000)),
     key("api.corsOrigins", &["MESA_API_CORS_ORIGINS"], Kind::Texts),
     key("origins", &["MESA_ORIGINS"], Kind::Texts),
+    key("trustedProxies", &["MESA_TRUSTED_PROXIES"], Kind::Texts),
+    key("proxyProtocol", &["MESA_PROXY_PROTOCOL"], Kind::Bool),
     key("tls.cert", &["MESA_TLS_CERT"], Kind::Text),
     key("tls.key", &["MESA_TLS_KEY"], Kind::Text),
     key("tls.certificates", &[], Kind::Certificates),

@@ -15,12 +15,22 @@ use tokio::sync::{Notify, futures::Notified};
 /// Issues permits for connections, in total and per address.
 pub(super) struct ConnectionLimiter {
     connections_max: usize,
-    /// 0: unlimited.
-    per_address_max: usize,
     in_use: AtomicUsize,
-    /// Counts per address; only used with a limit per address.
-    addresses: Mutex<HashMap<IpAddr, usize>>,
+    addresses: Arc<AddressLimiter>,
     released: Notify,
+}
+
+/// Counts connections per address.
+struct AddressLimiter {
+    /// 0: unlimited, and nothing is counted.
+    connections_max: usize,
+    counts: Mutex<HashMap<IpAddr, usize>>,
+}
+
+/// Permit for one connection or request of an address, released when it is dropped.
+pub(super) struct AddressPermit {
+    limiter: Arc<AddressLimiter>,
+    address: IpAddr,
 }
 
 /// Permit for one connection, from the first byte of HTTP to the last of the WebSocket.
@@ -28,13 +38,25 @@ pub(super) struct ConnectionLimiter {
 /// Released when its last clone is dropped.
 #[derive(Clone)]
 pub(super) struct Permit {
-    /// Never read: its drop releases the permit.
-    _inner: Arc<PermitInner>,
+    inner: Arc<PermitInner>,
+    /// Never read: its drop releases the permit. `None`: the address is not limited, or was not known.
+    _address: Option<Arc<AddressPermit>>,
 }
 
 struct PermitInner {
     limiter: Arc<ConnectionLimiter>,
-    address: IpAddr,
+}
+
+impl Permit {
+    /// Acquires a permit for the address of a client behind a proxy.
+    pub(super) fn acquire_address(&self, address: IpAddr) -> Result<Option<Arc<AddressPermit>>, LimitReached> {
+        self.inner.limiter.addresses.acquire(address)
+    }
+
+    /// Returns this permit together with that of an address.
+    pub(super) fn with_address(&self, address: Option<Arc<AddressPermit>>) -> Self {
+        Self { inner: self.inner.clone(), _address: address }
+    }
 }
 
 /// The limit for which no permit is available.
@@ -50,30 +72,22 @@ impl ConnectionLimiter {
     pub(super) fn new(connections_max: usize, per_address_max: usize) -> Arc<Self> {
         Arc::new(Self {
             connections_max,
-            per_address_max,
             in_use: AtomicUsize::new(0),
-            addresses: Mutex::default(),
+            addresses: Arc::new(AddressLimiter { connections_max: per_address_max, counts: Mutex::default() }),
             released: Notify::new(),
         })
     }
 
-    /// Acquires a permit for a connection from `address`.
-    pub(super) fn acquire(self: &Arc<Self>, address: IpAddr) -> Result<Permit, LimitReached> {
+    /// Acquires a permit for a connection from `address`. `None`: connections of its address are not limited.
+    pub(super) fn acquire(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Permit, LimitReached> {
         if self.in_use.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
             self.in_use.fetch_sub(1, Ordering::AcqRel);
             return Err(LimitReached::Total);
         }
-        if self.per_address_max > 0 {
-            let mut addresses = self.addresses.lock();
-            let in_use = addresses.entry(address).or_insert(0);
-            if *in_use >= self.per_address_max {
-                drop(addresses);
-                self.in_use.fetch_sub(1, Ordering::AcqRel);
-                return Err(LimitReached::Address);
-            }
-            *in_use += 1;
-        }
-        Ok(Permit { _inner: Arc::new(PermitInner { limiter: self.clone(), address }) })
+        // Dropped on an error, which releases the permit.
+        let inner = Arc::new(PermitInner { limiter: self.clone() });
+        let address = address.map(|address| self.addresses.acquire(address)).transpose()?.flatten();
+        Ok(Permit { inner, _address: address })
     }
 
     /// Returns the number of permits in use.
@@ -98,17 +112,36 @@ impl ConnectionLimiter {
     }
 }
 
-impl Drop for PermitInner {
+impl AddressLimiter {
+    /// `None`: there is no limit.
+    fn acquire(self: &Arc<Self>, address: IpAddr) -> Result<Option<Arc<AddressPermit>>, LimitReached> {
+        if self.connections_max == 0 {
+            return Ok(None);
+        }
+        let mut counts = self.counts.lock();
+        let in_use = counts.entry(address).or_insert(0);
+        if *in_use >= self.connections_max {
+            return Err(LimitReached::Address);
+        }
+        *in_use += 1;
+        Ok(Some(Arc::new(AddressPermit { limiter: self.clone(), address })))
+    }
+}
+
+impl Drop for AddressPermit {
     fn drop(&mut self) {
-        if self.limiter.per_address_max > 0 {
-            let mut addresses = self.limiter.addresses.lock();
-            if let Some(in_use) = addresses.get_mut(&self.address) {
-                *in_use -= 1;
-                if *in_use == 0 {
-                    addresses.remove(&self.address);
-                }
+        let mut counts = self.limiter.counts.lock();
+        if let Some(in_use) = counts.get_mut(&self.address) {
+            *in_use -= 1;
+            if *in_use == 0 {
+                counts.remove(&self.address);
             }
         }
+    }
+}
+
+impl Drop for PermitInner {
+    fn drop(&mut self) {
         self.limiter.in_use.fetch_sub(1, Ordering::AcqRel);
         self.limiter.released.notify_waiters();
     }
@@ -121,7 +154,7 @@ mod tests {
     #[tokio::test]
     async fn permit_is_released_when_its_last_clone_is_dropped() {
         let limiter = ConnectionLimiter::new(3, 2);
-        let [one, two] = ["10.0.0.1", "10.0.0.2"].map(|address| address.parse::<IpAddr>().unwrap());
+        let [one, two] = ["10.0.0.1", "10.0.0.2"].map(|address| address.parse::<IpAddr>().ok());
         let (first, second) = (limiter.acquire(one).unwrap(), limiter.acquire(one).unwrap());
         assert_eq!(limiter.acquire(one).err(), Some(LimitReached::Address), "expected at most two of one address");
         let third = limiter.acquire(two).unwrap();
@@ -133,6 +166,6 @@ mod tests {
         drop(limiter.acquire(one).unwrap());
         drop((second, third));
         limiter.all_released().await;
-        assert!(limiter.addresses.lock().is_empty());
+        assert!(limiter.addresses.counts.lock().is_empty());
     }
 }

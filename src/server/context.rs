@@ -5,7 +5,9 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::{connection_limit::ConnectionLimiter, handler_queue::HandlerRunner, tls::Tls};
+use super::{
+    connection_limit::ConnectionLimiter, handler_queue::HandlerRunner, preface::Preface, proxies::TrustedProxies,
+};
 use crate::{
     auth::Authenticator,
     config::Config,
@@ -28,8 +30,9 @@ pub(super) struct ServerContext {
     ///
     /// At shutdown the server waits for it until the last WebSocket has closed.
     pub sockets: Arc<ConnectionLimiter>,
-    /// `None`: the listener has no TLS.
-    pub tls: Option<Arc<Tls>>,
+    /// What precedes HTTP on a connection.
+    pub preface: Preface,
+    pub proxies: Arc<TrustedProxies>,
     /// The first frame of every connection.
     pub hello: Arc<str>,
     nonces: AtomicU64,
@@ -43,7 +46,8 @@ impl ServerContext {
         authenticator: Option<Arc<dyn Authenticator>>,
         runner: Option<Arc<HandlerRunner>>,
         sockets_max: usize,
-        tls: Option<Arc<Tls>>,
+        preface: Preface,
+        proxies: Arc<TrustedProxies>,
     ) -> Self {
         let hello = encode::hello(&Hello {
             heartbeat_interval_ms: config.heartbeat.enabled.then(|| millis(config.heartbeat.interval)),
@@ -58,7 +62,7 @@ impl ServerContext {
         let seed = std::time::UNIX_EPOCH.elapsed().map_or(1, |since| since.as_nanos() as u64);
         let sockets = ConnectionLimiter::new(sockets_max, 0);
         let nonces = AtomicU64::new(seed);
-        Self { config, hub, metrics, authenticator, runner, sockets, tls, hello: hello.into(), nonces }
+        Self { config, hub, metrics, authenticator, runner, sockets, preface, proxies, hello: hello.into(), nonces }
     }
 
     /// Returns a number that is unique among the connections of this process.

@@ -24,6 +24,8 @@ use tokio::{
 
 use super::{
     activity::{Activity, Phase},
+    connection_limit::AddressPermit,
+    proxies::is_proxy_header,
     stream::AcceptedStream,
     unreadable,
 };
@@ -33,8 +35,31 @@ use crate::{
     util::tls_record,
 };
 
-/// Limits the log lines about clients that speak TLS: one can come with each connection.
+/// Limits the log lines about peers with another protocol: one can come with each connection.
 static TLS_CLIENT: LogLimit = LogLimit::new();
+static PROXY_HEADER: LogLimit = LogLimit::new();
+
+/// Protocol in which a peer begins its connection.
+#[derive(Clone, Copy)]
+enum Protocol {
+    Http,
+    /// TLS, which this port does not have.
+    Tls,
+    /// The header of a proxy, which is not expected.
+    ProxyHeader,
+}
+
+impl Protocol {
+    fn of(first_bytes: &[u8]) -> Self {
+        if tls_record::is_client_hello(first_bytes) {
+            Self::Tls
+        } else if is_proxy_header(first_bytes) {
+            Self::ProxyHeader
+        } else {
+            Self::Http
+        }
+    }
+}
 
 /// Time without bytes from the peer after which a closing connection ends.
 const LINGER_IDLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -70,8 +95,8 @@ pub(super) struct HttpIo {
     closing: Option<Closing>,
     /// An error response that replaces hyper's bare one, and how much of it is written.
     error_response: Option<(Vec<u8>, usize)>,
-    /// Whether the peer speaks TLS, and this port does not.
-    is_tls_client: bool,
+    /// How the peer began its first request.
+    protocol: Protocol,
     /// Whether the peer has closed its side, or a deadline has passed, so that the connection need not linger.
     no_linger: bool,
 }
@@ -102,7 +127,7 @@ impl HttpIo {
             write_timer: Timer::default(),
             closing: None,
             error_response: None,
-            is_tls_client: false,
+            protocol: Protocol::Http,
             no_linger: false,
         }
     }
@@ -118,7 +143,7 @@ impl HttpIo {
             // The deadline of the first head counts from the start of the connection.
             Phase::New => {
                 self.activity.enter(Phase::Head);
-                self.is_tls_client = tls_record::is_client_hello(bytes);
+                self.protocol = Protocol::of(bytes);
             }
             Phase::Answered | Phase::Idle => {
                 self.read_deadline = Instant::now() + self.head_timeout;
@@ -247,12 +272,19 @@ impl HttpIo {
 
     /// Returns the response to a head that hyper could not parse, in place of hyper's own.
     fn error_response(&self, bytes: &[u8]) -> Option<Vec<u8>> {
-        if self.is_tls_client {
-            info_seldom!(
-                TLS_CLIENT,
-                "a client speaks TLS, but this port has none; use ws:// and http://, or set tls.cert and tls.key"
-            );
-            return Some(tls_record::ALERT.to_vec());
+        match self.protocol {
+            Protocol::Http => {}
+            Protocol::Tls => {
+                info_seldom!(
+                    TLS_CLIENT,
+                    "a client speaks TLS, but this port has none; use ws:// and http://, or set tls.cert and tls.key"
+                );
+                return Some(tls_record::ALERT.to_vec());
+            }
+            Protocol::ProxyHeader => info_seldom!(
+                PROXY_HEADER,
+                "a connection with a PROXY header was rejected; set proxyProtocol, and name the proxy in trustedProxies"
+            ),
         }
         unreadable::with_body(bytes)
     }
@@ -352,11 +384,13 @@ impl Timer {
 pub(super) struct ResponseBody {
     body: Body,
     activity: Arc<Activity>,
+    /// Held until the response is sent, for a client behind a proxy.
+    _address: Option<Arc<AddressPermit>>,
 }
 
 impl ResponseBody {
-    pub(super) fn new(body: Body, activity: Arc<Activity>) -> Self {
-        Self { body, activity }
+    pub(super) fn new(body: Body, activity: Arc<Activity>, address: Option<Arc<AddressPermit>>) -> Self {
+        Self { body, activity, _address: address }
     }
 }
 

@@ -26,14 +26,14 @@ use super::{
     connection_limit::{ConnectionLimiter, LimitReached, Permit},
     context::ServerContext,
     http_io::{HttpIo, ResponseBody},
-    is_stopped, stopped,
-    stream::AcceptedStream,
-    tls::{Handshake, Tls, handshake},
+    is_stopped,
+    preface::Opened,
+    stopped,
     unreadable::HEAD_BYTES_MAX,
     ws_upgrade,
 };
 use crate::{
-    health::{LogLimit, info_seldom, supervise},
+    health::{LogLimit, supervise},
     http::{Caller, Http, error_response},
     metrics::Metrics,
     util::backoff::Backoff,
@@ -100,7 +100,7 @@ impl Admission {
     }
 
     /// Acquires a permit for a new connection, if necessary by evicting another connection.
-    async fn admit(&self, address: IpAddr, metrics: &Metrics) -> Result<(Permit, Entry), LimitReached> {
+    async fn admit(&self, address: Option<IpAddr>, metrics: &Metrics) -> Result<(Permit, Entry), LimitReached> {
         let deadline = Instant::now() + EVICTION_TIMEOUT;
         loop {
             let released = self.limiter.released();
@@ -163,7 +163,9 @@ async fn accept_from(
                 continue;
             }
         };
-        match admission.admit(peer.ip(), &context.metrics).await {
+        // A proxy has many clients, whose addresses are not known yet.
+        let address = (!context.proxies.contains(peer.ip())).then(|| peer.ip());
+        match admission.admit(address, &context.metrics).await {
             Ok((permit, entry)) => {
                 tokio::spawn(serve(stream, peer, context.clone(), http.clone(), (permit, entry), stop.clone()));
             }
@@ -198,10 +200,6 @@ impl LogInterval {
 
 /// Limits the log lines about failed accepts, which a flood of connections can repeat.
 static ACCEPT_FAILED: LogLimit = LogLimit::new();
-
-/// Limits the log lines about clients without TLS, and about failed handshakes, which each connection can cause.
-static PLAIN_CLIENT: LogLimit = LogLimit::new();
-static HANDSHAKE_FAILED: LogLimit = LogLimit::new();
 
 /// A listener that ignores errors of single connections, and sets the TCP options of accepted ones.
 pub(super) struct Acceptor {
@@ -271,29 +269,47 @@ async fn serve(
 ) {
     let activity = &entry.activity;
     let head_deadline = Instant::now() + context.config.limits.header_timeout;
-    let (stream, is_rejected) = match &context.tls {
-        None => (AcceptedStream::Tcp(stream), false),
-        Some(tls) => {
-            // Boxed, so that connections without TLS do not hold the space for a handshake.
-            let secured = Box::pin(secure(tls, stream, peer, &context.metrics));
-            tokio::select! {
-                secured = timeout_at(head_deadline, secured) => match secured {
-                    Ok(Some(secured)) => secured,
-                    Ok(None) | Err(_) => return,
-                },
-                () = activity.evicted() => return,
-                () = stopped(&mut stop) => return,
-            }
-        }
+    let (peer, permit, opened) = if context.preface.is_expected(peer.ip()) {
+        // Boxed, so that other connections do not hold the space for a handshake.
+        let reading = Box::pin(read_preface(&context, stream, peer, permit));
+        let opened = tokio::select! {
+            opened = timeout_at(head_deadline, reading) => opened.ok().flatten(),
+            () = activity.evicted() => None,
+            () = stopped(&mut stop) => None,
+        };
+        let Some(opened) = opened else { return };
+        opened
+    } else {
+        (peer, permit, Opened::plain(stream))
     };
-    let caller = Caller::new(Some(peer.ip())).secure(stream.is_tls());
+    let Opened { stream, is_rejected } = opened;
+    // The address of each request is in its headers.
+    let is_proxy = context.proxies.contains(peer.ip());
+    let is_secure = stream.is_tls();
+    let caller = Caller::new(Some(peer.ip())).secure(is_secure);
     let rejected_upgrade = Mutex::new(None);
     let service = service_fn(|request: Request<Incoming>| async {
         activity.enter(Phase::Busy);
         let upgrade = request.extensions().get::<OnUpgrade>().cloned();
+        let is_upgrade = ws_upgrade::is_upgrade_request(request.headers());
+        let mut address = None;
         let response = if is_rejected {
             plain_http_response()
-        } else if ws_upgrade::is_upgrade_request(request.headers()) {
+        } else if is_proxy {
+            let client = context.proxies.client(peer, request.headers());
+            match permit.acquire_address(client.address.ip()) {
+                Err(_) => too_many_of_address(&context),
+                Ok(permitted) if is_upgrade => {
+                    upgrade_at_path(&context, &permit.with_address(permitted), client.address, request)
+                }
+                Ok(permitted) => {
+                    address = permitted;
+                    // Clients share the connection, so none of them proves the address of another one.
+                    let caller = Caller::new(Some(client.address.ip())).secure(is_secure || client.is_secure);
+                    respond(&http, &caller, activity, request).await
+                }
+            }
+        } else if is_upgrade {
             upgrade_at_path(&context, &permit, peer, request)
         } else {
             respond(&http, &caller, activity, request).await
@@ -301,7 +317,7 @@ async fn serve(
         if upgrade.is_some() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             *rejected_upgrade.lock() = upgrade;
         }
-        Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, activity.clone())))
+        Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, activity.clone(), address)))
     });
     let io = HttpIo::new(stream, activity.clone(), &context.config.limits, head_deadline);
     // In a block, so that hyper's connection is dropped before `rejected_upgrade` is awaited, which would otherwise
@@ -337,22 +353,37 @@ async fn serve(
     }
 }
 
-/// Secures a connection; `None` if the handshake failed. True: the peer sends plain HTTP, and its requests are rejected.
-async fn secure(tls: &Tls, stream: TcpStream, peer: SocketAddr, metrics: &Metrics) -> Option<(AcceptedStream, bool)> {
-    match handshake(tls.http(), stream).await {
-        Handshake::Done(stream) => Some((AcceptedStream::Tls(stream), false)),
-        Handshake::Plain(stream) => {
-            metrics.rejected_connections.inc();
-            info_seldom!(PLAIN_CLIENT, %peer, "a client sent plain HTTP, but this port speaks TLS; use wss:// and https://");
-            Some((AcceptedStream::Tcp(stream), true))
-        }
-        Handshake::Closed => None,
-        Handshake::Failed(error) => {
-            metrics.rejected_connections.inc();
-            info_seldom!(HANDSHAKE_FAILED, %peer, error, "a TLS handshake failed");
-            None
-        }
+/// Reads the preface of a connection. Returns the client's address, and the permit together with that of the address.
+///
+/// `None`: the preface is unusable, or the address has too many connections.
+async fn read_preface(
+    context: &ServerContext,
+    mut stream: TcpStream,
+    proxy: SocketAddr,
+    mut permit: Permit,
+) -> Option<(SocketAddr, Permit, Opened)> {
+    let peer = context.preface.read_header(&mut stream, proxy, &context.metrics).await?;
+    // The permit of a direct connection has its address already, and a further proxy has many clients.
+    if peer != proxy && !context.proxies.contains(peer.ip()) {
+        let Ok(address) = permit.acquire_address(peer.ip()) else {
+            context.metrics.rejected_connections.inc();
+            tracing::debug!(%peer, "a connection through a proxy was rejected: limits.connectionsPerAddress");
+            return None;
+        };
+        permit = permit.with_address(address);
     }
+    let opened = context.preface.secure(stream, peer, &context.metrics).await?;
+    Some((peer, permit, opened))
+}
+
+/// Responds to a request through a proxy, if its client has too many others.
+fn too_many_of_address(context: &ServerContext) -> Response<Body> {
+    context.metrics.rejected_connections.inc();
+    error_response::with_header(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "this address has as many connections as limits.connectionsPerAddress allows; try again later",
+        (header::RETRY_AFTER, "5"),
+    )
 }
 
 /// Responds to a request without TLS on a port with TLS.

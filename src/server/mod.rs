@@ -7,6 +7,7 @@
 //! - [`peer`]: a client, for the embedding program · [`handle`]: the server, for the embedding program
 //! - [`listener`]: accepts connections, HTTP and WebSocket on one port
 //! - [`connection_limit`]: connection permits · [`descriptors`]: their number · [`activity`]: which connection is evicted
+//! - [`preface`]: what precedes the protocol of a port · [`proxies`]: clients behind proxies
 //! - [`stream`]: TCP, or TLS over it · [`tls`]: certificates and handshakes
 //! - [`http_io`]: deadlines and closing of an HTTP connection · [`unreadable`]: error responses that hyper writes
 //! - [`ws_upgrade`]: upgrades an HTTP request to a WebSocket
@@ -40,6 +41,8 @@ mod listener;
 mod outbound;
 mod peer;
 mod portal_id_file;
+mod preface;
+mod proxies;
 mod resp_listener;
 mod router;
 mod runtime;

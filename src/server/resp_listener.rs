@@ -17,12 +17,13 @@ use super::{
     is_stopped,
     listener::{Acceptor, LogInterval, bind},
     portal_id_file::PortalIdFile,
+    preface::{Opened, Preface},
     stopped,
-    tls::{Handshake, Tls, TlsStream, handshake},
+    stream::AcceptedStream,
 };
 use crate::{
     config,
-    health::{Health, LogLimit, info_seldom, supervise},
+    health::{Health, supervise},
     metrics::Metrics,
     resp::{AnnouncedPortal, RespServer},
 };
@@ -33,10 +34,6 @@ const PERSIST_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time for a client without TLS to read why it is rejected.
 const REJECTION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Limits the log lines about clients without TLS, and about failed handshakes, which each connection can cause.
-static PLAIN_CLIENT: LogLimit = LogLimit::new();
-static HANDSHAKE_FAILED: LogLimit = LogLimit::new();
-
 /// The bound port and its settings.
 pub(super) struct RespListener {
     listener: TcpListener,
@@ -44,7 +41,8 @@ pub(super) struct RespListener {
     pub(super) server: Arc<RespServer>,
     limiter: Arc<ConnectionLimiter>,
     metrics: Arc<Metrics>,
-    tls: Option<RespTls>,
+    /// What precedes the protocol on a connection, and its time limit.
+    preface: (Preface, Duration),
     /// File of portal ids; `None`: they are not persisted.
     ids: Option<PortalIdFile>,
 }
@@ -70,16 +68,16 @@ impl RespListener {
         connections: usize,
         server: Arc<RespServer>,
         metrics: Arc<Metrics>,
-        tls: Option<RespTls>,
+        preface: (Preface, Duration),
         ids: Option<PortalIdFile>,
     ) -> Result<Self, ServerError> {
         let address = listener.local_addr()?;
-        Ok(Self { listener, address, server, limiter: ConnectionLimiter::new(connections, 0), metrics, tls, ids })
+        Ok(Self { listener, address, server, limiter: ConnectionLimiter::new(connections, 0), metrics, preface, ids })
     }
 
     /// Accepts connections until `stop` is set.
     pub(super) fn open(self, health: &Arc<Health>, stop: watch::Receiver<bool>) -> RunningListener {
-        let Self { listener, server, limiter, metrics, tls, ids, .. } = self;
+        let Self { listener, server, limiter, metrics, preface, ids, .. } = self;
         let is_over = || {
             let stop = stop.clone();
             move || is_stopped(&stop)
@@ -99,51 +97,34 @@ impl RespListener {
         let accepting =
             tokio::spawn(supervise(health.clone(), "redis_protocol", acceptor, is_over(), move |acceptor| {
                 let (server, permits, metrics, stop) = (server.clone(), permits.clone(), metrics.clone(), stop.clone());
-                let tls = tls.clone();
-                Box::pin(async move { accept(acceptor, &server, &permits, &metrics, tls.as_ref(), stop).await })
+                let preface = preface.clone();
+                Box::pin(async move { accept(acceptor, &server, &permits, &metrics, &preface, stop).await })
             }));
         RunningListener { limiter, accepting, persisting }
     }
 }
 
-/// TLS of the port, and the time limit of a handshake.
-#[derive(Clone)]
-pub(super) struct RespTls {
-    pub(super) tls: Arc<Tls>,
-    pub(super) timeout: Duration,
-}
-
-impl RespTls {
-    /// Secures a connection; `None` if the handshake failed, took too long, or the server stops.
-    async fn secure(
-        &self,
-        stream: TcpStream,
-        peer: SocketAddr,
-        metrics: &Metrics,
-        mut stop: watch::Receiver<bool>,
-    ) -> Option<Box<TlsStream>> {
-        let done = tokio::select! {
-            done = timeout(self.timeout, handshake(self.tls.resp(), stream)) => done.ok()?,
-            () = stopped(&mut stop) => return None,
-        };
-        match done {
-            Handshake::Done(stream) => return Some(stream),
-            Handshake::Plain(stream) => {
-                info_seldom!(PLAIN_CLIENT, %peer, "a client of the Redis protocol sent no TLS, but this port needs it; use rediss://");
-                _ = timeout(REJECTION_TIMEOUT, reject_plain(stream)).await;
-            }
-            Handshake::Closed => return None,
-            Handshake::Failed(error) => {
-                info_seldom!(HANDSHAKE_FAILED, %peer, error, "a TLS handshake failed on the port of the Redis protocol");
-            }
-        }
-        metrics.rejected_connections.inc();
-        None
+/// Reads the preface, and returns the client's address. `None` if it is unusable, takes too long, or the server stops.
+async fn read_preface(
+    preface: &Preface,
+    time_limit: Duration,
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    metrics: &Metrics,
+    mut stop: watch::Receiver<bool>,
+) -> Option<(SocketAddr, Opened)> {
+    let reading = async {
+        let peer = preface.read_header(&mut stream, peer, metrics).await?;
+        Some((peer, preface.secure(stream, peer, metrics).await?))
+    };
+    tokio::select! {
+        opened = timeout(time_limit, reading) => opened.ok()?,
+        () = stopped(&mut stop) => None,
     }
 }
 
 /// Replies with an error, and discards what the peer sends. Otherwise it could lose the reply.
-async fn reject_plain(mut stream: TcpStream) {
+async fn reject_plain(mut stream: AcceptedStream) {
     _ = stream.write_all(b"-ERR this port needs TLS; connect by rediss://\r\n").await;
     _ = stream.shutdown().await;
     let mut discarded = [0; 4 << 10];
@@ -181,7 +162,7 @@ async fn accept(
     server: &Arc<RespServer>,
     limiter: &Arc<ConnectionLimiter>,
     metrics: &Arc<Metrics>,
-    tls: Option<&RespTls>,
+    preface: &(Preface, Duration),
     mut stop: watch::Receiver<bool>,
 ) {
     let mut log_interval = LogInterval::default();
@@ -197,7 +178,7 @@ async fn accept(
                 continue;
             }
         };
-        let Ok(permit) = limiter.acquire(peer.ip()) else {
+        let Ok(permit) = limiter.acquire(None) else {
             metrics.rejected_connections.inc();
             if log_interval.is_due() {
                 tracing::warn!(
@@ -207,16 +188,21 @@ async fn accept(
             }
             continue;
         };
-        let (server, metrics, tls, stop) = (server.clone(), metrics.clone(), tls.cloned(), stop.clone());
+        let (server, metrics, (preface, time_limit), stop) =
+            (server.clone(), metrics.clone(), preface.clone(), stop.clone());
         tokio::spawn(async move {
-            match tls {
-                None => server.serve(stream, peer.ip()).await,
-                Some(tls) => {
-                    // Boxed, so that connections without TLS do not hold the space for a handshake.
-                    if let Some(stream) = Box::pin(tls.secure(stream, peer, &metrics, stop)).await {
-                        server.serve(stream, peer.ip()).await;
-                    }
+            let opened = if preface.is_expected(peer.ip()) {
+                // Boxed, so that other connections do not hold the space for a handshake.
+                Box::pin(read_preface(&preface, time_limit, stream, peer, &metrics, stop)).await
+            } else {
+                Some((peer, Opened::plain(stream)))
+            };
+            match opened {
+                Some((_, Opened { stream, is_rejected: true })) => {
+                    _ = timeout(REJECTION_TIMEOUT, reject_plain(stream)).await;
                 }
+                Some((peer, Opened { stream, .. })) => server.serve(stream, peer.ip()).await,
+                None => {}
             }
             drop(permit);
         });

@@ -19,8 +19,12 @@ use tokio::sync::watch;
 use tower::service_fn;
 
 use super::{
-    Handle, ServerError, connection_limit::ConnectionLimiter, context::ServerContext, runtime::Runtime, stopped,
-    ws_upgrade,
+    Handle, ServerError,
+    connection_limit::ConnectionLimiter,
+    context::ServerContext,
+    proxies::{Client, TrustedProxies},
+    runtime::Runtime,
+    stopped, ws_upgrade,
 };
 use crate::http::{Caller, error_response};
 
@@ -70,7 +74,7 @@ pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
     let (stop, stopping) = watch::channel(false);
     let http = runtime.http.clone();
     let (context, permits) = (runtime.context.clone(), limiter.clone());
-    let path = runtime.context.config.path.clone();
+    let (path, proxies) = (runtime.context.config.path.clone(), runtime.context.proxies.clone());
     let socket = any_service(service_fn(move |request: Request| {
         let response = serve_websocket(&context, &permits, &stopping, request);
         async move { Ok::<_, Infallible>(response) }
@@ -78,8 +82,10 @@ pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
     let api = any_service(service_fn(move |mut request: Request| {
         let http = http.clone();
         // Each request counts as a connection, because its connection is unknown here.
-        let caller = Caller::new(request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip()))
-            .secure(request.uri().scheme() == Some(&Scheme::HTTPS));
+        let client = client(&proxies, &request);
+        let is_secure = client.as_ref().is_some_and(|client| client.is_secure);
+        let caller = Caller::new(client.map(|client| client.address.ip()))
+            .secure(is_secure || request.uri().scheme() == Some(&Scheme::HTTPS));
         // The path that this router matched would become a part of the path that the router of the API matches.
         request.extensions_mut().clear();
         async move { Ok::<_, Infallible>(http.respond(&caller, request).await) }
@@ -105,6 +111,12 @@ pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
     (router, Attached { runtime, limiter, stop })
 }
 
+/// Returns the client of a request; `None` unless the router is served with connect info.
+fn client(proxies: &TrustedProxies, request: &Request) -> Option<Client> {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>()?.0;
+    Some(proxies.client(peer, request.headers()))
+}
+
 /// Answers a request for the WebSocket path.
 fn serve_websocket(
     context: &Arc<ServerContext>,
@@ -120,9 +132,9 @@ fn serve_websocket(
         return error_response::response(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
     }
     // Known only if the router is served with connect info; otherwise all clients count as one address.
-    let from = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|info| info.0);
+    let from = client(&context.proxies, &request).map(|client| client.address);
     let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
-    let Ok(permit) = limiter.acquire(address) else {
+    let Ok(permit) = limiter.acquire(Some(address)) else {
         context.metrics.rejected_connections.inc();
         return error_response::response(
             StatusCode::SERVICE_UNAVAILABLE,

@@ -18,7 +18,9 @@ use super::{
     handler_queue::{HandlerRunner, HubListener},
     is_stopped,
     portal_id_file::PortalIdFile,
-    resp_listener::{RespListener, RespTls},
+    preface::{Port, Preface},
+    proxies::TrustedProxies,
+    resp_listener::RespListener,
     settings, shutdown,
     tls::ListenerTls,
 };
@@ -88,22 +90,28 @@ impl Runtime {
         let webhook = config.portal.webhook.as_ref().zip(store.outbox());
         let webhook =
             webhook.map(|(to, outbox)| Webhook::new(to, &hub, store.clone(), outbox, metrics.clone())).transpose()?;
+        let proxies = Arc::new(TrustedProxies::new(&config.trusted_proxies));
+        let senders = config.proxy_protocol.then(|| proxies.clone());
         let resp = match resp {
             None => None,
             Some(listener) => {
                 let announced = ids.as_ref().map(PortalIdFile::read).unwrap_or_default();
                 let server = RespServer::new(&config, hub.clone(), metrics.clone(), guess_limiter, announced);
-                let timeout = config.limits.header_timeout;
-                let tls = certificates.resp.clone().map(|tls| RespTls { tls, timeout });
-                Some(RespListener::new(listener, descriptors.resp, server, metrics.clone(), tls, ids)?)
+                let preface = (
+                    Preface::new(Port::Resp, certificates.resp.clone(), senders.clone()),
+                    config.limits.header_timeout,
+                );
+                Some(RespListener::new(listener, descriptors.resp, server, metrics.clone(), preface, ids)?)
             }
         };
         let runner = (!handlers.is_empty()).then(|| HandlerRunner::new(handlers));
         if let Some(runner) = &runner {
             hub.listen(Arc::new(HubListener(runner.clone())));
         }
-        let (sockets, tls) = (descriptors.sockets, certificates.http.clone());
-        let context = Arc::new(ServerContext::new(config, hub, metrics, authenticator, runner, sockets, tls));
+        let sockets = descriptors.sockets;
+        let preface = Preface::new(Port::Http, certificates.http.clone(), senders);
+        let context =
+            Arc::new(ServerContext::new(config, hub, metrics, authenticator, runner, sockets, preface, proxies));
         let runtime = Self { context, store, http, before_exit, webhook, resp, descriptors, certificates };
         let handle = runtime.handle();
         runtime.context.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());

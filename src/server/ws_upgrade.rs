@@ -1,9 +1,6 @@
 //! Upgrades an HTTP request to a WebSocket.
 
-use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
@@ -34,8 +31,7 @@ pub(super) fn answer<B>(
         head::check(&request, context.config.is_local_only()).map_err(HeadError::status_and_message).and_then(|()| {
             check_upgrade(request.method(), request.version(), request.headers(), context.config.origins.as_deref())
         });
-    let address = from.map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |from| from.ip());
-    let admitted = checked.and_then(|key| match context.sockets.acquire(address) {
+    let admitted = checked.and_then(|key| match context.sockets.acquire(None) {
         Ok(socket_permit) => Ok((key, socket_permit)),
         Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, "the limit of WebSockets is reached; try again later")),
     });

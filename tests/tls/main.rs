@@ -1,13 +1,16 @@
-//! Tests TLS of both ports over real sockets.
+//! Tests TLS of both ports, and clients behind proxies, over real sockets.
 //!
 //! - `authority`: issues certificates · `certificates`: selection, renewal, client certificates
 //! - `hostile`: other protocols, slow handshakes, peers that do not read
+//! - `proxies`: forwarded addresses · `proxy_programs`: the configurations in `data/deploy`
 //! - `redis_protocol`: `rediss://` · `self_signed`: `--tls-self-signed`
 #![allow(missing_docs)]
 
 mod authority;
 mod certificates;
 mod hostile;
+mod proxies;
+mod proxy_programs;
 mod redis_protocol;
 mod self_signed;
 #[path = "../support/mod.rs"]

@@ -35,6 +35,13 @@ fn invalid_value_is_an_error_with_key_and_hint() {
         ),
         ("{ storeMessages: true }", "unknown key `storeMessages`; the nearest known one is `options.storeMessages`"),
         ("{ limits: { frame_bytes: 1 } }", "the nearest known one is `limits.frameBytes`"),
+        ("{ trustedProxies: '10.0.0.0/8' }", "trustedProxies must be a list of strings"),
+        (
+            "{ trustedProxies: ['10.0.0.0/33'] }",
+            "trustedProxies[0] must be a network or an address, like 10.0.0.0/8 or ::1",
+        ),
+        ("{ trustedProxies: ['::1', 'proxy.example.org'] }", "but is \"proxy.example.org\""),
+        ("{ proxyProtocol: true }", "proxyProtocol is on, and trustedProxies names no proxy that may use it"),
         ("{ tls: { cert: 'a.pem' } }", "tls.key is missing; set it to the PEM file with its private key"),
         ("{ tls: { key: 'a.key' } }", "tls.cert is missing"),
         ("{ tls: { clientCa: 'ca.pem' } }", "tls has no certificate; set tls.cert and tls.key"),

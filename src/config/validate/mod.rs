@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod jwt;
+mod proxies;
 mod tls;
 
 use std::net::IpAddr;
@@ -56,6 +57,7 @@ pub(super) fn check(config: &Config) -> (Vec<Problem>, Vec<String>) {
     checks.authentication(config);
     checks.endpoints(config);
     checks.tls(config);
+    checks.proxies(config);
     checks.sync(config);
     checks.api(config);
     checks.redis(config);

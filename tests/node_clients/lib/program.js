@@ -70,4 +70,4 @@ async function startProgram(t, command, args, environment) {
   return program.waitUntilListening();
 }
 
-module.exports = { EXAMPLES, startProgram };
+module.exports = { EXAMPLES, Program, startProgram };
