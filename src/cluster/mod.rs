@@ -34,6 +34,8 @@ pub enum Broadcast {
         recipients: Recipients,
         /// Users whose connections stay open.
         excluding: Vec<UserId>,
+        /// Text for the close frames; `None`: the default.
+        reason: Option<Arc<str>>,
     },
 }
 

@@ -13,10 +13,11 @@ use super::{api::ADMIN_PREFIX, error::ApiError, head, openapi};
 use crate::logging::excerpt;
 
 /// Lists the parameters of each route. A route that is not listed has none.
-const ROUTE_PARAMETERS: [(Method, &str, &[&str]); 3] = [
+const ROUTE_PARAMETERS: [(Method, &str, &[&str]); 4] = [
     (Method::GET, "/v1/events", &["all", "observe"]),
     (Method::GET, "/v1/users", &["online", "pending", "prefix", "cursor", "limit"]),
     (Method::GET, "/v1/users/{id}/messages", &["after", "limit"]),
+    (Method::POST, "/v1/users/{id}/disconnect", &["reason"]),
 ];
 
 /// Rejects a request whose query has a parameter that its route does not have.

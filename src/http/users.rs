@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{State, error::ApiError, parameters};
 use crate::{
-    hub::{DeviceReport, Entry, Erasure, Gap, UserReport},
+    hub::{CLOSE_REASON_BYTES_MAX, DeviceReport, Entry, Erasure, Gap, UserReport},
     message::{Recipients, Seq, UserId},
     util::rfc3339,
 };
@@ -50,6 +50,14 @@ pub(super) struct MessageParameters {
     /// Messages of a page.
     #[param(minimum = 1, maximum = 1000, default = 100)]
     limit: Option<usize>,
+}
+
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DisconnectParameters {
+    /// Text for the clients, at most 123 bytes. Default: a text of the server.
+    #[param(max_length = 123)]
+    reason: Option<String>,
 }
 
 /// A user.
@@ -314,10 +322,21 @@ pub(super) async fn erase(FromState(api): State, path: UserPath) -> Result<Respo
 }
 
 /// Serves `POST /v1/users/{id}/disconnect`.
-pub(super) async fn disconnect(FromState(api): State, path: UserPath) -> Result<Response, ApiError> {
+pub(super) async fn disconnect(
+    FromState(api): State,
+    path: UserPath,
+    query: Result<Query<DisconnectParameters>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let DisconnectParameters { reason } = decode_query(query)?;
     let user = parse_user(path)?;
+    if let Some(bytes) = reason.as_ref().map(String::len).filter(|bytes| *bytes > CLOSE_REASON_BYTES_MAX) {
+        return Err(ApiError::BadParameter(format!(
+            "reason has {bytes} bytes; a close frame has at most {CLOSE_REASON_BYTES_MAX}. Send a shorter one"
+        )));
+    }
+    let reason = reason.filter(|reason| !reason.is_empty()).map(Into::into);
     let connections = api.hub.connection_count_of(&user).await;
-    api.hub.disconnect(&Recipients::Users(vec![user]), &[]).await;
+    api.hub.disconnect_with(&Recipients::Users(vec![user]), &[], reason).await;
     Ok(respond(&Disconnected { disconnected: connections }))
 }
 

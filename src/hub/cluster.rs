@@ -8,7 +8,11 @@ use std::{
 
 use futures_util::future::BoxFuture;
 
-use super::{Hub, dispatch::PreparedDispatch, mailbox::CloseReason};
+use super::{
+    Hub,
+    dispatch::PreparedDispatch,
+    mailbox::{CLOSE_REASON_BYTES_MAX, CloseReason},
+};
 use crate::{
     cluster::{Broadcast, OriginalMessage, OriginalPresence},
     health::LogLimit,
@@ -46,7 +50,11 @@ impl Hub {
                 Broadcast::Message { payload, recipients: Recipients::Users(users), .. } => {
                     users.iter().for_each(|user| hub.put_unsynced(user, &payload));
                 }
-                Broadcast::Disconnect { recipients, excluding } => _ = hub.disconnect_local(&recipients, &excluding),
+                Broadcast::Disconnect { recipients, excluding, reason } => {
+                    // A longer text would make the close frame invalid.
+                    let reason = reason.filter(|reason| reason.len() <= CLOSE_REASON_BYTES_MAX);
+                    _ = hub.disconnect_local(&recipients, &excluding, reason);
+                }
             }
         });
         let hub = Arc::downgrade(self);
@@ -228,28 +236,34 @@ impl Hub {
     }
 
     /// Requests the other servers to close connections of these users.
-    pub(super) fn disconnect_remote(&self, recipients: &Recipients, excluding: &[UserId]) {
+    pub(super) fn disconnect_remote(&self, recipients: &Recipients, excluding: &[UserId], reason: Option<Arc<str>>) {
         self.broadcast_to_servers(|| Broadcast::Disconnect {
             recipients: recipients.clone(),
             excluding: excluding.to_vec(),
+            reason,
         });
     }
 
     /// Closes local connections of these users; returns the numbers of recipients and of local online ones.
-    pub(super) fn disconnect_local(&self, recipients: &Recipients, excluding: &[UserId]) -> (usize, usize) {
+    pub(super) fn disconnect_local(
+        &self,
+        recipients: &Recipients,
+        excluding: &[UserId],
+        reason: Option<Arc<str>>,
+    ) -> (usize, usize) {
+        let reason = CloseReason::Requested(reason);
         match recipients {
             Recipients::Everyone => {
                 let mut closed = 0;
                 self.registry.for_each_connection_except(excluding, |_, mailbox| {
-                    mailbox.close(CloseReason::Requested);
+                    mailbox.close(reason.clone());
                     closed += 1;
                 });
                 (closed, closed)
             }
             Recipients::Users(users) => {
                 let users = super::dispatch::distinct_recipients(users.clone(), excluding);
-                let online =
-                    users.iter().filter(|user| self.registry.close_user(user, CloseReason::Requested) > 0).count();
+                let online = users.iter().filter(|user| self.registry.close_user(user, reason.clone()) > 0).count();
                 (users.len(), online)
             }
         }

@@ -1,6 +1,9 @@
 //! Dispatch: appends synced messages to the recipients' logs, and fans unsynced messages out to online users.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures_util::future::join_all;
 
@@ -342,9 +345,20 @@ impl Hub {
 
     /// Closes the connections of these users at every server (close code 1000).
     pub async fn disconnect(&self, recipients: &Recipients, excluding: &[UserId]) -> Outcome {
+        self.disconnect_with(recipients, excluding, None).await
+    }
+
+    /// As [`Hub::disconnect`], with a text for the close frame: at most
+    /// [`CLOSE_REASON_BYTES_MAX`](super::CLOSE_REASON_BYTES_MAX) bytes. `None`: the default.
+    pub async fn disconnect_with(
+        &self,
+        recipients: &Recipients,
+        excluding: &[UserId],
+        reason: Option<Arc<str>>,
+    ) -> Outcome {
         let online = self.online_flags_of_recipients(recipients, excluding).await;
-        self.disconnect_remote(recipients, excluding);
-        let (local_recipients, local_online) = self.disconnect_local(recipients, excluding);
+        self.disconnect_remote(recipients, excluding, reason.clone());
+        let (local_recipients, local_online) = self.disconnect_local(recipients, excluding, reason);
         match (recipients, online) {
             (Recipients::Everyone, _) => {
                 let closed = local_recipients + self.remote_connection_count().await;

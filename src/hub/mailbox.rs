@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::atomic::{AtomicBool, AtomicU8, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -11,16 +14,19 @@ use parking_lot::Mutex;
 
 use crate::message::Payload;
 
+/// Size limit of the text in a close frame, in bytes (RFC 6455).
+pub const CLOSE_REASON_BYTES_MAX: usize = 123;
+
 /// Bits of `Mailbox::signals`.
 const LOG: u8 = 1;
 const UNSYNCED: u8 = 2;
 const CLOSE: u8 = 4;
 
 /// Why the server closes a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CloseReason {
-    /// A backend requested it (`DISCONNECT_CLIENT`).
-    Requested,
+    /// A backend requested it (`DISCONNECT_CLIENT`), perhaps with a text for the close frame.
+    Requested(Option<Arc<str>>),
     /// The embedding program requested it, with this close code.
     WithCode(u16),
     /// The server is shutting down.
@@ -30,7 +36,7 @@ pub enum CloseReason {
 }
 
 /// Signals since the last poll.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Signals {
     /// The user's log may have more entries.
     pub log: bool,
@@ -141,7 +147,7 @@ impl Mailbox {
         if signals == 0 {
             return Poll::Pending;
         }
-        let close = if signals & CLOSE == 0 { None } else { self.state.lock().close };
+        let close = if signals & CLOSE == 0 { None } else { self.state.lock().close.clone() };
         Poll::Ready(Signals { log: signals & LOG != 0, unsynced: signals & UNSYNCED != 0, close })
     }
 
@@ -191,7 +197,7 @@ mod tests {
         assert!(mailbox.poll_signals(&mut cx).is_pending());
         mailbox.signal_log();
         assert!(mailbox.close(CloseReason::Shutdown));
-        assert!(!mailbox.close(CloseReason::Requested), "it is closing already");
+        assert!(!mailbox.close(CloseReason::Requested(None)), "it is closing already");
         let all = Signals { log: true, unsynced: false, close: Some(CloseReason::Shutdown) };
         assert_eq!(mailbox.poll_signals(&mut cx), Poll::Ready(all));
         assert!(mailbox.poll_signals(&mut cx).is_pending());

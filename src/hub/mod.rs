@@ -43,7 +43,7 @@ pub use self::{
     connection::ConnectionHandle,
     dispatch::{CommittedBatch, Dispatch, OptionsError, Outcome, PreparedDispatch},
     events::{ConnectionId, Event, InboundMessage, Listener, SERVER_RESTART},
-    mailbox::{CloseReason, MailboxBounds, Signals},
+    mailbox::{CLOSE_REASON_BYTES_MAX, CloseReason, MailboxBounds, Signals},
     observers::{Observed, Observer},
     queries::{DeviceReport, UserReport},
     session::{Attach, Batch, Resumed, SentPosition, Session},
@@ -290,7 +290,7 @@ impl Hub {
 
     /// Requests every connection to close.
     pub fn close_all(&self, reason: CloseReason) {
-        self.registry.for_each_connection(|_, mailbox| _ = mailbox.close(reason));
+        self.registry.for_each_connection(|_, mailbox| _ = mailbox.close(reason.clone()));
     }
 
     /// Records a user's number of local sessions. Called under the registry's lock, so counts arrive in order.

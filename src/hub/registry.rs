@@ -155,7 +155,7 @@ impl Registry {
     pub(super) fn close_user(&self, user: &UserId, reason: CloseReason) -> usize {
         let shard = self.session_shard(user).lock();
         let Some(sessions) = shard.get(user) else { return 0 };
-        sessions.iter().for_each(|session| _ = session.mailbox.close(reason));
+        sessions.iter().for_each(|session| _ = session.mailbox.close(reason.clone()));
         sessions.len()
     }
 

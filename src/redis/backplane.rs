@@ -67,8 +67,8 @@ async fn publish_broadcasts(link: Weak<ServerLink>, presence: Arc<Presence>, que
         // Resolves the recipients of all broadcasts first. Otherwise broadcasts without exclusions would overtake
         // others.
         let resolved = async |broadcast: Broadcast| {
-            let (Broadcast::Message { recipients, excluding, .. } | Broadcast::Disconnect { recipients, excluding }) =
-                &broadcast;
+            let (Broadcast::Message { recipients, excluding, .. }
+            | Broadcast::Disconnect { recipients, excluding, .. }) = &broadcast;
             let resolved =
                 if has_original { Some(resolve_exclusions(&link, recipients, excluding).await) } else { None };
             (broadcast, resolved)

@@ -17,6 +17,9 @@ struct Head {
     /// Disconnects the recipients. No message follows.
     #[serde(default)]
     disconnect: bool,
+    /// Text for the close frames of a disconnect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 fn ids(users: &[UserId]) -> Vec<String> {
@@ -30,16 +33,21 @@ pub(super) fn users(names: &[String]) -> Vec<UserId> {
 
 /// Encodes a broadcast.
 pub(super) fn encode(from: &str, broadcast: &Broadcast) -> Vec<u8> {
-    let (recipients, excluding, payload) = match broadcast {
-        Broadcast::Message { payload, recipients, excluding } => (recipients, excluding, Some(payload)),
-        Broadcast::Disconnect { recipients, excluding } => (recipients, excluding, None),
+    let (recipients, excluding, payload, reason) = match broadcast {
+        Broadcast::Message { payload, recipients, excluding } => (recipients, excluding, Some(payload), None),
+        Broadcast::Disconnect { recipients, excluding, reason } => (recipients, excluding, None, reason.as_deref()),
     };
     let names = match recipients {
         Recipients::Everyone => vec![EVERYONE.to_owned()],
         Recipients::Users(users) => ids(users),
     };
-    let head =
-        Head { from: from.to_owned(), recipients: names, excluding: ids(excluding), disconnect: payload.is_none() };
+    let head = Head {
+        from: from.to_owned(),
+        recipients: names,
+        excluding: ids(excluding),
+        disconnect: payload.is_none(),
+        reason: reason.map(str::to_owned),
+    };
     // Strings and lists of strings can always be encoded.
     let mut text = serde_json::to_vec(&head).expect("a head is JSON");
     text.push(b'\n');
@@ -52,7 +60,7 @@ pub(super) fn encode(from: &str, broadcast: &Broadcast) -> Vec<u8> {
 /// Decodes a broadcast. `None` if it is malformed or from `own`.
 pub(super) fn decode(text: &[u8], own: &str) -> Option<Broadcast> {
     let at = text.iter().position(|byte| *byte == b'\n')?;
-    let Head { from, recipients, excluding, disconnect } = serde_json::from_slice(&text[..at]).ok()?;
+    let Head { from, recipients, excluding, disconnect, reason } = serde_json::from_slice(&text[..at]).ok()?;
     if from == own {
         return None;
     }
@@ -62,7 +70,7 @@ pub(super) fn decode(text: &[u8], own: &str) -> Option<Broadcast> {
     };
     let excluding = users(&excluding);
     if disconnect {
-        return Some(Broadcast::Disconnect { recipients, excluding });
+        return Some(Broadcast::Disconnect { recipients, excluding, reason: reason.map(Into::into) });
     }
     let payload = Payload::from_stored(bytes::Bytes::copy_from_slice(&text[at + 1..]));
     Some(Broadcast::Message { payload, recipients, excluding })
@@ -87,7 +95,12 @@ mod tests {
                 recipients: Recipients::Users(vec![user("a b"), user("\"")]),
                 excluding: vec![],
             },
-            Broadcast::Disconnect { recipients: Recipients::Users(vec![user("*a")]), excluding: vec![] },
+            Broadcast::Disconnect { recipients: Recipients::Users(vec![user("*a")]), excluding: vec![], reason: None },
+            Broadcast::Disconnect {
+                recipients: Recipients::Users(vec![user("a")]),
+                excluding: vec![],
+                reason: Some("maintenance, \"back\" soon".into()),
+            },
         ] {
             let text = encode("1-a", &broadcast);
             assert_eq!(decode(&text, "1-b"), Some(broadcast));

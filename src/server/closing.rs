@@ -66,6 +66,7 @@ impl Connection {
             }
             End::Requested(code) => self.push_close(code, ""),
             End::Close(code, reason) => self.push_close(code.code(), reason),
+            End::Disconnected(reason) => self.push_close(CloseCode::Normal.code(), &reason),
             End::Stopping => {
                 self.push_close(CloseCode::GoingAway.code(), CloseCode::GoingAway.reason());
                 // Frames after an authentication are of the user it admits, and it admits none now.

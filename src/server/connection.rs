@@ -32,12 +32,14 @@ use crate::{
 const ROUNDS_MAX: usize = 8;
 
 /// Reason for which a connection ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// The peer has closed or disconnected: no close frame is sent.
     Gone,
     /// The server closes with this code and reason.
     Close(CloseCode, &'static str),
+    /// A backend disconnects the client with this text.
+    Disconnected(Arc<str>),
     /// The server is shutting down. Messages that the client sends before it receives the close frame still count.
     Stopping,
     /// The embedding program closes with this code.
@@ -189,7 +191,8 @@ impl Connection {
     fn apply_signals(&mut self, signals: Signals) -> Result<(), End> {
         match signals.close {
             Some(CloseReason::WithCode(code)) => return Err(End::Requested(code)),
-            Some(CloseReason::Requested) => return Err(End::close(CloseCode::Normal)),
+            Some(CloseReason::Requested(Some(reason))) => return Err(End::Disconnected(reason)),
+            Some(CloseReason::Requested(None)) => return Err(End::close(CloseCode::Normal)),
             Some(CloseReason::Shutdown) => return Err(End::Stopping),
             Some(CloseReason::StoreFailed) => return Err(End::close(CloseCode::Internal)),
             None => {}

@@ -56,7 +56,7 @@ pub(super) async fn stop(
         let clients = timeout(CLIENTS_TIMEOUT, async {
             // A connection that was upgrading when shutdown began may register only now; it is closed as well.
             loop {
-                hub.close_all(reason);
+                hub.close_all(reason.clone());
                 if timeout(RECHECK_INTERVAL, context.sockets.all_released()).await.is_ok() {
                     break;
                 }
@@ -67,7 +67,7 @@ pub(super) async fn stop(
         hub.mark_drained();
         // A connection whose request was incomplete when shutdown began may have become a WebSocket.
         while timeout(RECHECK_INTERVAL, limiter.all_released()).await.is_err() {
-            hub.close_all(reason);
+            hub.close_all(reason.clone());
         }
         if let Some(limiter) = resp_limiter {
             limiter.all_released().await;

@@ -211,6 +211,7 @@ pub const OPERATIONS: &[Operation] = &[
         id: "disconnectUser",
         summary: "Disconnect a user",
         description: "Closes the connections of a user with 1000. Pending messages stay.",
+        parameters: query::<users::DisconnectParameters>,
         replies: &[json("Disconnected", "The connections are being closed.")],
         store: Scope::All,
         ..USER

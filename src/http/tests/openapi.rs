@@ -194,6 +194,8 @@ async fn responses_of_every_operation_match_the_document() {
         ("DELETE", "/v1/users/{id}/messages", "/v1/users/alice/messages", &[], ""),
         ("DELETE", "/v1/users/{id}/messages", "/v1/users/*/messages", &[], ""),
         ("POST", "/v1/users/{id}/disconnect", "/v1/users/alice/disconnect", &[], ""),
+        ("POST", "/v1/users/{id}/disconnect", "/v1/users/alice/disconnect?reason=bye", &[], ""),
+        ("POST", "/v1/users/{id}/disconnect", &format!("/v1/users/alice/disconnect?reason={long}"), &[], ""),
         ("POST", "/v1/users/{id}/disconnect", "/v1/users/%20/disconnect?x", &[], ""),
         ("DELETE", "/v1/users/{id}", "/v1/users/bob", &[], ""),
         ("DELETE", "/v1/users/{id}", "/v1/users/bob", &[], ""),

@@ -128,7 +128,7 @@ impl OriginalIngest {
                 (self.on_broadcast)(Broadcast::Message { payload, recipients, excluding: Vec::new() });
             }
             Some(channel::OriginalPublish::Disconnect(recipients)) => {
-                (self.on_broadcast)(Broadcast::Disconnect { recipients, excluding: Vec::new() });
+                (self.on_broadcast)(Broadcast::Disconnect { recipients, excluding: Vec::new(), reason: None });
             }
             Some(channel::OriginalPublish::Mark(_)) | None => {}
         }
