@@ -5,7 +5,7 @@ use std::{fmt, path::PathBuf};
 use serde_json::Value;
 
 use super::{
-    Config, ConfigError, decode, env,
+    Config, ConfigError, decode, dev_key, env,
     error::Problem,
     file,
     schema::{self, KEYS, Kind},
@@ -32,8 +32,10 @@ pub struct Sources {
     /// `--dev`: development settings.
     ///
     /// The server listens on 127.0.0.1. Sync, reconnects and portals are on. Tokens are user ids, unless JWTs or a
-    /// webhook are configured. An API key is generated, unless one is configured. Only web pages of this machine may
-    /// connect, unless `origins` is configured.
+    /// webhook are configured. An API key is generated, unless one is configured, or kept by [`keep_dev_key`]. Only web
+    /// pages of this machine may connect, unless `origins` is configured.
+    ///
+    /// [`keep_dev_key`]: super::keep_dev_key
     pub dev: bool,
 }
 
@@ -45,7 +47,8 @@ pub struct Loaded {
     pub config: Config,
     /// Warnings for the log, one sentence each.
     pub warnings: Vec<String>,
-    /// API key that was generated because `dev` is on and none is configured. `config.api.keys` has it too.
+    /// API key that was generated because `dev` is on and none is configured, by this start or by an earlier one on the
+    /// same store. `config.api.keys` has it too.
     pub generated_api_key: Option<String>,
     /// Names of the environment variables that set a key, in alphabetical order.
     pub variables: Vec<String>,
@@ -77,8 +80,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
         problems.retain(|problem| problem.about[..] != ["redis"]);
     }
 
-    let generated_api_key =
-        if sources.dev && config.api.keys.is_empty() { generate_api_key(&mut problems) } else { None };
+    let generated_api_key = if sources.dev && config.api.keys.is_empty() {
+        dev_key::read(&config, &mut warnings).or_else(|| generate_api_key(&mut problems))
+    } else {
+        None
+    };
     config.api.keys.extend(generated_api_key.clone());
 
     let (found, further_warnings) = validate::check(&config);

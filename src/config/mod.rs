@@ -12,6 +12,7 @@
 //! - `endpoints`: settings of the webhooks and of JWKS · `tls`: settings of TLS
 //! - `proxies`: networks of trusted proxies
 //! - `redis`: parses the key `redis`
+//! - `dev_key`: keeps the API key of `--dev` over restarts
 //! - `validate`: checks a complete [`Config`]
 //! - `render`: converts a [`Config`] back to JSON, with secrets masked
 //!
@@ -19,6 +20,7 @@
 
 mod decode;
 mod defaults;
+mod dev_key;
 mod endpoints;
 mod env;
 mod error;
@@ -38,6 +40,7 @@ mod validate;
 use std::{path::PathBuf, time::Duration};
 
 pub use self::redis::{Redis, parse as parse_redis};
+pub use dev_key::keep_dev_key;
 pub use endpoints::{AuthWebhook, Jwks, Webhook};
 pub use error::ConfigError;
 pub use load::{Loaded, Sources, load};

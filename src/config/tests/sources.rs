@@ -201,7 +201,15 @@ fn error_names_a_flag_as_typed() {
 
 #[test]
 fn dev_listens_on_loopback_only() {
-    let dev = |text: &str| load_with(text, |sources| sources.dev = true);
+    // A store in the working directory may have the key of an earlier start.
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().to_str().unwrap();
+    let dev = |text: &str| {
+        load_with(text, |sources| {
+            sources.dev = true;
+            sources.flags = vec![("store.path".to_owned(), store.into(), "--store-path".to_owned())];
+        })
+    };
     let loaded = dev("{}").unwrap();
     let config = &loaded.config;
     assert_eq!(config.host, "127.0.0.1");

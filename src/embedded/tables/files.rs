@@ -28,6 +28,8 @@ pub(super) const BALLAST: &str = "ballast";
 pub(super) const SET_ASIDE: &str = "set-aside";
 /// Portal ids. The server writes this file, not the store.
 pub(super) const PORTALS: &str = "portals.json";
+/// API key of `--dev`. The server writes this file, not the store.
+pub(super) const DEV_KEY: &str = "dev-api-key";
 /// Segment size of sled, in bytes. It cannot change once a store exists.
 ///
 /// sled keeps a few segments in memory, so a small one makes a small server. The largest page bounds it from below: sled

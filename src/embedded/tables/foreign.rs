@@ -6,16 +6,18 @@ use std::{
 };
 
 use super::{
-    files::{LOCK, LOCK_BYTES_MAX, PORTALS, REBUILT, SLED_DIR, SLED_FILE, STAGING, UNFINISHED, VALUE_LOG, WAL},
+    files::{
+        DEV_KEY, LOCK, LOCK_BYTES_MAX, PORTALS, REBUILT, SLED_DIR, SLED_FILE, STAGING, UNFINISHED, VALUE_LOG, WAL,
+    },
     watermark::SyncWatermark,
 };
 use crate::store::StoreError;
 
 /// Files that mesa writes before, or without, a store.
 ///
-/// They are the staging directory of the tables, the marker of an unfinished store, and the portal ids of a server
-/// whose logs are in Redis. A lock file counts too, but only with the content of a mesa lock.
-const OWN_FILES: &[&str] = &[STAGING, UNFINISHED, PORTALS];
+/// They are the staging directory of the tables, the marker of an unfinished store, the portal ids of a server whose logs
+/// are in Redis, and the API key of `--dev`, which may be left of a removed store. A lock file counts too, but only with the content of a mesa lock.
+const OWN_FILES: &[&str] = &[STAGING, UNFINISHED, PORTALS, DEV_KEY];
 
 /// Files that do not count: those of new file systems, version control and desktops.
 const IGNORED_FILES: &[&str] = &["lost+found", ".gitkeep", ".gitignore", ".keep", ".DS_Store"];

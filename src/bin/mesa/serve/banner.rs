@@ -15,13 +15,20 @@ use crate::output;
 /// Longest wait for the reader of standard output.
 const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Files that the banner names.
+#[derive(Clone, Copy, Default)]
+pub struct Files<'a> {
+    /// The self-signed certificate, which clients have to trust.
+    pub ca: Option<&'a Path>,
+    /// The generated API key, kept for later starts.
+    pub kept_key: Option<&'a Path>,
+}
+
 /// Prints the banner to standard output.
 ///
 /// With `log.format: 'json'` it is a log line instead. With `--dev` both are written, because the user needs the API
 /// key.
-///
-/// `ca`: file with the self-signed certificate, which clients have to trust.
-pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>, dev: bool, ca: Option<&Path>) {
+pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<SocketAddr>, dev: bool, files: Files<'_>) {
     let config = &loaded.config;
     if config.log.format == LogFormat::Json {
         let (store, users) = (store(config), users(&config.authentication));
@@ -29,14 +36,14 @@ pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<Socket
         let sync = config.sync.enabled;
         let tls = config.tls.is_some();
         tracing::info!(%address, path = config.path, tls, redis_protocol, sync, store, users, "listening");
-        if let Some(ca) = ca {
+        if let Some(ca) = files.ca {
             tracing::info!(ca = %ca.display(), "clients have to trust this self-signed certificate");
         }
         if !dev {
             return;
         }
     }
-    let text = text(loaded, address, redis_protocol, dev.then(program).as_deref(), ca);
+    let text = text(loaded, address, redis_protocol, dev.then(program).as_deref(), files);
     // A closed standard output or a stalled reader must not stop the server.
     let (done, printed) = mpsc::channel();
     let printing = thread::Builder::new().name("mesa-banner".into()).spawn(move || {
@@ -59,7 +66,7 @@ fn text(
     address: SocketAddr,
     redis_protocol: Option<SocketAddr>,
     program: Option<&str>,
-    ca: Option<&Path>,
+    files: Files<'_>,
 ) -> String {
     let config = &loaded.config;
     let (websocket, http) = schemes(config);
@@ -85,7 +92,7 @@ fn text(
         lines.push(format!("  tls        self-signed, for trials: clients trust it by {ca} (mesa: --ca, Node: NODE_EXTRA_CA_CERTS, curl: --cacert)"));
     }
     if let Some(program) = program {
-        lines.extend(try_it(loaded, address, program, ca));
+        lines.extend(try_it(loaded, address, program, files));
     }
     lines.join("\n")
 }
@@ -151,22 +158,23 @@ fn sync(config: &Config) -> &'static str {
 }
 
 /// Returns commands to copy into another terminal.
-fn try_it(loaded: &Loaded, address: SocketAddr, program: &str, ca: Option<&Path>) -> Vec<String> {
+fn try_it(loaded: &Loaded, address: SocketAddr, program: &str, files: Files<'_>) -> Vec<String> {
     let config = &loaded.config;
     let (websocket, http) = schemes(config);
     let is_default = config.tls.is_none()
         && address.port() == Config::default().port
         && config.path == "/"
         && reaches_loopback(address);
-    let ca = ca.map_or_else(String::new, |ca| format!(" --ca {}", ca.display()));
+    let ca = files.ca.map_or_else(String::new, |ca| format!(" --ca {}", ca.display()));
     let url = |scheme: &str, path: &str| {
         if is_default { String::new() } else { format!(" --url {scheme}://{address}{path}") }
     };
     let key = loaded.generated_api_key.as_deref().unwrap_or("ONE-OF-YOUR-API-KEYS");
     let identity = if config.authentication.insecure { "--as alice" } else { "--token TOKEN" };
-    vec![
-        String::new(),
-        format!("  API key    {key}"),
+    let kept = files.kept_key.map(|file| format!("             the same at the next start: kept in {}", file.display()));
+    let mut lines = vec![String::new(), format!("  API key    {key}")];
+    lines.extend(kept);
+    lines.extend([
         String::new(),
         "Try it in other terminals:".into(),
         format!("  {program} connect {identity}{}{ca}", url(websocket, &config.path)),
@@ -174,7 +182,8 @@ fn try_it(loaded: &Loaded, address: SocketAddr, program: &str, ca: Option<&Path>
             "  MESA_API_KEY={key} {program} dispatch{}{ca} --to alice --type GREETING '{{\"text\":\"Hello\"}}'",
             url(http, "")
         ),
-    ]
+    ]);
+    lines
 }
 
 /// Returns whether the default address of the other commands reaches this server.
@@ -190,14 +199,15 @@ mod tests {
 
     fn dev_banner(port: u16) -> String {
         let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs no other setting");
-        text(&loaded, SocketAddr::from(([127, 0, 0, 1], port)), None, Some("mesa"), None)
+        let files = Files { kept_key: Some(Path::new("data/store/dev-api-key")), ..Files::default() };
+        text(&loaded, SocketAddr::from(([127, 0, 0, 1], port)), None, Some("mesa"), files)
     }
 
     #[test]
     fn banner_has_the_address_of_the_redis_protocol() {
         let loaded = load(&Sources { dev: true, ..Sources::default() }).expect("--dev needs no other setting");
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let text = text(&loaded, address(4000), Some(address(6379)), None, None);
+        let text = text(&loaded, address(4000), Some(address(6379)), None, Files::default());
         assert!(text.contains("\n  original   redis://127.0.0.1:6379 for Dispatchers and Portals"), "{text}");
     }
 
@@ -215,7 +225,7 @@ mod tests {
             (vec![], "cannot authenticate: set authentication.jwt or authentication.webhook"),
         ] {
             let loaded = load(&Sources { flags, ..Sources::default() }).expect("a valid configuration");
-            let text = text(&loaded, SocketAddr::from(([127, 0, 0, 1], 4000)), None, None, None);
+            let text = text(&loaded, SocketAddr::from(([127, 0, 0, 1], 4000)), None, None, Files::default());
             assert!(text.contains(&format!("\n  users      {expected}")), "{text}");
         }
     }
@@ -225,6 +235,7 @@ mod tests {
         let text = dev_banner(4000);
         assert!(text.contains("\n  mesa connect --as alice\n"), "{text}");
         assert!(text.contains("mesa dispatch --to alice"), "{text}");
+        assert!(text.contains("\n             the same at the next start: kept in data/store/dev-api-key\n"), "{text}");
     }
 
     #[test]

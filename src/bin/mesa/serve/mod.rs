@@ -6,7 +6,7 @@ mod self_signed;
 use std::{io::Write, net::SocketAddr, path::Path, time::Duration};
 
 use mesa::{
-    config::{Config, Loaded, Sources, load},
+    config::{Config, Loaded, Sources, keep_dev_key, load},
     server::Server,
 };
 use serde_json::{Value, json};
@@ -54,7 +54,12 @@ async fn serve(args: &ServeArgs, loaded: Loaded, self_signed: Option<String>) ->
     let (address, redis_protocol) = (server.local_addr(), server.redis_protocol_addr());
     // Removed when the server stops.
     let ca = self_signed.map(|pem| self_signed::write(&pem, address)).transpose()?;
-    banner::print(&loaded, address, redis_protocol, args.dev, ca.as_deref());
+    let kept_key = keep_dev_key(&loaded).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the API key cannot be kept, so the next start has another one; set api.keys");
+        None
+    });
+    let files = banner::Files { ca: ca.as_deref(), kept_key: kept_key.as_deref() };
+    banner::print(&loaded, address, redis_protocol, args.dev, files);
     if let Some(file) = &args.ready_file {
         write_ready_file(file, address, redis_protocol, &loaded.config)?;
     }
