@@ -27,6 +27,7 @@ mod error;
 mod ndjson;
 mod response;
 mod retry;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -45,9 +46,15 @@ use crate::{
 
 pub use error::DispatchError;
 pub use ndjson::{DispatchWriter, ResultReader};
-pub use response::{Cleared, Device, DispatchResult, Messages, PendingMessage, Rejected, Rejection, User, Users};
+pub use response::{
+    Cleared, Device, Disconnected, DispatchResult, Messages, PendingMessage, Rejected, Rejection, User, Users,
+};
 use retry::Attempts;
 pub use retry::Retry;
+pub use status::{
+    CommitLatency, ConnectionCounts, MessageCounts, PendingCounts, ProcessUsage, Status, StoreUsage, UserCounts,
+    WebhookCounts,
+};
 
 /// Time limit for connecting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -328,9 +335,26 @@ impl Dispatcher {
     ///
     /// # Errors
     /// Fails if the server cannot be reached, or rejects the request.
-    pub async fn disconnect(&self, id: &UserId) -> Result<(), DispatchError> {
-        let request = self.request(Method::POST, self.user_url(id, Some("disconnect"))?);
-        self.successful_body(request).await.map(drop)
+    pub async fn disconnect(&self, id: &UserId) -> Result<Disconnected, DispatchError> {
+        self.call(self.request(Method::POST, self.user_url(id, Some("disconnect"))?)).await
+    }
+
+    /// As [`Dispatcher::disconnect`], with a text of at most 123 bytes for the clients.
+    ///
+    /// # Errors
+    /// Fails if the server cannot be reached, or rejects the request: the text is too long.
+    pub async fn disconnect_with(&self, id: &UserId, reason: &str) -> Result<Disconnected, DispatchError> {
+        let mut url = self.user_url(id, Some("disconnect"))?;
+        url.query_pairs_mut().append_pair("reason", reason);
+        self.call(self.request(Method::POST, url)).await
+    }
+
+    /// Gets the state of the server: counters, rates, latencies and sizes.
+    ///
+    /// # Errors
+    /// Fails if the server cannot be reached, or rejects the request.
+    pub async fn status(&self) -> Result<Status, DispatchError> {
+        self.call(self.request(Method::GET, self.url(&["status"])?)).await
     }
 
     fn url(&self, path: &[&str]) -> Result<Url, DispatchError> {

@@ -135,6 +135,14 @@ pub struct Cleared {
     pub cleared: u64,
 }
 
+/// Holds the result of disconnecting a user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Disconnected {
+    /// Number of connections that were open.
+    pub disconnected: u64,
+}
+
 /// Mirrors an error response.
 #[derive(Deserialize)]
 pub(super) struct ErrorResponse {

@@ -123,9 +123,17 @@ async fn each_call_uses_its_endpoint() {
     assert_eq!(dispatcher(&url).clear(&id("a")).await.unwrap(), Cleared { cleared: 5 });
     assert_eq!(request.await.unwrap().line, "DELETE /v1/users/a/messages HTTP/1.1");
 
-    let (url, request) = responder("204 No Content", "").await;
-    dispatcher(&url).disconnect(&id("a")).await.unwrap();
+    let (url, request) = responder("200 OK", r#"{"disconnected":2}"#).await;
+    assert_eq!(dispatcher(&url).disconnect(&id("a")).await.unwrap(), Disconnected { disconnected: 2 });
     assert_eq!(request.await.unwrap().line, "POST /v1/users/a/disconnect HTTP/1.1");
+
+    let (url, request) = responder("200 OK", r#"{"disconnected":0}"#).await;
+    assert_eq!(dispatcher(&url).disconnect_with(&id("a"), "a&b c").await.unwrap().disconnected, 0);
+    assert_eq!(request.await.unwrap().line, "POST /v1/users/a/disconnect?reason=a%26b+c HTTP/1.1");
+
+    let (url, request) = responder("200 OK", r#"{"version":"1","ready":true}"#).await;
+    assert!(dispatcher(&url).status().await.unwrap().ready);
+    assert_eq!(request.await.unwrap().line, "GET /v1/status HTTP/1.1");
 }
 
 /// In a path `..` is a relative segment, even if it is escaped, so it must not be sent.

@@ -19,10 +19,12 @@
 //! `reportAllEvents` of the original.
 //!
 //! - `event`: event types
+//! - `observer`: copies of all events, for tools
 //! - `reader`: the background task that reads, reconnects and resumes
 //! - `sse`: parses server-sent events
 
 mod event;
+mod observer;
 mod reader;
 mod sse;
 
@@ -37,7 +39,10 @@ use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
 
 use self::event::PortalItem;
-pub use self::event::{Event, Message};
+pub use self::{
+    event::{Event, Message},
+    observer::{ObservedEvent, Observer, StreamEnd},
+};
 use crate::dispatcher::{DispatchError, Dispatcher};
 use reader::Reader;
 
