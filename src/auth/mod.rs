@@ -25,7 +25,7 @@ pub(crate) use api_keys::digest;
 pub use api_keys::{ApiKeys, Password};
 pub use guess_limiter::{AddressProof, GuessLimiter};
 pub use insecure::Insecure;
-pub use jwt::{Jwt, issue};
+pub use jwt::{Jwt, Unverified, issue};
 pub use webhook::Webhook;
 
 /// Creates the configured authenticator: JWT, else webhook, else insecure. `None`: clients cannot authenticate.

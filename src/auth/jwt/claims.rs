@@ -62,6 +62,11 @@ impl Claims {
         let value = serde_json::from_str(raw.get());
         value.map(Some).map_err(|_| rejected(format!("the claim {name} is malformed")))
     }
+
+    /// Returns the time in a claim, if it has one.
+    pub(super) fn time(&self, name: &str) -> Option<SystemTime> {
+        time(&self.get(name).ok()??)
+    }
 }
 
 /// Holds the configured requirements of claims.
@@ -97,7 +102,7 @@ impl Rules {
         {
             return Err(rejected("the token's audience (aud) is not authentication.jwt.audience"));
         }
-        let id = self.id(claims)?;
+        let id = id(claims, self.id_claim.as_deref())?;
         let claim = self.user_claim.as_ref().and_then(|name| claims.0.get(name)).map(|claim| claim.get());
         let user = user_object(claim.filter(|claim| *claim != "null").unwrap_or("{}"), &id);
         let user = user.ok_or_else(|| rejected("the claim for the user object (userClaim) is not an object"));
@@ -123,24 +128,25 @@ impl Rules {
         }
         Ok(Some(expires))
     }
+}
 
-    fn id(&self, claims: &Claims) -> Result<UserId, AuthError> {
-        let claim = match &self.id_claim {
-            Some(name) => claims.get(name)?,
-            None => match claims.get("id")? {
-                Some(id) => Some(id),
-                None => claims.get("sub")?,
-            },
-        };
-        let id = match claim {
-            None => return Err(rejected("the token does not name a user")),
-            Some(Value::String(id)) => UserId::new(&id),
-            // A float is rejected: large numbers are rounded, and two users would become one.
-            Some(Value::Number(id)) if id.is_u64() || id.is_i64() => UserId::new(&id.to_string()),
-            Some(_) => return Err(rejected("the claim that names the user is neither a string nor a whole number")),
-        };
-        id.map_err(|error| rejected(format!("the token names an invalid user id: {error}")))
-    }
+/// Returns the user that a token names in `id_claim`; by default in `id`, else in `sub`.
+pub(super) fn id(claims: &Claims, id_claim: Option<&str>) -> Result<UserId, AuthError> {
+    let claim = match id_claim {
+        Some(name) => claims.get(name)?,
+        None => match claims.get("id")? {
+            Some(id) => Some(id),
+            None => claims.get("sub")?,
+        },
+    };
+    let id = match claim {
+        None => return Err(rejected("the token does not name a user")),
+        Some(Value::String(id)) => UserId::new(&id),
+        // A float is rejected: large numbers are rounded, and two users would become one.
+        Some(Value::Number(id)) if id.is_u64() || id.is_i64() => UserId::new(&id.to_string()),
+        Some(_) => return Err(rejected("the claim that names the user is neither a string nor a whole number")),
+    };
+    id.map_err(|error| rejected(format!("the token names an invalid user id: {error}")))
 }
 
 /// Parses seconds since 1970, with or without a fraction.

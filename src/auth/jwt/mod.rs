@@ -4,10 +4,12 @@
 //! - `jwks`: public keys that are fetched from a URL
 //! - `claims`: checks the claims of a token
 //! - `sign`: signs a token, for development
+//! - `unverified`: describes a token without a check of its signature
 
 mod claims;
 mod jwks;
 mod sign;
+mod unverified;
 mod verification_key;
 
 use std::{fmt, sync::Arc, time::SystemTime};
@@ -24,6 +26,7 @@ use claims::{Claims, Rules};
 use jwks::Jwks;
 
 pub use sign::issue;
+pub use unverified::Unverified;
 
 /// Authenticates `data.token`, a JWT, by the configured keys and algorithms.
 ///
