@@ -339,24 +339,6 @@ impl Dispatcher {
         self.call(self.request(Method::POST, self.user_url(id, Some("disconnect"))?)).await
     }
 
-    /// As [`Dispatcher::disconnect`], with a text of at most 123 bytes for the clients.
-    ///
-    /// # Errors
-    /// Fails if the server cannot be reached, or rejects the request: the text is too long.
-    pub async fn disconnect_with(&self, id: &UserId, reason: &str) -> Result<Disconnected, DispatchError> {
-        let mut url = self.user_url(id, Some("disconnect"))?;
-        url.query_pairs_mut().append_pair("reason", reason);
-        self.call(self.request(Method::POST, url)).await
-    }
-
-    /// Gets the state of the server: counters, rates, latencies and sizes.
-    ///
-    /// # Errors
-    /// Fails if the server cannot be reached, or rejects the request.
-    pub async fn status(&self) -> Result<Status, DispatchError> {
-        self.call(self.request(Method::GET, self.url(&["status"])?)).await
-    }
-
     fn url(&self, path: &[&str]) -> Result<Url, DispatchError> {
         let mut url = self.base.clone();
         url.set_query(None);

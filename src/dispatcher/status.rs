@@ -1,6 +1,30 @@
-//! Mirrors the state of a server. Fields that a newer server adds are ignored.
+//! Gets the state of a server, and disconnects a user with a reason. Fields that a newer server adds are ignored.
 
+use reqwest::Method;
 use serde::{Deserialize, Serialize};
+
+use super::{Disconnected, DispatchError, Dispatcher};
+use crate::message::UserId;
+
+impl Dispatcher {
+    /// As [`Dispatcher::disconnect`], with a text of at most 123 bytes for the clients.
+    ///
+    /// # Errors
+    /// Fails if the server cannot be reached, or rejects the request: the text is too long.
+    pub async fn disconnect_with(&self, id: &UserId, reason: &str) -> Result<Disconnected, DispatchError> {
+        let mut url = self.user_url(id, Some("disconnect"))?;
+        url.query_pairs_mut().append_pair("reason", reason);
+        self.call(self.request(Method::POST, url)).await
+    }
+
+    /// Gets the state of the server: counters, rates, latencies and sizes.
+    ///
+    /// # Errors
+    /// Fails if the server cannot be reached, or rejects the request.
+    pub async fn status(&self) -> Result<Status, DispatchError> {
+        self.call(self.request(Method::GET, self.url(&["status"])?)).await
+    }
+}
 
 /// Describes a server: counters since its start, and current sizes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -121,11 +121,11 @@ fn list<'a>(user: &str, text: &'a str) -> Result<Vec<&'a RawValue>, MoveError> {
     serde_json::from_str(text).map_err(|error| MoveError::Malformed { user: user.to_owned(), why: json_error(&error) })
 }
 
-/// Imports the original's pending messages into a store.
+/// Imports the original's pending messages into a store. Calls `on_user` after each user's field.
 ///
 /// # Errors
 /// See [`MoveError`].
-pub async fn import(link: &Arc<ServerLink>, store: &dyn Store) -> Result<Moved, MoveError> {
+pub async fn import(link: &Arc<ServerLink>, store: &dyn Store, on_user: &dyn Fn()) -> Result<Moved, MoveError> {
     let (mut moved, mut cursor) = (Moved::default(), String::from("0"));
     loop {
         let from = cursor.clone();
@@ -138,6 +138,7 @@ pub async fn import(link: &Arc<ServerLink>, store: &dyn Store) -> Result<Moved, 
             // A server may have taken the field since.
             if let Some(text) = run_on(link, move |link| async move { field(&link, &field_name).await }).await? {
                 import_field(link, store, &name, &text, &mut moved).await?;
+                on_user();
             }
         }
         cursor = next;
@@ -330,11 +331,16 @@ pub fn origin(directory: &Path) -> io::Result<String> {
 
 /// Exports a store's pending messages to the original, behind those that are pending there.
 ///
-/// [`origin`] identifies the store: the position of each user is stored for each origin.
+/// [`origin`] identifies the store: the position of each user is stored for each origin. Calls `on_user` after each user.
 ///
 /// # Errors
 /// See [`MoveError`].
-pub async fn export(store: &dyn Store, origin: &str, link: &Arc<ServerLink>) -> Result<Moved, MoveError> {
+pub async fn export(
+    store: &dyn Store,
+    origin: &str,
+    link: &Arc<ServerLink>,
+    on_user: &dyn Fn(),
+) -> Result<Moved, MoveError> {
     let (mut moved, mut after) = (Moved::default(), None);
     loop {
         let users = store.users(after.as_ref(), USERS_MAX)?;
@@ -347,6 +353,7 @@ pub async fn export(store: &dyn Store, origin: &str, link: &Arc<ServerLink>) -> 
             }
             let pending = read_all(store, &user, state.acknowledged.through())?;
             export_user(&pending, origin, &user, link, &mut moved).await?;
+            on_user();
         }
     }
 }

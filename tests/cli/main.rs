@@ -7,13 +7,21 @@ mod store;
 #[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 
+mod closed_pipe;
+mod dev_key;
+mod disconnect;
 mod environment;
+mod events;
+mod exit_codes;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod guess_limit;
 mod log_limits;
 mod log_output;
 mod output;
+mod progress;
+mod shell;
+mod status;
 #[cfg(feature = "failpoints")]
 mod task_panics;
 mod token;

@@ -10,6 +10,7 @@ pub mod resp;
 pub mod seeded_rng;
 pub mod server;
 pub mod socket;
+pub mod terminal;
 pub mod wait;
 
 /// Creates a runtime that runs on the calling thread.

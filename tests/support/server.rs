@@ -189,6 +189,11 @@ impl Process {
         Self(child)
     }
 
+    /// Takes its standard input, if it is a pipe.
+    pub fn take_stdin(&mut self) -> Option<std::process::ChildStdin> {
+        self.0.stdin.take()
+    }
+
     /// Returns its exit status; `None` while it runs.
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
         self.0.try_wait().expect("the status of a child")

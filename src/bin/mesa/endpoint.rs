@@ -2,7 +2,7 @@
 
 use mesa::dispatcher::Dispatcher;
 
-use crate::{args::ApiArgs, env::variable, error::Failure};
+use crate::{args::ApiArgs, env::variable, error::Failure, output::printable};
 
 const WEBSOCKET_DEFAULT: &str = "ws://127.0.0.1:4000/";
 const HTTP_DEFAULT: &str = "http://127.0.0.1:4000";
@@ -11,16 +11,28 @@ const HTTP_DEFAULT: &str = "http://127.0.0.1:4000";
 pub fn dispatcher(args: &ApiArgs) -> Result<Dispatcher, Failure> {
     let Some(key) = option_or_variable(args.key.as_deref(), "MESA_API_KEY")? else {
         return Err(Failure::usage(
-            "an API key is required: set MESA_API_KEY (or give --key) to one of the server's api.keys; `mesa serve --dev` \
-             prints one",
+            "no API key was given: set MESA_API_KEY (or give --key) to one of the server's api.keys; `mesa serve --dev` \
+             prints its key",
         ));
     };
-    let url = option_or_variable(args.url.as_deref(), "MESA_URL")?.unwrap_or_else(|| HTTP_DEFAULT.into());
-    let Some(ca) = &args.ca else { return Dispatcher::new(&http(&url), &key).map_err(Failure::usage) };
+    let url = http_url(args)?;
+    let Some(ca) = &args.ca else { return Ok(Dispatcher::new(&url, &key)?) };
     let pem = std::fs::read(ca).map_err(|error| {
-        Failure::usage(format!("--ca {}: {error}; give the path of a readable PEM file", ca.display()))
+        Failure::because(format!("--ca {}: {error}; give the path of a readable PEM file", ca.display()))
     })?;
-    Dispatcher::with_ca(&http(&url), &key, &pem).map_err(Failure::usage)
+    Ok(Dispatcher::with_ca(&url, &key, &pem)?)
+}
+
+/// Returns the address of the server, to print it. It has no user name or password: see [`Dispatcher::new`].
+pub fn address(args: &ApiArgs) -> Result<String, Failure> {
+    let url = http_url(args)?;
+    let without_query = url.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
+    Ok(printable(without_query.strip_suffix("/v1").unwrap_or(without_query)))
+}
+
+fn http_url(args: &ApiArgs) -> Result<String, Failure> {
+    let url = option_or_variable(args.url.as_deref(), "MESA_URL")?;
+    Ok(url.map_or_else(|| HTTP_DEFAULT.into(), |url| http(&url)))
 }
 
 /// Returns the WebSocket URL.
@@ -49,8 +61,8 @@ fn http(url: &str) -> String {
 
 /// Converts the URL of the API to that of a WebSocket, which is never at `/v1`.
 fn websocket(url: &str) -> String {
-    for (api, client) in [("http://", "ws://"), ("https://", "wss://")] {
-        if let Some(rest) = url.strip_prefix(api) {
+    for (given, client) in [("http://", "ws://"), ("https://", "wss://"), ("ws://", "ws://"), ("wss://", "wss://")] {
+        if let Some(rest) = url.strip_prefix(given) {
             let server = rest.trim_end_matches('/').strip_suffix("/v1").filter(|server| !server.contains('/'));
             return format!("{client}{}", server.map_or_else(|| rest.to_owned(), |server| format!("{server}/")));
         }
@@ -73,5 +85,7 @@ mod tests {
         assert_eq!(websocket("https://example.org/socket/v1"), "wss://example.org/socket/v1");
         assert_eq!(websocket("https://example.org/socket"), "wss://example.org/socket");
         assert_eq!(websocket("ws://127.0.0.1:4000/socket"), "ws://127.0.0.1:4000/socket");
+        assert_eq!(websocket("ws://127.0.0.1:4000/v1"), "ws://127.0.0.1:4000/");
+        assert_eq!(http("wss://example.org/v1"), "https://example.org");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, io};
 
-use mesa::store::StoreError;
+use mesa::{client::ClientError, dispatcher::DispatchError, store::StoreError};
 
 use crate::output::printable;
 
@@ -46,6 +46,34 @@ impl Failure {
     /// Creates a failure because of wrong arguments.
     pub fn usage(reason: impl Display) -> Self {
         Self::Usage(printable(&reason.to_string()))
+    }
+}
+
+/// Start of the server's text about a key that is none of its `api.keys`. Its advice is for programs.
+const WRONG_KEY: &str = "the API key is not one of this server's `api.keys`";
+
+impl From<DispatchError> for Failure {
+    /// Converts the error of an API call. The same mistake has the same exit code in every command.
+    fn from(error: DispatchError) -> Self {
+        match &error {
+            DispatchError::Address(_) | DispatchError::Key | DispatchError::Unaddressable(_) => Self::usage(error),
+            DispatchError::Rejected { status: 401, message, .. } if message.starts_with(WRONG_KEY) => {
+                Self::because(format!(
+                    "{WRONG_KEY}. Set MESA_API_KEY (or give --key) to one of them; `mesa serve --dev` prints its key"
+                ))
+            }
+            _ => Self::because(error),
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    /// Converts the error of a connection of `mesa connect`.
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Address(_) => Self::usage(error),
+            _ => Self::because(error),
+        }
     }
 }
 

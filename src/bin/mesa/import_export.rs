@@ -1,12 +1,16 @@
 //! `mesa import` and `mesa export`: copies pending messages from a Redis of the original into a store, and back.
 
+#[cfg(feature = "redis")]
+use crate::progress::{Progress, Unit};
 use crate::{args::ImportExportArgs, error::Failure};
 
 /// Copies pending messages from Redis into a store.
 #[cfg(feature = "redis")]
 pub async fn import(args: &ImportExportArgs) -> Result<(), Failure> {
     let (store, link) = open(args, Some(mesa::embedded::tables::unfinished::Operation::Import))?;
-    let moved = mesa::redis::import_export::import(&link, &*store).await;
+    let progress = Progress::start("importing", Unit::Users, None);
+    let moved = mesa::redis::import_export::import(&link, &*store, &|| progress.add(1)).await;
+    drop(progress);
     close(&*store, &link).await?;
     if moved.is_ok() {
         let cannot = |error| Failure::because(format!("{}: {error}", args.store_path.display()));
@@ -27,7 +31,9 @@ pub async fn export(args: &ImportExportArgs) -> Result<(), Failure> {
     let (store, link) = open(args, None)?;
     let origin = mesa::redis::import_export::origin(&args.store_path)
         .map_err(|error| Failure::because(format!("{}: {error}", args.store_path.display())))?;
-    let moved = mesa::redis::import_export::export(&*store, &origin, &link).await;
+    let progress = Progress::start("exporting", Unit::Users, None);
+    let moved = mesa::redis::import_export::export(&*store, &origin, &link, &|| progress.add(1)).await;
+    drop(progress);
     close(&*store, &link).await?;
     report(moved, "Redis")
 }

@@ -23,7 +23,7 @@ pub async fn run(args: &InboxArgs) -> Result<(), Failure> {
 }
 
 async fn clear(args: &InboxArgs, dispatcher: &Dispatcher, user: &UserId) -> Result<(), Failure> {
-    let cleared = dispatcher.clear(user).await.map_err(Failure::because)?;
+    let cleared = dispatcher.clear(user).await?;
     if args.json {
         output::json(&cleared)?;
     } else {
@@ -36,8 +36,7 @@ async fn show(args: &InboxArgs, dispatcher: &Dispatcher, user: &UserId) -> Resul
     let mut after = args.after;
     let mut remaining = args.limit;
     while remaining > 0 {
-        let page =
-            dispatcher.messages(user, after, Some(remaining.min(PAGE_MESSAGES))).await.map_err(Failure::because)?;
+        let page = dispatcher.messages(user, after, Some(remaining.min(PAGE_MESSAGES))).await?;
         for message in page.messages.iter().take(remaining) {
             if args.json {
                 output::json(message)?;
@@ -61,7 +60,7 @@ async fn show(args: &InboxArgs, dispatcher: &Dispatcher, user: &UserId) -> Resul
 /// Returns how many of the pending messages were shown.
 async fn summary(dispatcher: &Dispatcher, user: &UserId, shown: usize, after: u64) -> Result<String, Failure> {
     let shown = u64::try_from(shown).unwrap_or(u64::MAX);
-    let pending = dispatcher.user(user).await.map_err(Failure::because)?.pending;
+    let pending = dispatcher.user(user).await?.pending;
     Ok(match (shown, pending) {
         (0, 0) => format!("no pending messages of {user}"),
         (shown, pending) if shown >= pending => format!("{} pending", count(pending, "message")),

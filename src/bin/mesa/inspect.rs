@@ -12,7 +12,7 @@ use mesa::{
         backup::format::Contents,
         offline::{
             inspect::{ConnectedUser, Damage, InspectSink, Inspection, LogFacts},
-            salvage::salvage,
+            salvage::salvage_with,
         },
     },
     message::Seq,
@@ -25,6 +25,7 @@ use crate::{
     args::InspectArgs,
     error::Failure,
     output::{self, count, printable},
+    progress::{Progress, Unit},
 };
 
 /// Alternative to stopping the server that uses a store.
@@ -33,16 +34,25 @@ const INSTEAD_OF_STOPPING: &str = ", or inspect a copy: `mesa backup` saves a ru
 
 /// Prints the content of a store. Fails if something is damaged.
 pub fn run(args: &InspectArgs) -> Result<(), Failure> {
+    let reading = Progress::start("reading the tables and the write-ahead log", Unit::Time, None);
     let mut inspection =
         Inspection::open(&args.directory).map_err(|error| Failure::unopened(error, INSTEAD_OF_STOPPING))?;
+    drop(reading);
     if let Some(out) = &args.salvage {
         return write_salvaged(&mut inspection, out, args);
     }
-    let mut summary = Summary { limit: args.limit, all: args.json && args.user.is_none(), ..Summary::default() };
+    let progress = Progress::start("checking", Unit::Users, user_count(&inspection));
+    let mut summary = Summary {
+        limit: args.limit,
+        all: args.json && args.user.is_none(),
+        progress: Some(progress),
+        ..Summary::default()
+    };
     let visited = match &args.user {
         Some(user) => inspection.visit_one(user, &mut summary),
         None => inspection.visit(&mut summary),
     };
+    summary.progress = None;
     visited.map_err(Failure::because)?;
     if args.json {
         print_json(&inspection, &summary, args)?;
@@ -55,9 +65,16 @@ pub fn run(args: &InspectArgs) -> Result<(), Failure> {
     if inspection.is_undamaged() { Ok(()) } else { Err(Failure::Reported) }
 }
 
+/// Returns about how many users a store has: its rows. The write-ahead log may have more.
+fn user_count(inspection: &Inspection) -> Option<u64> {
+    inspection.facts().trees.iter().find_map(|(name, rows)| (*name == "users").then_some(*rows))
+}
+
 /// Writes everything readable to a new store, and lists what is lost. Succeeds also with a damaged store.
 fn write_salvaged(inspection: &mut Inspection, out: &Path, args: &InspectArgs) -> Result<(), Failure> {
-    let saved = salvage(inspection, out).map_err(Failure::because)?;
+    let progress = Progress::start("saving", Unit::Users, user_count(inspection));
+    let saved = salvage_with(inspection, out, || progress.add(1)).map_err(Failure::because)?;
+    drop(progress);
     if args.json {
         let Contents { users, entries, bytes, .. } = saved;
         output::json(&json!({ "saved": { "path": out, "users": users, "messages": entries, "bytes": bytes } }))?;
@@ -85,6 +102,7 @@ struct Summary {
     bytes: u64,
     expired: u64,
     shown: Vec<LogFacts>,
+    progress: Option<Progress>,
 }
 
 impl InspectSink for Summary {
@@ -94,6 +112,9 @@ impl InspectSink for Summary {
 
     fn log(&mut self, mut facts: LogFacts) -> Result<(), StoreError> {
         self.users += 1;
+        if let Some(progress) = &self.progress {
+            progress.add(1);
+        }
         self.pending += facts.pending.len() as u64;
         self.bytes += facts.pending_bytes();
         self.expired += facts.expired;

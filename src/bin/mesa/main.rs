@@ -7,19 +7,24 @@ mod backup;
 mod config;
 mod connect;
 mod demo;
+mod disconnect;
 mod dispatch;
 mod duration;
 mod endpoint;
 mod env;
 mod error;
+mod events;
 mod import_export;
 mod inbox;
 mod inspect;
 mod logging;
 mod os;
 mod output;
+mod progress;
 mod restore;
 mod serve;
+mod shell;
+mod status;
 mod token;
 mod users;
 
@@ -57,13 +62,18 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Dispatch(args) => wait_for(dispatch::run(&args)),
         Command::Users(args) => wait_for(users::run(&args)),
         Command::Inbox(args) => wait_for(inbox::run(&args)),
-        Command::Token(args) => token::run(&args),
+        Command::Disconnect(args) => wait_for(disconnect::run(&args)),
+        Command::Status(args) => wait_for(status::run(&args)),
+        Command::Events(args) => wait_for(events::run(&args)),
+        Command::Token(args) => wait_for(token::run(&args)),
         Command::Config(args) => config::run(&args.command),
         Command::Inspect(args) => inspect::run(&args),
         Command::Backup(args) => wait_for(backup::run(&args)),
         Command::Restore(args) => restore::run(&args),
         Command::Import(args) => wait_for(import_export::import(&args)),
         Command::Export(args) => wait_for(import_export::export(&args)),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     }
 }
 

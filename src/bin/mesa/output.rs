@@ -6,6 +6,10 @@ use std::{
 };
 
 use mesa::logging::is_control;
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::FileType,
+};
 use serde::Serialize;
 
 /// Writes one or more lines to standard output. Characters that control a terminal are escaped.
@@ -14,6 +18,40 @@ pub fn line(text: &str) -> io::Result<()> {
     out.write_all(escaped(text, "\n").as_bytes())?;
     out.write_all(b"\n")?;
     out.flush()
+}
+
+/// Writes bytes of our own to standard output.
+pub fn bytes(text: &[u8]) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text)?;
+    out.flush()
+}
+
+/// Waits until the reader of standard output has closed its pipe, as in `… | head`. Never returns for a file or terminal.
+///
+/// A command that waits for events would otherwise notice only with the next one.
+pub async fn reader_closed() {
+    let is_pipe = rustix::fs::fstat(io::stdout())
+        .is_ok_and(|file| matches!(FileType::from_raw_mode(file.st_mode), FileType::Fifo | FileType::Socket));
+    let (closed, wait) = tokio::sync::oneshot::channel::<()>();
+    if !is_pipe {
+        return std::future::pending().await;
+    }
+    std::thread::spawn(move || {
+        let out = io::stdout();
+        // No event is requested, so only an error or a hang-up ends the wait. A signal may interrupt it.
+        while poll(&mut [PollFd::new(&out, PollFlags::empty())], None) == Err(rustix::io::Errno::INTR) {}
+        _ = closed.send(());
+    });
+    // An error means that the thread could not wait. Then the next write reports the closed pipe.
+    if wait.await.is_err() {
+        std::future::pending().await
+    }
+}
+
+/// Returns the name of this program as it was started, for the commands to copy.
+pub fn program() -> String {
+    std::env::args().next().filter(|name| !name.contains(char::is_whitespace)).unwrap_or_else(|| "mesa".into())
 }
 
 /// Writes a JSON value on one line of standard output.
@@ -74,6 +112,20 @@ fn json_escaped(text: &str) -> String {
     safe
 }
 
+/// Formats a size: `999 bytes`, `1.2 MiB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return count(bytes, "byte");
+    }
+    let (mut value, mut unit) = (bytes as f64 / 1024.0, 0);
+    // What would be rounded to 1024 belongs to the next unit.
+    while value >= 1023.95 && unit + 1 < UNITS.len() {
+        (value, unit) = (value / 1024.0, unit + 1);
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
 /// Formats a number with its noun: `1 message`, `2 messages`.
 pub fn count(number: u64, noun: &str) -> String {
     if number == 1 { format!("1 {noun}") } else { format!("{number} {noun}s") }
@@ -95,6 +147,13 @@ mod tests {
         let text = json_escaped(&serde_json::to_string(value).unwrap());
         assert_eq!(text, "\"a\\u007f\\u009b[31m\\u202e\\u200b\\udb40\\udc41\\u001bü🙂\\n\"");
         assert_eq!(serde_json::from_str::<String>(&text).unwrap(), value);
+    }
+
+    #[test]
+    fn size_has_a_unit_that_keeps_it_below_1024() {
+        let sizes = [0, 1, 1023, 1024, 1536, (1 << 20) - 1, 5 << 30, u64::MAX];
+        let expected = ["0 bytes", "1 byte", "1023 bytes", "1.0 KiB", "1.5 KiB", "1.0 MiB", "5.0 GiB", "16384.0 PiB"];
+        assert_eq!(sizes.map(size), expected);
     }
 
     #[test]

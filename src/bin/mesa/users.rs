@@ -13,7 +13,7 @@ use crate::{
 pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
     let dispatcher = endpoint::dispatcher(&args.api)?;
     if let Some(id) = &args.erase {
-        dispatcher.erase(&user_id(id)?).await.map_err(Failure::because)?;
+        dispatcher.erase(&user_id(id)?).await?;
         output::line(&format!("{} is erased", printable(id)))?;
         return Ok(());
     }
@@ -23,7 +23,7 @@ pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
     let mut cursor = None;
     let mut total = 0;
     loop {
-        let page = dispatcher.users(args.online, cursor.as_deref(), None).await.map_err(Failure::because)?;
+        let page = dispatcher.users(args.online, cursor.as_deref(), None).await?;
         for user in &page.users {
             if args.json {
                 output::json(user)?;
@@ -46,7 +46,7 @@ pub async fn run(args: &UsersArgs) -> Result<(), Failure> {
 }
 
 async fn show(dispatcher: &Dispatcher, id: &str, json: bool) -> Result<(), Failure> {
-    let user = dispatcher.user(&user_id(id)?).await.map_err(Failure::because)?;
+    let user = dispatcher.user(&user_id(id)?).await?;
     if json {
         output::json(&user)?;
         return Ok(());

@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    io::{BufReader, Seek},
+    io::{self, BufReader, Read},
     path::Path,
 };
 
@@ -20,6 +20,23 @@ use crate::{
     store::StoreError,
 };
 
+/// Bytes per read.
+const READ_BYTES: usize = 64 << 10;
+
+/// A file that reports what is read from it.
+struct Counted<'a, F> {
+    file: File,
+    on_read: &'a F,
+}
+
+impl<F: Fn(u64)> Read for Counted<'_, F> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(bytes)?;
+        (self.on_read)(read as u64);
+        Ok(read)
+    }
+}
+
 /// Creates a store from a backup in `directory`, which must not exist or be empty.
 ///
 /// Verifies the file before it writes anything.
@@ -27,10 +44,19 @@ use crate::{
 /// # Errors
 /// When the file is not a complete backup, the directory is not empty, or the store cannot be written.
 pub fn restore(file: &Path, directory: &Path) -> Result<Contents, BackupError> {
-    let mut from = BufReader::new(File::open(file)?);
-    super::format::verify(&mut from)?;
-    from.rewind()?;
-    let mut reader = BackupReader::begin(from)?;
+    restore_with(file, directory, |_| {})
+}
+
+/// As [`restore`]. Passes each number of bytes that it has read to `on_read`: all of the file, twice.
+///
+/// # Errors
+/// As [`restore`].
+pub fn restore_with(file: &Path, directory: &Path, on_read: impl Fn(u64)) -> Result<Contents, BackupError> {
+    let open = || {
+        Ok::<_, io::Error>(BufReader::with_capacity(READ_BYTES, Counted { file: File::open(file)?, on_read: &on_read }))
+    };
+    super::format::verify(open()?)?;
+    let mut reader = BackupReader::begin(open()?)?;
     let Some(Block::Begin { namespace, lossy_restarts }) = reader.next()? else {
         return Err(BackupError::Foreign);
     };

@@ -9,7 +9,10 @@ use std::{num::NonZeroU32, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use numbers::{count, port, seconds, whole};
+pub use observe::{DisconnectArgs, EventKind, EventsArgs, StatusArgs};
+pub use shell::{CompletionsArgs, ManArgs, completions, man_page, write_man_pages};
 pub use store::{BackupArgs, ImportExportArgs, InspectArgs, RestoreArgs};
+pub use token::TokenArgs;
 pub use user_id::user_id;
 
 const EXIT_CODES: &str = "\
@@ -30,8 +33,9 @@ Or watch a demonstration:
 
 Environment:
   MESA_CONFIG   configuration file for serve, config print and token
-  MESA_URL      the server, for connect, dispatch, users, inbox and backup
-  MESA_API_KEY  key for dispatch, users, inbox and backup
+  MESA_URL      the server, for connect and all commands that need a key
+  MESA_API_KEY  API key for dispatch, users, inbox, disconnect, status, events
+                and backup
   MESA_TOKEN    token for connect
   Settings have variables too, MESA_PORT for example; `mesa config print` shows
   the effective ones.
@@ -57,6 +61,9 @@ pub enum Command {
     Dispatch(DispatchArgs),
     Users(UsersArgs),
     Inbox(InboxArgs),
+    Disconnect(DisconnectArgs),
+    Status(StatusArgs),
+    Events(EventsArgs),
     Token(TokenArgs),
     Config(ConfigArgs),
     Inspect(InspectArgs),
@@ -64,15 +71,20 @@ pub enum Command {
     Restore(RestoreArgs),
     /// Copy pending messages from a Redis of the original Mesa into a store
     ///
-    /// The original is @cryb/mesa. Needs a build with --features redis, and a store that no server has open. Stop
+    /// The original is @cryb/mesa. Needs a build with --features redis, which makes the program 4 MB larger, and a store
+    /// that no server has open. Stop
     /// everything that writes to the Redis first. Nothing is removed there. When run again, the command continues, and
     /// copies no message twice.
     Import(ImportExportArgs),
     /// Copy pending messages from a store into a Redis of the original Mesa
     ///
-    /// Appends them to the messages that are pending there, and copies no message twice. The store is not changed. The
-    /// original has no times to live, devices and sequences, so they are not copied.
+    /// Needs a build with --features redis, which makes the program 4 MB larger, and a store that no server has open.
+    /// Appends the messages to those that are
+    /// pending there, and copies none twice. The store is not changed. The original has no times to live, devices and
+    /// sequences, so they are not copied.
     Export(ImportExportArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
 }
 
 /// Run the server
@@ -96,8 +108,8 @@ pub struct ServeArgs {
     /// Configuration file, JSON5 [env: MESA_CONFIG]
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Development settings: this machine only; sync, portals and reconnects on; tokens are user ids; generates and
-    /// prints an API key
+    /// Development settings: this machine only; sync, portals and reconnects on; tokens are user ids; generates, keeps
+    /// and prints an API key
     #[arg(long)]
     pub dev: bool,
     /// Port for WebSocket and HTTP; 0 lets the system choose
@@ -365,36 +377,6 @@ pub struct InboxArgs {
     pub api: ApiArgs,
 }
 
-/// Sign a token for a user
-///
-/// Signs a JWT for a server with the same secret, for tests and scripts. An application signs the tokens of its users
-/// itself.
-#[derive(Debug, Args)]
-#[command(after_long_help = format!("\
-Examples:
-  mesa token --id alice --config mesa.json5    with the server's secret
-  WS_KEY=… mesa token --id alice --ttl 1h
-  mesa token --id alice --ttl 7d --claim role=admin --claim level=3
-
-{EXIT_CODES}"))]
-pub struct TokenArgs {
-    /// User id
-    #[arg(long, value_name = "USER")]
-    pub id: String,
-    /// The shared secret [env: WS_KEY, which does not show in the list of processes]
-    #[arg(long, value_name = "SECRET", conflicts_with = "config")]
-    pub secret: Option<String>,
-    /// Configuration file with the secret and required claims [env: MESA_CONFIG]
-    #[arg(long, short, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Time until it expires: 90s, 15m, 1h, 7d; default: never
-    #[arg(long, value_name = "TIME")]
-    pub ttl: Option<String>,
-    /// Further claim; a value that is JSON is used as JSON, any other as text
-    #[arg(long = "claim", value_name = "NAME=VALUE")]
-    pub claims: Vec<String>,
-}
-
 /// Check a configuration, or print the effective one
 #[derive(Debug, Args)]
 #[command(arg_required_else_help = true, after_long_help = format!("\
@@ -467,7 +449,10 @@ pub fn parse_words(words: &[&str]) -> Result<Command, (i32, String)> {
 }
 
 mod numbers;
+mod observe;
+mod shell;
 mod store;
 #[cfg(test)]
 mod tests;
+mod token;
 mod user_id;

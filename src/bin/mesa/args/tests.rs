@@ -12,6 +12,9 @@ const COMMANDS: &[&[&str]] = &[
     &["dispatch"],
     &["users"],
     &["inbox"],
+    &["disconnect"],
+    &["status"],
+    &["events"],
     &["token"],
     &["config"],
     &["inspect"],
@@ -19,6 +22,8 @@ const COMMANDS: &[&[&str]] = &[
     &["restore"],
     &["import"],
     &["export"],
+    &["completions"],
+    &["man"],
     &["config", "check"],
     &["config", "print"],
 ];
@@ -65,10 +70,10 @@ fn every_example_is_parsed() {
             examples += 1;
         }
     }
-    assert_eq!(examples, 55, "an example was added, or is no longer found");
+    assert_eq!(examples, 72, "an example was added, or is no longer found");
 }
 
-/// Returns the command in an example line, without variables before it and a pipe or remark after it.
+/// Returns the command in an example line, without variables before it and a pipe, file or remark after it.
 fn command_in(line: &str) -> Option<String> {
     let line = line.strip_prefix("  ")?;
     let from = if line.starts_with("mesa ") { 0 } else { line.rfind(" mesa ")? + 1 };
@@ -77,7 +82,7 @@ fn command_in(line: &str) -> Option<String> {
         return None;
     }
     let command = &line[from + "mesa ".len()..];
-    let end = [" | ", "  "].iter().filter_map(|mark| command.find(mark)).min().unwrap_or(command.len());
+    let end = [" | ", " > ", "  "].iter().filter_map(|mark| command.find(mark)).min().unwrap_or(command.len());
     Some(command[..end].trim().to_owned())
 }
 
@@ -123,6 +128,11 @@ fn invalid_arguments_exit_with_2() {
         "inbox alice --after -1",
         "token",
         "token --id alice --secret s --config f",
+        "token --check x --id alice",
+        "token --id alice --key-file f",
+        "events --type none",
+        "disconnect",
+        "completions tcsh",
         "config",
         "config check",
     ] {

@@ -18,6 +18,7 @@ use crate::{
     endpoint,
     error::Failure,
     output::{self, count},
+    progress::{Progress, Unit},
 };
 
 /// Suffix of a file that is not complete yet.
@@ -51,7 +52,14 @@ async fn save(dispatcher: &Dispatcher, file: &Path) -> Result<Contents, Failure>
     let partial = Partial(PathBuf::from(partial));
     let failed = |error: std::io::Error| Failure::because(format!("cannot write {}: {error}", partial.0.display()));
     let mut out = BufWriter::new(create(&partial.0).map_err(failed)?);
-    dispatcher.backup(|piece| out.write_all(piece)).await.map_err(Failure::because)?;
+    let progress = Progress::start("receiving", Unit::Bytes, None);
+    dispatcher
+        .backup(|piece| {
+            progress.add(piece.len() as u64);
+            out.write_all(piece)
+        })
+        .await?;
+    progress.describe("verifying");
     finish(out, &partial.0, file)
 }
 

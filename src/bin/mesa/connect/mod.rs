@@ -52,8 +52,15 @@ enum End {
     Closed { code: u16, reason: String },
 }
 
-/// Runs the command until the user ends it or a reconnect is excluded.
+/// Runs the command until the user ends it, the reader of its output ends, or a reconnect is excluded.
 pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
+    tokio::select! {
+        ended = stay_connected(args) => ended,
+        () = output::reader_closed() => Err(Failure::PipeClosed),
+    }
+}
+
+async fn stay_connected(args: &ConnectArgs) -> Result<(), Failure> {
     let given = args.user.as_deref().or(args.token.as_deref());
     let Some(token) = endpoint::option_or_variable(given, "MESA_TOKEN")? else {
         return Err(Failure::usage(
@@ -93,14 +100,14 @@ pub async fn run(args: &ConnectArgs) -> Result<(), Failure> {
                     End::Closed { code, reason } => {
                         let why = ClientError::Closed { code, reason };
                         if args.once || !close_code::should_reconnect(code) {
-                            return Err(Failure::because(why));
+                            return Err(why.into());
                         }
                         why
                     }
                 }
             }
             Err(error) if connected_before && !args.once && error.is_transient() => error,
-            Err(error) => return Err(Failure::because(error)),
+            Err(error) => return Err(error.into()),
         };
         let delay = jitter(interval);
         remark(&format!("* {}; reconnecting in {:.1} s", printable(&lost.to_string()), delay.as_secs_f64()));
@@ -138,9 +145,9 @@ async fn exchange(
         tokio::select! {
             () = sleep_until_optional(ack_by) => if let Some(progress) = &mut progress {
                 progress.ack_by = None;
-                client.acknowledge(progress.after).await.map_err(Failure::because)?;
+                client.acknowledge(progress.after).await?;
             },
-            event = client.next() => match event.map_err(Failure::because)? {
+            event = client.next() => match event? {
                 ConnectionEvent::Message { op, data, kind, position } => {
                     // Printed before `next`, which acknowledges it.
                     let message = PrintedMessage { op, d: &data, t: kind.as_deref(), s: position };
@@ -161,7 +168,7 @@ async fn exchange(
                 Ok(Input::Empty) => {}
                 Ok(Input::Quit) => {
                     if let Some(Progress { after, ack_by: Some(_) }) = &progress {
-                        client.acknowledge(*after).await.map_err(Failure::because)?;
+                        client.acknowledge(*after).await?;
                     }
                     return Ok(End::Quit);
                 }

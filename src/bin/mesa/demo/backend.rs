@@ -19,10 +19,7 @@ impl Backend {
     /// Creates a backend of a running server.
     pub fn new(endpoint: &Endpoint) -> Result<Self, Failure> {
         let dispatcher = Dispatcher::new(&format!("http://{}", endpoint.address), &endpoint.api_key);
-        Ok(Self {
-            dispatcher: dispatcher.map_err(Failure::because)?,
-            alice: UserId::new("alice").map_err(Failure::because)?,
-        })
+        Ok(Self { dispatcher: dispatcher?, alice: UserId::new("alice").map_err(Failure::because)? })
     }
 
     /// Dispatches the next `count` messages. Each must be accepted, with Alice online or offline as expected.
@@ -31,7 +28,7 @@ impl Backend {
             let n = tracker.sent + 1;
             let message = Message::new("GREETING", &json!({ "n": n })).map_err(Failure::because)?;
             let recipients = Recipients::Users(vec![self.alice.clone()]);
-            let result = self.dispatcher.dispatch(&message, &recipients, &[]).await.map_err(Failure::because)?;
+            let result = self.dispatcher.dispatch(&message, &recipients, &[]).await?;
             tracker.sent = n;
             check(&result, online).map_err(|wrong| Failure::because(format!("message {n}: {wrong}")))?;
         }
@@ -40,12 +37,12 @@ impl Backend {
 
     /// Returns the number of Alice's pending messages.
     pub async fn pending(&self) -> Result<u64, Failure> {
-        Ok(self.dispatcher.user(&self.alice).await.map_err(Failure::because)?.pending)
+        Ok(self.dispatcher.user(&self.alice).await?.pending)
     }
 
     /// Returns whether Alice is online.
     pub async fn online(&self) -> Result<bool, Failure> {
-        Ok(self.dispatcher.user(&self.alice).await.map_err(Failure::because)?.online)
+        Ok(self.dispatcher.user(&self.alice).await?.online)
     }
 }
 

@@ -33,8 +33,8 @@ struct Numbered {
 impl Alice {
     /// Connects and authenticates as Alice.
     pub async fn connect(address: SocketAddr) -> Result<Self, Failure> {
-        let mut client = Connection::connect(&format!("ws://{address}/")).await.map_err(Failure::because)?;
-        let user = client.authenticate(token("alice"), true).await.map_err(Failure::because)?;
+        let mut client = Connection::connect(&format!("ws://{address}/")).await?;
+        let user = client.authenticate(token("alice"), true).await?;
         if user.get("id").and_then(|id| id.as_str()) != Some("alice") {
             return Err(Failure::because(format!("the server authenticated another user than alice: {user:?}")));
         }
@@ -51,7 +51,7 @@ impl Alice {
                 let due = tracker.arrived + 1;
                 Failure::because(format!("message {due} did not arrive within {} s", ARRIVAL_TIMEOUT.as_secs()))
             })?;
-            seen.push(self.check(event.map_err(Failure::because)?, tracker, missed)?);
+            seen.push(self.check(event?, tracker, missed)?);
         }
         Ok(seen)
     }
@@ -91,7 +91,7 @@ impl Alice {
                 tokio::select! {
                     // `next` acknowledges the messages before.
                     event = self.client.next() => {
-                        let event = event.map_err(Failure::because)?;
+                        let event = event?;
                         return Err(Failure::because(format!("Alice expected no further message, but received {event:?}")));
                     }
                     () = tokio::time::sleep(POLL_INTERVAL) => {}

@@ -41,6 +41,9 @@ impl Narrator {
             let repeats = output::count(tracker.repeats, "message");
             output::line(&format!("({repeats} repeated: sent, but not acknowledged before the connection broke)"))?;
         }
-        Ok(())
+        let program = output::program();
+        output::line(&format!(
+            "\nNext, start a server of your own. It prints what to type then:\n  {program} serve --dev"
+        ))
     }
 }

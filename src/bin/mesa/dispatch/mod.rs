@@ -24,7 +24,7 @@ pub async fn run(args: &DispatchArgs) -> Result<(), Failure> {
         return ndjson::run(&dispatcher, file, args.json).await;
     }
     let dispatch = dispatch(args)?;
-    let result = dispatcher.send(&dispatch).await.map_err(Failure::because)?;
+    let result = dispatcher.send(&dispatch).await?;
     if args.json {
         output::json(&result)?;
     } else {

@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    fs::File,
+    fs::{File, Metadata},
     io::{self, Read},
     path::Path,
 };
@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use crate::{
     error::Failure,
     output::{self, printable},
+    progress::{Progress, Unit},
 };
 
 /// Bytes per read.
@@ -37,16 +38,19 @@ struct ResultCounts {
 
 /// Sends all lines, and prints the results.
 pub async fn run(dispatcher: &Dispatcher, file: &Path, json: bool) -> Result<(), Failure> {
-    let source: Box<dyn Read + Send> = if file == Path::new("-") {
-        Box::new(io::stdin())
+    let (source, total): (Box<dyn Read + Send>, _) = if file == Path::new("-") {
+        (Box::new(io::stdin()), None)
     } else {
         let opened = File::open(file);
-        Box::new(opened.map_err(|error| Failure::usage(format!("cannot read {}: {error}", file.display())))?)
+        let opened = opened.map_err(|error| Failure::because(format!("cannot read {}: {error}", file.display())))?;
+        let size = opened.metadata().ok().filter(Metadata::is_file).map(|file| file.len());
+        (Box::new(opened), size)
     };
-    let (writer, reader) = dispatcher.stream().await.map_err(Failure::because)?;
+    let (writer, reader) = dispatcher.stream().await?;
     let counter = LineCounter::default();
-    let sending = send(read(source), writer, &counter);
-    let printing = print(reader, json);
+    let progress = Progress::start("sending", Unit::Bytes, total);
+    let sending = send(read(source), writer, &counter, &progress);
+    let printing = print(reader, json, &progress);
     tokio::pin!(sending, printing);
     // The results report how the stream ended. An error of reading or sending matters only without one.
     let (counts, sent) = tokio::select! {
@@ -54,7 +58,7 @@ pub async fn run(dispatcher: &Dispatcher, file: &Path, json: bool) -> Result<(),
         sent = &mut sending => (printing.await?, Some(sent)),
         counts = &mut printing => (counts?, None),
     };
-    output::remark(&counts.to_string());
+    progress.pause(|| output::remark(&counts.to_string()));
     match sent {
         Some(Err(error)) => return Err(Failure::because(format!("cannot read {}: {error}", file.display()))),
         Some(Ok(())) if counts.answered == counter.lines() => {}
@@ -94,26 +98,33 @@ async fn send(
     mut chunks: mpsc::Receiver<io::Result<Vec<u8>>>,
     mut writer: DispatchWriter,
     counter: &LineCounter,
+    progress: &Progress,
 ) -> io::Result<()> {
     while let Some(chunk) = chunks.recv().await {
         let chunk = chunk?;
         counter.count(&chunk);
+        let bytes = chunk.len() as u64;
         if writer.send_json(chunk).await.is_err() {
             // The reason is in the results.
             break;
         }
+        progress.add(bytes);
     }
     Ok(())
 }
 
-async fn print(mut reader: ResultReader, json: bool) -> Result<ResultCounts, Failure> {
+async fn print(mut reader: ResultReader, json: bool, progress: &Progress) -> Result<ResultCounts, Failure> {
     let mut counts = ResultCounts::default();
-    while let Some(result) = reader.next().await.map_err(Failure::because)? {
+    while let Some(result) = reader.next().await? {
         counts.add(&result);
-        match &result {
-            Ok(result) if json => output::json(result)?,
-            Err(error) if json => output::json(&json!({ "error": error }))?,
-            result => problems(counts.answered, result).iter().try_for_each(|line| output::line(line))?,
+        let print = || match &result {
+            Ok(result) if json => output::json(result),
+            Err(error) if json => output::json(&json!({ "error": error })),
+            result => problems(counts.answered, result).iter().try_for_each(|line| output::line(line)),
+        };
+        let is_silent = !json && result.as_ref().is_ok_and(|result| result.rejected.is_empty());
+        if !is_silent {
+            progress.pause(print)?;
         }
     }
     Ok(counts)

@@ -43,7 +43,7 @@ pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<Socket
             return;
         }
     }
-    let text = text(loaded, address, redis_protocol, dev.then(program).as_deref(), files);
+    let text = text(loaded, address, redis_protocol, dev.then(output::program).as_deref(), files);
     // A closed standard output or a stalled reader must not stop the server.
     let (done, printed) = mpsc::channel();
     let printing = thread::Builder::new().name("mesa-banner".into()).spawn(move || {
@@ -53,11 +53,6 @@ pub fn print(loaded: &Loaded, address: SocketAddr, redis_protocol: Option<Socket
     if printing.is_ok() {
         _ = printed.recv_timeout(PRINT_TIMEOUT);
     }
-}
-
-/// Returns the name of this program as it was started, for the commands to copy.
-fn program() -> String {
-    std::env::args().next().filter(|name| !name.contains(char::is_whitespace)).unwrap_or_else(|| "mesa".into())
 }
 
 /// Formats the banner, with commands to copy if `program` has a name.
@@ -87,7 +82,7 @@ fn text(
     if let Some(namespace) = &config.namespace {
         lines.push(format!("  namespace  {namespace}"));
     }
-    if let Some(ca) = ca {
+    if let Some(ca) = files.ca {
         let ca = ca.display();
         lines.push(format!("  tls        self-signed, for trials: clients trust it by {ca} (mesa: --ca, Node: NODE_EXTRA_CA_CERTS, curl: --cacert)"));
     }
@@ -171,7 +166,8 @@ fn try_it(loaded: &Loaded, address: SocketAddr, program: &str, files: Files<'_>)
     };
     let key = loaded.generated_api_key.as_deref().unwrap_or("ONE-OF-YOUR-API-KEYS");
     let identity = if config.authentication.insecure { "--as alice" } else { "--token TOKEN" };
-    let kept = files.kept_key.map(|file| format!("             the same at the next start: kept in {}", file.display()));
+    let kept =
+        files.kept_key.map(|file| format!("             the same at the next start: kept in {}", file.display()));
     let mut lines = vec![String::new(), format!("  API key    {key}")];
     lines.extend(kept);
     lines.extend([

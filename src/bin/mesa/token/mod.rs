@@ -1,4 +1,6 @@
-//! `mesa token`: signs a JWT for a user.
+//! `mesa token`: signs a JWT for a user, or checks one.
+
+mod check;
 
 use mesa::{auth::issue, config::load};
 use serde_json::{Map, Value};
@@ -20,9 +22,22 @@ struct Signer {
     claims: Map<String, Value>,
 }
 
-/// Prints a token.
-pub fn run(args: &TokenArgs) -> Result<(), Failure> {
-    let id = user_id(&args.id)?;
+/// Error of a command without a key.
+const NO_KEY: &str =
+    "a key is required: name the server's configuration with --config, or set WS_KEY (or give --secret)";
+
+/// Signs or checks a token.
+pub async fn run(args: &TokenArgs) -> Result<(), Failure> {
+    match (&args.check, &args.id) {
+        (Some(token), _) => check::run(args, token).await,
+        (None, Some(id)) => sign(args, id),
+        // The definition of the arguments excludes this.
+        (None, None) => Err(Failure::usage("give --id USER to sign a token, or --check TOKEN to check one")),
+    }
+}
+
+fn sign(args: &TokenArgs, id: &str) -> Result<(), Failure> {
+    let id = user_id(id)?;
     let ttl = args.ttl.as_deref().map(|ttl| duration("--ttl", ttl)).transpose()?;
     let further = claims(&args.claims)?;
     let signer = match &args.secret {
@@ -31,19 +46,18 @@ pub fn run(args: &TokenArgs) -> Result<(), Failure> {
     };
     let mut claims = signer.claims;
     claims.extend(further);
-    let token = issue(&signer.secret, &signer.algorithm, &id, ttl, claims).map_err(Failure::because)?;
+    // A secret from an option or variable is a wrong argument, one from a file a wrong file.
+    let failure = if args.secret.is_some() { Failure::usage } else { Failure::because };
+    let token = issue(&signer.secret, &signer.algorithm, &id, ttl, claims).map_err(failure)?;
     Ok(output::line(&token)?)
 }
 
 /// Returns the signer that matches the configuration of a server.
 fn configured(args: &TokenArgs, id: &str) -> Result<Signer, Failure> {
-    let file = env::config_file(args.config.as_ref());
-    // `WS_KEY` alone is sufficient.
-    if file.is_none() && !env::is_set("WS_KEY") {
-        return Err(Failure::usage(
-            "a secret is required: name the server's configuration with --config, or set WS_KEY (or give --secret)",
-        ));
+    if !has_configuration(args) {
+        return Err(Failure::usage(NO_KEY));
     }
+    let file = env::config_file(args.config.as_ref());
     let jwt = load(&env::sources(file)).map_err(|error| config::unusable(&error))?.config.authentication.jwt;
     let Some((secret, jwt)) = jwt.and_then(|jwt| Some((jwt.secret.clone()?, jwt))) else {
         return Err(Failure::because(
@@ -62,6 +76,11 @@ fn configured(args: &TokenArgs, id: &str) -> Result<Signer, Failure> {
         algorithm: jwt.algorithms.into_iter().next().unwrap_or_else(|| "HS256".into()),
         claims: claims.filter(|(_, value)| !value.is_null()).collect(),
     })
+}
+
+/// Returns whether a configuration is named. `WS_KEY` alone is sufficient.
+fn has_configuration(args: &TokenArgs) -> bool {
+    env::config_file(args.config.as_ref()).is_some() || env::is_set("WS_KEY")
 }
 
 /// Parses `NAME=VALUE` arguments. A value that is JSON is used as JSON, any other as text.
