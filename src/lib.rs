@@ -40,7 +40,7 @@
 //! | `compat` | keys, channels and JSON of the original Mesa (`@cryb/mesa`) on Redis |
 //! | [`http_client`] | outbound HTTP: bounded, signed, not to private addresses |
 //! | [`auth`] | authentication of clients, and API keys of backends |
-//! | [`metrics`], [`health`], [`logging`], [`util`] | counters, readiness, log lines, helpers |
+//! | [`metrics`], [`health`], [`logging`], [`telemetry`], [`util`] | counters, readiness, log lines, traces, helpers |
 //! | [`failpoints`] | seeded bugs that the fault tests must find |
 //! | [`store`] | contract of a store of user logs |
 //! | [`embedded`] | the embedded store: sled tables, a write-ahead log, a value log |
@@ -121,6 +121,8 @@ mod resp;
 pub mod server;
 #[doc(hidden)]
 pub mod store;
+#[doc(hidden)]
+pub mod telemetry;
 #[doc(hidden)]
 pub mod util;
 mod webhook;

@@ -52,6 +52,8 @@ pub use auth::Caller;
 use cors::Cors;
 use error::ApiError;
 
+use crate::telemetry::StepSpan;
+
 /// Time limit of any request but a dispatch; then the response is 408.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -92,7 +94,8 @@ impl Http {
         let is_v1 = auth::is_counted(request.uri().path());
         let cors = is_v1.then(|| Cors::of(&self.api.cors_origins, &request)).flatten();
         let is_preflight = cors.as_ref().is_some_and(Cors::is_allowed_preflight);
-        let mut response = self.answer(caller, request, is_preflight).await;
+        let span = StepSpan::request(&request);
+        let mut response = span.run(self.answer(caller, request, is_preflight)).await;
         if let Some(cors) = cors {
             // Errors too, or the page could not read them.
             cors.apply(&mut response);

@@ -13,6 +13,7 @@ use crate::{
     message::{CollapseKey, DispatchId, IdError, Options, Payload, Recipients, UserId},
     middleware::SentTo,
     store::{Append, AppendResult, DispatchSummary, Idempotency, Rejected, StoreError},
+    telemetry::StepSpan,
 };
 
 /// A message to send, validated by the API that received it.
@@ -130,6 +131,10 @@ impl Hub {
     /// is sent once all messages before it are durable or rejected. An error of one message does not stop those after
     /// it.
     pub async fn dispatch_all(&self, dispatches: Vec<Dispatch>) -> Vec<Result<Outcome, StoreError>> {
+        StepSpan::dispatch().run(self.dispatch_each(dispatches)).await
+    }
+
+    async fn dispatch_each(&self, dispatches: Vec<Dispatch>) -> Vec<Result<Outcome, StoreError>> {
         let mut results = Vec::with_capacity(dispatches.len());
         let mut prepared = Vec::new();
         for dispatch in dispatches {
@@ -213,7 +218,7 @@ impl Hub {
         let unknown = contexts.iter_mut().filter(|context| context.online.is_none());
         let querying =
             join_all(unknown.map(async |context| context.online = Some(self.online_flags(&context.users).await)));
-        let appending = self.store.append_each(appends);
+        let appending = StepSpan::commit().run(self.store.append_each(appends));
         let appended = if self.cluster.is_some() {
             // Concurrently, because each is one round trip to Redis.
             tokio::join!(appending, querying).0

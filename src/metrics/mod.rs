@@ -29,7 +29,12 @@ use process::ProcessCollector;
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Optional parts with which the server was built.
-const FEATURES: &str = if cfg!(feature = "redis") { "redis" } else { "" };
+const FEATURES: &str = match (cfg!(feature = "redis"), cfg!(feature = "opentelemetry")) {
+    (false, false) => "",
+    (true, false) => "redis",
+    (false, true) => "opentelemetry",
+    (true, true) => "redis,opentelemetry",
+};
 
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $field:ident: $kind:ident = $name:literal,)+) => {

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Modules that every module may import: logging, readiness and small helpers.
-const BASE: &[&str] = &["logging", "health", "util"];
+const BASE: &[&str] = &["logging", "health", "telemetry", "util"];
 
 /// Import table: a module, and the modules of the crate that it may import in addition to [`BASE`].
 ///
@@ -21,6 +21,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("guide", &[]),
     ("logging", &[]),
     ("health", &["failpoints"]),
+    ("telemetry", &[]),
     ("util", &[]),
     ("protocol", &["message"]),
     ("compat", &["message"]),
@@ -75,6 +76,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["clap", "clap_complete", "clap_mangen"], &["src/bin/mesa/args/"]),
     (&["indicatif"], &["src/bin/mesa/progress.rs"]),
     (&["reqwest"], &["src/dispatcher/", "src/portal/", "src/http_client/"]),
+    (&["opentelemetry", "opentelemetry_otlp", "opentelemetry_sdk", "tracing_opentelemetry"], &["src/telemetry/"]),
     (&["utoipa"], &["src/http/", "src/message/mod.rs"]),
     (&["aws_lc_rs"], &["src/http_client/"]),
     (&["jsonwebtoken"], &["src/auth/"]),

@@ -1,6 +1,6 @@
 //! Tests the API against its own description, with requests that Schemathesis generates from it.
 //!
-//! `MESA_OPENAPI_CASES` sets the number of cases for each operation: 600 makes about 10,000 in all. `MESA_OPENAPI_SEED`
+//! `MESA_OPENAPI_CASES` sets the number of cases for each operation: 2000 makes about 10,000 in all. `MESA_OPENAPI_SEED`
 //! selects other cases.
 
 #[path = "../support/mod.rs"]

@@ -1,4 +1,4 @@
-//! Sets up the log on standard error, as text or JSON.
+//! Sets up the log on standard error, as text or JSON, and the export of traces.
 
 use std::{
     fs::File,
@@ -13,7 +13,12 @@ use mesa::{
     config::{Log, LogFormat},
     logging::{LogWriter, panic_text},
 };
-use tracing_subscriber::EnvFilter;
+use tracing::Subscriber;
+use tracing_subscriber::{
+    EnvFilter,
+    registry::LookupSpan,
+    util::{SubscriberInitExt as _, TryInitError},
+};
 
 use crate::{env, error::Failure, output};
 
@@ -31,6 +36,8 @@ static WRITER: OnceLock<LogWriter> = OnceLock::new();
 pub fn start(log: &Log) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(&log.level)
         .map_err(|error| Failure::because(format!("log.level \"{}\" cannot be used: {error}", log.level)))?;
+    #[cfg(feature = "opentelemetry")]
+    let filter = traces::start(filter)?;
     let unusable = |error: io::Error| Failure::because(format!("the log cannot be set up: {error}"));
     // A separate handle: the standard library locks its own while a write blocks.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned().map_err(unusable)?);
@@ -43,8 +50,8 @@ pub fn start(log: &Log) -> Result<(), Failure> {
         .with_writer(move || output.clone())
         .log_internal_errors(false);
     let started = match log.format {
-        LogFormat::Text => lines.with_ansi(coloured).try_init(),
-        LogFormat::Json => lines.json().flatten_event(true).try_init(),
+        LogFormat::Text => init(lines.with_ansi(coloured).finish()),
+        LogFormat::Json => init(lines.json().flatten_event(true).finish()),
     };
     started.map_err(|error| Failure::because(format!("the log cannot be set up: {error}")))?;
     std::panic::set_hook(Box::new(log_panic));
@@ -52,8 +59,49 @@ pub fn start(log: &Log) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits until all lines are written, for a bounded time.
+/// Makes the subscriber that of the program, with the layer that records spans, if traces are exported.
+fn init<S>(subscriber: S) -> Result<(), TryInitError>
+where
+    S: Subscriber + for<'span> LookupSpan<'span> + Send + Sync,
+{
+    #[cfg(feature = "opentelemetry")]
+    if let Some(traces) = traces::get() {
+        return tracing_subscriber::layer::SubscriberExt::with(subscriber, traces.layer()).try_init();
+    }
+    subscriber.try_init()
+}
+
+/// Exports traces, if an environment variable names a collector.
+#[cfg(feature = "opentelemetry")]
+mod traces {
+    use std::sync::OnceLock;
+
+    use mesa::telemetry::{SPAN_TARGET, Traces};
+    use tracing_subscriber::EnvFilter;
+
+    use crate::error::Failure;
+
+    static TRACES: OnceLock<Traces> = OnceLock::new();
+
+    /// Begins the export. Returns the filter, which then lets spans pass at every `log.level`, and none without export.
+    pub fn start(filter: EnvFilter) -> Result<EnvFilter, Failure> {
+        let traces = Traces::from_env().map_err(Failure::because)?;
+        let level = if traces.is_some() { "info" } else { "off" };
+        traces.into_iter().for_each(|traces| _ = TRACES.set(traces));
+        Ok(filter.add_directive(format!("{SPAN_TARGET}={level}").parse().expect("a target and a level")))
+    }
+
+    pub fn get() -> Option<&'static Traces> {
+        TRACES.get()
+    }
+}
+
+/// Waits until all lines are written and all spans are sent, for a bounded time.
 pub fn flush() {
+    #[cfg(feature = "opentelemetry")]
+    if let Some(traces) = traces::get() {
+        traces.shutdown();
+    }
     if let Some(writer) = WRITER.get() {
         writer.flush(FLUSH_TIMEOUT);
     }

@@ -4,6 +4,8 @@ mod json_errors;
 mod metrics;
 mod openapi;
 mod status;
+#[cfg(feature = "opentelemetry")]
+mod traces;
 
 use std::{sync::Arc, time::Duration};
 
