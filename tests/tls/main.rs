@@ -1,11 +1,13 @@
 //! Tests TLS of both ports, and clients behind proxies, over real sockets.
 //!
+//! - `admin`: the cookie of the admin page
 //! - `authority`: issues certificates · `certificates`: selection, renewal, client certificates
 //! - `hostile`: other protocols, slow handshakes, peers that do not read
 //! - `proxies`: forwarded addresses · `proxy_programs`: the configurations in `data/deploy`
 //! - `redis_protocol`: `rediss://` · `self_signed`: `--tls-self-signed`
 #![allow(missing_docs)]
 
+mod admin;
 mod authority;
 mod certificates;
 mod hostile;
