@@ -171,7 +171,7 @@ async fn observers_receive_each_event_and_take_none_from_portals() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_observer_is_told_how_many_events_it_has_missed_and_delays_no_client() {
+async fn slow_observer_receives_the_number_of_dropped_events_and_delays_no_client() {
     const MESSAGES: usize = 2000;
     let mut server = TestServer::start(|config| config.limits.frames_per_second = 1_000_000).await;
     let mut slow = EventStream::open_stream_with_small_buffer(&server, "?observe=true").await;

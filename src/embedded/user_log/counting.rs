@@ -2,14 +2,24 @@
 
 use super::{
     UserLog,
-    usage::{CountRule, FRONT_ENTRIES_MAX, Front, Recount, Usage},
+    usage::{CountRule, FRONT_ENTRIES_MAX, Front, Recount, Usage, is_expired},
 };
-use crate::{message::Seq, store::Limits};
+use crate::{
+    message::Seq,
+    store::{AckSet, Limits},
+};
 
 impl UserLog {
     /// Returns the rule by which `block_usage` counts entries.
     pub fn count_rule(&self) -> CountRule {
         CountRule { counted: self.counted, gaps: self.gaps.clone(), expired_s: self.scanned_s.unwrap_or(0) }
+    }
+
+    /// Returns whether the usage of the value log is exact: it counts only pending entries.
+    pub fn counts_exactly(&self, acknowledged: &AckSet, now_s: u32) -> bool {
+        let acknowledged_beyond = acknowledged.ranges().iter().any(|(from, _)| *from <= self.flushed);
+        let counted = acknowledged.through() <= self.counted && !acknowledged_beyond;
+        !self.has_blocks || counted && !is_expired(self.blocks_expire_s, now_s)
     }
 
     /// Returns the number of entries in the WAL, and their bytes of payload.

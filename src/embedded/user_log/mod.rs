@@ -459,13 +459,6 @@ impl UserLog {
             gaps: self.gaps.as_slice().to_vec(),
         }
     }
-
-    /// Returns whether the usage of the value log is exact: it counts only pending entries.
-    pub fn counts_exactly(&self, acknowledged: &AckSet, now_s: u32) -> bool {
-        let acknowledged_beyond = acknowledged.ranges().iter().any(|(from, _)| *from <= self.flushed);
-        let counted = acknowledged.through() <= self.counted && !acknowledged_beyond;
-        !self.has_blocks || counted && !is_expired(self.blocks_expire_s, now_s)
-    }
 }
 
 impl CollapseEntry {
