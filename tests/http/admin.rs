@@ -43,7 +43,7 @@ impl Reply {
 
 fn begin(server: &Server, method: &str, path: &str, headers: &[String], body: &str) -> TcpStream {
     let host = if headers.iter().any(|header| header.starts_with("Host:")) { "" } else { "Host: localhost\r\n" };
-    let lines: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    let lines: String = headers.iter().flat_map(|header| [header.as_str(), "\r\n"]).collect();
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
     let mut stream = connect(server.address);
     let request = format!("{method} {path} HTTP/1.1\r\n{host}Connection: close\r\n{length}{lines}\r\n{body}");
@@ -216,11 +216,11 @@ fn every_response_of_the_page_has_the_headers_that_protect_it() {
     // Each file that the page or one of its scripts names.
     while let Some(at) = paths.get(scripts).cloned() {
         scripts += 1;
-        if at.ends_with(".mjs") {
+        if at.ends_with("mjs") {
             let more = linked(&String::from_utf8(send(&server, "GET", &at, &[], "").body).expect("text"));
             paths.extend(
                 more.into_iter()
-                    .filter(|path| path.ends_with(".mjs"))
+                    .filter(|path| path.ends_with("mjs"))
                     .filter(|path| !paths.contains(path))
                     .collect::<Vec<_>>(),
             );
