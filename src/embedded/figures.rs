@@ -5,8 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{store_state::StoreState, writer::state::Committer};
-use crate::metrics::{Latency, StoreFigures};
+use crate::metrics::Latency;
 
 /// Value for "none".
 const NONE: u64 = u64::MAX;
@@ -36,40 +35,37 @@ impl Figures {
     }
 }
 
-impl Committer {
-    /// Refreshes the figures. `free` is the number of free bytes on the disk, if it is known.
-    pub(super) fn refresh_figures(&self, free: Option<u64>) {
-        let figures = &self.shared.figures;
-        let since_opened = |time: Instant| time.saturating_duration_since(figures.opened).as_millis() as u64;
-        let oldest = self.records.front().map_or(NONE, |record| since_opened(record.committed));
-        figures.wal_bytes.store(self.wal_bytes as u64, Ordering::Relaxed);
-        figures.oldest_ms.store(oldest, Ordering::Relaxed);
-        // If it cannot be measured now, the last figure stays.
-        if let Some(bytes) = self.shared.engine.disk_bytes() {
-            figures.disk_bytes.store(bytes, Ordering::Relaxed);
+impl Figures {
+    /// Sets the bytes in the WAL, and the time of its oldest record.
+    pub fn set_wal(&self, bytes: usize, oldest: Option<Instant>) {
+        let since_opened = |time: Instant| time.saturating_duration_since(self.opened).as_millis() as u64;
+        self.wal_bytes.store(bytes as u64, Ordering::Relaxed);
+        self.oldest_ms.store(oldest.map_or(NONE, since_opened), Ordering::Relaxed);
+    }
+
+    /// Sets the bytes of the files, and the free bytes of their disk. A figure that cannot be measured now stays.
+    pub fn set_disk(&self, bytes: Option<u64>, free: Option<u64>) {
+        for (figure, value) in [(&self.disk_bytes, bytes), (&self.disk_free, free)] {
+            value.into_iter().for_each(|value| figure.store(value, Ordering::Relaxed));
         }
-        if let Some(free) = free {
-            figures.disk_free.store(free, Ordering::Relaxed);
-        }
+    }
+
+    pub fn wal_bytes(&self) -> u64 {
+        self.wal_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns the age of the oldest record in the WAL.
+    pub fn flush_lag(&self) -> Duration {
+        let age = |oldest| self.opened.elapsed().saturating_sub(Duration::from_millis(oldest));
+        known(&self.oldest_ms).map_or(Duration::ZERO, age)
+    }
+
+    /// Returns the bytes of the files, and the free bytes of their disk; `None` in memory.
+    pub fn disk(&self) -> Option<(u64, u64)> {
+        known(&self.disk_bytes).zip(known(&self.disk_free))
     }
 }
 
-impl StoreState {
-    /// Returns the figures of the store. Reads no message and no user.
-    pub(super) fn figures(&self) -> StoreFigures {
-        let figures = &self.figures;
-        let known = |value: &AtomicU64| Some(value.load(Ordering::Relaxed)).filter(|value| *value != NONE);
-        let (flushed, unflushed) = (self.engine.stored_entries(), self.logs.unflushed());
-        let flush_lag = known(&figures.oldest_ms)
-            .map_or(Duration::ZERO, |oldest| figures.opened.elapsed().saturating_sub(Duration::from_millis(oldest)));
-        StoreFigures {
-            pending_messages: flushed.entries + unflushed.entries,
-            pending_bytes: flushed.bytes + unflushed.bytes,
-            wal_bytes: figures.wal_bytes.load(Ordering::Relaxed),
-            memory_bytes: self.logs.pinned_bytes(),
-            disk: known(&figures.disk_bytes).zip(known(&figures.disk_free)),
-            flush_lag,
-            commit_latency: figures.commit_latency.clone(),
-        }
-    }
+fn known(figure: &AtomicU64) -> Option<u64> {
+    Some(figure.load(Ordering::Relaxed)).filter(|value| *value != NONE)
 }

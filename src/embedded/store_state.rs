@@ -19,6 +19,7 @@ use super::{
 use crate::{
     health::Health,
     message::UserId,
+    metrics::StoreFigures,
     store::{CommitListener, StoreError, clock::Clock},
 };
 
@@ -71,6 +72,20 @@ impl StoreState {
         if log.release() {
             log.trimming = true;
             self.queue.push_trim(user.clone());
+        }
+    }
+
+    /// Returns the figures for monitoring. Reads no message and no user.
+    pub fn figures(&self) -> StoreFigures {
+        let (flushed, unflushed) = (self.engine.stored_entries(), self.logs.unflushed());
+        StoreFigures {
+            pending_messages: flushed.entries + unflushed.entries,
+            pending_bytes: flushed.bytes + unflushed.bytes,
+            wal_bytes: self.figures.wal_bytes(),
+            memory_bytes: self.logs.pinned_bytes(),
+            disk: self.figures.disk(),
+            flush_lag: self.figures.flush_lag(),
+            commit_latency: self.figures.commit_latency.clone(),
         }
     }
 

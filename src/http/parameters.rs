@@ -9,11 +9,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{api::ADMIN_PREFIX, error::ApiError, head, openapi};
+use super::{api::ADMIN_PREFIX, error::ApiError, head};
 use crate::logging::excerpt;
 
-/// Lists the parameters of each route. A route that is not listed has none.
-const ROUTE_PARAMETERS: [(Method, &str, &[&str]); 4] = [
+/// Lists every method of each route under `/v1`, with its parameters.
+pub(super) const ROUTE_PARAMETERS: [(Method, &str, &[&str]); 10] = [
+    (Method::POST, "/v1/dispatch", &[]),
+    (Method::GET, "/v1/backup", &[]),
+    (Method::GET, "/v1/status", &[]),
+    (Method::GET, "/v1/users/{id}", &[]),
+    (Method::DELETE, "/v1/users/{id}", &[]),
+    (Method::DELETE, "/v1/users/{id}/messages", &[]),
     (Method::GET, "/v1/events", &["all", "observe"]),
     (Method::GET, "/v1/users", &["online", "pending", "prefix", "cursor", "limit"]),
     (Method::GET, "/v1/users/{id}/messages", &["after", "limit"]),
@@ -27,14 +33,28 @@ pub(super) async fn reject_unknown(request: Request, next: Next) -> Response {
     let path = path.strip_prefix(ADMIN_PREFIX).unwrap_or(path);
     // HEAD has the parameters of GET.
     let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-    if openapi::is_other_method(method, path) {
+    let Some(known) = parameters_of(method, path) else {
+        // The response is 405, whatever the query.
         return next.run(request).await;
-    }
-    let known = ROUTE_PARAMETERS.iter().find(|(known, route, _)| known == method && *route == path);
-    match check(request.uri().query(), known.map_or(&[], |(_, _, names)| names)) {
+    };
+    match check(request.uri().query(), known) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
+}
+
+/// Returns the parameters of a route; `None` if it does not support the method. A route that is not listed has none.
+fn parameters_of(method: &Method, path: &str) -> Option<&'static [&'static str]> {
+    let mut is_listed = false;
+    for (known, route, names) in &ROUTE_PARAMETERS {
+        if *route == path {
+            is_listed = true;
+            if known == method {
+                return Some(names);
+            }
+        }
+    }
+    (!is_listed).then_some(&[])
 }
 
 /// Checks the parameter names of a query.

@@ -81,7 +81,8 @@ impl Committer {
         let disk: Option<Arc<str>> = disk.map(Into::into);
         *self.shared.full_reason.write() = disk.clone().or_else(|| store.map(Into::into));
         self.shared.health.set("disk_full", disk);
-        self.refresh_figures(free);
+        self.shared.figures.set_wal(self.wal_bytes, self.records.front().map(|oldest| oldest.committed));
+        self.shared.figures.set_disk(self.shared.engine.disk_bytes(), free);
     }
 
     /// Reserves disk space for appends, or rejects them.

@@ -13,7 +13,7 @@ mod page;
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use axum::{
-    http::{HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::{Map, Value, json};
@@ -23,11 +23,7 @@ use super::{dispatch, error_response, status, users};
 use crate::metrics::VERSION;
 use codes::{CODES, Code};
 use operations::{Body, OPERATIONS, Operation, Reply};
-
-/// Path of the document, of the page, and of the page's style sheet.
-pub(super) const DOCUMENT_PATH: &str = "/openapi.json";
-pub(super) const PAGE_PATH: &str = "/docs";
-pub(super) const STYLE_PATH: &str = "/docs/docs.css";
+pub(super) use operations::{DOCUMENT_PATH, PAGE_PATH, STYLE_PATH};
 
 /// Nothing but the page's own style sheet is loaded, and no script runs.
 const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
@@ -62,16 +58,6 @@ fn file(kind: &'static str, text: &'static str) -> Response {
         (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
     ];
     (headers, text).into_response()
-}
-
-/// Reports whether a route is described, but not for this method. Then it answers with 405.
-pub(super) fn is_other_method(method: &Method, path: &str) -> bool {
-    let mut methods = OPERATIONS.iter().filter(|operation| operation.path == path).map(|operation| operation.method);
-    let is_described = |described: &str| method.as_str().eq_ignore_ascii_case(described);
-    match methods.next() {
-        None => false,
-        Some(first) => !is_described(first) && !methods.any(is_described),
-    }
 }
 
 /// Builds the document.

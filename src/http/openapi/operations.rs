@@ -8,9 +8,13 @@ use utoipa::{
 
 use super::{
     super::{client_script, dispatch, sse, users},
-    DOCUMENT_PATH, PAGE_PATH, STYLE_PATH,
     codes::{Code, Scope},
 };
+
+/// Path of the document, of the page, and of the page's style sheet.
+pub const DOCUMENT_PATH: &str = "/openapi.json";
+pub const PAGE_PATH: &str = "/docs";
+pub const STYLE_PATH: &str = "/docs/docs.css";
 
 /// Groups of operations.
 pub const TAGS: [(&str, &str); 4] = [

@@ -50,6 +50,21 @@ async fn document_has_every_route_and_no_other() {
         routed.extend(methods.map(|method| (path.clone(), method.to_owned())));
     }
     assert_eq!(operations(&document), routed);
+    let described = operations(&document).into_iter().filter(|(path, _)| path.starts_with("/v1/"));
+    let described = described.map(|(path, method)| {
+        let parameters = document["paths"][&path][method.to_lowercase()]["parameters"].as_array().expect("a list");
+        let query = parameters.iter().filter(|parameter| parameter["in"] == "query");
+        let names = query.map(|parameter| parameter["name"].as_str().expect("a name").to_owned());
+        (method, path, names.collect::<BTreeSet<_>>())
+    });
+    let checked = super::super::parameters::ROUTE_PARAMETERS.iter().map(|(method, path, names)| {
+        (method.to_string(), (*path).to_owned(), names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>())
+    });
+    assert_eq!(
+        described.collect::<BTreeSet<_>>(),
+        checked.collect::<BTreeSet<_>>(),
+        "the parameters that are not rejected"
+    );
 }
 
 #[tokio::test]
