@@ -21,9 +21,11 @@
 //! | [`cluster_failover`] | what a failover of the Redis means for messages and sequences |
 //! | [`cluster_with_original`] | servers of the original on the same Redis |
 //! | [`embedding`] | the crate as a library: server, client, dispatcher, middleware |
-//! | [`operations`] | health, disk space, backup, inspection, shutdown |
+//! | [`operations`] | sizing, health, disk space, backup, inspection, incidents |
 //! | [`monitoring`] | status, metrics, dashboard, alerts |
 //! | [`admin_page`] | the admin page: figures, users, live events |
+//! | [`deployment`] | systemd, Debian package, container, Kubernetes |
+//! | [`security`] | threat model, hardening, reporting |
 //! | [`guarantees`] | G1 to G6: what is promised, and what is not |
 //! | [`benchmarks`] | figures, each with its command and date |
 //! | [`fault_testing`] | what the fault suites inject, and what they found |
@@ -55,6 +57,8 @@ macro_rules! links {
 [Operations]: crate::guide::operations
 [Monitoring]: crate::guide::monitoring
 [Admin page]: crate::guide::admin_page
+[Deployment]: crate::guide::deployment
+[Security]: crate::guide::security
 [Guarantees]: crate::guide::guarantees
 [Benchmarks]: crate::guide::benchmarks
 [Fault testing]: crate::guide::fault_testing
@@ -144,6 +148,14 @@ pub mod monitoring {}
 #[doc = links!()]
 #[doc = include_str!("admin-page.md")]
 pub mod admin_page {}
+
+#[doc = links!()]
+#[doc = include_str!("deployment.md")]
+pub mod deployment {}
+
+#[doc = links!()]
+#[doc = include_str!("security.md")]
+pub mod security {}
 
 #[doc = links!()]
 #[doc = include_str!("guarantees.md")]
