@@ -28,9 +28,15 @@ use crate::{
     wait::WAIT_TIMEOUT,
 };
 
-/// Copies the directory of a store, as a crash would leave it.
+/// Copies the directory of a store, as a crash would leave it. An open store may remove a file meanwhile; then it starts
+/// again.
 pub fn copy(from: &Path, to: &Path) {
-    try_copy(from, to).unwrap();
+    let end = Instant::now() + WAIT_TIMEOUT;
+    while let Err(error) = try_copy(from, to) {
+        assert!(error.kind() == io::ErrorKind::NotFound && Instant::now() < end, "{error}");
+        // Files of the attempt that do not exist any more.
+        fs::remove_dir_all(to).unwrap();
+    }
 }
 
 /// Copies the directory of a store. Fails if an open store removes a file meanwhile.
