@@ -7,6 +7,7 @@ mod store;
 #[allow(dead_code, reason = "each suite uses a part of it")]
 mod support;
 
+mod bench;
 mod closed_pipe;
 mod dev_key;
 mod disconnect;

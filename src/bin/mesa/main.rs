@@ -4,6 +4,7 @@
 
 mod args;
 mod backup;
+mod bench;
 mod config;
 mod connect;
 mod demo;
@@ -72,6 +73,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Restore(args) => restore::run(&args),
         Command::Import(args) => wait_for(import_export::import(&args)),
         Command::Export(args) => wait_for(import_export::export(&args)),
+        Command::Bench(args) => bench::run(&args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
     }

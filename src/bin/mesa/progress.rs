@@ -19,6 +19,7 @@ const REDRAW_INTERVAL: Duration = Duration::from_millis(200);
 #[derive(Clone, Copy, Debug)]
 pub enum Unit {
     Bytes,
+    Messages,
     Users,
     /// Nothing: only the time is shown.
     Time,
@@ -61,6 +62,11 @@ impl Progress {
         self.bar.inc(count);
     }
 
+    /// Sets the count.
+    pub fn set(&self, count: u64) {
+        self.bar.set_position(count);
+    }
+
     /// Changes the activity.
     pub fn describe(&self, what: &str) {
         self.bar.set_message(super::output::printable(what));
@@ -94,6 +100,8 @@ fn style(unit: Unit, has_total: bool) -> ProgressStyle {
             "{msg} [{bar:24}] {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left"
         }
         (Unit::Bytes, false) => "{spinner} {msg}: {binary_bytes}, {binary_bytes_per_sec}, {elapsed}",
+        (Unit::Messages, true) => "{msg} [{bar:24}] {human_pos} of {human_len} messages, {per_sec}, {eta} left",
+        (Unit::Messages, false) => "{spinner} {msg}: {human_pos} messages, {elapsed}",
         (Unit::Time, _) => "{spinner} {msg}, {elapsed}",
         (Unit::Users, true) => "{msg} [{bar:24}] {human_pos} of {human_len} users, {eta} left",
         (Unit::Users, false) => "{spinner} {msg}: {human_pos} users, {elapsed}",
@@ -108,7 +116,7 @@ mod tests {
 
     #[test]
     fn every_template_is_valid() {
-        for unit in [Unit::Bytes, Unit::Users, Unit::Time] {
+        for unit in [Unit::Bytes, Unit::Messages, Unit::Users, Unit::Time] {
             for has_total in [true, false] {
                 _ = style(unit, has_total);
             }

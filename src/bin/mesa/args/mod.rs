@@ -8,6 +8,7 @@ use std::{num::NonZeroU32, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+pub use bench::{BenchArgs, Via, Work};
 use numbers::{count, port, seconds, whole};
 pub use observe::{DisconnectArgs, EventKind, EventsArgs, StatusArgs};
 pub use shell::{CompletionsArgs, ManArgs, completions, man_page, write_man_pages};
@@ -83,6 +84,7 @@ pub enum Command {
     /// pending there, and copies none twice. The store is not changed. The original has no times to live, devices and
     /// sequences, so they are not copied.
     Export(ImportExportArgs),
+    Bench(BenchArgs),
     Completions(CompletionsArgs),
     Man(ManArgs),
 }
@@ -448,6 +450,7 @@ pub fn parse_words(words: &[&str]) -> Result<Command, (i32, String)> {
     Cli::try_parse_from(words).map(|cli| cli.command).map_err(|error| (error.exit_code(), error.to_string()))
 }
 
+mod bench;
 mod numbers;
 mod observe;
 mod shell;

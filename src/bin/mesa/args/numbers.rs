@@ -1,6 +1,6 @@
 //! Parses numbers of the command line. Errors name the accepted values.
 
-use std::num::{NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
 /// Parses a time to live.
 pub(super) fn seconds(typed: &str) -> Result<NonZeroU32, String> {
@@ -23,4 +23,9 @@ pub(super) fn at_least_one(typed: &str) -> Result<NonZeroUsize, String> {
 
 pub(super) fn count(typed: &str) -> Result<usize, String> {
     typed.parse().map_err(|_| "give a whole number, 0 or more".into())
+}
+
+/// Parses a number of operations.
+pub(super) fn from_one(typed: &str) -> Result<NonZeroU64, String> {
+    typed.parse().map_err(|_| "give a whole number, 1 or more".into())
 }

@@ -22,6 +22,7 @@ const COMMANDS: &[&[&str]] = &[
     &["restore"],
     &["import"],
     &["export"],
+    &["bench"],
     &["completions"],
     &["man"],
     &["config", "check"],
@@ -70,7 +71,7 @@ fn every_example_is_parsed() {
             examples += 1;
         }
     }
-    assert_eq!(examples, 72, "an example was added, or is no longer found");
+    assert_eq!(examples, 78, "an example was added, or is no longer found");
 }
 
 /// Returns the command in an example line, without variables before it and a pipe, file or remark after it.
