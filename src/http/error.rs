@@ -253,7 +253,7 @@ mod tests {
             ApiError::Store(StoreError::Damaged("x".into())),
         ] {
             let (status, code) = error.status_and_code();
-            let described = CODES.iter().any(|one| (one.code, one.status) == (code, status.as_u16()));
+            let described = CODES.iter().any(|one| (one.name, one.status) == (code, status.as_u16()));
             assert!(described, "{code} with {status} is not in the document of the API");
             let row = guide.lines().find(|line| line.starts_with("| `") && line.contains(&format!("`{code}`")));
             let row = row.unwrap_or_else(|| panic!("{code} is not documented"));

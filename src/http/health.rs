@@ -35,6 +35,6 @@ pub(super) async fn metrics(FromState(api): State, headers: HeaderMap) -> Respon
 
 fn encode(api: &Api, format: Format) -> String {
     api.metrics.ready.set(api.hub.ready().is_ok().into());
-    api.metrics.users_online.set(api.hub.online_count() as i64);
+    api.metrics.users_online.set(i64::try_from(api.hub.online_count()).unwrap_or(i64::MAX));
     api.metrics.encode(format, api.hub.store_figures().as_ref())
 }

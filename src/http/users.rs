@@ -94,6 +94,7 @@ pub(super) struct User<'a> {
 /// A device of a user, with a cursor of its own.
 #[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[expect(clippy::struct_field_names, reason = "the API names it so")]
 pub(super) struct Device<'a> {
     /// Name that the client has given.
     device: &'a str,

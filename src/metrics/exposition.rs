@@ -56,8 +56,8 @@ impl Format {
 }
 
 /// Parses a weight from 0 to 1. A malformed one counts as 0.
-fn thousandths(weight: &str) -> u32 {
-    weight.parse::<f32>().map_or(0, |weight| (weight.clamp(0.0, 1.0) * 1000.0) as u32)
+fn thousandths(weight: &str) -> i32 {
+    weight.parse::<f32>().map_or(0, |weight| (weight.clamp(0.0, 1.0) * 1000.0) as i32)
 }
 
 fn classic(text: &str) -> String {

@@ -48,7 +48,6 @@ impl StepSpan {
 
     /// Returns the future.
     #[cfg(not(feature = "opentelemetry"))]
-    #[expect(clippy::unused_self, reason = "as with the feature")]
     pub fn run<F: Future>(self, future: F) -> F {
         future
     }

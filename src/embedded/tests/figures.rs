@@ -30,7 +30,7 @@ fn open(path: &Path, flush_delay: Duration) -> Arc<dyn Store> {
     let tuning = Tuning { flush_delay, ..Tuning::default() };
     let limits = Limits { free_bytes: 0, ..Limits::default() };
     let engine = Arc::new(open_engine(&DiskOptions::new(path)).unwrap());
-    embedded::open(engine, Options { tuning, limits, ..Options::default() }).unwrap()
+    embedded::open(engine, Options { limits, tuning, ..Options::default() }).unwrap()
 }
 
 fn pending(store: &dyn Store) -> (u64, u64) {

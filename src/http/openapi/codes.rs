@@ -3,7 +3,7 @@
 /// An error code.
 #[derive(Debug)]
 pub struct Code {
-    pub code: &'static str,
+    pub name: &'static str,
     pub status: u16,
     pub meaning: &'static str,
     /// Operations that answer with it.
@@ -27,8 +27,8 @@ pub enum Scope {
     Named,
 }
 
-const fn code(code: &'static str, status: u16, scope: Scope, meaning: &'static str) -> Code {
-    Code { code, status, meaning, scope }
+const fn code(name: &'static str, status: u16, scope: Scope, meaning: &'static str) -> Code {
+    Code { name, status, meaning, scope }
 }
 
 /// Every error code, in the order of their statuses.

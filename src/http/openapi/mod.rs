@@ -123,7 +123,7 @@ fn schemas() -> BTreeMap<String, Value> {
     add::<users::Erased>(&mut schemas);
     add::<users::Disconnected>(&mut schemas);
     schemas.insert("Document".to_owned(), json!({"type": "object", "description": "An OpenAPI document."}));
-    let codes: Vec<_> = CODES.iter().map(|code| code.code).collect();
+    let codes: Vec<_> = CODES.iter().map(|code| code.name).collect();
     if let Some(error) = schemas.get_mut("ErrorDetail") {
         error["properties"]["code"]["enum"] = codes.into();
     }
@@ -190,8 +190,8 @@ fn responses(operation: &Operation) -> Map<String, Value> {
         errors.entry(code.status).or_default().push(code);
     }
     for (status, codes) in errors {
-        let lines: Vec<_> = codes.iter().map(|code| format!("`{}`: {}", code.code, code.meaning)).collect();
-        let names: Vec<_> = codes.iter().map(|code| code.code).collect();
+        let lines: Vec<_> = codes.iter().map(|code| format!("`{}`: {}", code.name, code.meaning)).collect();
+        let names: Vec<_> = codes.iter().map(|code| code.name).collect();
         let reply = responses.entry(status.to_string()).or_insert_with(|| json!({"description": ""}));
         let known = reply["description"].as_str().unwrap_or_default();
         let separator = if known.is_empty() { "" } else { " Or: " };

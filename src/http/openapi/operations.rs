@@ -80,8 +80,8 @@ impl Operation {
             Scope::Guarded => is_guarded,
             Scope::Store => matches!(self.store, Scope::Store | Scope::Write),
             Scope::Write => self.store == Scope::Write,
-            Scope::User => self.path.contains("{id}") || self.errors.contains(&code.code),
-            Scope::Named => self.errors.contains(&code.code),
+            Scope::User => self.path.contains("{id}") || self.errors.contains(&code.name),
+            Scope::Named => self.errors.contains(&code.name),
         }
     }
 }

@@ -36,7 +36,7 @@ pub fn render(document: &Value) -> String {
     }
     out.push_str("<h2>Error codes</h2>\n<div class=\"table\"><table>\n<tr><th>code<th>status<th>meaning\n");
     for code in CODES {
-        render_row(&mut out, &[format!("<code>{}</code>", code.code), code.status.to_string(), prose(code.meaning)]);
+        render_row(&mut out, &[format!("<code>{}</code>", code.name), code.status.to_string(), prose(code.meaning)]);
     }
     out.push_str("</table></div>\n<h2>Schemas</h2>\n");
     for (name, schema) in document["components"]["schemas"].as_object().into_iter().flatten() {

@@ -138,7 +138,7 @@ fn mismatch(document: &Value, schema: &Value, value: &Value, at: &str) -> Option
     if let Some(missing) = required.filter_map(Value::as_str).find(|name| !fields.contains_key(*name)) {
         return Some(format!("{at}: {missing} is missing in {value}"));
     }
-    let Some(properties) = schema["properties"].as_object() else { return None };
+    let properties = schema["properties"].as_object()?;
     let is_part = !schema["type"].is_string();
     fields.iter().find_map(|(name, field)| match properties.get(name) {
         Some(property) => mismatch(document, property, field, &format!("{at}.{name}")),
