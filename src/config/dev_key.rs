@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Config, Loaded};
+use super::Config;
 use crate::util::read_bounded::read_bounded;
 
 /// Name of the file. The store accepts it in its directory.
@@ -45,15 +45,10 @@ fn is_generated(key: &str) -> bool {
     key.len() == DIGITS && key.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Keeps the generated API key for later starts on the same store, readable by its owner only. Returns the file's path.
-///
-/// Call it after the store was opened, which creates the directory. Returns `None` if no key was generated, or the store
-/// has no directory.
-///
-/// # Errors
-/// When the file cannot be written.
-pub fn keep_dev_key(loaded: &Loaded) -> io::Result<Option<PathBuf>> {
-    let (Some(key), Some(path)) = (&loaded.generated_api_key, path(&loaded.config)) else { return Ok(None) };
+/// Writes the key for later starts, readable by its owner only. Returns the path of the file, or `None` if the store has no
+/// directory.
+pub(super) fn keep(config: &Config, key: &str) -> io::Result<Option<PathBuf>> {
+    let Some(path) = path(config) else { return Ok(None) };
     if std::fs::read(&path).is_ok_and(|text| text.trim_ascii_end() == key.as_bytes()) {
         return Ok(Some(path));
     }
@@ -69,7 +64,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::config::{Sources, load};
+    use crate::config::{Sources, keep_dev_key, load};
 
     #[test]
     fn kept_key_is_read_by_the_next_start_and_an_unusable_one_replaced() {

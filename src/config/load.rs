@@ -1,6 +1,6 @@
 //! Loads a [`Config`]: layers all sources, decodes the result, and validates it.
 
-use std::{fmt, path::PathBuf};
+use std::{fmt, io, path::PathBuf};
 
 use serde_json::Value;
 
@@ -34,8 +34,6 @@ pub struct Sources {
     /// The server listens on 127.0.0.1. Sync, reconnects and portals are on. Tokens are user ids, unless JWTs or a
     /// webhook are configured. An API key is generated, unless one is configured, or kept by [`keep_dev_key`]. Only web
     /// pages of this machine may connect, unless `origins` is configured.
-    ///
-    /// [`keep_dev_key`]: super::keep_dev_key
     pub dev: bool,
 }
 
@@ -195,4 +193,15 @@ fn generate_api_key(problems: &mut Vec<Problem>) -> Option<String> {
             None
         }
     }
+}
+
+/// Keeps the generated API key for later starts on the same store, readable by its owner only. Returns the file's path.
+///
+/// Call it after the store was opened, which creates the directory. Returns `None` if no key was generated, or the store
+/// has no directory.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn keep_dev_key(loaded: &Loaded) -> io::Result<Option<PathBuf>> {
+    loaded.generated_api_key.as_deref().map_or(Ok(None), |key| dev_key::keep(&loaded.config, key))
 }

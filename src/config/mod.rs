@@ -40,10 +40,9 @@ mod validate;
 use std::{path::PathBuf, time::Duration};
 
 pub use self::redis::{Redis, parse as parse_redis};
-pub use dev_key::keep_dev_key;
 pub use endpoints::{AuthWebhook, Jwks, Webhook};
 pub use error::ConfigError;
-pub use load::{Loaded, Sources, load};
+pub use load::{Loaded, Sources, keep_dev_key, load};
 pub(crate) use proxies::parse_network;
 pub use tls::{Certificate, ClientCertificates, RedisProtocolTls, Tls};
 pub(crate) use validate::SECRET_BYTES_MIN;

@@ -44,7 +44,7 @@ fn start(home: &Path, store: &Path) -> Started {
 }
 
 #[test]
-fn development_key_is_the_same_after_a_restart_and_told_in_the_banner() {
+fn development_key_is_the_same_after_a_restart_and_in_the_banner() {
     let home = tempfile::tempdir().expect("a temporary directory");
     let store = home.path().join("store");
     let first = start(home.path(), &store);

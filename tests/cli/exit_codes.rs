@@ -110,7 +110,7 @@ fn same_mistake_has_same_exit_code_in_every_command() {
 }
 
 #[test]
-fn missing_wrong_and_unconfigured_keys_are_told_apart() {
+fn missing_wrong_and_unconfigured_keys_have_different_errors() {
     let home = Home::new();
     let server = home.start();
     let url = &*format!("http://{}/v1", server.address);
