@@ -330,7 +330,7 @@ impl AsyncWrite for HttpIo {
 
     /// Flushes the stream. hyper calls this whenever all of its output is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_output(cx, |stream, cx| stream.poll_flush(cx)))?;
+        ready!(self.poll_output(cx, AcceptedStream::poll_flush))?;
         if self.activity.phase() == Phase::Answered {
             self.become_idle(cx);
         }
@@ -339,7 +339,7 @@ impl AsyncWrite for HttpIo {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.closing.is_none() {
-            ready!(self.poll_output(cx, |stream, cx| stream.poll_shutdown(cx)))?;
+            ready!(self.poll_output(cx, AcceptedStream::poll_shutdown))?;
             // Without a request there was no response that could be lost. An idle connection lingers too: bytes of a
             // rejected body may be unread.
             if self.no_linger || self.activity.phase() == Phase::New {

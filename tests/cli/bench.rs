@@ -46,7 +46,7 @@ async fn bench_of_each_work_checks_its_messages_and_erases_its_users() {
         for wrong in ["repeated", "reordered", "rejected", "closed"] {
             assert_eq!(report[wrong], 0, "{args:?}: {report}");
         }
-        let has_latency = report["latency"]["p50Us"].as_u64().is_some_and(|p50| p50 > 0);
+        let has_latency = report["latencyUs"]["p50"].as_u64().is_some_and(|p50| p50 > 0);
         assert_eq!(has_latency, matches!(args[0], "unicast" | "latency" | "fanout" | "connect"), "{args:?}: {report}");
         assert!(report["serverResidentBytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{args:?}: {report}");
     }

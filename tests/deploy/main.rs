@@ -137,9 +137,8 @@ fn system_calls(filters: &str, set: &str) -> HashSet<String> {
     assert!(lines.next().is_some(), "systemd knows the set {set}");
     let members = lines.take_while(|line| line.starts_with(' ')).map(str::trim).filter(|line| !line.starts_with('#'));
     members
-        .flat_map(|member| match member.starts_with('@') {
-            true => system_calls(filters, member),
-            false => HashSet::from([member.to_owned()]),
+        .flat_map(|member| {
+            if member.starts_with('@') { system_calls(filters, member) } else { HashSet::from([member.to_owned()]) }
         })
         .collect()
 }

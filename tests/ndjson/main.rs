@@ -217,7 +217,7 @@ async fn lines_read_before_a_shutdown_are_stored_and_answered() {
     };
     let ((), received, ()) = timeout(WAIT_TIMEOUT, async { tokio::join!(send, receive, shut_down) }).await.unwrap();
     server.stop().await;
-    let again = server.restart().await;
+    let again = Box::pin(server.restart()).await;
     assert_eq!(again.pending_numbers("alice").await.len(), received, "each answered dispatch is stored");
 }
 

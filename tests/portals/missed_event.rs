@@ -64,7 +64,7 @@ async fn read_all(events: &mut EventStream, from: u64, sent: u64) -> u64 {
 // covers: G4
 #[tokio::test(flavor = "multi_thread")]
 async fn missed_event_that_was_not_read_before_disconnect_is_sent_again_on_resume() {
-    let (server, _alice, unread, sent) = server_with_dropped_events().await;
+    let (server, _alice, unread, sent) = Box::pin(server_with_dropped_events()).await;
     let begin = unread.last.clone();
     drop(unread);
     // Breaks the connection three times, each time before `event: missed` was read.
@@ -79,7 +79,7 @@ async fn missed_event_that_was_not_read_before_disconnect_is_sent_again_on_resum
 // covers: G4
 #[tokio::test(flavor = "multi_thread")]
 async fn missed_event_that_was_read_in_part_is_sent_again_and_read_in_full_is_not() {
-    let (server, _alice, unread, sent) = server_with_dropped_events().await;
+    let (server, _alice, unread, sent) = Box::pin(server_with_dropped_events()).await;
     let begin = unread.last.clone();
     drop(unread);
     let mut broken = EventStream::open_stream(&server, "", Some(&begin)).await;

@@ -228,7 +228,7 @@ async fn stopping_server_closes_connections_and_keeps_published_messages() {
     assert_eq!(idle.call(&["SUBSCRIBE", "portal"]).await, "[subscribe portal :1]");
     server.stop().await;
     assert_eq!((redis.reply().await, idle.reply().await), (None, None));
-    let server = server.restart().await;
+    let server = Box::pin(server.restart()).await;
     assert_eq!(server.pending_numbers("alice").await, [1]);
 }
 

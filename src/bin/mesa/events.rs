@@ -1,6 +1,9 @@
 //! `mesa events`: prints what clients do, as it happens.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    fmt::Write as _,
+    time::{Duration, SystemTime},
+};
 
 use mesa::{
     dispatcher::Dispatcher,
@@ -94,10 +97,11 @@ fn row(event: &ObservedEvent, at: SystemTime) -> String {
     if let Some(message) = &event.message {
         let data = message.data.as_deref().map_or("", |data| data.get());
         let op = if message.op == 0 { String::new() } else { format!("op {} ", message.op) };
-        line.push_str(&format!("  {op}{} {}", printable(message.kind()), printable(data)));
+        // Writing to a String cannot fail.
+        _ = write!(line, "  {op}{} {}", printable(message.kind()), printable(data));
     }
     if let Some(reason) = &event.reason {
-        line.push_str(&format!("  ({})", printable(reason)));
+        _ = write!(line, "  ({})", printable(reason));
     }
     line
 }

@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::output::grouped;
+
 /// Result of a measurement. Absent fields do not apply, or the server's system does not report them.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -19,6 +21,7 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_second: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(rename = "latencyUs")]
     pub latency: Option<Latency>,
     /// CPU time of the server for one operation, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,11 +46,11 @@ pub struct Report {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Latency {
-    pub p50_us: u64,
-    pub p90_us: u64,
-    pub p99_us: u64,
-    pub p999_us: u64,
-    pub max_us: u64,
+    pub p50: u64,
+    pub p90: u64,
+    pub p99: u64,
+    pub p999: u64,
+    pub max: u64,
 }
 
 impl Latency {
@@ -55,11 +58,11 @@ impl Latency {
     pub fn of(latencies: &Histogram<u64>) -> Option<Self> {
         let at = |quantile| latencies.value_at_quantile(quantile);
         (!latencies.is_empty()).then(|| Self {
-            p50_us: at(0.5),
-            p90_us: at(0.9),
-            p99_us: at(0.99),
-            p999_us: at(0.999),
-            max_us: latencies.max(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: latencies.max(),
         })
     }
 }
@@ -103,21 +106,14 @@ impl Report {
         let mut row = |name: &str, value: String| _ = write!(table, "\n  {name:<16}{value}");
         row("time", format!("{:.2} s", self.seconds));
         if let Some(rate) = self.per_second {
-            row("rate", format!("{} {noun}/s", grouped(rate.round() as u64)));
+            row("rate", format!("{} {noun}/s", grouped(rate.max(0.0).round() as u64)));
         }
         if let Some(latency) = &self.latency {
             let ms = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);
-            let Latency { p50_us, p90_us, p99_us, p999_us, max_us } = *latency;
+            let Latency { p50, p90, p99, p999, max } = *latency;
             row(
                 "latency",
-                format!(
-                    "p50 {}, p90 {}, p99 {}, p99.9 {}, max {}",
-                    ms(p50_us),
-                    ms(p90_us),
-                    ms(p99_us),
-                    ms(p999_us),
-                    ms(max_us)
-                ),
+                format!("p50 {}, p90 {}, p99 {}, p99.9 {}, max {}", ms(p50), ms(p90), ms(p99), ms(p999), ms(max)),
             );
         }
         if let Some(cpu) = self.server_cpu_us {
@@ -140,27 +136,9 @@ impl Report {
     }
 }
 
-/// Formats a number with commas between thousands.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            grouped.push(',');
-        }
-        grouped.push(digit);
-    }
-    grouped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_are_grouped_by_thousands() {
-        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1,000", "1,234,567"]);
-    }
 
     #[test]
     fn report_with_a_lost_or_reordered_message_is_a_violation() {

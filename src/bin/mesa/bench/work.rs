@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::try_join;
 use mesa::{client::Transport, dispatcher::Dispatcher};
 
 use super::{
@@ -102,9 +103,11 @@ impl<'a> Bench<'a> {
         let expected = self.messages * per_message;
         let progress = Progress::start(self.label(), Unit::Messages, Some(expected));
         let work = async {
-            let wait = self.deliveries.wait_for(expected, |received| progress.set(received));
-            let send = self.send(|_| {});
-            let (sent, ()) = futures_util::future::try_join(send, async { Ok(wait.await) }).await?;
+            let received = async {
+                self.deliveries.wait_for(expected, |received| progress.set(received)).await;
+                Ok(())
+            };
+            let (sent, ()) = try_join(self.send(|_| {}), received).await?;
             Ok(sent)
         };
         let (span, sent) = self.span(work).await?;

@@ -27,6 +27,7 @@ impl Screen {
     }
 
     /// Draws lines, as far as there are rows for them.
+    #[expect(clippy::unused_self, reason = "only an open screen is drawn on")]
     pub fn draw(&mut self, lines: &[String]) -> io::Result<()> {
         write(&frame(lines, rows()))
     }

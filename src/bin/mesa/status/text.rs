@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mesa::dispatcher::{CommitLatency, Status};
 
-use crate::output::{count, printable, size};
+use crate::output::{count, grouped, printable, size};
 
 /// Changes per second between two states of a server.
 pub struct Rates {
@@ -15,8 +15,11 @@ pub struct Rates {
     cores: Option<f64>,
 }
 
+/// Reads a count.
+type Counter = fn(&Status) -> u64;
+
 /// Rows of the table of messages, each with its count.
-const MESSAGES: [(&str, fn(&Status) -> u64); 7] = [
+const MESSAGES: [(&str, Counter); 7] = [
     ("dispatches", |status| status.messages.dispatches),
     ("appended", |status| status.messages.appended),
     ("delivered", |status| status.messages.delivered),
@@ -131,19 +134,6 @@ fn store(status: &Status, rates: Option<&Rates>) -> Vec<String> {
 fn row<const N: usize>(name: &str, values: [String; N]) -> String {
     let values: Vec<_> = values.into_iter().filter(|value| !value.is_empty()).collect();
     format!("{name:<14}{}", values.join(", "))
-}
-
-/// Formats a number with a comma between thousands.
-fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at) % 3 == 0 {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Formats a time by its two largest units: `3 d 4 h`.

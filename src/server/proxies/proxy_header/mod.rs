@@ -13,7 +13,7 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream};
 /// Longest header of version 1, with its line end.
 const V1_BYTES_MAX: usize = 107;
 
-/// Longest addresses and additions of version 2. HAProxy sends up to 536 bytes with default settings.
+/// Longest addresses and additions of version 2. `HAProxy` sends up to 536 bytes with default settings.
 const V2_BYTES_MAX: usize = 4 << 10;
 
 /// Begin of version 1.

@@ -136,7 +136,7 @@ impl Tls {
                     tracing::warn!("the certificate of {name} expires in {days} days; renew it");
                 }
                 Err(_) => {
-                    tracing::warn!("the certificate of {name} has expired; clients reject it until it is renewed")
+                    tracing::warn!("the certificate of {name} has expired; clients reject it until it is renewed");
                 }
             }
             reloads.expiry_reported = true;
