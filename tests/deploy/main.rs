@@ -117,13 +117,13 @@ fn variables_of_image_are_settings() {
     check_configuration("{ }", &variables);
 }
 
-/// Requires that `mesa config check --env` accepts a configuration with some variables, and warns of nothing.
+/// Requires that `mesa config check` accepts a configuration with some variables, and warns of nothing.
 fn check_configuration(text: &str, variables: &[(&str, &str)]) {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let file = directory.path().join("mesa.json5");
     fs::write(&file, text).expect("a configuration");
     let checked = mesa_command()
-        .args(["config", "check", "--env", utf8(&file)])
+        .args(["config", "check", utf8(&file)])
         .envs(variables.iter().copied())
         .output()
         .expect("the binary runs");

@@ -106,7 +106,7 @@ impl Report {
         let mut row = |name: &str, value: String| _ = write!(table, "\n  {name:<16}{value}");
         row("time", format!("{:.2} s", self.seconds));
         if let Some(rate) = self.per_second {
-            row("rate", format!("{} {noun}/s", grouped(rate.max(0.0).round() as u64)));
+            row("rate", format!("{} {noun}/s", grouped((rate.round() as i64).unsigned_abs())));
         }
         if let Some(latency) = &self.latency {
             let ms = |us: u64| format!("{:.2} ms", us as f64 / 1000.0);

@@ -65,7 +65,7 @@ impl Users {
             let id = id.clone();
             async move {
                 match dispatcher.erase(&id).await {
-                    Ok(_) | Err(DispatchError::Rejected { status: 404, .. }) => Ok(()),
+                    Ok(()) | Err(DispatchError::Rejected { status: 404, .. }) => Ok(()),
                     Err(DispatchError::Rejected { status: 501, .. }) => dispatcher.clear(&id).await.map(drop),
                     Err(error) => Err(error),
                 }
