@@ -298,8 +298,8 @@ impl Builder {
             }
         };
         let Self { config, handlers, middleware, before_exit, .. } = self;
-        let parts = (resp, ids, descriptors);
-        Runtime::new(config, opened, authenticator, handlers, middleware, before_exit, parts, certificates)
+        let parts = (resp, ids, descriptors, certificates);
+        Runtime::new(config, opened, authenticator, handlers, middleware, before_exit, parts)
     }
 }
 

@@ -46,8 +46,7 @@ impl ServerContext {
         authenticator: Option<Arc<dyn Authenticator>>,
         runner: Option<Arc<HandlerRunner>>,
         sockets_max: usize,
-        preface: Preface,
-        proxies: Arc<TrustedProxies>,
+        (preface, proxies): (Preface, Arc<TrustedProxies>),
     ) -> Self {
         let hello = encode::hello(&Hello {
             heartbeat_interval_ms: config.heartbeat.enabled.then(|| millis(config.heartbeat.interval)),

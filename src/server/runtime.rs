@@ -68,8 +68,7 @@ impl Runtime {
         handlers: Vec<Arc<dyn DynHandler>>,
         middleware: Vec<MiddlewareFactory>,
         before_exit: Option<BeforeExit>,
-        (resp, ids, descriptors): (Option<TcpListener>, Option<PortalIdFile>, Descriptors),
-        certificates: ListenerTls,
+        (resp, ids, descriptors, certificates): (Option<TcpListener>, Option<PortalIdFile>, Descriptors, ListenerTls),
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::with(store.health().restarted()));
         let hub = Hub::new(settings(&config), store.clone(), metrics.clone(), cluster);
@@ -111,7 +110,7 @@ impl Runtime {
         let sockets = descriptors.sockets;
         let preface = Preface::new(Port::Http, certificates.http.clone(), senders);
         let context =
-            Arc::new(ServerContext::new(config, hub, metrics, authenticator, runner, sockets, preface, proxies));
+            Arc::new(ServerContext::new(config, hub, metrics, authenticator, runner, sockets, (preface, proxies)));
         let runtime = Self { context, store, http, before_exit, webhook, resp, descriptors, certificates };
         let handle = runtime.handle();
         runtime.context.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
