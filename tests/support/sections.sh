@@ -1,7 +1,7 @@
 # Functions of `tests/run` and `tests/quick`: sections, their times, and a summary. Every section runs, also after another has
 # failed, so that one failure hides no other.
 
-all=(--locked --features redis,failpoints)
+all=(--locked --features redis,failpoints,opentelemetry)
 times=()
 failed=()
 
