@@ -40,6 +40,7 @@
 //! | `compat` | keys, channels and JSON of the original Mesa (`@cryb/mesa`) on Redis |
 //! | [`http_client`] | outbound HTTP: bounded, signed, not to private addresses |
 //! | [`auth`] | authentication of clients, and API keys of backends |
+//! | `live` | settings that a reload changes while the server runs |
 //! | [`metrics`], [`health`], [`logging`], [`telemetry`], [`util`] | counters, readiness, log lines, traces, helpers |
 //! | [`failpoints`] | seeded bugs that the fault tests must find |
 //! | [`store`] | contract of a store of user logs |
@@ -107,6 +108,7 @@ mod health;
 mod http;
 mod http_client;
 mod hub;
+mod live;
 #[doc(hidden)]
 pub mod logging;
 pub mod message;

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::future::BoxFuture;
@@ -13,9 +13,16 @@ use tokio::{sync::Semaphore, time::timeout};
 use super::{AuthError, AuthSetupError, Authenticator, Identity, rejected, user_object};
 use crate::{
     config,
+    health::{LogLimit, warn_seldom},
     http_client::{HttpClient, signing},
     message::{UserId, surrogates},
 };
+
+/// Duration of a request beyond which it is logged as slow.
+const SLOW_REQUEST: Duration = Duration::from_secs(1);
+
+/// Limits the log lines about slow requests.
+static SLOW: LogLimit = LogLimit::new();
 
 /// Size limit of a response, in bytes.
 const RESPONSE_BYTES_MAX: usize = 64 << 10;
@@ -61,7 +68,18 @@ impl Webhook {
     }
 
     async fn request_in_time(&self, body: Vec<u8>) -> Result<Identity, AuthError> {
+        let began = Instant::now();
         let result = timeout(self.timeout, self.request(body)).await;
+        if began.elapsed() >= SLOW_REQUEST {
+            // With the wait at the limit of concurrent requests.
+            let waiting = self.permits.available_permits() == 0;
+            warn_seldom!(
+                SLOW,
+                seconds = began.elapsed().as_secs_f64(),
+                all_requests_in_use = waiting,
+                "the authentication webhook was slow to answer; clients wait for it"
+            );
+        }
         let late = || unavailable(&format!("did not answer within {} ms", self.timeout.as_millis()));
         result.unwrap_or_else(|_| Err(late()))
     }

@@ -14,10 +14,12 @@
 //! - `redis`: parses the key `redis`
 //! - `dev_key`: keeps the API key of `--dev` over restarts
 //! - `validate`: checks a complete [`Config`]
+//! - `changes`: compares configurations, for a reload
 //! - `render`: converts a [`Config`] back to JSON, with secrets masked
 //!
 //! In files and variables a duration is a whole number of milliseconds; in a [`Config`] it is a [`Duration`].
 
+mod changes;
 mod decode;
 mod defaults;
 mod dev_key;
@@ -47,7 +49,7 @@ pub(crate) use proxies::parse_network;
 pub use tls::{Certificate, ClientCertificates, RedisProtocolTls, Tls};
 pub(crate) use validate::SECRET_BYTES_MIN;
 
-/// Settings of a server. They do not change while it runs.
+/// Settings of a server. A reload changes some of them while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {

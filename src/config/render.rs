@@ -1,4 +1,4 @@
-//! Converts a [`Config`] to JSON in the structure of the file, with secrets masked.
+//! Converts a [`Config`] to JSON in the structure of the file, mostly with secrets masked.
 
 use serde_json::{Map, Value, json};
 
@@ -19,6 +19,17 @@ impl Config {
     /// configuration.
     #[must_use]
     pub fn effective(&self) -> Value {
+        self.render(Secrets::Masked)
+    }
+
+    /// Renders every key, to compare configurations. Never shown: it has the secrets.
+    ///
+    /// `redis` is masked here too; its type can be compared.
+    pub(super) fn with_secrets(&self) -> Value {
+        self.render(Secrets::Plain)
+    }
+
+    fn render(&self, secrets: Secrets) -> Value {
         json!({
             "host": self.host,
             "port": self.port,
@@ -34,7 +45,7 @@ impl Config {
             "portal": {
                 "enabled": self.portal.enabled,
                 "distributeLoad": self.portal.distribute_load,
-                "webhook": effective_webhook(self.portal.webhook.as_ref()),
+                "webhook": effective_webhook(self.portal.webhook.as_ref(), secrets),
             },
             "heartbeat": {
                 "enabled": self.heartbeat.enabled,
@@ -42,7 +53,7 @@ impl Config {
                 "maxAttempts": self.heartbeat.max_attempts,
             },
             "reconnect": { "enabled": self.reconnect.enabled, "interval": millis(self.reconnect.interval) },
-            "authentication": self.effective_authentication(),
+            "authentication": self.effective_authentication(secrets),
             "gracefullyExit": self.gracefully_exit,
             "store": {
                 "path": self.store.path.to_string_lossy(),
@@ -58,7 +69,7 @@ impl Config {
                 "memoryBytes": self.store.memory_bytes,
             },
             "api": {
-                "keys": vec![MASK; self.api.keys.len()],
+                "keys": self.api.keys.iter().map(|key| secrets.text(key)).collect::<Vec<_>>(),
                 "idWindow": millis(self.api.id_window),
                 "ids": self.api.ids,
                 "corsOrigins": self.api.cors_origins,
@@ -71,7 +82,7 @@ impl Config {
             "redisProtocol": {
                 "port": self.redis_protocol.port,
                 "host": self.redis_protocol.host,
-                "password": self.redis_protocol.password.as_ref().map(|_| MASK),
+                "password": self.redis_protocol.password.as_ref().map(|password| secrets.text(password)),
                 "tls": match &self.redis_protocol.tls {
                     RedisProtocolTls::Off => json!(false),
                     RedisProtocolTls::Shared => json!(true),
@@ -81,7 +92,7 @@ impl Config {
                 "commandBytes": self.redis_protocol.command_bytes,
                 "backlogBytes": self.redis_protocol.backlog_bytes,
             },
-            "admin": { "password": self.admin.password.as_ref().map(|_| MASK) },
+            "admin": { "password": self.admin.password.as_ref().map(|password| secrets.text(password)) },
             "log": {
                 "level": self.log.level,
                 "format": match self.log.format {
@@ -113,7 +124,7 @@ impl Config {
         })
     }
 
-    fn effective_authentication(&self) -> Value {
+    fn effective_authentication(&self, secrets: Secrets) -> Value {
         let authentication = &self.authentication;
         json!({
             "timeout": millis(authentication.timeout),
@@ -123,8 +134,8 @@ impl Config {
             "storeConnectedUsers": authentication.store_connected_users,
             "insecure": authentication.insecure,
             "insecurePublic": authentication.insecure_public,
-            "jwt": effective_jwt(authentication.jwt.as_ref()),
-            "webhook": effective_auth_webhook(authentication.webhook.as_ref()),
+            "jwt": effective_jwt(authentication.jwt.as_ref(), secrets),
+            "webhook": effective_auth_webhook(authentication.webhook.as_ref(), secrets),
         })
     }
 
@@ -149,7 +160,7 @@ impl Config {
 }
 
 /// Renders the JWT settings. Without JWTs every value is null, which means "not set" in a file.
-fn effective_jwt(jwt: Option<&Jwt>) -> Value {
+fn effective_jwt(jwt: Option<&Jwt>, secrets: Secrets) -> Value {
     let names = ["secret", "keyFile", "algorithms", "idClaim", "userClaim", "issuer", "audience", "leeway"];
     let Some(jwt) = jwt else {
         let mut unset: Map<_, _> = names.into_iter().map(|name| (name.to_owned(), Value::Null)).collect();
@@ -157,7 +168,7 @@ fn effective_jwt(jwt: Option<&Jwt>) -> Value {
         return unset.into();
     };
     json!({
-        "secret": jwt.secret.as_ref().map(|_| MASK),
+        "secret": jwt.secret.as_ref().map(|secret| secrets.text(secret)),
         "keyFile": jwt.key_file.as_ref().map(|path| path.to_string_lossy()),
         "jwks": effective_jwks(jwt.jwks.as_ref()),
         "algorithms": jwt.algorithms,
@@ -181,12 +192,12 @@ fn effective_jwks(jwks: Option<&Jwks>) -> Value {
 }
 
 /// Renders the webhook settings. Without a webhook, URL and secret are null, and the other keys have their defaults.
-fn effective_webhook(webhook: Option<&Webhook>) -> Value {
+fn effective_webhook(webhook: Option<&Webhook>, secrets: Secrets) -> Value {
     let unset = Webhook::default();
     let (is_set, webhook) = (webhook.is_some(), webhook.unwrap_or(&unset));
     json!({
-        "url": is_set.then(|| without_secrets(&webhook.url)),
-        "secret": is_set.then_some(MASK),
+        "url": is_set.then(|| secrets.url(&webhook.url)),
+        "secret": is_set.then(|| secrets.text(&webhook.secret)),
         "events": webhook.events,
         "undeliveredAfter": millis(webhook.undelivered_after),
         "timeout": millis(webhook.timeout),
@@ -200,12 +211,12 @@ fn effective_webhook(webhook: Option<&Webhook>) -> Value {
     })
 }
 
-fn effective_auth_webhook(webhook: Option<&AuthWebhook>) -> Value {
+fn effective_auth_webhook(webhook: Option<&AuthWebhook>, secrets: Secrets) -> Value {
     let unset = AuthWebhook::default();
     let (is_set, webhook) = (webhook.is_some(), webhook.unwrap_or(&unset));
     json!({
-        "url": is_set.then(|| without_secrets(&webhook.url)),
-        "secret": webhook.secret.as_ref().map(|_| MASK),
+        "url": is_set.then(|| secrets.url(&webhook.url)),
+        "secret": webhook.secret.as_ref().map(|secret| secrets.text(secret)),
         "timeout": millis(webhook.timeout),
         "concurrency": webhook.concurrency,
         "allowPrivate": webhook.allow_private,
@@ -241,10 +252,26 @@ fn effective_certificate(certificate: &Certificate) -> Value {
     }
 }
 
-/// Masks the query of a URL, which often has a token.
-fn without_secrets(url: &str) -> String {
-    match url.split_once('?') {
-        Some((address, _)) => format!("{address}?{MASK}"),
-        None => url.to_owned(),
+/// Whether secrets are rendered as they are.
+#[derive(Clone, Copy)]
+enum Secrets {
+    Masked,
+    Plain,
+}
+
+impl Secrets {
+    fn text(self, secret: &str) -> &str {
+        match self {
+            Self::Masked => MASK,
+            Self::Plain => secret,
+        }
+    }
+
+    /// Masks the query of a URL, which often has a token.
+    fn url(self, url: &str) -> String {
+        match (self, url.split_once('?')) {
+            (Self::Masked, Some((address, _))) => format!("{address}?{MASK}"),
+            _ => url.to_owned(),
+        }
     }
 }

@@ -23,6 +23,7 @@
 //! commits, and do not wait for each other.
 
 mod backup;
+mod drain;
 mod error;
 mod ndjson;
 mod response;
@@ -44,6 +45,7 @@ use crate::{
     util::backoff::Backoff,
 };
 
+pub use drain::Drain;
 pub use error::DispatchError;
 pub use ndjson::{DispatchWriter, ResultReader};
 pub use response::{

@@ -58,7 +58,17 @@ macro_rules! info_seldom {
     };
 }
 
-pub(crate) use info_seldom;
+/// Logs a slow operation, with at most one WARN line per 10 s for each subject. Arguments as in [`info_seldom!`].
+macro_rules! warn_seldom {
+    ($limit:expr, $($line:tt)+) => {
+        match $limit.due("") {
+            Some(suppressed) => tracing::warn!(suppressed, $($line)+),
+            None => tracing::debug!($($line)+),
+        }
+    };
+}
+
+pub(crate) use {info_seldom, warn_seldom};
 
 #[cfg(test)]
 mod tests {

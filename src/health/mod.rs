@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 
 pub use log_limit::LogLimit;
-pub(crate) use log_limit::info_seldom;
+pub(crate) use log_limit::{info_seldom, warn_seldom};
 pub use supervisor::supervise;
 
 /// Shortest time between two ERROR lines about one part. A part that flaps is logged once per interval.

@@ -9,32 +9,21 @@ use axum::{
 };
 
 use super::Admin;
-use crate::{
-    auth::{ApiKeys, GuessLimiter},
-    config::Limits,
-    hub::Hub,
-    metrics::Metrics,
-};
+use crate::{auth::GuessLimiter, hub::Hub, live::Live, metrics::Metrics};
 
 /// Holds the state that all handlers share.
 #[derive(Debug)]
 pub struct Api {
     /// Carries out the requests.
     pub hub: Arc<Hub>,
-    /// Keys that backends authenticate with.
-    pub keys: ApiKeys,
     /// Limits wrong keys per address.
     pub guess_limiter: Arc<GuessLimiter>,
     /// Counts requests.
     pub metrics: Arc<Metrics>,
-    /// Limits of a request's size and recipients.
-    pub limits: Limits,
-    /// Whether only web pages of this machine are served.
-    pub local_only: bool,
     /// The admin page, and its sessions.
     pub admin: Admin,
-    /// Origins of the web pages that may call the API.
-    pub cors_origins: Vec<String>,
+    /// Keys, limits and origins, which a reload changes.
+    pub live: Arc<Live>,
 }
 
 pub(super) type State = axum::extract::State<Arc<Api>>;

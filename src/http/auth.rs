@@ -9,6 +9,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use tracing::field::{DisplayValue, display};
+
 use super::{Api, error::ApiError};
 use crate::auth::AddressProof;
 
@@ -37,6 +39,11 @@ impl Caller {
     #[must_use]
     pub fn is_secure(&self) -> bool {
         self.is_secure
+    }
+
+    /// Returns the address, for log lines.
+    pub(super) fn peer(&self) -> Option<DisplayValue<IpAddr>> {
+        self.address.map(display)
     }
 }
 
@@ -70,7 +77,8 @@ pub(super) fn count_response(api: &Api, status: StatusCode) {
 
 /// Checks the API key of a request. A wrong key is answered after a delay.
 async fn check_api_key(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<(), ApiError> {
-    if api.keys.is_empty() {
+    let live = api.live.load().clone();
+    if live.api_keys.is_empty() {
         return Err(ApiError::NoKeysConfigured);
     }
     let key = bearer_key(headers)?;
@@ -78,7 +86,7 @@ async fn check_api_key(api: &Api, caller: &Caller, headers: &HeaderMap) -> Resul
     if !caller.proof.is_given() {
         api.guess_limiter.admit(caller.address).map_err(ApiError::TooManyWrongKeys)?;
     }
-    if api.keys.check(key) {
+    if live.api_keys.check(key) {
         api.guess_limiter.record_valid(caller.address, &caller.proof);
         return Ok(());
     }

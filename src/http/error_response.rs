@@ -4,7 +4,7 @@
 //! Their body has the form of all other error responses.
 
 use axum::{
-    http::{HeaderName, HeaderValue, StatusCode},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::Response,
 };
 use serde::Serialize;
@@ -51,11 +51,23 @@ pub fn with_header(status: StatusCode, why: &str, (name, value): (HeaderName, &'
     response
 }
 
+/// Builds the response to a WebSocket while the server stops or drains.
+#[must_use]
+pub fn stopping(why: &str) -> Response {
+    let mut response = super::json(StatusCode::SERVICE_UNAVAILABLE, encode("shutting_down", why));
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    response
+}
+
 /// Encodes the body of an error response.
 #[must_use]
 pub fn body(status: StatusCode, why: &str) -> Vec<u8> {
+    encode(code(status), why)
+}
+
+fn encode(code: &str, why: &str) -> Vec<u8> {
     let mut body = Vec::new();
-    ErrorBody::new(code(status), why).write(&mut body);
+    ErrorBody::new(code, why).write(&mut body);
     body
 }
 

@@ -6,10 +6,12 @@
 //! - [`dispatch`]: `POST /v1/dispatch`, one dispatch or an NDJSON stream
 //! - [`users`]: everything under `/v1/users`
 //! - [`backup`]: `GET /v1/backup`
+//! - [`drain`]: `/v1/drain`
 //! - [`sse`]: `GET /v1/events`
 //! - [`admin`]: the admin page, which calls the same handlers
 //! - [`client_script`]: the JavaScript client · [`openapi`]: the description of the API · [`static_file`]: files
 //! - [`health`]: liveness, readiness, metrics · [`status`]: `GET /v1/status`
+//! - [`request_log`]: log lines about refused and slow requests
 //! - [`parameters`]: names and errors of query parameters
 //! - [`error`]: errors of the API · [`error_response`]: errors of requests that never reach the API
 
@@ -20,12 +22,14 @@ mod backup;
 mod client_script;
 mod cors;
 mod dispatch;
+mod drain;
 mod error;
 pub(crate) mod error_response;
 pub(crate) mod head;
 mod health;
 mod openapi;
 mod parameters;
+mod request_log;
 mod sse;
 mod static_file;
 mod status;
@@ -33,7 +37,10 @@ mod status;
 mod tests;
 mod users;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     BoxError, Router,
@@ -90,9 +97,10 @@ impl Http {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
+        let (began, method, uri) = (Instant::now(), request.method().clone(), request.uri().clone());
         // The routes that need a key.
         let is_v1 = auth::is_counted(request.uri().path());
-        let cors = is_v1.then(|| Cors::of(&self.api.cors_origins, &request)).flatten();
+        let cors = is_v1.then(|| Cors::of(&self.api.live.load().cors_origins, &request)).flatten();
         let is_preflight = cors.as_ref().is_some_and(Cors::is_allowed_preflight);
         let span = StepSpan::request(&request);
         let mut response = span.run(self.answer(caller, request, is_preflight)).await;
@@ -100,6 +108,7 @@ impl Http {
             // Errors too, or the page could not read them.
             cors.apply(&mut response);
         }
+        request_log::log(caller, &method, uri.path(), &response, began.elapsed());
         response
     }
 
@@ -108,7 +117,7 @@ impl Http {
         B: HttpBody<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        if let Err(error) = head::check(&request, self.api.local_only) {
+        if let Err(error) = head::check(&request, self.api.live.load().local_only) {
             return self.reject(ApiError::from(error));
         }
         if is_preflight {
@@ -154,6 +163,7 @@ fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
     let v1 = Router::new()
         .route(dispatch::PATH, post(dispatch))
         .route("/v1/backup", get(backup::backup))
+        .route("/v1/drain", get(drain::show).post(drain::drain))
         .route("/v1/events", get(events))
         .route("/v1/status", get(status::status))
         .route("/v1/users", get(users::list))

@@ -139,6 +139,12 @@ impl ConnectionHandle {
         self.close = Some((code, reason.into()));
     }
 
+    /// Returns the close code and reason that were set; `None`: there was no close frame.
+    #[must_use]
+    pub fn close(&self) -> Option<(u16, &str)> {
+        self.close.as_ref().map(|(code, reason)| (*code, &**reason))
+    }
+
     /// Ready when every listener has capacity for another message, so that the client's next frame may be read.
     pub fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.hub.listeners.poll_ready(self.id, cx)

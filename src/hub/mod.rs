@@ -12,12 +12,14 @@
 //! - [`events`]: client events, passed to every listener
 //! - [`portals`]: backends that receive client events, each event by one of them
 //! - [`observers`]: copies of every client event, for people who watch
+//! - [`drain`](Hub::drain): no new connections, and the present ones closed over a time
 //! - [`backup`](Hub::backup): the whole store, as a stream of chunks
 
 mod backup;
 mod cluster;
 mod connection;
 mod dispatch;
+mod drain;
 mod events;
 mod mailbox;
 mod monitoring;
@@ -124,6 +126,7 @@ pub struct Hub {
     cold_reads: Arc<Semaphore>,
     /// One backup at a time.
     backups: Arc<Semaphore>,
+    drain: drain::DrainState,
     /// Whether the listeners have received the last client event.
     drained: watch::Sender<bool>,
 }
@@ -173,6 +176,7 @@ impl Hub {
             append_listener,
             cold_reads,
             backups,
+            drain: drain::DrainState::default(),
             drained: watch::Sender::new(false),
         });
         hub.subscribe_to_cluster();

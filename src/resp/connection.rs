@@ -99,11 +99,15 @@ pub(super) struct Connection<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     pub(super) fn new(server: Arc<RespServer>, stream: S, subscriber: Arc<Subscriber>) -> Self {
-        let authenticated = server.password.is_none();
+        let live = server.live.load();
+        let authenticated = live.redis_protocol_password.is_none();
+        // Time limit for authentication. Then the connection closes.
+        let deadline = (!authenticated).then(|| Instant::now() + live.limits.header_timeout);
+        drop(live);
         let bytes_max = if authenticated { server.bounds.command_bytes } else { UNAUTHENTICATED_BYTES_MAX };
         Self {
             parser: Parser::new(bytes_max),
-            deadline: (!authenticated).then(|| Instant::now() + server.bounds.authenticate_timeout),
+            deadline,
             drained: server.hub.drained(),
             server,
             stream,
@@ -120,7 +124,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     /// Serves the connection until it ends.
     pub(super) async fn serve(mut self) {
+        let (redis_connection, peer) = (self.subscriber.number, self.subscriber.address);
+        tracing::debug!(redis_connection, %peer, "connection of the Redis protocol opened");
         let end = self.run_session().await;
+        tracing::debug!(redis_connection, %peer, ?end, "connection of the Redis protocol ended");
         if self.subscriber.is_closed() {
             self.server.metrics.redis_protocol_subscribers_disconnected.inc();
             tracing::warn!(peer = %self.subscriber.address, "slow subscriber was disconnected: its queue is above redisProtocol.backlogBytes");
@@ -277,7 +284,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             let mut unwritten = &out[..];
             while !unwritten.is_empty() {
                 let Self { stream, subscriber, server, .. } = self;
-                let written = progress(stream.write(unwritten), subscriber, server.bounds.write_timeout).await?;
+                let write_timeout = server.live.load().limits.write_timeout;
+                let written = progress(stream.write(unwritten), subscriber, write_timeout).await?;
                 if written == 0 {
                     return Err(SessionEnd::Disconnected);
                 }
@@ -285,13 +293,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
             }
             // TLS may have the last bytes in its buffer.
             let Self { stream, subscriber, server, .. } = self;
-            progress(stream.flush(), subscriber, server.bounds.write_timeout).await?;
+            let write_timeout = server.live.load().limits.write_timeout;
+            progress(stream.flush(), subscriber, write_timeout).await?;
         }
     }
 
     /// Commits the batch, and makes its replies ready.
     pub(super) async fn commit(&mut self) {
-        self.batch.commit(&self.server).await;
+        self.batch.commit(&self.server, &self.subscriber).await;
     }
 
     /// Replies with an error, and counts it.
@@ -310,7 +319,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
 
     /// Counts the address as proven: after the right password, and at each later command.
     fn count_as_proven(&self) {
-        if self.server.password.is_some() {
+        if self.server.live.load().redis_protocol_password.is_some() {
             self.server.guess_limiter.record_valid(Some(self.subscriber.address), &self.proof);
         }
     }

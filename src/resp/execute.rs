@@ -118,10 +118,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     }
 
     async fn auth(&mut self, password: &[u8]) -> Result<(), SessionEnd> {
-        if self.server.password.is_some() {
+        let live = self.server.live.load().clone();
+        if live.redis_protocol_password.is_some() {
             self.admit_password()?;
         }
-        match self.server.password.as_ref().map(|known| known.check(password)) {
+        match live.redis_protocol_password.as_ref().map(|known| known.check(password)) {
             Some(true) => {
                 self.mark_authenticated();
                 encode::ok(self.batch.reply());
@@ -302,7 +303,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
     async fn publish(&mut self, channel: &[u8], text: &[u8]) {
         match self.server.names.find(channel) {
             Some(Name::Ws) => {
-                match payload::parse_publish(text, self.server.bounds.recipients) {
+                match payload::parse_publish(text, self.server.live.load().limits.recipients) {
                     Ok(Published::Dispatches(dispatches))
                         if !self.server.hub.is_sync_enabled() && dispatches.iter().any(Dispatch::requires_storage) =>
                     {
@@ -375,7 +376,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
                 let dropped = outcomes.iter().zip(drops).filter(|(_, drops)| *drops);
                 self.server.report_unstored(dropped.map(|(outcome, _)| outcome.offline).sum());
                 let accepted = outcomes.iter().zip(stored).map(|(outcome, stored)| {
-                    let accepted = self.server.accepted_count(outcome);
+                    let accepted = self.server.accepted_count(outcome, &self.subscriber);
                     // An unsynced message counts for online users only.
                     if stored { accepted } else { outcome.online as u64 }
                 });
@@ -396,7 +397,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Connection<S> {
         match self.server.hub.dispatch(dispatch).await {
             Ok(outcome) => {
                 self.server.report_unstored(outcome.offline);
-                let accepted = self.server.accepted_count(&outcome);
+                let accepted = self.server.accepted_count(&outcome, &self.subscriber);
                 encode::integer(self.batch.reply(), accepted);
             }
             Err(error) => self.fail(&error),

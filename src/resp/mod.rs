@@ -48,10 +48,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
-    auth::{GuessLimiter, Password},
+    auth::GuessLimiter,
     compat::keyspace::{Keyspace, Name},
     config::Config,
     hub::{Hub, Outcome, portals::ClientEvent},
+    live::Live,
     logging::excerpt,
     metrics::Metrics,
 };
@@ -60,19 +61,13 @@ use original_portals::OriginalPortals;
 pub use portal_registry::AnnouncedPortal;
 use subscriber_queue::Subscriber;
 
-/// Limits of a connection.
+/// Limits of a connection that a reload does not change. The others are in [`Live`].
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
     /// Size of a command in bytes. A larger command closes the connection.
     command_bytes: usize,
     /// Bytes queued for a subscriber. Above them it is disconnected.
     backlog_bytes: usize,
-    /// Recipients of a dispatch. A dispatch with more is rejected.
-    recipients: usize,
-    /// Time limit for authentication. Then the connection closes.
-    authenticate_timeout: Duration,
-    /// Time limit of a write without progress. Then the connection closes.
-    write_timeout: Duration,
 }
 
 /// The RESP server: state that all its connections share.
@@ -81,7 +76,8 @@ pub struct RespServer {
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
     names: Keyspace,
-    password: Option<Password>,
+    /// Password and limits, which a reload changes.
+    live: Arc<Live>,
     guess_limiter: Arc<GuessLimiter>,
     bounds: Bounds,
     channels: Arc<Channels>,
@@ -108,6 +104,7 @@ impl RespServer {
     #[must_use]
     pub fn new(
         config: &Config,
+        live: Arc<Live>,
         hub: Arc<Hub>,
         metrics: Arc<Metrics>,
         guess_limiter: Arc<GuessLimiter>,
@@ -120,14 +117,11 @@ impl RespServer {
         Arc::new(Self {
             metrics,
             names,
-            password: config.redis_protocol.password.as_deref().map(Password::new),
+            live,
             guess_limiter,
             bounds: Bounds {
                 command_bytes: config.redis_protocol.command_bytes,
                 backlog_bytes: config.redis_protocol.backlog_bytes,
-                recipients: config.limits.recipients,
-                authenticate_timeout: config.limits.header_timeout,
-                write_timeout: config.limits.write_timeout,
             },
             channels,
             portals,
@@ -158,7 +152,18 @@ impl RespServer {
     /// Counts the recipients for which a message was accepted.
     ///
     /// A Dispatcher ignores the count, so rejections are logged too.
-    fn accepted_count(&self, outcome: &Outcome) -> u64 {
+    fn accepted_count(&self, outcome: &Outcome, by: &Subscriber) -> u64 {
+        let Outcome { recipients, online, stored, .. } = *outcome;
+        let rejected = outcome.rejected.len();
+        tracing::debug!(
+            redis_connection = by.number,
+            peer = %by.address,
+            recipients,
+            online,
+            stored,
+            rejected,
+            "dispatched"
+        );
         if let Some(rejected) = outcome.rejected.first() {
             let mut logged = self.rejection_logged.lock();
             if logged.is_none_or(|at| at.elapsed() > REJECTION_LOG_INTERVAL) {

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use bytes::BytesMut;
 use foldhash::fast::RandomState;
 
-use super::{RespServer, encode};
+use super::{RespServer, encode, subscriber_queue::Subscriber};
 use crate::{
     health::LogLimit,
     hub::{PreparedDispatch, StoreError},
@@ -71,7 +71,7 @@ impl Batch {
     }
 
     /// Commits the batch, and makes its replies ready once it is durable.
-    pub(super) async fn commit(&mut self, server: &RespServer) {
+    pub(super) async fn commit(&mut self, server: &RespServer, by: &Subscriber) {
         if self.dispatches.is_empty() {
             return;
         }
@@ -84,7 +84,7 @@ impl Batch {
             Ok(batch) => {
                 for (outcome, replies) in server.hub.outcomes(batch).zip(following) {
                     match outcome {
-                        Ok(outcome) => encode::integer(&mut self.ready, server.accepted_count(&outcome)),
+                        Ok(outcome) => encode::integer(&mut self.ready, server.accepted_count(&outcome, by)),
                         Err(error) => {
                             log_failure(&error);
                             write_store_error(&mut self.ready, &error);

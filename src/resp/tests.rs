@@ -16,6 +16,7 @@ use super::RespServer;
 use crate::{
     config::Config,
     hub::{self, Hub},
+    live::{Live, LiveSettings},
     metrics::Metrics,
 };
 
@@ -23,7 +24,9 @@ use crate::{
 fn connect(bytes: usize) -> (DuplexStream, JoinHandle<()>, Arc<Hub>) {
     let metrics = Arc::new(Metrics::new());
     let hub = hub::for_test(metrics.clone());
-    let server = RespServer::new(&Config::default(), hub.clone(), metrics, Arc::default(), Vec::new());
+    let config = Config::default();
+    let live = Live::new(LiveSettings::new(&config, None));
+    let server = RespServer::new(&config, live, hub.clone(), metrics, Arc::default(), Vec::new());
     let (peer, ours) = duplex(bytes);
     let served = tokio::spawn(server.serve(ours, IpAddr::V4(Ipv4Addr::LOCALHOST)));
     (peer, served, hub)

@@ -14,13 +14,14 @@ use super::{
     open_store,
     peer::{Peer, ReceivedMessage},
     portal_id_file::PortalIdFile,
+    reload,
     resp_listener::RespListener,
     router::Attached,
     runtime::{BeforeExit, MiddlewareFactory, Runtime},
     tls::ListenerTls,
 };
 use crate::{
-    auth::{self, AuthError, Authenticator, Identity},
+    auth::{AuthError, Authenticator, Identity},
     config::{self, Config},
     failpoints,
     hub::Store,
@@ -257,33 +258,19 @@ impl Builder {
     /// Validates the configuration and builds all components except the listener.
     async fn assemble(mut self) -> Result<Runtime, ServerError> {
         failpoints::check().map_err(ServerError::Failpoint)?;
-        let mut validated = self.config.clone();
-        if self.authenticator.is_some() {
-            // The configured token settings have no effect, so validation must not require any.
-            let authentication = &mut validated.authentication;
-            (authentication.jwt, authentication.webhook) = (None, None);
-            (authentication.insecure, authentication.insecure_public) = (true, true);
-        }
-        for warning in validated.validate()? {
-            if self.authenticator.is_none() {
-                tracing::warn!("{warning}");
-            }
+        let own_authenticator = self.authenticator.is_some();
+        for warning in reload::validate(&self.config, own_authenticator)? {
+            tracing::warn!("{warning}");
         }
         let descriptors = Descriptors::divide(&self.config);
-        if self.authenticator.is_some() {
+        if own_authenticator {
             // The embedder's authenticator is in effect, so the restriction of `insecure` to local pages must not
             // apply.
             self.config.authentication.insecure = false;
         }
         let authenticator = match self.authenticator {
             Some(authenticator) => Some(authenticator),
-            None => {
-                let mut authentication = self.config.authentication.clone();
-                if let Some(webhook) = &mut authentication.webhook {
-                    webhook.concurrency = webhook.concurrency.min(descriptors.outbound);
-                }
-                auth::from_config(&authentication)?
-            }
+            None => reload::authenticator(&self.config, descriptors.outbound)?,
         };
         // Before the store is opened, like the address above.
         let certificates = ListenerTls::load(&self.config).await?;
@@ -298,6 +285,7 @@ impl Builder {
             }
         };
         let Self { config, handlers, middleware, before_exit, .. } = self;
+        let authenticator = (authenticator, own_authenticator);
         let parts = (resp, ids, descriptors, certificates);
         Runtime::new(config, opened, authenticator, handlers, middleware, before_exit, parts)
     }

@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     health::{LogLimit, info_seldom},
+    logging::excerpt,
     protocol::close_code::CloseCode,
 };
 
@@ -46,14 +47,28 @@ impl Connection {
     ///
     /// Returns the bytes that [`linger`](super::socket::Socket::linger) may still discard, if the peer may be sending.
     pub(super) async fn close(&mut self, end: End) -> Option<usize> {
+        let left = self.close_socket(end).await;
+        let (connection, peer) = self.origin();
+        if let Some((code, reason)) = self.hub_handle.close() {
+            tracing::debug!(connection, peer, code, reason = %excerpt(reason), "client disconnected");
+        } else {
+            tracing::debug!(connection, peer, "client disconnected without a close frame");
+        }
+        left
+    }
+
+    async fn close_socket(&mut self, end: End) -> Option<usize> {
         if !matches!(end, End::Stopping) {
             drop(self.session.take());
         }
         let mut state = ClosingState { frames: 0, accepts: false, closed: false, bytes_left: LINGER_BYTES_MAX };
         match end {
             End::Stalled => {
+                let (connection, peer) = self.origin();
                 info_seldom!(
                     STALLED,
+                    connection,
+                    peer,
                     "a client took no data within limits.writeTimeout and was disconnected; its pending messages stay in the log"
                 );
                 return None;
@@ -68,6 +83,9 @@ impl Connection {
             End::Close(code, reason) => self.push_close(code.code(), reason),
             End::Disconnected(reason) => self.push_close(CloseCode::Normal.code(), &reason),
             End::Stopping => {
+                if let Some(farewell) = self.context.farewell() {
+                    self.push(&farewell);
+                }
                 self.push_close(CloseCode::GoingAway.code(), CloseCode::GoingAway.reason());
                 // Frames after an authentication are of the user it admits, and it admits none now.
                 state.accepts = self.authenticating.is_none() && self.attaching.is_none();

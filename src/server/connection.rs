@@ -78,6 +78,8 @@ pub(super) struct Connection {
     /// Detached first when closing, so that the hub puts no more messages into the mailbox.
     pub session: Option<Session>,
     pub hub_handle: ConnectionHandle,
+    /// The client's address, for log lines.
+    pub peer: Option<SocketAddr>,
     pub heartbeat: Heartbeat,
     pub authenticating: Option<Authenticating>,
     pub attaching: Option<Attaching>,
@@ -120,12 +122,18 @@ impl Connection {
         let heartbeat = Heartbeat::new(heart.enabled, heart.interval, heart.max_attempts, nonce, now);
         let mut connection = Box::new(Self {
             // Without an authenticator the missing authentication must not close the connection.
-            authenticate_by: context.authenticator.is_some().then(|| now + context.config.authentication.timeout),
-            frame_rate: FrameRateLimiter::new(context.config.limits.frames_per_second, now),
+            authenticate_by: context
+                .live
+                .load()
+                .authenticator
+                .is_some()
+                .then(|| now + context.config.authentication.timeout),
+            frame_rate: FrameRateLimiter::new(context.live.load().limits.frames_per_second, now),
             context,
             socket,
             session: None,
             hub_handle,
+            peer: from,
             heartbeat,
             authenticating: None,
             attaching: None,
@@ -139,6 +147,8 @@ impl Connection {
         });
         connection.context.metrics.connections_accepted.inc();
         connection.context.metrics.connections.inc();
+        let (id, peer) = connection.origin();
+        tracing::debug!(connection = id, peer, "client connected");
         connection.push_hello();
         async move {
             let end = poll_fn(|cx| connection.poll_end(cx)).await;
@@ -216,7 +226,7 @@ impl Connection {
         if self.expires.is_some_and(|at| at <= SystemTime::now()) {
             return Err(End::Close(CloseCode::Policy, reason::TOKEN_EXPIRED));
         }
-        if self.stalled_since.is_some_and(|since| since + self.context.config.limits.write_timeout <= now) {
+        if self.stalled_since.is_some_and(|since| since + self.context.live.load().limits.write_timeout <= now) {
             return Err(End::Stalled);
         }
         Ok(())
@@ -224,7 +234,7 @@ impl Connection {
 
     /// Returns the next deadline at which the task has to run without another event.
     fn deadline(&self) -> Option<Instant> {
-        let stalled = self.stalled_since.map(|since| since + self.context.config.limits.write_timeout);
+        let stalled = self.stalled_since.map(|since| since + self.context.live.load().limits.write_timeout);
         // The wall clock may be set, so it is checked at least once a minute.
         let expires = self.expires.map(|at| {
             let left = at.duration_since(SystemTime::now()).unwrap_or(Duration::ZERO);

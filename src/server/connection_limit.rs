@@ -14,7 +14,7 @@ use tokio::sync::{Notify, futures::Notified};
 
 /// Issues permits for connections, in total and per address.
 pub(super) struct ConnectionLimiter {
-    connections_max: usize,
+    connections_max: AtomicUsize,
     in_use: AtomicUsize,
     addresses: Arc<AddressLimiter>,
     released: Notify,
@@ -23,7 +23,7 @@ pub(super) struct ConnectionLimiter {
 /// Counts connections per address.
 struct AddressLimiter {
     /// 0: unlimited, and nothing is counted.
-    connections_max: usize,
+    connections_max: AtomicUsize,
     counts: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -71,16 +71,16 @@ pub(super) enum LimitReached {
 impl ConnectionLimiter {
     pub(super) fn new(connections_max: usize, per_address_max: usize) -> Arc<Self> {
         Arc::new(Self {
-            connections_max,
+            connections_max: connections_max.into(),
             in_use: AtomicUsize::new(0),
-            addresses: Arc::new(AddressLimiter { connections_max: per_address_max, counts: Mutex::default() }),
+            addresses: Arc::new(AddressLimiter { connections_max: per_address_max.into(), counts: Mutex::default() }),
             released: Notify::new(),
         })
     }
 
     /// Acquires a permit for a connection from `address`. `None`: connections of its address are not limited.
     pub(super) fn acquire(self: &Arc<Self>, address: Option<IpAddr>) -> Result<Permit, LimitReached> {
-        if self.in_use.fetch_add(1, Ordering::AcqRel) >= self.connections_max {
+        if self.in_use.fetch_add(1, Ordering::AcqRel) >= self.connections_max() {
             self.in_use.fetch_sub(1, Ordering::AcqRel);
             return Err(LimitReached::Total);
         }
@@ -88,6 +88,19 @@ impl ConnectionLimiter {
         let inner = Arc::new(PermitInner { limiter: self.clone() });
         let address = address.map(|address| self.addresses.acquire(address)).transpose()?.flatten();
         Ok(Permit { inner, _address: address })
+    }
+
+    /// Changes the limits. Present connections stay, also above a lower limit.
+    ///
+    /// Connections from a time without a limit per address do not count for their address.
+    pub(super) fn set_limits(&self, connections_max: usize, per_address_max: usize) {
+        self.connections_max.store(connections_max, Ordering::Relaxed);
+        self.addresses.connections_max.store(per_address_max, Ordering::Relaxed);
+    }
+
+    /// Returns the total limit.
+    pub(super) fn connections_max(&self) -> usize {
+        self.connections_max.load(Ordering::Relaxed)
     }
 
     /// Returns the number of permits in use.
@@ -115,12 +128,13 @@ impl ConnectionLimiter {
 impl AddressLimiter {
     /// `None`: there is no limit.
     fn acquire(self: &Arc<Self>, address: IpAddr) -> Result<Option<Arc<AddressPermit>>, LimitReached> {
-        if self.connections_max == 0 {
+        let connections_max = self.connections_max.load(Ordering::Relaxed);
+        if connections_max == 0 {
             return Ok(None);
         }
         let mut counts = self.counts.lock();
         let in_use = counts.entry(address).or_insert(0);
-        if *in_use >= self.connections_max {
+        if *in_use >= connections_max {
             return Err(LimitReached::Address);
         }
         *in_use += 1;
@@ -150,6 +164,20 @@ impl Drop for PermitInner {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn changed_limits_count_each_permit_as_it_was_acquired() {
+        let (limiter, address) = (ConnectionLimiter::new(9, 0), "10.0.0.1".parse().ok());
+        let uncounted = limiter.acquire(address).unwrap();
+        limiter.set_limits(9, 1);
+        let counted = limiter.acquire(address).unwrap();
+        drop(uncounted);
+        assert_eq!(limiter.acquire(address).err(), Some(LimitReached::Address));
+        limiter.set_limits(1, 0);
+        assert_eq!(limiter.acquire(address).err(), Some(LimitReached::Total));
+        drop(counted);
+        assert!(limiter.acquire(address).is_ok() && limiter.addresses.counts.lock().is_empty());
+    }
 
     #[tokio::test]
     async fn permit_is_released_when_its_last_clone_is_dropped() {

@@ -34,14 +34,25 @@ pub(super) struct Descriptors {
     pub resp: usize,
     /// Concurrent requests to the authentication webhook.
     pub outbound: usize,
+    /// Descriptors that were in use before the first connection.
+    open: usize,
 }
 
 impl Descriptors {
     /// Divides the system's current limit, and logs if the result is below the configuration.
     pub(super) fn divide(config: &Config) -> Self {
-        let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
         let open = ["/proc/self/fd", "/dev/fd"].iter().find_map(|path| Some(fs::read_dir(path).ok()?.count()));
-        let descriptors = Self::of(limit.unwrap_or(usize::MAX), open.unwrap_or(OPEN_FILES_ASSUMED), config);
+        Self::divide_with(open.unwrap_or(OPEN_FILES_ASSUMED), config)
+    }
+
+    /// Divides the limit again, for a changed configuration. The descriptors of present connections count as free.
+    pub(super) fn divide_again(&self, config: &Config) -> Self {
+        Self::divide_with(self.open, config)
+    }
+
+    fn divide_with(open: usize, config: &Config) -> Self {
+        let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
+        let descriptors = Self::of(limit.unwrap_or(usize::MAX), open, config);
         let configured = config.limits.connections;
         if let (Some(limit), true) = (limit, descriptors.sockets < configured) {
             let Self { connections, sockets, .. } = descriptors;
@@ -74,6 +85,7 @@ impl Descriptors {
             sockets: config.limits.connections.min(connections - http_only),
             resp: resp.max(1),
             outbound: outbound.saturating_sub(OUTBOUND_EXTRA).min(configured).max(1),
+            open,
         }
     }
 }

@@ -28,6 +28,9 @@ pub enum ServerError {
     #[doc(hidden)]
     #[error("{0}")]
     Failpoint(String),
+    /// The server has stopped.
+    #[error("the server has stopped")]
+    Stopped,
     /// The listener has failed.
     #[error("cannot listen: {0}")]
     Listen(#[from] io::Error),

@@ -11,7 +11,6 @@ const BURST_SECONDS: f32 = 10.0;
 /// Token bucket of one connection.
 #[derive(Debug)]
 pub(super) struct FrameRateLimiter {
-    per_second: f32,
     tokens: f32,
     /// Time of the last charge.
     charged: Instant,
@@ -21,14 +20,14 @@ pub(super) struct FrameRateLimiter {
 
 impl FrameRateLimiter {
     pub(super) fn new(frames_per_second: u32, now: Instant) -> Self {
-        let per_second = frames_per_second as f32;
-        Self { per_second, tokens: per_second * BURST_SECONDS, charged: now, acknowledgements: 0 }
+        Self { tokens: frames_per_second as f32 * BURST_SECONDS, charged: now, acknowledgements: 0 }
     }
 
-    /// Charges `frames` frames; false if the limit is exceeded.
-    pub(super) fn spend(&mut self, frames: u32, now: Instant) -> bool {
-        let earned = now.saturating_duration_since(self.charged).as_secs_f32() * self.per_second;
-        self.tokens = (self.tokens + earned).min(self.per_second * BURST_SECONDS) - frames as f32;
+    /// Charges `frames` frames; false if the limit of `frames_per_second` is exceeded.
+    pub(super) fn spend(&mut self, frames: u32, frames_per_second: u32, now: Instant) -> bool {
+        let per_second = frames_per_second as f32;
+        let earned = now.saturating_duration_since(self.charged).as_secs_f32() * per_second;
+        self.tokens = (self.tokens + earned).min(per_second * BURST_SECONDS) - frames as f32;
         self.charged = now;
         self.tokens >= 0.0
     }
@@ -56,10 +55,17 @@ mod tests {
     fn burst_within_ten_seconds_of_the_rate_is_allowed_and_more_is_not() {
         let now = Instant::now();
         let mut limiter = FrameRateLimiter::new(10, now);
-        assert!((0..100).all(|_| limiter.spend(1, now)));
-        assert!(!limiter.spend(1, now));
+        assert!((0..100).all(|_| limiter.spend(1, 10, now)));
+        assert!(!limiter.spend(1, 10, now));
         let later = now + Duration::from_secs(1);
-        assert_eq!((0..20).filter(|_| limiter.spend(1, later)).count(), 9);
+        assert_eq!((0..20).filter(|_| limiter.spend(1, 10, later)).count(), 9);
+    }
+
+    #[test]
+    fn lower_rate_after_a_reload_applies_to_a_present_burst() {
+        let now = Instant::now();
+        let mut limiter = FrameRateLimiter::new(100, now);
+        assert_eq!((0..100).filter(|_| limiter.spend(1, 1, now)).count(), 10);
     }
 
     #[test]

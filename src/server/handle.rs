@@ -1,9 +1,17 @@
 //! Controls a running server from the program that embeds it.
 
-use std::{fmt, sync::Weak};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
 
-use super::tls::{ListenerTls, SetupError as TlsSetupError};
+use super::{
+    Reloaded, ServerError,
+    reload::Reloader,
+    tls::{ListenerTls, SetupError as TlsSetupError},
+};
 use crate::{
+    config::Config,
     hub::{CloseReason, Dispatch, Hub, OptionsError, Outcome, StoreError, UserReport},
     message::{
         DispatchId, INTERNAL_EVENT, IdError, Message, MessageError, Payload, Recipients, UserId, check_internal_event,
@@ -51,7 +59,7 @@ pub enum SendError {
 #[derive(Clone)]
 pub struct Handle {
     pub(super) hub: Weak<Hub>,
-    pub(super) recipients_max: usize,
+    pub(super) reloader: Weak<Reloader>,
     pub(super) certificates: ListenerTls,
 }
 
@@ -117,8 +125,9 @@ impl Handle {
         let hub = self.hub()?;
         let recipient_count = if let Recipients::Users(users) = &recipients { users.len() } else { 1 };
         let given = recipient_count.max(excluding.len());
-        if given > self.recipients_max {
-            return Err(SendError::Recipients { given, max: self.recipients_max });
+        let max = self.reloader()?.live.load().limits.recipients;
+        if given > max {
+            return Err(SendError::Recipients { given, max });
         }
         let options = &message.o;
         if message.op == INTERNAL_EVENT {
@@ -190,7 +199,32 @@ impl Handle {
         self.hub.upgrade().is_some_and(|hub| hub.close_connection(connection, CloseReason::WithCode(code)))
     }
 
-    fn hub(&self) -> Result<std::sync::Arc<Hub>, SendError> {
+    /// Applies a changed configuration, as SIGHUP does in `mesa serve`. Connected clients stay connected.
+    ///
+    /// These keys change while the server runs: `api.keys`, `api.corsOrigins`, `origins`, `authentication.jwt`,
+    /// `authentication.webhook`, `authentication.insecure`, `authentication.insecurePublic`, `redisProtocol.password`,
+    /// and `limits` except `queue`, `unsyncedMessages` and `unsyncedBytes`. Your program applies `log.level` itself.
+    /// [`Reloaded::at_next_start`] names all other changed keys. Certificates are read again, see
+    /// [`Handle::reload_certificates`].
+    ///
+    /// # Errors
+    /// When the configuration is invalid, a file of keys or certificates cannot be used, or the server has stopped. Then nothing has changed.
+    pub async fn reload(&self, config: &Config) -> Result<Reloaded, ServerError> {
+        let reloader = self.reloader.upgrade().ok_or(ServerError::Stopped)?;
+        reloader.check(config)?;
+        let has_new_certificates = self.reload_certificates().await?;
+        let mut reloaded = reloader.reload(config)?;
+        if has_new_certificates {
+            reloaded.applied.push("tls");
+        }
+        Ok(reloaded)
+    }
+
+    fn reloader(&self) -> Result<Arc<Reloader>, SendError> {
+        self.reloader.upgrade().ok_or(SendError::Stopped)
+    }
+
+    fn hub(&self) -> Result<Arc<Hub>, SendError> {
         self.hub.upgrade().ok_or(SendError::Stopped)
     }
 }

@@ -1,6 +1,7 @@
 //! Reads frames from a client and handles them.
 
 use std::{
+    net::SocketAddr,
     panic::AssertUnwindSafe,
     task::{Context, Poll},
     time::{Instant, SystemTime},
@@ -8,6 +9,7 @@ use std::{
 
 use futures_util::FutureExt;
 use serde_json::{Map, Value, value::RawValue};
+use tracing::field::{DisplayValue, display};
 
 use super::{
     connection::{Attaching, Authenticating, Connection, End},
@@ -17,8 +19,8 @@ use super::{
 use crate::{
     auth::{AuthError, Identity},
     health::{LogLimit, info_seldom},
-    hub::{Attach, InboundMessage, StoreError},
-    logging::{panic_text, sentence},
+    hub::{Attach, ConnectionId, InboundMessage, StoreError},
+    logging::{excerpt, panic_text, sentence},
     message::JsonString,
     middleware::Decision,
     protocol::{
@@ -82,7 +84,15 @@ impl Connection {
                 }
                 Poll::Ready(Inbound::Violation(code, reason)) => {
                     self.context.metrics.malformed_frames.inc();
-                    info_seldom!(VIOLATION, code = code.code(), reason, "a client broke the WebSocket protocol");
+                    let (connection, peer) = self.origin();
+                    info_seldom!(
+                        VIOLATION,
+                        connection,
+                        peer,
+                        code = code.code(),
+                        reason,
+                        "a client broke the WebSocket protocol"
+                    );
                     self.hub_handle.report_error(&ProtocolViolation(reason));
                     return Err(End::Close(code, reason));
                 }
@@ -91,9 +101,15 @@ impl Connection {
         Ok(true)
     }
 
+    /// Returns the id of the connection and the address of the client, for log lines.
+    pub(super) fn origin(&self) -> (ConnectionId, Option<DisplayValue<SocketAddr>>) {
+        (self.hub_handle.id(), self.peer.map(display))
+    }
+
     /// Charges frames to the rate limit; above it the connection closes with 1008.
     fn spend(&mut self, frames: u32, now: Instant) -> Result<(), End> {
-        if self.frame_rate.spend(frames, now) {
+        let per_second = self.context.live.load().limits.frames_per_second;
+        if self.frame_rate.spend(frames, per_second, now) {
             return Ok(());
         }
         self.context.metrics.rejected_connections.inc();
@@ -113,7 +129,8 @@ impl Connection {
     fn handle_frame(&mut self, text: &str, now: Instant) -> Result<(), End> {
         let frame = decode::decode(text).map_err(|error| {
             self.context.metrics.malformed_frames.inc();
-            info_seldom!(INVALID_FRAME, %error, "a client sent an invalid frame");
+            let (connection, peer) = self.origin();
+            info_seldom!(INVALID_FRAME, connection, peer, %error, "a client sent an invalid frame");
             self.hub_handle.report_error(&error);
             End::Close(error.close_code(), error.reason())
         })?;
@@ -214,13 +231,15 @@ impl Connection {
     fn authenticate(&mut self, authentication: Authentication) -> Result<(), End> {
         let Authentication { data, text, token_has_lone_surrogate, should_sync, after, device } = authentication;
         let how = Attach { should_sync, after, device };
-        let Some(authenticator) = self.context.authenticator.clone() else {
-            tracing::debug!("a client tried to authenticate, but no authentication is configured");
+        let Some(authenticator) = self.context.live.load().authenticator.clone() else {
+            let (connection, peer) = self.origin();
+            tracing::debug!(connection, peer, "a client tried to authenticate, but no authentication is configured");
             return self.reject_authentication();
         };
         if token_has_lone_surrogate {
             let error = "the token has a lone surrogate (half of a character), so it is not valid text";
-            info_seldom!(REJECTED, error, "authentication failed");
+            let (connection, peer) = self.origin();
+            info_seldom!(REJECTED, connection, peer, error, "authentication failed");
             return self.reject_authentication();
         }
         let checking = async move {
@@ -252,14 +271,16 @@ impl Connection {
                 match &error {
                     AuthError::Unavailable(_) => {
                         if let Some(suppressed) = UNAVAILABLE.due("authenticator") {
-                            tracing::warn!(error = %sentence(&error), suppressed, "authentication failed");
+                            let (connection, peer) = self.origin();
+                            tracing::warn!(connection, peer, error = %sentence(&error), suppressed, "authentication failed");
                         }
                         self.hub_handle.report_error(&error);
                         // 1008 is final. After an outage the same credentials may be accepted.
                         self.fail_authentication(End::Close(CloseCode::TooBusy, reason::AUTHENTICATION_UNAVAILABLE))
                     }
                     AuthError::Rejected(_) => {
-                        info_seldom!(REJECTED, error = %sentence(&error), "authentication failed");
+                        let (connection, peer) = self.origin();
+                        info_seldom!(REJECTED, connection, peer, error = %sentence(&error), "authentication failed");
                         self.reject_authentication()
                     }
                 }
@@ -315,6 +336,8 @@ impl Connection {
         match attached {
             Ok(session) => {
                 self.hub_handle.mark_attached(&session);
+                let (connection, peer) = self.origin();
+                tracing::debug!(connection, peer, user = %excerpt(session.user()), "client authenticated");
                 self.push(&frame);
                 self.session = Some(session);
                 if !resumes {

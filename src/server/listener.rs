@@ -89,14 +89,17 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 pub(super) struct Admission {
     pub limiter: Arc<ConnectionLimiter>,
     activities: Arc<Activities>,
-    /// Connections above this count are evicted first.
-    crowded_above: usize,
 }
 
 impl Admission {
-    pub(super) fn new(connections: usize, per_address: usize) -> Self {
-        let crowded_above = connections - (connections / 4).min(CROWDED_MAX);
-        Self { limiter: ConnectionLimiter::new(connections, per_address), activities: Arc::default(), crowded_above }
+    pub(super) fn new(limiter: Arc<ConnectionLimiter>) -> Self {
+        Self { limiter, activities: Arc::default() }
+    }
+
+    /// Reports whether so few permits are left that the connections with the last ones are evicted first.
+    fn is_crowded(&self) -> bool {
+        let max = self.limiter.connections_max();
+        self.limiter.in_use() > max - (max / 4).min(CROWDED_MAX)
     }
 
     /// Acquires a permit for a new connection, if necessary by evicting another connection.
@@ -105,7 +108,7 @@ impl Admission {
         loop {
             let released = self.limiter.released();
             match self.limiter.acquire(address) {
-                Ok(permit) => return Ok((permit, self.activities.enter(self.limiter.in_use() > self.crowded_above))),
+                Ok(permit) => return Ok((permit, self.activities.enter(self.is_crowded()))),
                 Err(LimitReached::Address) => return Err(LimitReached::Address),
                 Err(LimitReached::Total) => {}
             }
@@ -177,7 +180,9 @@ async fn accept_from(
                          allows; raise them, or see mesa_connections_rejected_total for how often this happens"
                     ),
                     LimitReached::Total => {}
-                    LimitReached::Address => tracing::debug!("a connection was rejected: limits.connectionsPerAddress"),
+                    LimitReached::Address => {
+                        tracing::debug!(%peer, "a connection was rejected: limits.connectionsPerAddress")
+                    }
                 }
             }
         }
@@ -268,7 +273,7 @@ async fn serve(
     mut stop: watch::Receiver<bool>,
 ) {
     let activity = &entry.activity;
-    let head_deadline = Instant::now() + context.config.limits.header_timeout;
+    let head_deadline = Instant::now() + context.live.load().limits.header_timeout;
     let (peer, permit, opened) = if context.preface.is_expected(peer.ip()) {
         // Boxed, so that other connections do not hold the space for a handshake.
         let reading = Box::pin(read_preface(&context, stream, peer, permit));
@@ -319,7 +324,7 @@ async fn serve(
         }
         Ok::<_, Infallible>(response.map(|body| ResponseBody::new(body, activity.clone(), address)))
     });
-    let io = HttpIo::new(stream, activity.clone(), &context.config.limits, head_deadline);
+    let io = HttpIo::new(stream, activity.clone(), &context.live.load().limits, head_deadline);
     // In a block, so that hyper's connection is dropped before `rejected_upgrade` is awaited, which would otherwise
     // hang.
     let result = {

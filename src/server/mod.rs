@@ -16,6 +16,7 @@
 //! - [`resp_listener`]: the port of the Redis protocol · [`portal_id_file`]: persists the ids of the original's portals
 //! - [`heartbeat`]: op 1 and WebSocket pings, for liveness and acknowledgements
 //! - [`hold`]: holds back deliveries until the client has answered the op 1 that follows op 22
+//! - [`reload`]: applies a changed configuration while the server runs
 //! - [`shutdown`]: stops all components in order
 
 mod activity;
@@ -43,6 +44,7 @@ mod peer;
 mod portal_id_file;
 mod preface;
 mod proxies;
+mod reload;
 mod resp_listener;
 mod router;
 mod runtime;
@@ -68,6 +70,7 @@ pub use self::{
     handler::Handler,
     listener::bind,
     peer::{CloseCodeError, Peer, ReceivedMessage},
+    reload::Reloaded,
     router::Attached,
     tls::SetupError as TlsSetupError,
 };
@@ -124,9 +127,8 @@ impl Server {
     /// When the store fails. Clients are then closed with 1011, and no guarantee holds any more.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServerError> {
         let Self { listener, runtime, .. } = self;
-        let per_address = runtime.context.config.limits.connections_per_address;
-        let admission = Arc::new(Admission::new(runtime.descriptors.connections, per_address));
-        let limiter = admission.limiter.clone();
+        let limiter = runtime.limiter.clone();
+        let admission = Arc::new(Admission::new(limiter.clone()));
         let (stop, stopped) = watch::channel(false);
         let (context, http) = (runtime.context.clone(), runtime.http.clone());
         let accepting = tokio::spawn(listener::accept(listener, context, http, admission, stopped));

@@ -53,13 +53,13 @@ impl Connection {
 
     /// Returns the bytes that deliveries may add to the buffer; `None` if it is full.
     fn space(&self) -> Option<usize> {
-        let space = self.context.config.limits.unsent_bytes.saturating_sub(self.socket.unsent());
+        let space = self.context.live.load().limits.unsent_bytes.saturating_sub(self.socket.unsent());
         (space > 0).then_some(space)
     }
 
     fn fill_unsynced(&mut self) {
         // At most half of the buffer, so that unsynced messages do not delay stored ones.
-        let half = self.context.config.limits.unsent_bytes / 2;
+        let half = self.context.live.load().limits.unsent_bytes / 2;
         while self.unsynced && self.socket.unsent() <= half {
             match self.hub_handle.mailbox().take() {
                 Some(payload) => self.push_delivery(&payload, None),

@@ -69,8 +69,7 @@ impl fmt::Debug for Attached {
 
 /// Builds the routes of a server.
 pub(super) fn attach(runtime: Runtime) -> (Router, Attached) {
-    let per_address = runtime.context.config.limits.connections_per_address;
-    let limiter = ConnectionLimiter::new(runtime.descriptors.sockets, per_address);
+    let limiter = runtime.limiter.clone();
     let (stop, stopping) = watch::channel(false);
     let http = runtime.http.clone();
     let (context, permits) = (runtime.context.clone(), limiter.clone());
@@ -129,7 +128,7 @@ fn serve_websocket(
         return error_response::with_header(StatusCode::UPGRADE_REQUIRED, "a WebSocket is served here", upgrade);
     }
     if *stopping.borrow() {
-        return error_response::response(StatusCode::SERVICE_UNAVAILABLE, "the server is stopping");
+        return error_response::stopping("the server is stopping");
     }
     // Known only if the router is served with connect info; otherwise all clients count as one address.
     let from = client(&context.proxies, &request).map(|client| client.address);

@@ -20,16 +20,18 @@ use super::{
     portal_id_file::PortalIdFile,
     preface::{Port, Preface},
     proxies::TrustedProxies,
+    reload::Reloader,
     resp_listener::RespListener,
     settings, shutdown,
     tls::ListenerTls,
 };
 use crate::{
-    auth::{ApiKeys, Authenticator, GuessLimiter},
+    auth::{Authenticator, GuessLimiter},
     config::Config,
     health::supervise,
     http::{Admin, Api, Http},
     hub::{Hub, Store},
+    live::{Live, LiveSettings},
     metrics::Metrics,
     middleware::Middleware,
     resp::RespServer,
@@ -56,15 +58,17 @@ pub(super) struct Runtime {
     pub(super) before_exit: Option<BeforeExit>,
     pub(super) webhook: Option<Webhook>,
     pub(super) resp: Option<RespListener>,
-    pub(super) descriptors: Descriptors,
     pub(super) certificates: ListenerTls,
+    /// Limiter of all connections.
+    pub(super) limiter: Arc<ConnectionLimiter>,
+    pub(super) reloader: Arc<Reloader>,
 }
 
 impl Runtime {
     pub(super) fn new(
         config: Config,
         (store, cluster): Opened,
-        authenticator: Option<Arc<dyn Authenticator>>,
+        (authenticator, own_authenticator): (Option<Arc<dyn Authenticator>>, bool),
         handlers: Vec<Arc<dyn DynHandler>>,
         middleware: Vec<MiddlewareFactory>,
         before_exit: Option<BeforeExit>,
@@ -72,16 +76,14 @@ impl Runtime {
     ) -> Result<Self, ServerError> {
         let metrics = Arc::new(Metrics::with(store.health().restarted()));
         let hub = Hub::new(settings(&config), store.clone(), metrics.clone(), cluster);
+        let live = Live::new(LiveSettings::new(&config, authenticator));
         let guess_limiter = Arc::new(GuessLimiter::default());
         let http = Http::new(Api {
             hub: hub.clone(),
-            keys: ApiKeys::new(&config.api),
             guess_limiter: guess_limiter.clone(),
             metrics: metrics.clone(),
-            limits: config.limits.clone(),
-            local_only: config.is_local_only(),
             admin: Admin::new(&config.admin, config.dev),
-            cors_origins: config.api.cors_origins.clone(),
+            live: live.clone(),
         });
         if config.portal.webhook.is_some() && store.outbox().is_none() {
             tracing::warn!("portal.webhook has no effect: the store was opened without an outbox");
@@ -95,7 +97,8 @@ impl Runtime {
             None => None,
             Some(listener) => {
                 let announced = ids.as_ref().map(PortalIdFile::read).unwrap_or_default();
-                let server = RespServer::new(&config, hub.clone(), metrics.clone(), guess_limiter, announced);
+                let server =
+                    RespServer::new(&config, live.clone(), hub.clone(), metrics.clone(), guess_limiter, announced);
                 let preface = (
                     Preface::new(Port::Resp, certificates.resp.clone(), senders.clone()),
                     config.limits.header_timeout,
@@ -107,11 +110,13 @@ impl Runtime {
         if let Some(runner) = &runner {
             hub.listen(Arc::new(HubListener(runner.clone())));
         }
-        let sockets = descriptors.sockets;
+        let limiter = ConnectionLimiter::new(descriptors.connections, config.limits.connections_per_address);
+        let sockets = ConnectionLimiter::new(descriptors.sockets, 0);
+        let limiters = (limiter.clone(), sockets.clone());
+        let reloader = Reloader::new(&config, live.clone(), own_authenticator, limiters, descriptors).into();
         let preface = Preface::new(Port::Http, certificates.http.clone(), senders);
-        let context =
-            Arc::new(ServerContext::new(config, hub, metrics, authenticator, runner, sockets, (preface, proxies)));
-        let runtime = Self { context, store, http, before_exit, webhook, resp, descriptors, certificates };
+        let context = Arc::new(ServerContext::new(config, live, hub, metrics, runner, sockets, (preface, proxies)));
+        let runtime = Self { context, store, http, before_exit, webhook, resp, certificates, limiter, reloader };
         let handle = runtime.handle();
         runtime.context.hub.install(middleware.into_iter().map(|make| make(&handle)).collect());
         if let Some(runner) = &runtime.context.runner {
@@ -124,7 +129,7 @@ impl Runtime {
     pub(super) fn handle(&self) -> Handle {
         Handle {
             hub: Arc::downgrade(&self.context.hub),
-            recipients_max: self.context.config.limits.recipients,
+            reloader: Arc::downgrade(&self.reloader),
             certificates: self.certificates.clone(),
         }
     }
@@ -137,7 +142,7 @@ impl Runtime {
         stop: &watch::Sender<bool>,
         accepting: JoinHandle<()>,
     ) -> Result<(), ServerError> {
-        let Self { context, store, before_exit, webhook, resp, certificates, .. } = self;
+        let Self { context, store, before_exit, webhook, resp, certificates, reloader: _reloader, .. } = self;
         let resp_server = resp.as_ref().map(|resp| resp.server.clone());
         let health = context.hub.health();
         let resp = resp.map(|resp| resp.open(&health, stop.subscribe()));
@@ -149,13 +154,13 @@ impl Runtime {
             }));
         }
         let webhook_tasks = webhook.map(|webhook| webhook.start(&health));
-        let (hub, authenticator) = (context.hub.clone(), context.authenticator.clone());
+        let (hub, live) = (context.hub.clone(), context.live.clone());
         let maintenance = tokio::spawn(supervise(
             health,
             "maintenance",
             (),
             || false,
-            move |()| Box::pin(run_maintenance(hub.clone(), resp_server.clone(), authenticator.clone())),
+            move |()| Box::pin(run_maintenance(hub.clone(), resp_server.clone(), live.clone())),
         ));
         let mut failed = tokio::select! {
             () = shutdown => None,
@@ -192,7 +197,7 @@ impl Runtime {
 }
 
 /// Expires portals, and polls the health conditions that no component reports, once per second.
-async fn run_maintenance(hub: Arc<Hub>, resp: Option<Arc<RespServer>>, authenticator: Option<Arc<dyn Authenticator>>) {
+async fn run_maintenance(hub: Arc<Hub>, resp: Option<Arc<RespServer>>, live: Arc<Live>) {
     loop {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if let Some(portals) = hub.portals() {
@@ -201,7 +206,8 @@ async fn run_maintenance(hub: Arc<Hub>, resp: Option<Arc<RespServer>>, authentic
         if let Some(resp) = &resp {
             resp.sweep(Instant::now());
         }
-        if let Some(authenticator) = &authenticator {
+        let authenticator = live.load().authenticator.clone();
+        if let Some(authenticator) = authenticator {
             hub.health().set("authentication", authenticator.failed_task().map(Into::into));
         }
         hub.tick_latencies();

@@ -41,7 +41,7 @@ pub(super) async fn stop(
     if let Some(error) = &failed {
         tracing::error!(%error, "stopping");
     } else {
-        tracing::info!(connections = hub.connection_count(), "stopping");
+        tracing::info!(connections = hub.begin_closing(), "stopping");
     }
     // Ends the accept loop, which drops the listener, and ends HTTP connections after their response.
     stop.send_replace(true);

@@ -6,6 +6,7 @@ use axum::body::Body;
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use hyper::{Request, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
+use tracing::field::display;
 
 use super::{
     connection::Connection,
@@ -15,9 +16,13 @@ use super::{
     peer::HandshakeInfo,
     socket::{self, Socket, Transport},
 };
-use crate::http::{
-    error_response,
-    head::{self, HeadError},
+use crate::{
+    health::{LogLimit, info_seldom},
+    http::{
+        error_response,
+        head::{self, HeadError},
+    },
+    logging::excerpt,
 };
 
 /// Responds to an upgrade request for the WebSocket path, and starts the connection's task after the response.
@@ -27,10 +32,16 @@ pub(super) fn answer<B>(
     from: Option<SocketAddr>,
     permit: Permit,
 ) -> Response<Body> {
-    let checked =
-        head::check(&request, context.config.is_local_only()).map_err(HeadError::status_and_message).and_then(|()| {
-            check_upgrade(request.method(), request.version(), request.headers(), context.config.origins.as_deref())
-        });
+    if context.hub.is_draining() {
+        context.metrics.rejected_connections.inc();
+        tracing::debug!(peer = from.map(display), "WebSocket refused: the server is draining");
+        return error_response::stopping("the server is draining; connect to another one, or try again later");
+    }
+    let live = context.live.load();
+    let checked = head::check(&request, live.local_only)
+        .map_err(HeadError::status_and_message)
+        .and_then(|()| check_upgrade(request.method(), request.version(), request.headers(), live.origins.as_deref()));
+    drop(live);
     let admitted = checked.and_then(|key| match context.sockets.acquire(None) {
         Ok(socket_permit) => Ok((key, socket_permit)),
         Err(_) => Err((StatusCode::SERVICE_UNAVAILABLE, "the limit of WebSockets is reached; try again later")),
@@ -62,6 +73,7 @@ pub(super) fn answer<B>(
         }
         Err((status, reason)) => {
             context.metrics.rejected_connections.inc();
+            log_refusal(from, status, reason, request.headers());
             let header = match status {
                 StatusCode::UPGRADE_REQUIRED => (header::SEC_WEBSOCKET_VERSION, "13"),
                 StatusCode::METHOD_NOT_ALLOWED => (header::ALLOW, "GET"),
@@ -70,6 +82,21 @@ pub(super) fn answer<B>(
             };
             error_response::with_header(status, reason, header)
         }
+    }
+}
+
+/// Limits the log lines about pages that may not connect: any page in any browser can cause one.
+static FOREIGN_ORIGIN: LogLimit = LogLimit::new();
+
+/// Logs a refused WebSocket. An operator who configures `origins` has to see a page that is missing there.
+fn log_refusal(from: Option<SocketAddr>, status: StatusCode, reason: &str, headers: &HeaderMap) {
+    let (peer, status) = (from.map(display), status.as_u16());
+    match headers.get(header::ORIGIN) {
+        Some(origin) if status == StatusCode::FORBIDDEN => {
+            let origin = excerpt(String::from_utf8_lossy(origin.as_bytes()));
+            info_seldom!(FOREIGN_ORIGIN, peer, origin, status, reason, "WebSocket refused");
+        }
+        _ => tracing::debug!(peer, status, reason, "WebSocket refused"),
     }
 }
 
@@ -156,7 +183,8 @@ async fn serve_upgraded(
         Ok(parts) => (Transport::Accepted(parts.io.into_inner().into_stream()), parts.read_buf.to_vec()),
         Err(upgraded) => (Transport::Embedded(Box::new(TokioIo::new(upgraded))), Vec::new()),
     };
-    let socket = Socket::upgraded(transport, early, context.config.limits.frame_bytes).await;
+    let frame_bytes = context.live.load().limits.frame_bytes;
+    let socket = Socket::upgraded(transport, early, frame_bytes).await;
     // A new task with the size of the connection: this one has the size of the upgrade.
     tokio::spawn(async move {
         Connection::serve(context, socket, from, handshake).await;

@@ -9,6 +9,7 @@ use tokio::task::spawn_blocking;
 
 use super::payload;
 use crate::{
+    health::{LogLimit, warn_seldom},
     http_client::{HttpClient, HttpError, HttpResponse, signing},
     hub::{Outbox, QueuedEvent},
     metrics::Metrics,
@@ -29,6 +30,12 @@ const READ_RETRY_DELAY: Duration = Duration::from_secs(60);
 
 /// Status with which a receiver rejects a request as too large.
 const TOO_LARGE: u16 = 413;
+
+/// Duration of a request beyond which it is logged as slow.
+const SLOW_REQUEST: Duration = Duration::from_secs(1);
+
+/// Limits the log lines about slow requests.
+static SLOW: LogLimit = LogLimit::new();
 
 /// Delivers the events of one outbox.
 #[derive(Debug)]
@@ -96,7 +103,16 @@ impl Delivery {
             let body = payload::encode(&events[..count]);
             // Signed for each attempt, because receivers reject old timestamps.
             let headers = signing::headers(&self.secret, &body);
+            let sent = Instant::now();
             let response = self.http.post(body, &headers).await;
+            if sent.elapsed() >= SLOW_REQUEST {
+                warn_seldom!(
+                    SLOW,
+                    seconds = sent.elapsed().as_secs_f64(),
+                    events = count,
+                    "the receiver of the webhook was slow to answer; further events wait in the outbox"
+                );
+            }
             if response.as_ref().is_ok_and(HttpResponse::is_success) {
                 self.metrics.webhook_sent.inc_by(count as u64);
                 self.backoff.reset();

@@ -1,6 +1,7 @@
 //! Tests the commands of the built binary, with a running server where a command needs one.
 
 mod dispatch;
+mod drain;
 mod serve;
 mod store;
 #[path = "../support/mod.rs"]
@@ -17,10 +18,12 @@ mod exit_codes;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod guess_limit;
+mod log_levels;
 mod log_limits;
 mod log_output;
 mod output;
 mod progress;
+mod reload;
 mod shell;
 mod status;
 #[cfg(feature = "failpoints")]

@@ -25,6 +25,11 @@ pub fn is_set(name: &str) -> bool {
     env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
+/// Returns whether the terminal understands no colours (`TERM=dumb`).
+pub fn is_dumb_terminal() -> bool {
+    env::var_os("TERM").is_some_and(|terminal| terminal == "dumb")
+}
+
 /// Returns the configuration file, from an option or from `MESA_CONFIG`.
 pub fn config_file(flag: Option<&PathBuf>) -> Option<PathBuf> {
     flag.cloned().or_else(|| env::var_os("MESA_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from))

@@ -17,6 +17,7 @@ use tracing::Subscriber;
 use tracing_subscriber::{
     EnvFilter,
     registry::LookupSpan,
+    reload,
     util::{SubscriberInitExt as _, TryInitError},
 };
 
@@ -30,18 +31,22 @@ const ABORT_FLUSH_TIMEOUT: Duration = Duration::from_millis(200);
 
 static WRITER: OnceLock<LogWriter> = OnceLock::new();
 
+/// Replaces the filter of the log.
+type SetFilter = Box<dyn Fn(EnvFilter) -> Result<(), reload::Error> + Send + Sync>;
+
+static SET_FILTER: OnceLock<SetFilter> = OnceLock::new();
+
 /// Sets up the log for the rest of the program. Called once.
 ///
 /// From then on, only the log writes to standard error. A panic becomes a log line, and no code waits for the reader.
 pub fn start(log: &Log) -> Result<(), Failure> {
-    let filter = EnvFilter::try_new(&log.level)
-        .map_err(|error| Failure::because(format!("log.level \"{}\" cannot be used: {error}", log.level)))?;
     #[cfg(feature = "opentelemetry")]
-    let filter = traces::start(filter)?;
+    traces::start()?;
+    let filter = filter(&log.level).map_err(Failure::because)?;
     let unusable = |error: io::Error| Failure::because(format!("the log cannot be set up: {error}"));
     // A separate handle: the standard library locks its own while a write blocks.
     let out = File::from(io::stderr().as_fd().try_clone_to_owned().map_err(unusable)?);
-    let coloured = io::stderr().is_terminal() && !env::is_set("NO_COLOR");
+    let coloured = io::stderr().is_terminal() && !env::is_set("NO_COLOR") && !env::is_dumb_terminal();
     let writer = LogWriter::start(out).map_err(unusable)?;
     let output = writer.clone();
     // The subscriber would report errors of its writer with `eprintln!`, which panics if standard error fails.
@@ -49,13 +54,22 @@ pub fn start(log: &Log) -> Result<(), Failure> {
         .with_env_filter(filter)
         .with_writer(move || output.clone())
         .log_internal_errors(false);
-    let started = match log.format {
-        LogFormat::Text => init(lines.with_ansi(coloured).finish()),
-        LogFormat::Json => init(lines.json().flatten_event(true).finish()),
+    let (started, set_filter): (_, SetFilter) = match log.format {
+        LogFormat::Text => {
+            let lines = lines.with_ansi(coloured).with_filter_reloading();
+            let handle = lines.reload_handle();
+            (init(lines.finish()), Box::new(move |filter| handle.reload(filter)))
+        }
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true).with_filter_reloading();
+            let handle = lines.reload_handle();
+            (init(lines.finish()), Box::new(move |filter| handle.reload(filter)))
+        }
     };
     started.map_err(|error| Failure::because(format!("the log cannot be set up: {error}")))?;
     std::panic::set_hook(Box::new(log_panic));
     _ = WRITER.set(writer);
+    _ = SET_FILTER.set(set_filter);
     Ok(())
 }
 
@@ -83,16 +97,39 @@ mod traces {
 
     static TRACES: OnceLock<Traces> = OnceLock::new();
 
-    /// Begins the export. Returns the filter, which then lets spans pass at every `log.level`, and none without export.
-    pub fn start(filter: EnvFilter) -> Result<EnvFilter, Failure> {
+    /// Begins the export.
+    pub fn start() -> Result<(), Failure> {
         let traces = Traces::from_env().map_err(Failure::because)?;
-        let level = if traces.is_some() { "info" } else { "off" };
         traces.into_iter().for_each(|traces| _ = TRACES.set(traces));
-        Ok(filter.add_directive(format!("{SPAN_TARGET}={level}").parse().expect("a target and a level")))
+        Ok(())
+    }
+
+    /// Lets spans pass at every `log.level`, and none without export.
+    pub fn pass_spans(filter: EnvFilter) -> EnvFilter {
+        let level = if get().is_some() { "info" } else { "off" };
+        filter.add_directive(format!("{SPAN_TARGET}={level}").parse().expect("a target and a level"))
     }
 
     pub fn get() -> Option<&'static Traces> {
         TRACES.get()
+    }
+}
+
+/// Parses `log.level`.
+///
+/// # Errors
+/// A sentence with the reason.
+pub fn filter(level: &str) -> Result<EnvFilter, String> {
+    let filter = EnvFilter::try_new(level);
+    #[cfg(feature = "opentelemetry")]
+    let filter = filter.map(traces::pass_spans);
+    filter.map_err(|error| format!("log.level \"{level}\" cannot be used: {error}"))
+}
+
+/// Replaces the filter of the log while the program runs.
+pub fn set_filter(filter: EnvFilter) {
+    if let Some(Err(error)) = SET_FILTER.get().map(|set| set(filter)) {
+        tracing::error!(%error, "log.level was not changed");
     }
 }
 

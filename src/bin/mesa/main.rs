@@ -10,6 +10,7 @@ mod connect;
 mod demo;
 mod disconnect;
 mod dispatch;
+mod drain;
 mod duration;
 mod endpoint;
 mod env;
@@ -26,6 +27,7 @@ mod restore;
 mod serve;
 mod shell;
 mod status;
+mod systemd;
 mod token;
 mod users;
 
@@ -61,6 +63,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => wait_for(demo::run(&args)),
         Command::Connect(args) => wait_for(connect::run(&args)),
         Command::Dispatch(args) => wait_for(dispatch::run(&args)),
+        Command::Drain(args) => wait_for(drain::run(&args)),
         Command::Users(args) => wait_for(users::run(&args)),
         Command::Inbox(args) => wait_for(inbox::run(&args)),
         Command::Disconnect(args) => wait_for(disconnect::run(&args)),

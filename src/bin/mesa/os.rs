@@ -72,26 +72,26 @@ pub fn shutdown() -> io::Result<impl Future<Output = ()> + Send> {
     })
 }
 
-/// Ignores SIGHUP, SIGUSR1 and SIGUSR2, which make other servers reload, reopen logs or report their state.
+/// Ignores SIGUSR1 and SIGUSR2, which make other servers reopen logs or report their state.
 ///
 /// By default each of them would end the process without a log line.
-pub fn ignore_reload_signals() -> io::Result<()> {
-    const CONFIGURATION: &str = "a changed configuration takes effect at the next start";
-    const NOTHING: &str = "this signal has no effect";
-    let kinds = [
-        ("SIGHUP", SignalKind::hangup(), CONFIGURATION),
-        ("SIGUSR1", SignalKind::user_defined1(), NOTHING),
-        ("SIGUSR2", SignalKind::user_defined2(), NOTHING),
-    ];
-    for (name, kind, why) in kinds {
+pub fn ignore_user_signals() -> io::Result<()> {
+    for (name, kind) in [("SIGUSR1", SignalKind::user_defined1()), ("SIGUSR2", SignalKind::user_defined2())] {
         let mut signals = signal(kind)?;
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                tracing::warn!("{name} is ignored: {why}");
+                tracing::warn!("{name} is ignored: this signal has no effect");
             }
         });
     }
     Ok(())
+}
+
+/// Receives SIGHUP, the request to reload. From this call on it does not end the process.
+///
+/// Signals that arrive before the receiver is polled count as one.
+pub fn hangups() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
 }
 
 /// Ignores SIGXFSZ, the signal of a write beyond the largest allowed file size (`RLIMIT_FSIZE`).

@@ -306,7 +306,10 @@ impl Committer {
         let has_events = usize::from(!commit.events.is_empty());
         self.not_durable += commit.entries.len().max(commit.replies.len()).max(has_events) as u64;
         match self.durability {
-            Durability::Always if commit.has_replies => self.sync(),
+            Durability::Always if commit.has_replies => {
+                self.shared.progress.begin(Step::Sync);
+                self.sync()
+            }
             Durability::Always => Ok(()),
             // A log skips only this many sequences after a lossy restart, so no more answered messages may be not
             // durable.

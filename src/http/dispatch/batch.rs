@@ -7,7 +7,7 @@ use super::{
 use crate::{
     failpoints::{self, Failpoint},
     health::LogLimit,
-    http::error::ApiError,
+    http::{Caller, error::ApiError},
     hub::{CommittedBatch, Dispatch, Hub, Outcome, PreparedDispatch, StoreError},
 };
 
@@ -124,25 +124,26 @@ enum Outcomes {
 
 impl BatchResult {
     /// Encodes the results of the lines, one result per line.
-    pub(super) fn results(self, hub: &Hub) -> Vec<u8> {
+    pub(super) fn results(self, hub: &Hub, caller: &Caller) -> Vec<u8> {
         let mut out = Vec::with_capacity(self.lines.len() * response::USUAL_BYTES);
         match self.result {
             Outcomes::Committed(Ok(batch)) if failpoints::one_in(Failpoint::SwappedResults, 20) => {
                 let mut outcomes: Vec<_> = hub.outcomes(batch).collect();
                 outcomes.reverse();
-                write(self.lines, outcomes.into_iter(), &mut out);
+                write(caller, self.lines, outcomes.into_iter(), &mut out);
             }
-            Outcomes::Committed(Ok(batch)) => write(self.lines, hub.outcomes(batch), &mut out),
+            Outcomes::Committed(Ok(batch)) => write(caller, self.lines, hub.outcomes(batch), &mut out),
             Outcomes::Committed(Err(error)) => {
-                write(self.lines, std::iter::repeat_with(|| Err(error.clone())), &mut out);
+                write(caller, self.lines, std::iter::repeat_with(|| Err(error.clone())), &mut out);
             }
-            Outcomes::Ready(results) => write(self.lines, results.into_iter(), &mut out),
+            Outcomes::Ready(results) => write(caller, self.lines, results.into_iter(), &mut out),
         }
         out
     }
 }
 
 fn write(
+    caller: &Caller,
     lines: Vec<Option<ApiError>>,
     mut results: impl Iterator<Item = Result<Outcome, StoreError>>,
     out: &mut Vec<u8>,
@@ -151,7 +152,10 @@ fn write(
         match rejected {
             Some(error) => error.write(out),
             None => match results.next().expect("the hub has a result for each dispatch") {
-                Ok(outcome) => response::write(&outcome, out),
+                Ok(outcome) => {
+                    response::log(caller, &outcome);
+                    response::write(&outcome, out);
+                }
                 Err(error) => {
                     if let Some(suppressed) = FAILED.due("stream") {
                         tracing::error!(%error, suppressed, "dispatches of a stream were rejected");

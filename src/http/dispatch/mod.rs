@@ -12,7 +12,12 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::{error::Error, io, sync::Arc};
+use std::{
+    error::Error,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     body::Body,
@@ -22,7 +27,7 @@ use axum::{
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::sync::watch;
 
-use super::{Api, error::ApiError};
+use super::{Api, Caller, error::ApiError, request_log::BodyTime};
 use crate::logging::{excerpt, network_error, sentence};
 pub(super) use request::DispatchBody;
 use request::DispatchRequest;
@@ -31,6 +36,9 @@ pub(super) use response::DispatchResult;
 /// Path of the endpoint.
 pub(super) const PATH: &str = "/v1/dispatch";
 
+/// Time for a body to arrive beyond which a slow request is partly the backend's.
+const SLOW_BODY: Duration = Duration::from_secs(1);
+
 pub(super) async fn dispatch(
     api: &Arc<Api>,
     stopping: &watch::Sender<bool>,
@@ -38,13 +46,17 @@ pub(super) async fn dispatch(
 ) -> Result<Response, ApiError> {
     check_encoding(request.headers())?;
     match body_form(request.headers())? {
-        Form::Json => dispatch_one(api, request.into_body()).await,
+        Form::Json => {
+            let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+            dispatch_one(api, &caller, request.into_body()).await
+        }
         Form::Ndjson => stream::open(api.clone(), stopping.subscribe(), request).await,
     }
 }
 
-async fn dispatch_one(api: &Api, body: Body) -> Result<Response, ApiError> {
-    let bytes_max = api.limits.request_bytes;
+async fn dispatch_one(api: &Api, caller: &Caller, body: Body) -> Result<Response, ApiError> {
+    let bytes_max = api.live.load().limits.request_bytes;
+    let began = Instant::now();
     // The timeout sets no timer for a body that has arrived already.
     let body = tokio::time::timeout(super::BODY_TIMEOUT, Limited::new(body, bytes_max).collect()).await;
     let body = body.map_err(|_| ApiError::TooSlow)?.map_err(|error| {
@@ -54,13 +66,20 @@ async fn dispatch_one(api: &Api, body: Body) -> Result<Response, ApiError> {
             ApiError::BadBody(body_error(&*error))
         }
     })?;
-    let outcome = match request::read(&body.to_bytes(), api.limits.recipients)?.checked(&api.hub)? {
+    let body_time = began.elapsed();
+    let recipients_max = api.live.load().limits.recipients;
+    let outcome = match request::read(&body.to_bytes(), recipients_max)?.checked(&api.hub)? {
         DispatchRequest::Dispatch(dispatch) => api.hub.dispatch(dispatch).await?,
         DispatchRequest::Disconnect(disconnect) => disconnect.run(&api.hub).await,
     };
     let mut text = Vec::with_capacity(response::USUAL_BYTES);
+    response::log(caller, &outcome);
     response::write(&outcome, &mut text);
-    Ok(super::json(StatusCode::OK, text))
+    let mut response = super::json(StatusCode::OK, text);
+    if body_time >= SLOW_BODY {
+        response.extensions_mut().insert(BodyTime(body_time));
+    }
+    Ok(response)
 }
 
 /// Describes in terms of HTTP why a body could not be read.

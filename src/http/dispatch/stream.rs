@@ -33,7 +33,7 @@ use super::{
     request,
 };
 use crate::{
-    http::{Api, BODY_TIMEOUT, error::ApiError},
+    http::{Api, BODY_TIMEOUT, Caller, error::ApiError},
     util::sleep::sleep_until_optional,
 };
 
@@ -54,7 +54,8 @@ pub(super) async fn open(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     let expects_continue = request.headers().contains_key(header::EXPECT);
-    let mut stream = NdjsonStream::new(api, stopping, request.into_body());
+    let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
+    let mut stream = NdjsonStream::new(api, stopping, caller, request.into_body());
     if expects_continue {
         // Reading sends 100 Continue. That must happen before the response begins.
         let chunk = timeout(BODY_TIMEOUT, stream.chunk()).await.map_err(|_| ApiError::TooSlow)?;
@@ -75,6 +76,7 @@ pub(super) async fn open(
 /// Holds the state of one stream.
 struct NdjsonStream {
     api: Arc<Api>,
+    caller: Caller,
     body: Body,
     lines: LineSplitter,
     /// Batch that is being collected.
@@ -106,10 +108,11 @@ enum StreamEnd {
 }
 
 impl NdjsonStream {
-    fn new(api: Arc<Api>, stopping: watch::Receiver<bool>, body: Body) -> Self {
+    fn new(api: Arc<Api>, stopping: watch::Receiver<bool>, caller: Caller, body: Body) -> Self {
         Self {
+            caller,
             body,
-            lines: LineSplitter::new(api.limits.request_bytes),
+            lines: LineSplitter::new(api.live.load().limits.request_bytes),
             next: Batch::default(),
             deferred: None,
             in_flight: InFlight::Nothing,
@@ -141,7 +144,7 @@ impl NdjsonStream {
                     self.submit().await;
                     // The batch may have delayed reading the line, so its time limit starts anew.
                     self.line_deadline = None;
-                    return Some(done.results(&self.api.hub).into());
+                    return Some(done.results(&self.api.hub, &self.caller).into());
                 }
                 chunk = chunk(&mut self.body), if reads => self.accept(chunk),
                 () = stopped(&mut self.stopping), if self.end.is_none() => self.end = Some(StreamEnd::ByServer),
@@ -161,8 +164,8 @@ impl NdjsonStream {
         while self.deferred.is_none() && !self.next.is_full() {
             let (bytes, request) = match self.lines.next() {
                 None => break,
-                Some(Line::Whole(text)) => (text.len(), request::read(text, self.api.limits.recipients)),
-                Some(Line::TooLong) => (0, Err(ApiError::TooLarge(self.api.limits.request_bytes))),
+                Some(Line::Whole(text)) => (text.len(), request::read(text, self.api.live.load().limits.recipients)),
+                Some(Line::TooLong) => (0, Err(ApiError::TooLarge(self.lines.bytes_max()))),
             };
             self.add(bytes, Task::new(request, &self.api.hub));
             self.line_deadline = None;

@@ -10,14 +10,14 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::{
-    auth::ApiKeys,
-    config::{self, Config},
+    config::Config,
     embedded::{
         Options,
         tables::memory::{self, Memory},
     },
     http::{Admin, Caller, Http},
     hub::{Attach, Hub, MailboxBounds, ReadLimit, Settings, Store, StoreError, SyncSettings},
+    live::{Live, LiveSettings},
     message::UserId,
     metrics::Metrics,
     store::{Append, AppendResult, intercept::InterceptStore},
@@ -40,18 +40,12 @@ fn http_over(store: Arc<dyn Store>) -> (Http, Arc<Hub>) {
     };
     let metrics = Arc::new(Metrics::new());
     let hub = Hub::new(settings, store, metrics.clone(), None);
-    let keys = ApiKeys::new(&config::Api { keys: vec![KEY.into()], ..config::Api::default() });
-    let limits = config::Limits { request_bytes: 1024, recipients: 3, ..Config::default().limits };
-    let api = Api {
-        hub: hub.clone(),
-        keys,
-        guess_limiter: Arc::default(),
-        metrics,
-        limits,
-        local_only: false,
-        admin: Admin::new(&config::Admin::default(), false),
-        cors_origins: vec![],
-    };
+    let mut config = Config::default();
+    config.api.keys.push(KEY.into());
+    (config.limits.request_bytes, config.limits.recipients) = (1024, 3);
+    let live = Live::new(LiveSettings::new(&config, None));
+    let admin = Admin::new(&config.admin, false);
+    let api = Api { hub: hub.clone(), guess_limiter: Arc::default(), metrics, admin, live };
     (Http::new(api), hub)
 }
 

@@ -19,7 +19,7 @@ use axum::{
 use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
-use super::{dispatch, error_response, status, users};
+use super::{dispatch, drain, error_response, status, users};
 use crate::metrics::VERSION;
 use codes::{CODES, Code};
 use operations::{Body, OPERATIONS, Operation, Reply};
@@ -115,6 +115,8 @@ fn schemas() -> BTreeMap<String, Value> {
     add::<dispatch::DispatchBody<'_>>(&mut schemas);
     add::<dispatch::DispatchResult>(&mut schemas);
     add::<error_response::ErrorBody<'_>>(&mut schemas);
+    add::<drain::DrainBody>(&mut schemas);
+    add::<drain::DrainState>(&mut schemas);
     add::<status::Status>(&mut schemas);
     add::<users::User<'_>>(&mut schemas);
     add::<users::UserPage<'_>>(&mut schemas);

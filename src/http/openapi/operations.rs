@@ -242,6 +242,28 @@ pub const OPERATIONS: &[Operation] = &[
         ..PUBLIC
     },
     Operation {
+        method: "post",
+        path: "/v1/drain",
+        id: "drain",
+        tag: "Server",
+        summary: "Drain the server",
+        description: "Takes no new clients from now on, and closes the present ones over a time. `/readyz` then answers 503. Only \
+                      a restart ends this state.",
+        bodies: &[Body { kind: JSON, schema: "Drain", example: r#"{"seconds":30}"# }],
+        replies: &[json("DrainState", "The server drains. `connections`: those that are closed.")],
+        errors: &["bad_json", "bad_body"],
+        ..PUBLIC
+    },
+    Operation {
+        path: "/v1/drain",
+        id: "showDrain",
+        tag: "Server",
+        summary: "Show the state of a drain",
+        description: "Returns whether the server drains, and its open connections.",
+        replies: &[json("DrainState", "The state.")],
+        ..PUBLIC
+    },
+    Operation {
         path: "/v1/backup",
         id: "backup",
         tag: "Server",

@@ -18,13 +18,13 @@ use serde_json::Value;
 
 use super::{Admin, Api, Caller, Http};
 use crate::{
-    auth::ApiKeys,
-    config::{self, Config},
+    config::Config,
     embedded::{
         Options,
         tables::memory::{self, Memory},
     },
     hub::{Hub, MailboxBounds, PortalSettings, Settings, SyncSettings, portals::Bounds},
+    live::{Live, LiveSettings},
     metrics::Metrics,
 };
 
@@ -70,15 +70,14 @@ impl TestApi {
         };
         let metrics = Arc::new(Metrics::new());
         let hub = Hub::new(settings, store, metrics.clone(), None);
+        let mut config = Config::default();
+        config.api.keys.push(KEY.into());
         let api = Api {
             hub: hub.clone(),
-            keys: ApiKeys::new(&config::Api { keys: vec![KEY.into()], ..config::Api::default() }),
             guess_limiter: Arc::default(),
             metrics,
-            limits: Config::default().limits,
-            local_only: false,
-            admin: Admin::new(&config::Admin::default(), false),
-            cors_origins: vec![],
+            admin: Admin::new(&config.admin, false),
+            live: Live::new(LiveSettings::new(&config, None)),
         };
         Self { http: Http::new(api), hub }
     }

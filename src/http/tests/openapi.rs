@@ -216,6 +216,9 @@ async fn responses_of_every_operation_match_the_document() {
         ("DELETE", "/v1/users/{id}", "/v1/users/bob", &[], ""),
         ("GET", "/v1/events", "/v1/events?all=maybe", &[], ""),
         ("GET", "/v1/events", "/v1/events", &[("last-event-id", "x")], ""),
+        ("GET", "/v1/drain", "/v1/drain", &[], ""),
+        ("POST", "/v1/drain", "/v1/drain", &[JSON], "{"),
+        ("POST", "/v1/drain", "/v1/drain", &[JSON], r#"{"seconds":"1"}"#),
         ("GET", "/v1/status", "/v1/status", &[], ""),
         ("GET", "/v1/backup", "/v1/backup", &[], ""),
         ("GET", "/healthz", "/healthz", &[], ""),
@@ -234,6 +237,9 @@ async fn responses_of_every_operation_match_the_document() {
         seen.insert((id, status < 400));
     }
     drop(session);
+    let drained = api.call("POST", "/v1/drain", &[JSON], r#"{"seconds":1}"#).await;
+    let (id, status) = check(&document, "POST", "/v1/drain", &drained);
+    seen.insert((id, status < 400));
     api.hub.health().not_ready("accept", "no file descriptors");
     check(&document, "GET", "/readyz", &api.get("/readyz").await);
     // The hub has no further events then, so the stream ends.

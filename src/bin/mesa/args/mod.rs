@@ -9,6 +9,8 @@ use std::{num::NonZeroU32, path::PathBuf};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use bench::{BenchArgs, Via, Work};
+pub use config::{ConfigArgs, ConfigCheckArgs, ConfigCommand, ConfigInitArgs, ConfigPrintArgs};
+pub use drain::DrainArgs;
 use numbers::{count, port, seconds, whole};
 pub use observe::{DisconnectArgs, EventKind, EventsArgs, StatusArgs};
 pub use shell::{CompletionsArgs, ManArgs, completions, man_page, write_man_pages};
@@ -35,8 +37,8 @@ Or watch a demonstration:
 Environment:
   MESA_CONFIG   configuration file for serve, config print and token
   MESA_URL      the server, for connect and all commands that need a key
-  MESA_API_KEY  API key for dispatch, users, inbox, disconnect, status, events
-                and backup
+  MESA_API_KEY  API key for dispatch, drain, users, inbox, disconnect, status,
+                events and backup
   MESA_TOKEN    token for connect
   Settings have variables too, MESA_PORT for example; `mesa config print` shows
   the effective ones.
@@ -60,6 +62,7 @@ pub enum Command {
     Demo(DemoArgs),
     Connect(ConnectArgs),
     Dispatch(DispatchArgs),
+    Drain(DrainArgs),
     Users(UsersArgs),
     Inbox(InboxArgs),
     Disconnect(DisconnectArgs),
@@ -379,65 +382,6 @@ pub struct InboxArgs {
     pub api: ApiArgs,
 }
 
-/// Check a configuration, or print the effective one
-#[derive(Debug, Args)]
-#[command(arg_required_else_help = true, after_long_help = format!("\
-Examples:
-  mesa config check mesa.json5
-  mesa config print --config mesa.json5
-
-{EXIT_CODES}"))]
-pub struct ConfigArgs {
-    #[command(subcommand)]
-    pub command: ConfigCommand,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
-    Check(ConfigCheckArgs),
-    Print(ConfigPrintArgs),
-}
-
-/// Check a file, and report every mistake
-///
-/// Reads file and environment as serve does, and starts nothing. Names the variables that override the file.
-#[derive(Debug, Args)]
-#[command(after_long_help = format!("\
-Examples:
-  mesa config check mesa.json5
-  mesa config check original.json5 --store embedded    as serve reads it
-
-{EXIT_CODES}"))]
-pub struct ConfigCheckArgs {
-    /// Configuration file, JSON5
-    #[arg(value_name = "FILE")]
-    pub file: PathBuf,
-    /// Store to use; `embedded` ignores a configured redis
-    #[arg(long, value_enum, value_name = "STORE")]
-    pub store: Option<StoreKind>,
-}
-
-/// Print the effective configuration as JSON, with secrets masked
-#[derive(Debug, Args)]
-#[command(after_long_help = format!("\
-Examples:
-  mesa config print
-  mesa config print --config mesa.json5
-  mesa config print --dev | jq .sync
-
-{EXIT_CODES}"))]
-pub struct ConfigPrintArgs {
-    /// Configuration file, JSON5 [env: MESA_CONFIG]
-    #[arg(long, short, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// With the settings of `mesa serve --dev`
-    #[arg(long)]
-    pub dev: bool,
-    /// Store to use; `embedded` ignores a configured redis
-    #[arg(long, value_enum, value_name = "STORE")]
-    pub store: Option<StoreKind>,
-}
-
 /// Parses the command line. Prints help or an error, and exits, if there is no command to run.
 pub fn parse() -> Cli {
     Cli::parse()
@@ -451,6 +395,8 @@ pub fn parse_words(words: &[&str]) -> Result<Command, (i32, String)> {
 }
 
 mod bench;
+mod config;
+mod drain;
 mod numbers;
 mod observe;
 mod shell;

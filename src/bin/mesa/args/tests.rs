@@ -10,6 +10,7 @@ const COMMANDS: &[&[&str]] = &[
     &["demo"],
     &["connect"],
     &["dispatch"],
+    &["drain"],
     &["users"],
     &["inbox"],
     &["disconnect"],
@@ -25,6 +26,7 @@ const COMMANDS: &[&[&str]] = &[
     &["bench"],
     &["completions"],
     &["man"],
+    &["config", "init"],
     &["config", "check"],
     &["config", "print"],
 ];
@@ -71,7 +73,7 @@ fn every_example_is_parsed() {
             examples += 1;
         }
     }
-    assert_eq!(examples, 78, "an example was added, or is no longer found");
+    assert_eq!(examples, 85, "an example was added, or is no longer found");
 }
 
 /// Returns the command in an example line, without variables before it and a pipe, file or remark after it.
@@ -136,6 +138,8 @@ fn invalid_arguments_exit_with_2() {
         "completions tcsh",
         "config",
         "config check",
+        "config init a b",
+        "drain --seconds -1",
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();
         assert_eq!(parse_words(&words).unwrap_err().0, 2, "{line:?}");

@@ -1,6 +1,7 @@
 //! `mesa serve`: runs a server until a signal stops it.
 
 mod banner;
+mod reload;
 mod self_signed;
 
 use std::{io::Write, net::SocketAddr, path::Path, time::Duration};
@@ -15,7 +16,7 @@ use crate::{
     args::{LogFormat, ServeArgs, StoreKind},
     config, env,
     error::Failure,
-    logging, os,
+    logging, os, systemd,
 };
 
 /// Longest wait for background tasks after the server has stopped.
@@ -45,13 +46,15 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
 
 async fn serve(args: &ServeArgs, loaded: Loaded, self_signed: Option<String>) -> Result<(), Failure> {
     let config = loaded.config.clone();
-    os::ignore_reload_signals().map_err(Failure::because)?;
+    os::ignore_user_signals().map_err(Failure::because)?;
+    let hangups = os::hangups().map_err(Failure::because)?;
     // Before the store is opened. Otherwise a signal during a long start would end the process at once.
     let shutdown = if config.gracefully_exit { Some(os::shutdown().map_err(Failure::because)?) } else { None };
     // The address before the store: a second server, started by mistake, must not open the store of the first.
     let listener = os::listen(&config.host, config.port)?;
     let server = Server::start(config, listener).await.map_err(Failure::because)?;
     let (address, redis_protocol) = (server.local_addr(), server.redis_protocol_addr());
+    tokio::spawn(reload::on_signals(hangups, server.handle(), sources(args), loaded.generated_api_key.clone()));
     // Removed when the server stops.
     let ca = self_signed.map(|pem| self_signed::write(&pem, address)).transpose()?;
     let kept_key = keep_dev_key(&loaded).unwrap_or_else(|error| {
@@ -63,8 +66,16 @@ async fn serve(args: &ServeArgs, loaded: Loaded, self_signed: Option<String>) ->
     if let Some(file) = &args.ready_file {
         write_ready_file(file, address, redis_protocol, &loaded.config)?;
     }
+    systemd::notify_ready();
+    systemd::start_watchdog();
     match shutdown {
-        Some(shutdown) => server.run(shutdown).await,
+        Some(shutdown) => {
+            let stopping = async {
+                shutdown.await;
+                systemd::notify("STOPPING=1");
+            };
+            server.run(stopping).await
+        }
         None => server.run(std::future::pending()).await,
     }
     .map_err(Failure::because)?;

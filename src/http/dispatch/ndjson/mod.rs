@@ -37,6 +37,11 @@ impl LineSplitter {
         Self { bytes_max, chunk: Bytes::new(), at: 0, partial: Vec::new(), returned: false, skipping: false }
     }
 
+    /// Returns the limit of a line.
+    pub(super) fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
     /// Adds the next chunk. All lines of the previous one must have been returned.
     pub(super) fn push(&mut self, chunk: Bytes) {
         debug_assert!(self.needs_chunk(), "the previous chunk has more lines");

@@ -1,10 +1,10 @@
-//! Encodes the result of a dispatch as JSON.
+//! Encodes the result of a dispatch as JSON, and logs it.
 
 use std::io::Write as _;
 
 use utoipa::ToSchema;
 
-use crate::hub::Outcome;
+use crate::{http::Caller, hub::Outcome};
 
 /// Result of a dispatch.
 #[derive(ToSchema)]
@@ -45,6 +45,13 @@ enum RejectedReason {
 
 /// Capacity in bytes for a result in which no recipient is rejected.
 pub(super) const USUAL_BYTES: usize = 128;
+
+/// Logs a dispatch.
+pub(super) fn log(caller: &Caller, outcome: &Outcome) {
+    let Outcome { recipients, online, stored, duplicate, .. } = *outcome;
+    let rejected = outcome.rejected.len();
+    tracing::debug!(peer = caller.peer(), recipients, online, stored, rejected, duplicate, "dispatched");
+}
 
 /// Appends the encoded result, without a line end.
 pub(super) fn write(outcome: &Outcome, out: &mut Vec<u8>) {
