@@ -4,10 +4,7 @@
 //! return in the same second.
 
 use std::{
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Weak, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -24,16 +21,6 @@ const RECONNECTIONS_PER_SECOND: usize = 500;
 
 /// Longest spread of reconnections.
 const SPREAD_MAX: Duration = Duration::from_secs(60);
-
-/// State of a drain, and of the close of all connections at shutdown.
-#[derive(Debug, Default)]
-pub(super) struct DrainState {
-    draining: AtomicBool,
-    /// Number of the last drain, which replaces an earlier one.
-    generation: AtomicU64,
-    /// Most connections when a drain or the shutdown began.
-    closing: AtomicUsize,
-}
 
 impl Hub {
     /// Refuses new connections from now on, and closes the present ones over `time`. Returns their number.

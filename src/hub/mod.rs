@@ -12,7 +12,7 @@
 //! - [`events`]: client events, passed to every listener
 //! - [`portals`]: backends that receive client events, each event by one of them
 //! - [`observers`]: copies of every client event, for people who watch
-//! - [`drain`](Hub::drain): no new connections, and the present ones closed over a time
+//! - [`drain`](Hub::drain), [`drain_state`]: no new connections, and the present ones closed over a time
 //! - [`backup`](Hub::backup): the whole store, as a stream of chunks
 
 mod backup;
@@ -20,6 +20,7 @@ mod cluster;
 mod connection;
 mod dispatch;
 mod drain;
+mod drain_state;
 mod events;
 mod mailbox;
 mod monitoring;
@@ -126,7 +127,7 @@ pub struct Hub {
     cold_reads: Arc<Semaphore>,
     /// One backup at a time.
     backups: Arc<Semaphore>,
-    drain: drain::DrainState,
+    drain: drain_state::DrainState,
     /// Whether the listeners have received the last client event.
     drained: watch::Sender<bool>,
 }
@@ -176,7 +177,7 @@ impl Hub {
             append_listener,
             cold_reads,
             backups,
-            drain: drain::DrainState::default(),
+            drain: drain_state::DrainState::default(),
             drained: watch::Sender::new(false),
         });
         hub.subscribe_to_cluster();

@@ -83,8 +83,8 @@ impl Connection {
             End::Close(code, reason) => self.push_close(code.code(), reason),
             End::Disconnected(reason) => self.push_close(CloseCode::Normal.code(), &reason),
             End::Stopping => {
-                if let Some(farewell) = self.context.farewell() {
-                    self.push(&farewell);
+                if let Some(closing_hello) = self.context.closing_hello() {
+                    self.push(&closing_hello);
                 }
                 self.push_close(CloseCode::GoingAway.code(), CloseCode::GoingAway.reason());
                 // Frames after an authentication are of the user it admits, and it admits none now.

@@ -60,7 +60,7 @@ impl ServerContext {
     ///
     /// `None`: clients do not reconnect by themselves, or store messages. Clients of the original forget stored messages
     /// at each op 10. The rule `enforce_equal_versions` is left out, because they would send their version again.
-    pub(super) fn farewell(&self) -> Option<String> {
+    pub(super) fn closing_hello(&self) -> Option<String> {
         if !self.config.reconnect.enabled || self.config.store_messages {
             return None;
         }
