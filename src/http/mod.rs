@@ -5,8 +5,7 @@
 //! - [`cors`]: web pages that may call the API
 //! - [`dispatch`]: `POST /v1/dispatch`, one dispatch or an NDJSON stream
 //! - [`users`]: everything under `/v1/users`
-//! - [`backup`]: `GET /v1/backup`
-//! - [`drain`]: `/v1/drain`
+//! - [`backup`]: `GET /v1/backup` · [`drain`]: `/v1/drain`
 //! - [`sse`]: `GET /v1/events`
 //! - [`admin`]: the admin page, which calls the same handlers
 //! - [`client_script`]: the JavaScript client · [`openapi`]: the description of the API · [`static_file`]: files

@@ -83,7 +83,7 @@ async fn close_over(hub: Weak<Hub>, generation: u64, time: Duration) {
             }
             // A connection takes up to some seconds to close, so those that were requested to close are counted again.
             let left = end.saturating_duration_since(Instant::now());
-            let steps = (left.as_secs_f64() / STEP_INTERVAL.as_secs_f64()).ceil() as usize;
+            let steps = left.as_millis().div_ceil(STEP_INTERVAL.as_millis()) as usize;
             last = hub.close_some(last, open.div_ceil(steps.max(1)));
         }
         tokio::time::sleep(STEP_INTERVAL).await;

@@ -181,7 +181,7 @@ async fn accept_from(
                     ),
                     LimitReached::Total => {}
                     LimitReached::Address => {
-                        tracing::debug!(%peer, "a connection was rejected: limits.connectionsPerAddress")
+                        tracing::debug!(%peer, "a connection was rejected: limits.connectionsPerAddress");
                     }
                 }
             }

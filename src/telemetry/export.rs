@@ -47,8 +47,8 @@ impl Traces {
     /// # Errors
     /// Fails if a standard variable has a wrong value.
     pub fn from_env() -> Result<Option<Self>, TraceError> {
-        let is_set = |name: &&str| env::var_os(name).is_some_and(|value| !value.is_empty());
-        if !ENDPOINT_VARIABLES.iter().any(|name| is_set(name)) {
+        let is_set = |name: &&str| env::var_os(*name).is_some_and(|value| !value.is_empty());
+        if !ENDPOINT_VARIABLES.iter().any(is_set) {
             return Ok(None);
         }
         // The exporter reads the variables itself.

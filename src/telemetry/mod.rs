@@ -17,10 +17,11 @@ pub struct StepSpan {
 
 impl StepSpan {
     /// Begins the span of a request, as a child of the span that its header `traceparent` names.
-    pub fn request<B>(_request: &::http::Request<B>) -> Self {
+    #[cfg_attr(not(feature = "opentelemetry"), expect(unused_variables, reason = "only traces need it"))]
+    pub fn request<B>(request: &::http::Request<B>) -> Self {
         Self {
             #[cfg(feature = "opentelemetry")]
-            span: export::request_span(_request),
+            span: export::request_span(request),
         }
     }
 

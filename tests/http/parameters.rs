@@ -8,12 +8,13 @@ use crate::support::{
 };
 
 /// Every route of the API: method, path, supported parameters, and the status of a request with them.
-const ROUTES: [(&str, &str, &str, u16); 10] = [
+const ROUTES: [(&str, &str, &str, u16); 11] = [
     ("POST", "/v1/dispatch", "", 200),
     ("GET", "/v1/backup", "", 200),
     // Portals are disabled here, so the request fails after its parameters were accepted, and does not stream.
     ("GET", "/v1/events", "all=true", 409),
     ("GET", "/v1/status", "", 200),
+    ("GET", "/v1/drain", "", 200),
     ("GET", "/v1/users", "online=false&cursor=a&limit=3", 200),
     ("GET", "/v1/users/alice", "", 200),
     ("GET", "/v1/users/alice/messages", "after=0&limit=3", 200),
