@@ -169,7 +169,7 @@ fn restore_of_damaged_backup_or_to_existing_directory_fails() {
     assert!(!home.path("backup.mesa.partial").exists());
     let unauthorized = run_mesa(&["backup", utf8(&home.path("other")), "--url", &url, "--key", "not-the-key-at-all"]);
     assert!(
-        !unauthorized.status.success() && output_text(&unauthorized).contains("unauthorized"),
+        !unauthorized.status.success() && output_text(&unauthorized).contains("not one of this server's `api.keys`"),
         "{}",
         output_text(&unauthorized)
     );
