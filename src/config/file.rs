@@ -38,9 +38,22 @@ pub(super) fn read(path: &Path) -> Result<Map<String, Value>, Problem> {
 
 /// Parses a configuration.
 pub(super) fn parse(text: &str) -> Result<Map<String, Value>, Problem> {
+    let is_blank = |line: &str| line.trim().is_empty() || line.trim().starts_with("//");
+    if text.lines().all(is_blank) {
+        return Err(Problem::new(
+            "the configuration file is empty; write at least {}, or let `mesa config init` write a new file",
+        ));
+    }
     let Tree(value) = json5::from_str(text).map_err(|error| {
         // If the text ends too early, the parser names the innermost open bracket, or no position.
         let position = error.position().unwrap_or(json5::Position { line: 0, column: 0 });
+        if text.lines().nth(position.line).is_some_and(has_code) {
+            return Problem::new(format!(
+                "line {}: functions and code do not belong in the file, which is data (JSON5); write the value itself, or \
+                 set its environment variable",
+                position.line + 1
+            ));
+        }
         let what = match error.code().map(|code| code.to_string()) {
             Some(code) if code.starts_with("EOF") => "the text ends within what begins here".to_owned(),
             Some(code) => format!("this is not JSON5: {code}"),
@@ -55,6 +68,13 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>, Problem> {
             super::schema::describe(&other, false)
         ))),
     }
+}
+
+/// Reports whether a line that is not JSON5 is probably JavaScript, as in the configuration of the original.
+fn has_code(line: &str) -> bool {
+    ["require(", "=>", "process.env", "function", "module.exports", "export ", "import ", "new ", "const ", "`"]
+        .iter()
+        .any(|mark| line.contains(mark))
 }
 
 /// A value with bounded depth, and no key twice in one object.

@@ -73,7 +73,7 @@ impl fmt::Debug for Redis {
 
 /// Parses the value of the key `redis`.
 ///
-/// It is a URL or `host:port`, or an object in the form of ioredis: `host`, `port`, `username`, `password`, `db`, or
+/// It is a URL or `host:port`, a list of a URL and options as in ioredis (`[url, { password, db, tls }]`), or an object in the form of ioredis: `host`, `port`, `username`, `password`, `db`, or
 /// `sentinels` and `name`, with `tls: {}` for TLS. A list of either is a Redis Cluster.
 ///
 /// # Errors
@@ -87,6 +87,10 @@ pub fn parse(value: &Value) -> Result<Redis, String> {
         Value::Object(object) if object.contains_key("sentinels") => sentinel(object),
         Value::Object(object) => address(object).map(Redis::One),
         Value::Array(nodes) if nodes.is_empty() => Err("redis is an empty list; name some nodes of the Cluster".into()),
+        Value::Array(nodes) if arguments(nodes).is_some() => {
+            let (text, options) = arguments(nodes).expect("checked above");
+            with_options(text, options).map(Redis::One)
+        }
         Value::Array(nodes) => nodes
             .iter()
             .map(|node| match node {
@@ -173,6 +177,32 @@ fn reject_unknown_keys(object: &Map<String, Value>, names: &[&str]) -> Result<()
     }
 }
 
+/// Returns a URL and its options, the arguments of ioredis (`new Redis(url, options)`), which the original passes on.
+///
+/// An object with an address is a node of a Cluster.
+fn arguments(list: &[Value]) -> Option<(&str, &Map<String, Value>)> {
+    let [Value::String(text), Value::Object(options)] = list else { return None };
+    let has_address = ["host", "port", "url", "uri"].iter().any(|key| options.contains_key(*key));
+    (!has_address).then_some((text, options))
+}
+
+/// Adds options to a URL. What the URL has itself wins, as in ioredis.
+fn with_options(location: &str, options: &Map<String, Value>) -> Result<String, String> {
+    reject_unknown_keys(options, &["username", "password", "db", "tls"])?;
+    let (username, password) = (text(options, "username")?, text(options, "password")?);
+    let (database, tls) = (number(options, "db", 0)?, tls(options, "tls")?);
+    let base = url(location)?;
+    let Some(("redis" | "rediss", rest)) = base.split_once("://") else { return Ok(base) };
+    let scheme = if tls || base.starts_with("rediss") { "rediss" } else { "redis" };
+    let credentials = match (rest.contains('@'), password) {
+        (false, Some(password)) => format!("{}:{}@", escape(username.unwrap_or_default()), escape(password)),
+        _ => String::new(),
+    };
+    let rest = rest.trim_end_matches('/');
+    let path = if rest.contains('/') || rest.contains('?') { String::new() } else { format!("/{database}") };
+    Ok(format!("{scheme}://{credentials}{rest}{path}"))
+}
+
 fn address(object: &Map<String, Value>) -> Result<String, String> {
     reject_unknown_keys(object, &["url", "uri", "host", "port", "username", "password", "db", "tls"])?;
     if let Some(text) = text(object, "url")?.or(text(object, "uri")?) {
@@ -256,6 +286,14 @@ mod tests {
         assert_eq!(parse(&json!("redis://u:s@ecret@h:1/2")).unwrap().addresses(), "h:1");
         let nodes = Redis::Cluster(vec!["redis://a:1/0".into(), "redis://b:6379/0".into()]);
         assert_eq!(parse(&json!([{ "host": "a", "port": 1 }, { "host": "b" }])), Ok(nodes));
+        let with = |url: &str, options| parse(&json!([url, options]));
+        assert_eq!(with("redis://h", json!({ "password": "p", "db": 2 })), one("redis://:p@h/2"));
+        assert_eq!(
+            with("redis://u:s@h:1/3", json!({ "password": "p", "db": 2, "tls": {} })),
+            one("rediss://u:s@h:1/3")
+        );
+        assert_eq!(with("h", json!({})), one("redis://h/0"));
+        assert!(with("redis://h", json!({ "keyPrefix": "x" })).is_err());
         let sentinels = parse(&json!({ "sentinels": [{ "host": "s" }], "name": "n", "password": "p" })).unwrap();
         assert!(
             matches!(&sentinels, Redis::Sentinel { sentinels, name, .. } if sentinels[0] == ("s".into(), 26379) && name == "n")

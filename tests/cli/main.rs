@@ -1,5 +1,6 @@
 //! Tests the commands of the built binary, with a running server where a command needs one.
 
+mod config_init;
 mod dispatch;
 mod drain;
 mod serve;

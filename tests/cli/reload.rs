@@ -286,3 +286,29 @@ fn systemd_is_notified_of_ready_reload_and_stop() {
     assert_eq!(systemd.next_state(), "STOPPING=1");
     assert!(server.process.wait(WAIT_TIMEOUT).success());
 }
+
+#[test]
+fn reload_with_an_unusable_certificate_changes_nothing() {
+    let issue = || rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let home = Home::new();
+    let write = |certificate: &rcgen::CertifiedKey<rcgen::KeyPair>| {
+        fs::write(home.path("key.pem"), certificate.signing_key.serialize_pem()).expect("a key");
+        fs::write(home.path("cert.pem"), certificate.cert.pem()).expect("a certificate");
+    };
+    write(&issue());
+    let settings = |key: &str| {
+        format!(
+            "api: {{ keys: ['{key}'] }}, authentication: {{ insecure: true }}, tls: {{ cert: 'cert.pem', key: 'key.pem' }}"
+        )
+    };
+    configure(&home, &settings(KEY));
+    let server = home.start();
+    fs::write(home.path("cert.pem"), "no certificate").expect("a file");
+    let log = reload(&home, &server, &settings(OTHER_KEY));
+    assert!(log.contains("not reloaded: ") && log.contains("cert.pem") && log.contains("nothing has changed"), "{log}");
+    write(&issue());
+    let log = reload(&home, &server, &settings(OTHER_KEY));
+    assert!(log.contains(&format!("{RELOADED}api.keys")), "the former reload did not apply it: {log}");
+    assert!(home.complete_log(&server).contains("the certificates have changed, and are in use"));
+    server.stop(WAIT_TIMEOUT);
+}

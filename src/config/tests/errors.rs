@@ -265,7 +265,6 @@ fn syntax_error_has_line_and_column() {
     let error = problems("{\n  port: 4000,\n");
     assert!(error.contains("line 1, column 1: the text ends within what begins here"), "{error}");
     for (text, expected) in [
-        ("", "line 1, column 1"),
         ("[]", "the configuration must be an object"),
         ("{} {}", "trailing characters"),
         ("{ port: 1, port: 2 }", "the key `port` is in this object twice"),
@@ -378,5 +377,28 @@ proptest::proptest! {
     fn arbitrary_text_is_parsed_or_rejected_without_panic(text in r#"[{}\[\]:,'"a-c0-9 \\/\*.xXuU+\-eENInft\n\u{2028}é]{0,60}"#) {
         let _ = file::parse(&text);
         let _ = file::parse(&format!("{{ a: {text} }}"));
+    }
+}
+
+#[test]
+fn code_in_the_file_is_named_with_its_line() {
+    for (text, line) in [
+        ("const mesa = require('x')", 1),
+        ("module.exports = { port: 4000 }", 1),
+        ("{\n  port: process.env.PORT,\n}", 2),
+        ("{\n  authentication: {\n    callback: async token => ({}) },\n}", 3),
+        ("{ port: 4000,\n  beforeExit: function () {} }", 2),
+    ] {
+        let error = problems(text);
+        let expected = format!("line {line}: functions and code do not belong in the file");
+        assert!(error.contains(&expected), "{text}: {error}");
+    }
+    assert!(!problems("{ port: 4000 path: '/' }").contains("code"));
+}
+
+#[test]
+fn empty_file_is_an_error_that_says_so() {
+    for text in ["", " \n\n", "// nothing\n"] {
+        assert!(problems(text).contains("the configuration file is empty"), "{text:?}");
     }
 }

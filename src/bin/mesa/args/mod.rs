@@ -110,7 +110,7 @@ Examples:
 {EXIT_CODES}
   130, 143  a second signal (SIGINT, SIGTERM) stopped it at once"))]
 pub struct ServeArgs {
-    /// Configuration file, JSON5 [env: MESA_CONFIG]
+    /// Configuration file, JSON5; without it none is read, also not ./mesa.json5 [env: MESA_CONFIG]
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Development settings: this machine only; sync, portals and reconnects on; tokens are user ids; generates, keeps

@@ -22,6 +22,9 @@ use crate::{
 /// Longest wait for background tasks after the server has stopped.
 const RUNTIME_SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Usual name of a configuration file. It is not read without `--config`, so that a directory cannot change a server.
+const FILE_USUAL: &str = "mesa.json5";
+
 /// Runs a server until a signal stops it.
 pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let mut loaded = load(&sources(args)).map_err(|error| config::unusable(&error))?;
@@ -37,6 +40,9 @@ pub fn run(args: &ServeArgs) -> Result<(), Failure> {
     let logged_by_server = loaded.config.validate().map_err(|error| config::unusable(&error))?;
     for warning in loaded.warnings.iter().filter(|warning| !logged_by_server.contains(warning)) {
         tracing::warn!("{warning}");
+    }
+    if env::config_file(args.config.as_ref()).is_none() && Path::new(FILE_USUAL).is_file() {
+        tracing::warn!("{FILE_USUAL} in the working directory is not used; `--config {FILE_USUAL}` uses it");
     }
     os::raise_file_limit();
     let served = runtime.block_on(serve(args, loaded, self_signed));
