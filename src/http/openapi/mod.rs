@@ -153,7 +153,7 @@ fn describe(operation: &Operation) -> Value {
     });
     if !operation.bodies.is_empty() {
         let content: Map<_, _> = operation.bodies.iter().map(|body| (body.kind.to_owned(), media(body))).collect();
-        described["requestBody"] = json!({"required": true, "content": content});
+        described["requestBody"] = json!({"required": !operation.body_is_optional, "content": content});
     }
     described
 }

@@ -37,6 +37,8 @@ pub struct Operation {
     pub parameters: fn() -> Vec<Parameter>,
     /// Alternative bodies of the request; none: it has no body.
     pub bodies: &'static [Body],
+    /// Whether a request without a body is valid too.
+    pub body_is_optional: bool,
     pub replies: &'static [Reply],
     /// Use of the store, which implies errors.
     pub store: Scope,
@@ -113,6 +115,7 @@ const PUBLIC: Operation = Operation {
     description: "",
     parameters: none,
     bodies: &[],
+    body_is_optional: false,
     replies: &[],
     store: Scope::All,
     errors: &[],
@@ -250,6 +253,7 @@ pub const OPERATIONS: &[Operation] = &[
         description: "Takes no new clients from now on, and closes the present ones over a time. `/readyz` then answers 503. Only \
                       a restart ends this state.",
         bodies: &[Body { kind: JSON, schema: "Drain", example: r#"{"seconds":30}"# }],
+        body_is_optional: true,
         replies: &[json("DrainState", "The server drains. `connections`: those that are closed.")],
         errors: &["bad_json", "bad_body"],
         ..PUBLIC
