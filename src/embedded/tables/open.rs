@@ -325,11 +325,6 @@ fn check_store(sled_dir: &Path, path: &Path, namespace: &str) -> Result<(WalScan
         return Err(damaged(path, missing));
     }
     let (watermark, length) = (SyncWatermark::read(path).unwrap_or_default(), db_bytes(sled_dir));
-    if watermark.was_longer_than(length) {
-        let SyncWatermark { length: synced, .. } = watermark;
-        let reason = format!("its file `log/db` has {length} bytes, and had {synced} when it was last synced");
-        return Err(damaged(path, reason));
-    }
     let (mut flushed, mut segments) = (0, None);
     if length > 0 || watermark.end > 0 {
         // Reads the file once. So a disk error is found before sled opens it.

@@ -180,10 +180,9 @@ impl Disk {
     fn sync_tables(&self) -> Result<(), EngineError> {
         self.write_through()?;
         // Determined before the sync, which may not cover data written during it.
-        let length = self.file.metadata().map_err(|error| self.failed(error))?.len();
         let end = self.tail.lock().advance(&self.file).map_err(|error| self.failed(error))?;
         self.file.sync_data().map_err(|error| self.failed(error))?;
-        too_low(self.watermark.set_end(length, end)).map_err(|error| self.failed(error))
+        too_low(self.watermark.set_end(end)).map_err(|error| self.failed(error))
     }
 }
 

@@ -1,7 +1,10 @@
 //! The sync watermark: a small file that states how far the WAL and sled's log were synced.
 //!
 //! sled takes the beginning of damage for the end of its log, and an older log for a complete one. The watermark
-//! detects both. It is not synced itself. So a crash may leave a watermark that is too low, but none that is too high.
+//! detects both. The length of sled's file is no evidence: sled truncates empty segments and extends the file again, and a
+//! power cut in between leaves a shorter file that has lost nothing.
+//!
+//! The watermark is not synced itself. So a crash may leave a watermark that is too low, but none that is too high.
 //! An incomplete watermark is ignored.
 //!
 //! It is written after each sync of sled's file, and at most every [`WRITE_INTERVAL`] after a sync of the WAL: a write
@@ -18,9 +21,9 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::files::{SEGMENT_BYTES, WATERMARK};
+use super::files::WATERMARK;
 
-/// Size of the file in bytes: three numbers and a checksum.
+/// Size of the file in bytes: three numbers, of which the second is unused, and a checksum.
 const FILE_BYTES: usize = 28;
 
 /// Shortest time between two writes for synced WAL records.
@@ -31,8 +34,6 @@ pub(in crate::embedded) const WRITE_INTERVAL: Duration = Duration::from_millis(1
 pub(in crate::embedded) struct SyncWatermark {
     /// The last WAL record that was synced.
     pub record: u64,
-    /// Length of sled's file in bytes.
-    pub length: u64,
     /// Log position at which sled's log ended.
     pub end: u64,
 }
@@ -48,23 +49,16 @@ impl SyncWatermark {
         fs::metadata(directory.join(WATERMARK)).is_ok_and(|file| file.len() > FILE_BYTES as u64)
     }
 
-    /// Returns whether sled's file, now `length` bytes long, lost bytes since its last sync.
-    ///
-    /// sled itself truncates empty segments, so a length in whole segments is no loss.
-    pub fn was_longer_than(&self, length: u64) -> bool {
-        length < self.length && !length.is_multiple_of(SEGMENT_BYTES as u64)
-    }
-
     fn decode(bytes: &[u8]) -> Option<Self> {
         let number = |at: usize| Some(u64::from_be_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
         let (numbers, crc) = bytes.split_last_chunk::<4>()?;
         let is_intact = bytes.len() == FILE_BYTES && crc32fast::hash(numbers) == u32::from_be_bytes(*crc);
-        is_intact.then_some(Self { record: number(0)?, length: number(8)?, end: number(16)? })
+        is_intact.then_some(Self { record: number(0)?, end: number(16)? })
     }
 
     fn encode(&self) -> [u8; FILE_BYTES] {
         let mut bytes = [0; FILE_BYTES];
-        for (at, number) in [self.record, self.length, self.end].into_iter().enumerate() {
+        for (at, number) in [self.record, 0, self.end].into_iter().enumerate() {
             bytes[at * 8..at * 8 + 8].copy_from_slice(&number.to_be_bytes());
         }
         let crc = crc32fast::hash(&bytes[..FILE_BYTES - 4]);
@@ -95,10 +89,10 @@ impl WatermarkFile {
         Ok(Self { file, state: Mutex::new(WatermarkState { values, written: Instant::now(), is_behind: false }) })
     }
 
-    /// Clears the length and the end of sled's log, durably, before another log replaces it.
+    /// Clears the end of sled's log, durably, before another log replaces it.
     pub fn clear_end(directory: &Path) -> io::Result<()> {
         let watermark = Self::open(directory)?;
-        watermark.set_end(0, 0)?;
+        watermark.set_end(0)?;
         watermark.file.sync_all()
     }
 
@@ -113,9 +107,9 @@ impl WatermarkFile {
     }
 
     /// Sets the end of sled's log, and writes all values.
-    pub fn set_end(&self, length: u64, end: u64) -> io::Result<()> {
+    pub fn set_end(&self, end: u64) -> io::Result<()> {
         let mut state = self.state.lock();
-        (state.values.length, state.values.end) = (length, end);
+        state.values.end = end;
         self.write(&mut state)
     }
 
@@ -139,14 +133,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_truncated_by_sled_is_not_damage() {
-        let segments = |count: u64| count * SEGMENT_BYTES as u64;
-        let watermark = SyncWatermark { length: segments(7), ..SyncWatermark::default() };
-        assert!(!watermark.was_longer_than(segments(7)) && !watermark.was_longer_than(segments(6)));
-        assert!(watermark.was_longer_than(segments(6) + 1));
-    }
-
-    #[test]
     fn records_are_written_at_intervals_and_with_the_end() {
         let home = tempfile::tempdir().unwrap();
         let file = WatermarkFile::open(home.path()).unwrap();
@@ -159,7 +145,7 @@ mod tests {
         file.state.lock().written = Instant::now() + Duration::from_secs(60);
         file.set_record(2).unwrap();
         assert_eq!(record(), 1);
-        file.set_end(7, 7).unwrap();
+        file.set_end(7).unwrap();
         assert_eq!(record(), 2, "the end is written at once, with the record");
         file.state.lock().written = Instant::now() + Duration::from_secs(60);
         file.set_record(3).unwrap();
@@ -171,7 +157,7 @@ mod tests {
 
     #[test]
     fn incomplete_watermark_is_ignored() {
-        let watermark = SyncWatermark { record: 7, length: 1 << 30, end: 300 };
+        let watermark = SyncWatermark { record: 7, end: 300 };
         let bytes = watermark.encode();
         assert_eq!(SyncWatermark::decode(&bytes), Some(watermark));
         for at in 0..FILE_BYTES {

@@ -84,15 +84,11 @@ impl Inspection {
             return Err(open_error(path, why));
         }
         let no_tables = MissingPart::find_tables(path).map_err(failed)?;
-        let file_bytes = match fs::metadata(sled_dir.join(SLED_FILE)) {
-            Err(_) if no_tables.is_some() => 0,
-            file => file.map_err(failed)?.len(),
-        };
         let mut reader = OfflineReader::open(path, false).map_err(failed)?;
         let stored = SyncWatermark::read(path);
         let watermark = stored.unwrap_or_default();
-        let SyncWatermark { length, end, .. } = watermark;
-        let has_lost_data = watermark.was_longer_than(file_bytes) || end > reader.end();
+        let end = watermark.end;
+        let has_lost_data = end > reader.end();
         let detected_end = reader.end();
         if has_lost_data && reader.has_data_past_end() {
             // Synced data is missing at the detected end, so the data after it belongs to the log.
@@ -126,10 +122,6 @@ impl Inspection {
             omitted_damage: 0,
             _lock: lock,
         };
-        if watermark.was_longer_than(file_bytes) {
-            let what = format!("it has {file_bytes} bytes, and had {length} when it was last synced");
-            inspection.report("log/db", String::new(), what);
-        }
         if end > detected_end {
             let what = "it ends before the position to which it was synced; data after that follows a gap";
             inspection.report("log/db", format!("log position {detected_end}, synced to {end}"), what);
