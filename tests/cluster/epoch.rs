@@ -315,6 +315,7 @@ async fn stale_primary_that_sentinel_promotes_delivers_all_later_messages_in_ord
         tokio::time::sleep(Duration::from_millis(300)).await;
         block_in_place(|| {
             let before = replication_id();
+            redis.detect_failures(true);
             first.signal("STOP");
             block_until("the replica has taken over", || second.has_role("master"));
             let epoch = || second.cli(&["HGET", "mesa:{cluster}:epoch", "epoch"]);

@@ -60,11 +60,13 @@ async fn killed_primary_of_redis_cluster_loses_no_accepted_message_and_no_connec
     for victim in [redis.owner("mesa:{cluster}:servers"), &redis.nodes[0]] {
         let before = n;
         let victim_was_primary = victim.has_role("master");
+        redis.detect_failures(true);
         victim.kill();
         for server in 0..2 {
             let rejected = dispatch_until_accepted(&group, server, &mut n, &to).await;
             println!("server {server} rejected {rejected} dispatches");
         }
+        redis.detect_failures(false);
         let accepted = n;
         for server in [0, 1, 0, 1] {
             n += 1;

@@ -39,6 +39,7 @@ async fn sentinel_failover_rejects_dispatches_and_keeps_clients_and_replicated_m
     }
     let copied = n;
     block_in_place(|| block_until_copied(&redis, 0));
+    redis.detect_failures(true);
     redis.nodes[0].kill();
     let (status, response) = group.call(0, "POST", "/v1/dispatch", &message(1000, &["dave"])).await;
     assert_eq!((status, &response["error"]["code"]), (503, &json!("unreachable")), "{response}");
@@ -49,6 +50,7 @@ async fn sentinel_failover_rejects_dispatches_and_keeps_clients_and_replicated_m
         accepted.push(n);
     }
     assert!(redis.nodes[1].has_role("master"), "the replica has taken over");
+    redis.detect_failures(false);
     for server in 0..2 {
         n += 1;
         group.dispatch(server, &message(n, &["alice", "bob", "carol"])).await;
@@ -130,6 +132,7 @@ async fn failover_that_loses_entries_reports_a_gap_and_reuses_no_sequence() {
             assert_eq!(redis.nodes[1].cli(&["REPLICAOF", "127.0.0.1", "1"]), "OK");
         }
     }
+    redis.detect_failures(true);
     redis.nodes[0].kill();
     // Messages accepted from now on are delivered, although the new primary's sequences are lower than those that
     // clients have.

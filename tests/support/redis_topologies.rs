@@ -108,6 +108,13 @@ fn node_arguments(further: &str, home: &Path, port: u16) -> Vec<String> {
     arguments
 }
 
+/// Time in milliseconds without an answer after which a node counts as failed, while a test detects failures: for
+/// Sentinels, and for the nodes of a Redis Cluster.
+const FAILURE_TIMEOUTS_MS: (u32, u32) = (700, 2000);
+
+/// The same while a test expects no failure. A machine that stalls for less than this causes no failover.
+const STALL_TIMEOUT_MS: u32 = 60_000;
+
 /// Runs a primary, a replica, and three Sentinels that watch them.
 pub struct SentinelGroup {
     /// The first node is the primary at the beginning.
@@ -117,7 +124,7 @@ pub struct SentinelGroup {
 }
 
 impl SentinelGroup {
-    /// Starts the group. Sentinels hold a node for down after 700 ms without an answer.
+    /// Starts the group. Sentinels detect no failures before [`Self::detect_failures`].
     pub fn start() -> Self {
         let home = temporary_directory("mesa-sentinel-");
         let (primary_port, replica_port) = (free_port(), free_port());
@@ -131,7 +138,7 @@ impl SentinelGroup {
             let text = format!(
                 "port {port}\nbind 127.0.0.1\nrequirepass {PASSWORD}\nsentinel sentinel-pass {PASSWORD}\n\
                  sentinel monitor mesa 127.0.0.1 {primary_port} 2\nsentinel auth-pass mesa {PASSWORD}\n\
-                 sentinel down-after-milliseconds mesa 700\nsentinel failover-timeout mesa 3000\n"
+                 sentinel down-after-milliseconds mesa {STALL_TIMEOUT_MS}\nsentinel failover-timeout mesa 3000\n"
             );
             fs::write(&file, text).expect("a configuration file");
             RedisNode::start(port, home.path(), vec![file.display().to_string(), "--sentinel".to_owned()])
@@ -148,6 +155,18 @@ impl SentinelGroup {
             });
         }
         group
+    }
+
+    /// Makes the Sentinels detect failures, or stop detecting them.
+    ///
+    /// A test detects failures only while it keeps a node stopped. At other times a primary that does not run for 700 ms
+    /// would cause a failover that the test does not expect, for example to an old primary that has just restarted.
+    pub fn detect_failures(&self, detect: bool) {
+        let milliseconds = if detect { FAILURE_TIMEOUTS_MS.0 } else { STALL_TIMEOUT_MS }.to_string();
+        for sentinel in &self.sentinels {
+            let set = sentinel.cli(&["SENTINEL", "SET", "mesa", "down-after-milliseconds", &milliseconds]);
+            assert_eq!(set, "OK", "a Sentinel takes the time");
+        }
     }
 
     /// Returns the key `redis` of a mesa server's configuration.
@@ -169,17 +188,13 @@ pub struct RedisCluster {
 static SHARED: Mutex<Weak<RedisCluster>> = Mutex::new(Weak::new());
 
 impl RedisCluster {
-    /// Starts a Redis Cluster in which a replica takes over from a primary that has not answered for 2 s.
+    /// Starts a Redis Cluster. Its nodes detect no failures before [`Self::detect_failures`].
     pub fn start() -> Arc<Self> {
-        Self::start_with(2000)
-    }
-
-    fn start_with(node_timeout_ms: u32) -> Arc<Self> {
         let home = temporary_directory("mesa-cluster-");
         let nodes = (0..6).map(|_| {
             let port = free_port();
             let further = format!(
-                "--cluster-enabled yes --cluster-node-timeout {node_timeout_ms} --cluster-replica-validity-factor 0"
+                "--cluster-enabled yes --cluster-node-timeout {STALL_TIMEOUT_MS} --cluster-replica-validity-factor 0"
             );
             RedisNode::start(port, home.path(), node_arguments(&further, home.path(), port))
         });
@@ -200,15 +215,21 @@ impl RedisCluster {
     }
 
     /// Returns the Redis Cluster that all tests of this process share. It ends when the last of them drops it.
-    ///
-    /// A replica takes over after 20 s, so that a busy machine causes no failover.
     pub fn shared() -> Arc<Self> {
         let mut shared = SHARED.lock().unwrap();
         shared.upgrade().unwrap_or_else(|| {
-            let cluster = Self::start_with(20_000);
+            let cluster = Self::start();
             *shared = Arc::downgrade(&cluster);
             cluster
         })
+    }
+
+    /// Makes the running nodes detect failures, or stop detecting them; see [`SentinelGroup::detect_failures`].
+    pub fn detect_failures(&self, detect: bool) {
+        let milliseconds = if detect { FAILURE_TIMEOUTS_MS.1 } else { STALL_TIMEOUT_MS }.to_string();
+        for node in self.nodes.iter().filter(|node| node.cli(&["PING"]) == "PONG") {
+            assert_eq!(node.cli(&["CONFIG", "SET", "cluster-node-timeout", &milliseconds]), "OK");
+        }
     }
 
     /// Returns the URLs of two nodes. A client learns of the others from them.
