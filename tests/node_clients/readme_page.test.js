@@ -42,6 +42,8 @@ test('page_of_the_readme_resumes_after_a_kill_and_after_it_was_closed', async (t
   await server.waitForNoPending('alice');
   assert.deepEqual(tab.exceptions, []);
   await tab.close();
+  // A page that is being closed still receives messages.
+  await server.waitForConnections('alice', 0);
   await dispatch('three');
   tab = await open();
   await waitForLines(tab, ['one', 'two', 'three']);

@@ -112,9 +112,11 @@ class Page {
     await this.call('Input.dispatchKeyEvent', { type: 'keyUp', ...options });
   }
 
+  /** Closes the tab. Resolves once the browser has removed it: until then its page goes on. */
   async close() {
+    const closed = new Promise((resolve) => this.#socket.once('close', resolve));
     await this.call('Page.close').catch(() => {});
-    this.#socket.terminate();
+    await withTimeout('the browser to remove the page', closed);
   }
 }
 
