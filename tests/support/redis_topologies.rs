@@ -108,12 +108,24 @@ fn node_arguments(further: &str, home: &Path, port: u16) -> Vec<String> {
     arguments
 }
 
-/// Time in milliseconds without an answer after which a node counts as failed, while a test detects failures: for
-/// Sentinels, and for the nodes of a Redis Cluster.
-const FAILURE_TIMEOUTS_MS: (u32, u32) = (700, 2000);
+/// Times in milliseconds without an answer after which a node counts as failed.
+///
+/// `detecting` holds while a test expects a failure. A machine that stalls for less than `not_detecting` causes no failover.
+struct FailureTimeouts {
+    detecting: u32,
+    not_detecting: u32,
+}
 
-/// The same while a test expects no failure. A machine that stalls for less than this causes no failover.
-const STALL_TIMEOUT_MS: u32 = 60_000;
+const SENTINEL_TIMEOUTS_MS: FailureTimeouts = FailureTimeouts { detecting: 700, not_detecting: 60_000 };
+
+/// The nodes of a Redis Cluster exchange news at intervals of half of this time.
+const CLUSTER_TIMEOUTS_MS: FailureTimeouts = FailureTimeouts { detecting: 2000, not_detecting: 20_000 };
+
+impl FailureTimeouts {
+    fn get(&self, detect: bool) -> String {
+        if detect { self.detecting } else { self.not_detecting }.to_string()
+    }
+}
 
 /// Runs a primary, a replica, and three Sentinels that watch them.
 pub struct SentinelGroup {
@@ -138,7 +150,8 @@ impl SentinelGroup {
             let text = format!(
                 "port {port}\nbind 127.0.0.1\nrequirepass {PASSWORD}\nsentinel sentinel-pass {PASSWORD}\n\
                  sentinel monitor mesa 127.0.0.1 {primary_port} 2\nsentinel auth-pass mesa {PASSWORD}\n\
-                 sentinel down-after-milliseconds mesa {STALL_TIMEOUT_MS}\nsentinel failover-timeout mesa 3000\n"
+                 sentinel down-after-milliseconds mesa {}\nsentinel failover-timeout mesa 3000\n",
+                SENTINEL_TIMEOUTS_MS.not_detecting
             );
             fs::write(&file, text).expect("a configuration file");
             RedisNode::start(port, home.path(), vec![file.display().to_string(), "--sentinel".to_owned()])
@@ -162,7 +175,7 @@ impl SentinelGroup {
     /// A test detects failures only while it keeps a node stopped. At other times a primary that does not run for 700 ms
     /// would cause a failover that the test does not expect, for example to an old primary that has just restarted.
     pub fn detect_failures(&self, detect: bool) {
-        let milliseconds = if detect { FAILURE_TIMEOUTS_MS.0 } else { STALL_TIMEOUT_MS }.to_string();
+        let milliseconds = SENTINEL_TIMEOUTS_MS.get(detect);
         for sentinel in &self.sentinels {
             let set = sentinel.cli(&["SENTINEL", "SET", "mesa", "down-after-milliseconds", &milliseconds]);
             assert_eq!(set, "OK", "a Sentinel takes the time");
@@ -194,7 +207,8 @@ impl RedisCluster {
         let nodes = (0..6).map(|_| {
             let port = free_port();
             let further = format!(
-                "--cluster-enabled yes --cluster-node-timeout {STALL_TIMEOUT_MS} --cluster-replica-validity-factor 0"
+                "--cluster-enabled yes --cluster-node-timeout {} --cluster-replica-validity-factor 0",
+                CLUSTER_TIMEOUTS_MS.not_detecting
             );
             RedisNode::start(port, home.path(), node_arguments(&further, home.path(), port))
         });
@@ -226,7 +240,7 @@ impl RedisCluster {
 
     /// Makes the running nodes detect failures, or stop detecting them; see [`SentinelGroup::detect_failures`].
     pub fn detect_failures(&self, detect: bool) {
-        let milliseconds = if detect { FAILURE_TIMEOUTS_MS.1 } else { STALL_TIMEOUT_MS }.to_string();
+        let milliseconds = CLUSTER_TIMEOUTS_MS.get(detect);
         for node in self.nodes.iter().filter(|node| node.cli(&["PING"]) == "PONG") {
             assert_eq!(node.cli(&["CONFIG", "SET", "cluster-node-timeout", &milliseconds]), "OK");
         }
