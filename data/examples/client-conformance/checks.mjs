@@ -101,11 +101,11 @@ export const CHECKS = [
   }],
 
   ['waits longer after each failed attempt', async (session) => {
-    await countAttempts(session, async (peer) => peer.connection.close(1013));
+    await expectPause(session, async (peer) => peer.connection.close(1013));
   }],
 
   ['waits longer when each connection is closed after op 22', async (session) => {
-    await countAttempts(session, async (peer) => {
+    await expectPause(session, async (peer) => {
       await peer.authenticate();
       peer.connection.close(1011);
     });
@@ -197,18 +197,30 @@ export const RESUME_CHECKS = [
   }],
 ];
 
-/** Ends each connection for 6 s by `end`, and checks the number of attempts. The clock starts when the client has started. */
-async function countAttempts(session, end) {
+/** A client that doubles its delay pauses for this time before it has made this many attempts. */
+const PAUSE = 3_000;
+const ATTEMPTS_MAX = 25;
+
+/** Ends each connection by `end`, until the client pauses. */
+async function expectPause(session, end) {
   let attempts = 0;
-  let until = Infinity;
   do {
     const peer = await session.connection('an attempt to connect');
-    if (!attempts) until = Date.now() + 6_000;
     attempts += 1;
+    // A constant interval of 100 ms never pauses.
+    assert(attempts <= ATTEMPTS_MAX, `${attempts} attempts without a pause of 3 s: double the delay each time, with a random part`);
     await end(peer);
-  } while (Date.now() < until);
-  // A constant interval of 100 ms makes 60 attempts, or about 120 with a random part.
-  assert(attempts >= 2 && attempts <= 25, `${attempts} attempts in 6 s: double the delay each time, with a random part`);
+  } while (attempts < 2 || !(await pauses(session)));
+}
+
+/** Resolves with whether the client makes no attempt for `PAUSE`. Counts short steps: a machine that stalls is no pause. */
+async function pauses(session) {
+  const step = 20;
+  for (let time = 0; time < PAUSE; time += step) {
+    if (session.waiting) return false;
+    await sleep(step);
+  }
+  return !session.waiting;
 }
 
 function firstWrong(handled) {
