@@ -103,7 +103,10 @@ impl Reader<'_> {
         };
         match read {
             Ok(read) => *redis = Some(read),
-            Err(why) => self.problems.push(Problem::about(&["redis"], why).with_origin(&entry.origin)),
+            Err(mistakes) => {
+                let problem = |why| Problem::about(&["redis"], why).with_origin(&entry.origin);
+                self.problems.extend(mistakes.into_iter().map(problem));
+            }
         }
     }
 

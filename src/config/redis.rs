@@ -4,6 +4,8 @@ use std::fmt::{self, Write as _};
 
 use serde_json::{Map, Value};
 
+use super::error::excerpt;
+
 /// Default port of a Redis.
 const PORT: u16 = 6379;
 /// Default port of a Sentinel.
@@ -73,64 +75,84 @@ impl fmt::Debug for Redis {
 
 /// Parses the value of the key `redis`.
 ///
-/// It is a URL or `host:port`, a list of a URL and options as in ioredis (`[url, { password, db, tls }]`), or an object in the form of ioredis: `host`, `port`, `username`, `password`, `db`, or
-/// `sentinels` and `name`, with `tls: {}` for TLS. A list of either is a Redis Cluster.
+/// It is a URL or `host:port`, a list of a URL and options as in ioredis (`[url, { password, db, tls }]`), or an object
+/// in the form of ioredis: `host`, `port`, `username`, `password`, `db`, or `sentinels` and `name`, with `tls: {}` for
+/// TLS. A list of either is a Redis Cluster.
 ///
 /// # Errors
-/// A sentence that names the mistake, without anything that may be a secret.
-pub fn parse(value: &Value) -> Result<Redis, String> {
-    match value {
-        Value::String(text) if text.contains(',') => {
-            text.split(',').map(|part| url(part.trim())).collect::<Result<_, _>>().map(Redis::Cluster)
-        }
-        Value::String(text) => url(text).map(Redis::One),
-        Value::Object(object) if object.contains_key("sentinels") => sentinel(object),
-        Value::Object(object) => address(object).map(Redis::One),
-        Value::Array(nodes) if nodes.is_empty() => Err("redis is an empty list; name some nodes of the Cluster".into()),
-        Value::Array(nodes) if arguments(nodes).is_some() => {
-            let (text, options) = arguments(nodes).expect("checked above");
-            with_options(text, options).map(Redis::One)
-        }
-        Value::Array(nodes) => nodes
-            .iter()
-            .map(|node| match node {
-                Value::String(text) => url(text),
-                Value::Object(object) => address(object),
-                _ => Err("each node in the list redis must be a string or an object".to_owned()),
-            })
-            .collect::<Result<_, _>>()
-            .map(Redis::Cluster),
-        _ => Err("redis must be a string, an object or a list".into()),
+/// One sentence for each mistake, without anything that may be a secret.
+pub fn parse(value: &Value) -> Result<Redis, Vec<String>> {
+    let mut problems = Vec::new();
+    let redis = read(value, &mut problems);
+    // A mistake within the value leaves a substitute in its place.
+    match redis {
+        Some(redis) if problems.is_empty() => Ok(redis),
+        _ => Err(problems),
     }
 }
 
 /// Parses `REDIS_SENTINELS` (`host:port,host:port`). The name of the Redis is `mymaster`, the default of Sentinels.
-pub(super) fn parse_sentinels(text: &str) -> Result<Redis, String> {
+pub(super) fn parse_sentinels(text: &str) -> Result<Redis, Vec<String>> {
     let sentinels: Vec<Value> = text.split(',').map(|address| Value::String(address.trim().to_owned())).collect();
     let object: Map<String, Value> = [("sentinels".to_owned(), Value::Array(sentinels))].into_iter().collect();
-    sentinel(&object)
+    parse(&Value::Object(object))
 }
 
-fn url(text: &str) -> Result<String, String> {
+/// Reads each form of the value. Adds every mistake to `problems`; `None` is always one.
+fn read(value: &Value, problems: &mut Vec<String>) -> Option<Redis> {
+    match value {
+        Value::String(text) if text.contains(',') => {
+            Some(Redis::Cluster(text.split(',').filter_map(|part| url(part.trim(), problems)).collect()))
+        }
+        Value::String(text) => url(text, problems).map(Redis::One),
+        Value::Object(object) if object.contains_key("sentinels") => sentinel(&mut Fields { object, problems }),
+        Value::Object(object) => address(&mut Fields { object, problems }).map(Redis::One),
+        Value::Array(nodes) if nodes.is_empty() => {
+            wrong(problems, "redis is an empty list; name some nodes of the Cluster")
+        }
+        Value::Array(nodes) => match arguments(nodes) {
+            Some((text, object)) => with_options(text, &mut Fields { object, problems }).map(Redis::One),
+            None => Some(Redis::Cluster(nodes.iter().filter_map(|node| cluster_node(node, problems)).collect())),
+        },
+        _ => wrong(problems, "redis must be a string, an object or a list"),
+    }
+}
+
+fn cluster_node(node: &Value, problems: &mut Vec<String>) -> Option<String> {
+    match node {
+        Value::String(text) => url(text, problems),
+        Value::Object(object) => address(&mut Fields { object, problems }),
+        _ => wrong(problems, "each node in the list redis must be a string or an object"),
+    }
+}
+
+/// Adds a mistake.
+fn wrong<T>(problems: &mut Vec<String>, text: impl Into<String>) -> Option<T> {
+    problems.push(text.into());
+    None
+}
+
+fn url(text: &str, problems: &mut Vec<String>) -> Option<String> {
     if text.is_empty() {
-        return Err("redis is empty; it must be a URL like redis://localhost:6379".into());
+        return wrong(problems, "redis is empty; it must be a URL like redis://localhost:6379");
     }
     match text.split_once("://") {
-        None => url(&format!("redis://{text}")),
-        Some(("rediss", rest)) if rest.contains('#') => {
-            Err("redis is a rediss:// URL with a #; remove it: certificates are always checked (SSL_CERT_FILE names \
-                 those that are trusted)"
-                .into())
-        }
+        None => url(&format!("redis://{text}"), problems),
+        Some(("rediss", rest)) if rest.contains('#') => wrong(
+            problems,
+            "redis is a rediss:// URL with a #; remove it: certificates are always checked (SSL_CERT_FILE names those \
+             that are trusted)",
+        ),
         Some(("redis" | "rediss", rest))
             if rest.split_once('/').is_some_and(|(_, database)| !is_database(database)) =>
         {
-            Err("redis is a URL whose path is not a database number; it must be like \
-                 redis://user:password@host:6379/0"
-                .into())
+            wrong(
+                problems,
+                "redis is a URL whose path is not a database number; it must be like redis://user:password@host:6379/0",
+            )
         }
-        Some(("redis" | "rediss" | "redis+unix" | "unix", rest)) if !rest.is_empty() => Ok(text.to_owned()),
-        Some(_) => Err("redis must be a URL like redis://user:password@host:6379/0".into()),
+        Some(("redis" | "rediss" | "redis+unix" | "unix", rest)) if !rest.is_empty() => Some(text.to_owned()),
+        Some(_) => wrong(problems, "redis must be a URL like redis://user:password@host:6379/0"),
     }
 }
 
@@ -140,40 +162,60 @@ fn is_database(text: &str) -> bool {
     number.is_empty() || number.parse::<u32>().is_ok()
 }
 
-fn text<'a>(object: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, String> {
-    match object.get(name) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(_) => Err(format!("redis.{name} must be a string")),
+/// Reads the fields of an object, and collects their mistakes.
+struct Fields<'a> {
+    object: &'a Map<String, Value>,
+    problems: &'a mut Vec<String>,
+}
+
+impl<'a> Fields<'a> {
+    /// Returns a text; `None` if it is absent or a mistake.
+    fn text(&mut self, name: &str) -> Option<&'a str> {
+        match self.object.get(name) {
+            None | Some(Value::Null) => None,
+            Some(Value::String(text)) => Some(text),
+            Some(_) => wrong(self.problems, format!("redis.{name} must be a string")),
+        }
     }
-}
 
-fn number(object: &Map<String, Value>, name: &str, default: u16) -> Result<u16, String> {
-    let number = match object.get(name) {
-        None | Some(Value::Null) => return Ok(default),
-        Some(Value::Number(number)) => number.as_u64(),
-        Some(Value::String(text)) => text.parse().ok(),
-        Some(_) => None,
-    };
-    number.and_then(|number| u16::try_from(number).ok()).ok_or(format!("redis.{name} must be a whole number to 65535"))
-}
-
-/// Parses a TLS option: `true`, or an empty object as in ioredis.
-fn tls(object: &Map<String, Value>, name: &str) -> Result<bool, String> {
-    match object.get(name) {
-        None | Some(Value::Null | Value::Bool(false)) => Ok(false),
-        Some(Value::Bool(true)) => Ok(true),
-        Some(Value::Object(options)) if options.is_empty() => Ok(true),
-        Some(_) => Err(format!(
-            "redis.{name} must be true or {{}}; certificates are always checked (SSL_CERT_FILE names those that are trusted)"
-        )),
+    /// Returns a number; `default` if it is absent or a mistake.
+    fn number(&mut self, name: &str, default: u16) -> u16 {
+        let number = match self.object.get(name) {
+            None | Some(Value::Null) => return default,
+            Some(Value::Number(number)) => number.as_u64(),
+            Some(Value::String(text)) => text.parse().ok(),
+            Some(_) => None,
+        };
+        let number = number.and_then(|number| u16::try_from(number).ok());
+        number
+            .or_else(|| wrong(self.problems, format!("redis.{name} must be a whole number to 65535")))
+            .unwrap_or(default)
     }
-}
 
-fn reject_unknown_keys(object: &Map<String, Value>, names: &[&str]) -> Result<(), String> {
-    match object.keys().find(|key| !names.contains(&key.as_str())) {
-        Some(unknown) => Err(format!("redis.{unknown} is not a known key; the known ones are {}", names.join(", "))),
-        None => Ok(()),
+    /// Returns a TLS option: `true`, or an empty object as in ioredis.
+    fn tls(&mut self, name: &str) -> bool {
+        match self.object.get(name) {
+            None | Some(Value::Null | Value::Bool(false)) => false,
+            Some(Value::Bool(true)) => true,
+            Some(Value::Object(options)) if options.is_empty() => true,
+            Some(_) => {
+                self.problems.push(format!(
+                    "redis.{name} must be true or {{}}; certificates are always checked (SSL_CERT_FILE names those that \
+                     are trusted)"
+                ));
+                true
+            }
+        }
+    }
+
+    fn reject_unknown(&mut self, names: &[&str]) {
+        for unknown in self.object.keys().filter(|key| !names.contains(&key.as_str())) {
+            self.problems.push(format!(
+                "redis.{} is not a known key; the known ones are {}",
+                excerpt(unknown),
+                names.join(", ")
+            ));
+        }
     }
 }
 
@@ -187,12 +229,12 @@ fn arguments(list: &[Value]) -> Option<(&str, &Map<String, Value>)> {
 }
 
 /// Adds options to a URL. What the URL has itself wins, as in ioredis.
-fn with_options(location: &str, options: &Map<String, Value>) -> Result<String, String> {
-    reject_unknown_keys(options, &["username", "password", "db", "tls"])?;
-    let (username, password) = (text(options, "username")?, text(options, "password")?);
-    let (database, tls) = (number(options, "db", 0)?, tls(options, "tls")?);
-    let base = url(location)?;
-    let Some(("redis" | "rediss", rest)) = base.split_once("://") else { return Ok(base) };
+fn with_options(location: &str, options: &mut Fields<'_>) -> Option<String> {
+    options.reject_unknown(&["username", "password", "db", "tls"]);
+    let (username, password) = (options.text("username"), options.text("password"));
+    let (database, tls) = (options.number("db", 0), options.tls("tls"));
+    let base = url(location, options.problems)?;
+    let Some(("redis" | "rediss", rest)) = base.split_once("://") else { return Some(base) };
     let scheme = if tls || base.starts_with("rediss") { "rediss" } else { "redis" };
     let credentials = match (rest.contains('@'), password) {
         (false, Some(password)) => format!("{}:{}@", escape(username.unwrap_or_default()), escape(password)),
@@ -200,20 +242,22 @@ fn with_options(location: &str, options: &Map<String, Value>) -> Result<String, 
     };
     let rest = rest.trim_end_matches('/');
     let path = if rest.contains('/') || rest.contains('?') { String::new() } else { format!("/{database}") };
-    Ok(format!("{scheme}://{credentials}{rest}{path}"))
+    Some(format!("{scheme}://{credentials}{rest}{path}"))
 }
 
-fn address(object: &Map<String, Value>) -> Result<String, String> {
-    reject_unknown_keys(object, &["url", "uri", "host", "port", "username", "password", "db", "tls"])?;
-    if let Some(text) = text(object, "url")?.or(text(object, "uri")?) {
-        return url(text);
-    }
-    let host = text(object, "host")?.unwrap_or("localhost");
-    let (port, database) = (number(object, "port", PORT)?, number(object, "db", 0)?);
-    let user = escape(text(object, "username")?.unwrap_or_default());
+fn address(fields: &mut Fields<'_>) -> Option<String> {
+    fields.reject_unknown(&["url", "uri", "host", "port", "username", "password", "db", "tls"]);
+    let (first, second) = (fields.text("url"), fields.text("uri"));
+    let host = fields.text("host").unwrap_or("localhost");
+    let (port, database) = (fields.number("port", PORT), fields.number("db", 0));
+    let user = escape(fields.text("username").unwrap_or_default());
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    let scheme = if tls(object, "tls")? { "rediss" } else { "redis" };
-    Ok(match text(object, "password")? {
+    let (tls, password) = (fields.tls("tls"), fields.text("password"));
+    if let Some(text) = first.or(second) {
+        return url(text, fields.problems);
+    }
+    let scheme = if tls { "rediss" } else { "redis" };
+    Some(match password {
         Some(password) => format!("{scheme}://{user}:{}@{host}:{port}/{database}", escape(password)),
         None => format!("{scheme}://{host}:{port}/{database}"),
     })
@@ -233,39 +277,54 @@ fn escape(part: &str) -> String {
     escaped
 }
 
-fn sentinel(object: &Map<String, Value>) -> Result<Redis, String> {
-    let names =
-        ["sentinels", "name", "username", "password", "sentinelPassword", "db", "tls", "enableTLSForSentinelMode"];
-    reject_unknown_keys(object, &names)?;
-    let parse_sentinel = |value: &Value| match value {
+fn sentinel(fields: &mut Fields<'_>) -> Option<Redis> {
+    fields.reject_unknown(&[
+        "sentinels",
+        "name",
+        "username",
+        "password",
+        "sentinelPassword",
+        "db",
+        "tls",
+        "enableTLSForSentinelMode",
+    ]);
+    let sentinels = match fields.object.get("sentinels") {
+        Some(Value::Array(all)) if !all.is_empty() => {
+            all.iter().filter_map(|one| sentinel_address(one, fields.problems)).collect()
+        }
+        _ => {
+            fields.problems.push("redis.sentinels must be a list with at least one Sentinel".into());
+            Vec::new()
+        }
+    };
+    Some(Redis::Sentinel {
+        sentinels,
+        name: fields.text("name").unwrap_or("mymaster").to_owned(),
+        username: fields.text("username").map(str::to_owned),
+        password: fields.text("password").map(str::to_owned),
+        sentinel_password: fields.text("sentinelPassword").map(str::to_owned),
+        database: fields.number("db", 0).into(),
+        tls: fields.tls("tls"),
+        sentinel_tls: fields.tls("enableTLSForSentinelMode"),
+    })
+}
+
+fn sentinel_address(value: &Value, problems: &mut Vec<String>) -> Option<(String, u16)> {
+    match value {
         Value::Object(object) => {
-            reject_unknown_keys(object, &["host", "port"])?;
-            Ok((text(object, "host")?.unwrap_or("localhost").to_owned(), number(object, "port", SENTINEL_PORT)?))
+            let mut fields = Fields { object, problems };
+            fields.reject_unknown(&["host", "port"]);
+            Some((fields.text("host").unwrap_or("localhost").to_owned(), fields.number("port", SENTINEL_PORT)))
         }
         Value::String(text) => match text.rsplit_once(':') {
-            Some((host, port)) => {
-                let port = port.parse().map_err(|_| "a Sentinel's port must be a whole number".to_owned())?;
-                Ok((host.to_owned(), port))
-            }
-            None => Ok((text.clone(), SENTINEL_PORT)),
+            Some((host, port)) => match port.parse() {
+                Ok(port) => Some((host.to_owned(), port)),
+                Err(_) => wrong(problems, "a Sentinel's port must be a whole number"),
+            },
+            None => Some((text.clone(), SENTINEL_PORT)),
         },
-        _ => Err("each of redis.sentinels must be a string or an object with host and port".to_owned()),
-    };
-    let Some(Value::Array(sentinels)) =
-        object.get("sentinels").filter(|all| all.as_array().is_some_and(|all| !all.is_empty()))
-    else {
-        return Err("redis.sentinels must be a list with at least one Sentinel".into());
-    };
-    Ok(Redis::Sentinel {
-        sentinels: sentinels.iter().map(parse_sentinel).collect::<Result<_, String>>()?,
-        name: text(object, "name")?.unwrap_or("mymaster").to_owned(),
-        username: text(object, "username")?.map(str::to_owned),
-        password: text(object, "password")?.map(str::to_owned),
-        sentinel_password: text(object, "sentinelPassword")?.map(str::to_owned),
-        database: number(object, "db", 0)?.into(),
-        tls: tls(object, "tls")?,
-        sentinel_tls: tls(object, "enableTLSForSentinelMode")?,
-    })
+        _ => wrong(problems, "each of redis.sentinels must be a string or an object with host and port"),
+    }
 }
 
 #[cfg(test)]
@@ -317,8 +376,21 @@ mod tests {
             json!({ "host": "h", "secret": "secret" }),
             json!({ "port": "secret" }),
         ] {
-            let error = parse(&wrong).unwrap_err();
+            let [error] = &parse(&wrong).unwrap_err()[..] else { panic!("{wrong}") };
             assert!(error.starts_with("redis") && !error.contains("secret:") && !error.contains("secret@"), "{error}");
+        }
+    }
+    #[test]
+    fn each_mistake_of_a_redis_is_reported() {
+        for (wrong, mistakes) in [
+            (json!({ "host": 1, "port": 70_000, "db": "x", "tls": 1, "hosts": [], "prefix": "" }), 6),
+            (json!(["http://a", 1, { "port": -1 }, "b"]), 3),
+            (json!("http://a,http://b,c"), 2),
+            (json!({ "sentinels": ["a:x", { "port": -1, "ip": 0 }, 3], "name": 1, "tls": 1 }), 6),
+            (json!(["http://a", { "db": -1, "prefix": "" }]), 3),
+        ] {
+            let problems = parse(&wrong).unwrap_err();
+            assert_eq!(problems.len(), mistakes, "{wrong}: {problems:?}");
         }
     }
 }

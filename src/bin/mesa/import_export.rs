@@ -53,7 +53,8 @@ fn open(
         redis::{LinkOptions, ServerLink},
         store::Limits,
     };
-    let redis = parse_redis(&serde_json::Value::String(args.redis.clone())).map_err(Failure::usage)?;
+    let redis = parse_redis(&serde_json::Value::String(args.redis.clone()))
+        .map_err(|mistakes| Failure::usage(mistakes.join("; ")))?;
     let link = ServerLink::open(&redis, args.namespace.as_deref(), LinkOptions::default()).map_err(Failure::because)?;
     // Quotas and expiry do not apply to messages that are already pending.
     let limits = Limits {
