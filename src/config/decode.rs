@@ -84,8 +84,8 @@ impl Reader<'_> {
         let key = schema::expect_key(name);
         let value = convert(&entry.value, key.kind);
         if value.is_none() {
-            self.problems
-                .push(Problem::about(&[name], schema::invalid_value(key, &entry.value)).with_origin(&entry.origin));
+            let texts = schema::invalid_values(key, &entry.value).into_iter();
+            self.problems.extend(texts.map(|text| Problem::about(&[name], text).with_origin(&entry.origin)));
         }
         value
     }
@@ -356,7 +356,7 @@ fn client_certificates(value: &Value, _: Kind) -> Option<ClientCertificates> {
 
 /// Converts `{ cert, key }`.
 fn certificate_files(value: &Value) -> Option<Certificate> {
-    let map = value.as_object().filter(|map| map.len() == 2)?;
+    let map = value.as_object().filter(|_| schema::is_certificate(value))?;
     Some(Certificate::files(map.get("cert")?.as_str()?, map.get("key")?.as_str()?))
 }
 

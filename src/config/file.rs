@@ -1,10 +1,10 @@
-//! Reads the configuration file: JSON5 with bounded size and depth, and no key twice in one object.
+//! Reads the configuration file: JSON5 with bounded size and depth. Reports keys that an object has twice.
 
 use std::{fmt, path::Path};
 
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
+    de::{DeserializeSeed, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Number, Value};
 
@@ -17,8 +17,11 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Deepest nesting in the file. The JSON5 parser recurses without a bound of its own. The deepest key has four levels.
 const FILE_DEPTH_MAX: usize = 32;
 
-/// Reads the file at `path`.
-pub(super) fn read(path: &Path) -> Result<Map<String, Value>, Problem> {
+/// Most keys that are reported because an object has them twice.
+const DUPLICATES_MAX: usize = 20;
+
+/// Reads the file at `path`. Adds a problem for each key that occurs twice in one object, and keeps its first value.
+pub(super) fn read(path: &Path, problems: &mut Vec<Problem>) -> Result<Map<String, Value>, Problem> {
     let name = path.display().to_string();
     let bytes = read_bounded(path, FILE_BYTES_MAX).map_err(|error| {
         Problem::new(format!("the configuration file cannot be read: {error}; check the path and its permissions"))
@@ -33,18 +36,21 @@ pub(super) fn read(path: &Path) -> Result<Map<String, Value>, Problem> {
         Problem::new(format!("the configuration file must be UTF-8 text, but byte {} is not", at + 1))
             .with_origin(&name)
     })?;
-    parse(&text).map_err(|problem| problem.with_origin(&name))
+    let mut duplicates = Vec::new();
+    let parsed = parse(&text, &mut duplicates);
+    problems.extend(duplicates.into_iter().map(|problem: Problem| problem.with_origin(&name)));
+    parsed.map_err(|problem| problem.with_origin(&name))
 }
 
-/// Parses a configuration.
-pub(super) fn parse(text: &str) -> Result<Map<String, Value>, Problem> {
+/// Parses a configuration. Adds a problem for each key that occurs twice in one object.
+pub(super) fn parse(text: &str, problems: &mut Vec<Problem>) -> Result<Map<String, Value>, Problem> {
     let is_blank = |line: &str| line.trim().is_empty() || line.trim().starts_with("//");
     if text.lines().all(is_blank) {
         return Err(Problem::new(
             "the configuration file is empty; write at least {}, or let `mesa config init` write a new file",
         ));
     }
-    let Tree(value) = json5::from_str(text).map_err(|error| {
+    let Tree(Node { value, repeated }) = json5::from_str(text).map_err(|error| {
         // If the text ends too early, the parser names the innermost open bracket, or no position.
         let position = error.position().unwrap_or(json5::Position { line: 0, column: 0 });
         if text.lines().nth(position.line).is_some_and(has_code) {
@@ -61,6 +67,11 @@ pub(super) fn parse(text: &str) -> Result<Map<String, Value>, Problem> {
         };
         Problem::new(format!("line {}, column {}: {what}", position.line + 1, position.column + 1))
     })?;
+    problems.extend(
+        repeated.into_iter().map(|key| {
+            Problem::new(format!("the key `{}` is in one object twice; remove one of the two", excerpt(&key)))
+        }),
+    );
     match value {
         Value::Object(map) => Ok(map),
         other => Err(Problem::new(format!(
@@ -77,8 +88,29 @@ fn has_code(line: &str) -> bool {
         .any(|mark| line.contains(mark))
 }
 
-/// A value with bounded depth, and no key twice in one object.
-struct Tree(Value);
+/// A value with bounded depth.
+struct Tree(Node);
+
+/// A value, and the dotted names of the keys within it that an object has twice.
+struct Node {
+    value: Value,
+    repeated: Vec<String>,
+}
+
+impl<T: Into<Value>> From<T> for Node {
+    fn from(value: T) -> Self {
+        Self { value: value.into(), repeated: Vec::new() }
+    }
+}
+
+/// Adds the names of `inner` behind `place`, up to [`DUPLICATES_MAX`] in all.
+fn extend(repeated: &mut Vec<String>, place: &str, inner: Vec<String>) {
+    let room = DUPLICATES_MAX.saturating_sub(repeated.len());
+    repeated.extend(inner.into_iter().take(room).map(|key| {
+        let dot = if key.starts_with('[') { "" } else { "." };
+        format!("{place}{dot}{key}")
+    }));
+}
 
 impl<'de> Deserialize<'de> for Tree {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -100,67 +132,72 @@ impl Level {
 }
 
 impl<'de> DeserializeSeed<'de> for Level {
-    type Value = Value;
+    type Value = Node;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
 impl<'de> Visitor<'de> for Level {
-    type Value = Value;
+    type Value = Node;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON5 value")
     }
 
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Value::Null.into())
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
         Ok(value.into())
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
         Ok(value.into())
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
         Ok(value.into())
     }
 
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
-        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("a number must be finite"))
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Node, E> {
+        Number::from_f64(value)
+            .map(|number| Value::Number(number).into())
+            .ok_or_else(|| E::custom("a number must be finite"))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
         Ok(value.into())
     }
 
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+    fn visit_string<E>(self, value: String) -> Result<Node, E> {
         Ok(value.into())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
         let inner = self.inner()?;
-        let mut list = Vec::new();
+        let (mut list, mut repeated) = (Vec::new(), Vec::new());
         while let Some(item) = items.next_element_seed(inner)? {
-            list.push(item);
+            extend(&mut repeated, &format!("[{}]", list.len()), item.repeated);
+            list.push(item.value);
         }
-        Ok(list.into())
+        Ok(Node { value: list.into(), repeated })
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Node, A::Error> {
         let inner = self.inner()?;
-        let mut map = Map::new();
+        let (mut map, mut repeated) = (Map::new(), Vec::new());
         while let Some(key) = entries.next_key::<String>()? {
-            let value = entries.next_value_seed(inner)?;
-            if map.contains_key(&key) {
-                return Err(A::Error::custom(format_args!("the key `{}` is in this object twice", excerpt(&key))));
+            let Node { value, repeated: inside } = entries.next_value_seed(inner)?;
+            extend(&mut repeated, &key, inside);
+            if !map.contains_key(&key) {
+                map.insert(key, value);
+            } else if repeated.len() < DUPLICATES_MAX {
+                repeated.push(key);
             }
-            map.insert(key, value);
         }
-        Ok(map.into())
+        Ok(Node { value: map.into(), repeated })
     }
 }

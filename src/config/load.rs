@@ -105,7 +105,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
 fn settings(sources: &Sources, problems: &mut Vec<Problem>, warnings: &mut Vec<String>) -> Settings {
     let mut explicit = Settings::default();
     if let Some(path) = &sources.file {
-        match file::read(path) {
+        match file::read(path, problems) {
             Ok(map) => explicit.flatten(map, &path.display().to_string(), problems),
             Err(problem) => problems.push(problem),
         }

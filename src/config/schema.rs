@@ -316,6 +316,35 @@ pub(super) fn describe(value: &Value, secret: bool) -> String {
     }
 }
 
+/// Most wrong items of one list that are reported one by one.
+const ITEMS_MAX: usize = 20;
+
+/// Returns the errors for a value of a wrong type or out of bounds: one for each wrong item of a list.
+pub(super) fn invalid_values(key: &Key, value: &Value) -> Vec<String> {
+    let (expected, fits): (_, fn(&Value) -> bool) = match key.kind {
+        Kind::Texts => ("a string", Value::is_string),
+        Kind::Certificates => ("{ cert: 'FILE', key: 'FILE' }", is_certificate),
+        _ => return vec![invalid_value(key, value)],
+    };
+    let Some(items) = value.as_array() else { return vec![invalid_value(key, value)] };
+    let wrong = items.iter().enumerate().filter(|(_, item)| !fits(item));
+    let describe_item = |(index, item): (usize, &Value)| {
+        format!("{}[{index}] must be {expected}, but is {}", key.name, describe(item, key.secret))
+    };
+    let mut errors: Vec<_> = wrong.clone().take(ITEMS_MAX).map(describe_item).collect();
+    let more = wrong.count().saturating_sub(ITEMS_MAX);
+    if more > 0 {
+        errors.push(format!("{} has {more} more items that are wrong", key.name));
+    }
+    errors
+}
+
+/// Reports whether a value is `{ cert, key }` with two strings.
+pub(super) fn is_certificate(value: &Value) -> bool {
+    let is_text = |map: &serde_json::Map<_, _>, name: &str| map.get(name).is_some_and(Value::is_string);
+    value.as_object().is_some_and(|map| map.len() == 2 && is_text(map, "cert") && is_text(map, "key"))
+}
+
 /// Returns the error for a value of a wrong type or out of bounds.
 pub(super) fn invalid_value(key: &Key, value: &Value) -> String {
     let found = match value {

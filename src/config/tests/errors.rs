@@ -20,10 +20,7 @@ fn invalid_value_is_an_error_with_key_and_hint() {
         ("{ sync: { enabled: [] } }", "sync.enabled must be true or false, but is a list"),
         ("{ sync: { confirmation: 'maybe' } }", "sync.confirmation must be 'receipt' or 'write', but is \"maybe\""),
         ("{ api: { keys: 'abc' } }", "api.keys must be a list of strings, but is a string of 3 characters"),
-        (
-            "{ api: { keys: [1] } }",
-            "api.keys must be a list of strings, but is a list with values that are not strings",
-        ),
+        ("{ api: { keys: [1] } }", "api.keys[0] must be a string, but is 1"),
         ("{ namespace: 7 }", "namespace must be a string, but is 7"),
         ("{ log: { format: 'xml' } }", "log.format must be 'text' or 'json'"),
         // Unknown keys.
@@ -48,7 +45,7 @@ fn invalid_value_is_an_error_with_key_and_hint() {
         ("{ tls: { certificates: [] } }", "tls has no certificate; set tls.cert and tls.key"),
         (
             "{ tls: { certificates: [{ cert: 'a.pem' }] } }",
-            "tls.certificates must be a list of { cert: 'FILE', key: 'FILE' }",
+            "tls.certificates[0] must be { cert: 'FILE', key: 'FILE' }, but is an object",
         ),
         (
             "{ tls: { cert: 'a.pem', key: 'a.key', certificates: [{ cert: 'b.pem', key: 'b.key' }] } }",
@@ -267,8 +264,8 @@ fn syntax_error_has_line_and_column() {
     for (text, expected) in [
         ("[]", "the configuration must be an object"),
         ("{} {}", "trailing characters"),
-        ("{ port: 1, port: 2 }", "the key `port` is in this object twice"),
-        ("{ sync: { enabled: false, 'enabled': true } }", "the key `enabled` is in this object twice"),
+        ("{ port: 1, port: 2 }", "the key `port` is in one object twice; remove one of the two"),
+        ("{ sync: { enabled: false, 'enabled': true } }", "the key `sync.enabled` is in one object twice"),
         ("{ port: NaN }", "a number must be finite"),
         ("{ port: Infinity }", "a number must be finite"),
     ] {
@@ -276,6 +273,40 @@ fn syntax_error_has_line_and_column() {
         assert!(error.contains(expected), "{text}: expected {expected:?} in {error:?}");
         assert_eq!(error.lines().count(), 1, "{error}");
     }
+}
+
+#[test]
+fn keys_given_twice_and_wrong_items_are_reported_together() {
+    let error = problems(
+        "{ port: 1, port: 2, port: 3, sync: { enabled: true, enabled: 1, maxAge: 'x' },
+           api: { keys: [1, 'a-key-of-sixteen-characters', null, [], 'b'] }, trustedProxies: [true],
+           tls: { certificates: [{ cert: 'c' }, { cert: 'c', key: 'k', key: 'l' }, 'cert'] }, wrong: [{ a: 1, a: 2 }] }",
+    );
+    for expected in [
+        "the key `port` is in one object twice; remove one of the two.",
+        "the key `sync.enabled` is in one object twice",
+        "the key `tls.certificates[1].key` is in one object twice",
+        "the key `wrong[0].a` is in one object twice",
+        "sync.maxAge must be a whole number of milliseconds",
+        "api.keys[0] must be a string, but is 1.",
+        "api.keys[2] must be a string, but is null.",
+        "api.keys[3] must be a string, but is a list of strings.",
+        "trustedProxies[0] must be a string, but is true.",
+        "tls.certificates[0] must be { cert: 'FILE', key: 'FILE' }, but is an object.",
+        "tls.certificates[2] must be { cert: 'FILE', key: 'FILE' }, but is \"cert\".",
+        "unknown key `wrong`",
+    ] {
+        assert!(error.contains(expected), "expected {expected:?} in\n{error}");
+    }
+    assert!(!error.contains("sync.enabled must"), "the first value counts: {error}");
+}
+
+#[test]
+fn reported_keys_and_items_are_bounded() {
+    let error = problems(&format!("{{ api: {{ keys: [{}] }}, {} }}", "1,".repeat(1000), "port: 1,".repeat(1000)));
+    assert_eq!(error.matches("twice").count(), 20, "{error}");
+    assert_eq!(error.matches("must be a string").count(), 20, "{error}");
+    assert!(error.contains("api.keys has 980 more items that are wrong"), "{error}");
 }
 
 #[test]
@@ -375,8 +406,8 @@ fn weak_setting_causes_a_warning() {
 proptest::proptest! {
     #[test]
     fn arbitrary_text_is_parsed_or_rejected_without_panic(text in r#"[{}\[\]:,'"a-c0-9 \\/\*.xXuU+\-eENInft\n\u{2028}é]{0,60}"#) {
-        let _ = file::parse(&text);
-        let _ = file::parse(&format!("{{ a: {text} }}"));
+        let _ = file::parse(&text, &mut Vec::new());
+        let _ = file::parse(&format!("{{ a: {text} }}"), &mut Vec::new());
     }
 }
 
