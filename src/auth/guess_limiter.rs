@@ -212,7 +212,7 @@ impl GuessLimiter {
         let wrong = std::mem::take(&mut report.wrong);
         drop(report);
         let address = address.map_or_else(|| "an unknown address".to_owned(), |address| address.to_string());
-        tracing::warn!(wrong, %address, "wrong API keys or passwords were presented; the last one from this address");
+        tracing::info!(wrong, %address, "wrong API keys or passwords were presented; the last one from this address");
     }
 }
 

@@ -51,7 +51,10 @@ fn assert_comparisons_limited(compared: usize, took: Duration) {
 /// Asserts that the log reports wrong secrets: at most once in 10 s, with the address, without the secrets.
 fn assert_guesses_logged(home: &Home, began: Instant) {
     let log = home.wait_for_log(|log| log.contains("wrong API keys or passwords were presented"));
-    let lines = log.lines().filter(|line| line.contains("wrong API keys or passwords were presented")).count();
+    let reports: Vec<_> =
+        log.lines().filter(|line| line.contains("wrong API keys or passwords were presented")).collect();
+    assert!(reports.iter().all(|line| line.contains("INFO")), "a mistake of a peer is no warning: {reports:?}");
+    let lines = reports.len();
     let lines_max = 1 + usize::try_from(began.elapsed().as_secs() / 10).unwrap();
     assert!((1..=lines_max).contains(&lines), "{lines} lines, expected 1 to {lines_max}:\n{log}");
     assert!(log.contains("127.0.0.1") && !log.contains("a-wrong-secret"), "{log}");
