@@ -1,4 +1,4 @@
-//! Drains a server.
+//! Drains a server, and cancels a drain.
 
 use std::time::Duration;
 
@@ -27,6 +27,14 @@ impl Dispatcher {
         let body = json!({"seconds": time.as_secs_f64()}).to_string();
         let request = self.request(Method::POST, self.url(&["drain"])?).header("content-type", "application/json");
         self.call(request.body(body)).await
+    }
+
+    /// Cancels a drain: the server takes new connections again, and closes no further ones.
+    ///
+    /// # Errors
+    /// Fails if the server cannot be reached, or rejects the request.
+    pub async fn cancel_drain(&self) -> Result<Drain, DispatchError> {
+        self.call(self.request(Method::DELETE, self.url(&["drain"])?)).await
     }
 
     /// Gets the state of a drain.

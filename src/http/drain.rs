@@ -47,6 +47,12 @@ pub(super) async fn drain(FromState(api): State, body: Result<Bytes, BytesReject
     Ok(respond(&DrainState { draining: true, connections }))
 }
 
+/// Serves `DELETE /v1/drain`.
+pub(super) async fn cancel(FromState(api): State) -> Response {
+    let connections = api.hub.cancel_drain() as u64;
+    respond(&DrainState { draining: false, connections })
+}
+
 /// Serves `GET /v1/drain`.
 pub(super) async fn show(FromState(api): State) -> Response {
     let connections = api.hub.connection_count() as u64;

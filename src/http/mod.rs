@@ -162,7 +162,7 @@ fn router(api: Arc<Api>, stopping: &Arc<watch::Sender<bool>>) -> Router {
     let v1 = Router::new()
         .route(dispatch::PATH, post(dispatch))
         .route("/v1/backup", get(backup::backup))
-        .route("/v1/drain", get(drain::show).post(drain::drain))
+        .route("/v1/drain", get(drain::show).post(drain::drain).delete(drain::cancel))
         .route("/v1/events", get(events))
         .route("/v1/status", get(status::status))
         .route("/v1/users", get(users::list))

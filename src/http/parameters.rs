@@ -13,11 +13,12 @@ use super::{api::ADMIN_PREFIX, error::ApiError, head};
 use crate::logging::excerpt;
 
 /// Lists every method of each route under `/v1`, with its parameters.
-pub(super) const ROUTE_PARAMETERS: [(Method, &str, &[&str]); 12] = [
+pub(super) const ROUTE_PARAMETERS: [(Method, &str, &[&str]); 13] = [
     (Method::POST, "/v1/dispatch", &[]),
     (Method::GET, "/v1/backup", &[]),
     (Method::GET, "/v1/drain", &[]),
     (Method::POST, "/v1/drain", &[]),
+    (Method::DELETE, "/v1/drain", &[]),
     (Method::GET, "/v1/status", &[]),
     (Method::GET, "/v1/users/{id}", &[]),
     (Method::DELETE, "/v1/users/{id}", &[]),

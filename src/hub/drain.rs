@@ -25,16 +25,34 @@ const SPREAD_MAX: Duration = Duration::from_secs(60);
 impl Hub {
     /// Refuses new connections from now on, and closes the present ones over `time`. Returns their number.
     ///
-    /// A later call replaces the time. The server stays like this until it stops.
+    /// A later call replaces the time. The server stays like this until it stops, or [`Hub::cancel_drain`].
     pub fn drain(self: &Arc<Self>, time: Duration) -> usize {
+        let _change = self.drain.change.lock();
         let connections = self.begin_closing();
         self.drain.draining.store(true, Ordering::Release);
         let generation = self.drain.generation.fetch_add(1, Ordering::AcqRel) + 1;
-        let why = "the server is draining: it takes no new connections until it is restarted";
+        let why =
+            "the server is draining: it takes no new connections until it is restarted, or until `mesa drain --cancel`";
         self.health().not_ready_logged(PART, why.into());
         tracing::info!(connections, seconds = time.as_secs_f64(), "draining: no new connections are taken");
         // A connection that was upgrading may not be registered yet: the task finds it later.
         tokio::spawn(close_over(Arc::downgrade(self), generation, time));
+        connections
+    }
+
+    /// Cancels a drain: new connections are taken again, and no further ones are closed. Returns the open connections.
+    ///
+    /// Connections that were already requested to close still close. Without a drain, nothing changes.
+    pub fn cancel_drain(&self) -> usize {
+        let _change = self.drain.change.lock();
+        let connections = self.connection_count();
+        if self.drain.draining.swap(false, Ordering::AcqRel) {
+            // Ends the task that closes connections.
+            self.drain.generation.fetch_add(1, Ordering::AcqRel);
+            self.drain.closing.store(0, Ordering::Relaxed);
+            self.health().ready(PART);
+            tracing::info!(connections, "the drain is cancelled: new connections are taken");
+        }
         connections
     }
 
@@ -66,7 +84,7 @@ fn spread(interval: Duration, connections: usize, fraction: f64) -> Duration {
     interval / 2 + needed.max(interval).mul_f64(fraction.clamp(0.0, 1.0))
 }
 
-/// Closes the connections of a hub at an even rate, until none is left or another drain begins.
+/// Closes the connections of a hub at an even rate, until none is left, another drain begins, or it is cancelled.
 async fn close_over(hub: Weak<Hub>, generation: u64, time: Duration) {
     let end = Instant::now() + time;
     let mut last = 0;

@@ -49,7 +49,7 @@ fn generated_requests_get_described_responses() {
         "1",
     ]);
     command.args(["--exclude-checks", CHECKS_EXCLUDED, "--request-timeout", "30", "--suppress-health-check", "all"]);
-    // A stream of events does not end. A drained server is not ready until it is restarted.
+    // A stream of events does not end. A drained server is not ready.
     command.args(["--exclude-operation-id", "streamEvents", "--exclude-operation-id", "drain"]);
     command.args(["--no-shrink", "--warnings", "off"]);
     let output = command.output().expect("Schemathesis runs");

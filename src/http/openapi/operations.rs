@@ -250,8 +250,8 @@ pub const OPERATIONS: &[Operation] = &[
         id: "drain",
         tag: "Server",
         summary: "Drain the server",
-        description: "Takes no new clients from now on, and closes the present ones over a time. `/readyz` then answers 503. Only \
-                      a restart ends this state.",
+        description: "Takes no new clients from now on, and closes the present ones over a time. `/readyz` then answers 503. \
+                      `DELETE` or a restart ends this state.",
         bodies: &[Body { kind: JSON, schema: "Drain", example: r#"{"seconds":30}"# }],
         body_is_optional: true,
         replies: &[json("DrainState", "The server drains. `connections`: those that are closed.")],
@@ -265,6 +265,16 @@ pub const OPERATIONS: &[Operation] = &[
         summary: "Show the state of a drain",
         description: "Returns whether the server drains, and its open connections.",
         replies: &[json("DrainState", "The state.")],
+        ..PUBLIC
+    },
+    Operation {
+        method: "delete",
+        path: "/v1/drain",
+        id: "cancelDrain",
+        tag: "Server",
+        summary: "Cancel a drain",
+        description: "Takes new clients again, and closes no further ones. Without a drain, nothing changes.",
+        replies: &[json("DrainState", "The server does not drain. `connections`: those that are open.")],
         ..PUBLIC
     },
     Operation {

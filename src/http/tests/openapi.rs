@@ -240,6 +240,10 @@ async fn responses_of_every_operation_match_the_document() {
     let drained = api.call("POST", "/v1/drain", &[JSON], r#"{"seconds":1}"#).await;
     let (id, status) = check(&document, "POST", "/v1/drain", &drained);
     seen.insert((id, status < 400));
+    let cancelled = api.call("DELETE", "/v1/drain", &[], "").await;
+    let (id, status) = check(&document, "DELETE", "/v1/drain", &cancelled);
+    seen.insert((id, status < 400));
+    assert!(!api.hub.is_draining() && !api.hub.health().is_not_ready("draining"), "the drain is cancelled");
     api.hub.health().not_ready("accept", "no file descriptors");
     check(&document, "GET", "/readyz", &api.get("/readyz").await);
     // The hub has no further events then, so the stream ends.
