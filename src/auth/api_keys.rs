@@ -13,6 +13,9 @@ pub struct ApiKeys {
     digests: Vec<Vec<u8>>,
 }
 
+/// An API key that was valid when it was presented, as a digest.
+pub struct PresentedKey(Vec<u8>);
+
 impl ApiKeys {
     /// Digests the configured keys.
     #[must_use]
@@ -31,8 +34,20 @@ impl ApiKeys {
     /// Takes the same time for all texts of one length: every key is compared to its end, even after a match.
     #[must_use]
     pub fn check(&self, presented: &str) -> bool {
-        let presented = digest(presented.as_bytes());
-        let compare = |found: Choice, key: &Vec<u8>| found | key.ct_eq(&presented);
+        self.find(presented).is_some()
+    }
+
+    /// Returns `presented` as a digest if it is one of the keys. Takes the same time as [`check`](Self::check).
+    #[must_use]
+    pub fn find(&self, presented: &str) -> Option<PresentedKey> {
+        let presented = PresentedKey(digest(presented.as_bytes()));
+        self.has(&presented).then_some(presented)
+    }
+
+    /// Returns whether a key that was valid earlier is still one of the keys.
+    #[must_use]
+    pub fn has(&self, presented: &PresentedKey) -> bool {
+        let compare = |found: Choice, key: &Vec<u8>| found | key.ct_eq(&presented.0);
         self.digests.iter().fold(Choice::from(0), compare).into()
     }
 }
@@ -60,6 +75,12 @@ impl Password {
 impl fmt::Debug for Password {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Password")
+    }
+}
+
+impl fmt::Debug for PresentedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresentedKey")
     }
 }
 

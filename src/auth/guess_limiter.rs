@@ -16,9 +16,11 @@
 use std::{
     collections::HashMap,
     hash::{BuildHasher, RandomState},
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     time::{Duration, Instant},
 };
+
+use crate::util::client_network::client_network;
 
 use parking_lot::Mutex;
 
@@ -167,7 +169,7 @@ impl GuessLimiter {
     fn admit_at(&self, address: Option<IpAddr>, now: Instant) -> Result<(), Duration> {
         let Some(address) = address else { return Ok(()) };
         let mut addresses = self.addresses.lock();
-        let Some(known) = addresses.known.get_mut(&network(address)) else { return Ok(()) };
+        let Some(known) = addresses.known.get_mut(&client_network(address)) else { return Ok(()) };
         let limit = known.leak(now);
         if known.count < limit.wrong_max { Ok(()) } else { Err(limit.leak_interval) }
     }
@@ -178,7 +180,7 @@ impl GuessLimiter {
         }
         let Some(address) = address else { return };
         let mut addresses = self.addresses.lock();
-        let known = addresses.entry(network(address), now);
+        let known = addresses.entry(client_network(address), now);
         // Earlier wrong secrets leave the bucket under the old limit.
         known.leak(now);
         if !known.is_proven(now) {
@@ -192,7 +194,7 @@ impl GuessLimiter {
         let Some(address) = address else { return DELAY_MIN };
         let fingerprint = self.hasher.hash_one(secret);
         let mut addresses = self.addresses.lock();
-        let known = addresses.entry(network(address), now);
+        let known = addresses.entry(client_network(address), now);
         let limit = known.leak(now);
         if !known.latest.contains(&fingerprint) || known.count == 0 {
             known.latest.rotate_right(1);
@@ -239,17 +241,6 @@ impl Addresses {
             let victim = unproven.or_else(|| self.known.iter().next()).map(|(address, _)| *address);
             victim.and_then(|address| self.known.remove(&address));
         }
-    }
-}
-
-/// Returns the network that counts as one address: for IPv6 a /64, which one host commonly has.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        address @ IpAddr::V4(_) => address,
     }
 }
 
@@ -371,13 +362,5 @@ mod tests {
         let later = now + UNPROVEN.leak_interval;
         guess(&guesses, address(usize::MAX >> 33), 0, later);
         assert_eq!(guesses.addresses.lock().known.len(), 2, "addresses without wrong secrets are removed");
-    }
-
-    #[test]
-    fn addresses_of_one_network_count_together() {
-        let network = |text: &str| super::network(text.parse().unwrap());
-        assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:1"));
-        assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
-        assert_eq!(network("::ffff:10.0.0.1"), network("10.0.0.1"));
     }
 }

@@ -22,9 +22,10 @@ use self::authenticator::{rejected, token, user_object};
 use crate::config;
 
 pub(crate) use api_keys::digest;
-pub use api_keys::{ApiKeys, Password};
+pub use api_keys::{ApiKeys, Password, PresentedKey};
 pub use guess_limiter::{AddressProof, GuessLimiter};
 pub use insecure::Insecure;
+pub(crate) use jwt::KEY_FILE_BYTES_MAX;
 pub use jwt::{Jwt, Unverified, issue};
 pub use webhook::Webhook;
 

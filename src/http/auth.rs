@@ -11,8 +11,11 @@ use axum::{
 
 use tracing::field::{DisplayValue, display};
 
-use super::{Api, error::ApiError};
-use crate::auth::AddressProof;
+use super::{Api, api::end_stream, error::ApiError};
+use crate::{
+    auth::{AddressProof, PresentedKey},
+    live::Live,
+};
 
 /// Describes the peer of a connection: its address, whether it has presented a valid key, and whether it uses TLS.
 #[derive(Clone, Debug, Default)]
@@ -47,12 +50,12 @@ impl Caller {
     }
 }
 
-/// Rejects a request without a valid API key, and counts the response.
+/// Rejects a request without a valid API key, and counts the response. A stream ends when its key is removed.
 pub(super) async fn require_api_key(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     // `Http::respond` inserts the caller.
     let caller = request.extensions().get::<Caller>().cloned().unwrap_or_default();
     let response = match check_api_key(&api, &caller, request.headers()).await {
-        Ok(()) => next.run(request).await,
+        Ok(key) => end_stream(next.run(request).await, removed(api.live.clone(), key)),
         Err(error) => error.into_response(),
     };
     count_response(&api, response.status());
@@ -76,7 +79,7 @@ pub(super) fn count_response(api: &Api, status: StatusCode) {
 }
 
 /// Checks the API key of a request. A wrong key is answered after a delay.
-async fn check_api_key(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<(), ApiError> {
+async fn check_api_key(api: &Api, caller: &Caller, headers: &HeaderMap) -> Result<PresentedKey, ApiError> {
     let live = api.live.load().clone();
     if live.api_keys.is_empty() {
         return Err(ApiError::NoKeysConfigured);
@@ -86,13 +89,18 @@ async fn check_api_key(api: &Api, caller: &Caller, headers: &HeaderMap) -> Resul
     if !caller.proof.is_given() {
         api.guess_limiter.admit(caller.address).map_err(ApiError::TooManyWrongKeys)?;
     }
-    if live.api_keys.check(key) {
+    if let Some(key) = live.api_keys.find(key) {
         api.guess_limiter.record_valid(caller.address, &caller.proof);
-        return Ok(());
+        return Ok(key);
     }
     api.metrics.wrong_secrets.inc();
     tokio::time::sleep(api.guess_limiter.record_wrong(caller.address, key.as_bytes())).await;
     Err(ApiError::WrongKey)
+}
+
+/// Resolves when a reload has removed a key.
+async fn removed(live: Arc<Live>, key: PresentedKey) {
+    live.wait_until(|settings| !settings.api_keys.has(&key)).await;
 }
 
 fn bearer_key(headers: &HeaderMap) -> Result<&str, ApiError> {

@@ -23,7 +23,7 @@ use utoipa::{
     openapi::path::{Parameter, ParameterIn},
 };
 
-use super::{State, error::ApiError, parameters};
+use super::{State, api::EVENT_STREAM, error::ApiError, parameters};
 use crate::{
     hub::{
         Observed, Observer, SERVER_RESTART,
@@ -108,7 +108,7 @@ fn response(events: EventStream) -> Response {
         Some((Ok::<_, Infallible>(Bytes::from(chunk)), events))
     });
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CONTENT_TYPE, EVENT_STREAM),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         // Without it some proxies buffer events.

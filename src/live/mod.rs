@@ -5,6 +5,7 @@
 use std::{fmt, ops::Deref, sync::Arc};
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
 
 use crate::{
     auth::{ApiKeys, Authenticator, Password},
@@ -53,23 +54,37 @@ impl fmt::Debug for LiveSettings {
 
 /// Holds the current settings of a server.
 #[derive(Debug)]
-pub struct Live(ArcSwap<LiveSettings>);
+pub struct Live {
+    settings: ArcSwap<LiveSettings>,
+    replaced: watch::Sender<()>,
+}
 
 impl Live {
     /// Starts with these settings.
     #[must_use]
     pub fn new(settings: LiveSettings) -> Arc<Self> {
-        Arc::new(Self(ArcSwap::from_pointee(settings)))
+        Arc::new(Self { settings: ArcSwap::from_pointee(settings), replaced: watch::Sender::new(()) })
     }
 
     /// Returns the current settings, for a short use. Costs some nanoseconds.
     #[must_use]
     pub fn load(&self) -> impl Deref<Target = Arc<LiveSettings>> + use<> {
-        self.0.load()
+        self.settings.load()
     }
 
     /// Replaces all settings.
     pub fn replace(&self, settings: LiveSettings) {
-        self.0.store(Arc::new(settings));
+        self.settings.store(Arc::new(settings));
+        self.replaced.send_replace(());
+    }
+
+    /// Resolves once `is_over` is true for the current settings.
+    pub async fn wait_until(&self, is_over: impl Fn(&LiveSettings) -> bool) {
+        // Subscribed before the first check, so that no replacement is missed.
+        let mut replaced = self.replaced.subscribe();
+        while !is_over(&self.load()) {
+            // The sender lives as long as `self`.
+            _ = replaced.changed().await;
+        }
     }
 }

@@ -9,9 +9,10 @@ use parking_lot::Mutex;
 
 use super::{ServerError, connection_limit::ConnectionLimiter, descriptors::Descriptors};
 use crate::{
-    auth::{self, AuthSetupError, Authenticator},
+    auth::{self, AuthSetupError, Authenticator, KEY_FILE_BYTES_MAX},
     config::{self, Config, ConfigError},
     live::{Live, LiveSettings},
+    util::read_bounded::read_bounded,
 };
 
 /// Result of a reload: the changed keys.
@@ -114,7 +115,8 @@ fn is_of_tokens(key: &str) -> bool {
 /// Reads the key file, to detect a change of its content. An unreadable one is reported by the authenticator.
 fn key_file(config: &Config) -> Option<Vec<u8>> {
     let path: &Path = config.authentication.jwt.as_ref()?.key_file.as_ref()?;
-    std::fs::read(path).ok()
+    // The authenticator rejects a file above the limit, so the rest of one need not be compared.
+    read_bounded(path, KEY_FILE_BYTES_MAX).ok()
 }
 
 /// Validates a configuration, and returns its warnings.
@@ -141,4 +143,23 @@ pub(super) fn authenticator(
         webhook.concurrency = webhook.concurrency.min(outbound);
     }
     auth::from_config(&authentication)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_file_without_end_is_compared_up_to_the_limit() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // It takes no space on the disk. `/dev/zero` would fill the memory without the limit.
+        file.as_file().set_len(8 << 20).unwrap();
+        let key = |name: &str| format!("authentication.jwt.{name}");
+        let flags = vec![
+            (key("keyFile"), file.path().to_str().unwrap().into(), "--key-file".to_owned()),
+            (key("algorithms"), vec!["EdDSA"].into(), "--key-file".to_owned()),
+        ];
+        let config = config::load(&config::Sources { flags, ..Default::default() }).unwrap().config;
+        assert!(key_file(&config).is_some_and(|content| content.len() < 1 << 20));
+    }
 }

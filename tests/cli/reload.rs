@@ -312,3 +312,44 @@ fn reload_with_an_unusable_certificate_changes_nothing() {
     assert!(home.complete_log(&server).contains("the certificates have changed, and are in use"));
     server.stop(WAIT_TIMEOUT);
 }
+
+/// Begins a request with this key that has no end, and returns its connection after the head of the response.
+fn stream(address: SocketAddr, key: &str, line: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    stream.set_read_timeout(Some(WAIT_TIMEOUT)).expect("a timeout");
+    let request = format!(
+        "{line} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {key}\r\ncontent-type: application/x-ndjson\r\n\
+         transfer-encoding: chunked\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).expect("the request is sent");
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).expect("a response");
+        head.push(byte[0]);
+    }
+    assert!(head.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&head));
+    stream
+}
+
+#[test]
+fn streams_of_a_removed_api_key_end_and_those_of_other_keys_go_on() {
+    let home = Home::new();
+    let settings = |keys: &str| format!("api: {{ keys: [{keys}] }}, authentication: {{ insecure: true }}");
+    configure(&home, &settings(&format!("'{KEY}', '{OTHER_KEY}'")));
+    let server = home.start();
+    let lines = ["GET /v1/events?observe=true", "POST /v1/dispatch"];
+    let ending = lines.map(|line| stream(server.address, KEY, line));
+    let [_events, mut dispatches] = lines.map(|line| stream(server.address, OTHER_KEY, line));
+    let log = reload(&home, &server, &settings(&format!("'{OTHER_KEY}'")));
+    assert!(log.contains(&format!("{RELOADED}api.keys\n")), "{log}");
+    for mut stream in ending {
+        // It ends, or this read times out.
+        stream.read_to_end(&mut Vec::new()).expect("the end of the stream");
+    }
+    let line = json!({ "message": { "d": 1 }, "recipients": ["alice"] }).to_string() + "\n";
+    write!(dispatches, "{:x}\r\n{line}\r\n", line.len()).expect("a line is sent");
+    let mut result = vec![0; 4096];
+    let read = dispatches.read(&mut result).expect("a result");
+    assert!(String::from_utf8_lossy(&result[..read]).contains("\"stored\""), "{result:?}");
+    server.stop(WAIT_TIMEOUT);
+}

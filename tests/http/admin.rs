@@ -178,21 +178,27 @@ fn api_of_the_page_needs_the_session_and_its_token_for_every_request() {
 }
 
 #[test]
-fn logout_ends_the_session_and_its_stream_of_events() {
+fn logout_ends_the_session_and_its_streams() {
     let home = home();
     let server = home.start();
     let headers = session(&server);
     let others = session(&server);
     let mut events = begin(&server, "GET", "/admin/v1/events?observe=true", &headers, "");
     assert_eq!(status(&head(&mut events).expect("a response")), 200);
-    let [cookie, _] = headers.clone();
+    let [cookie, token] = headers.clone();
+    let endless = ["Transfer-Encoding: chunked".into(), "Content-Type: application/x-ndjson".into()];
+    let endless = [&[cookie.clone(), token][..], &endless].concat();
+    let mut dispatches = begin(&server, "POST", "/admin/v1/dispatch", &endless, "");
+    assert_eq!(status(&head(&mut dispatches).expect("a response")), 200);
     assert_eq!(send(&server, "DELETE", "/admin/session", &[cookie], "").code(), (403, "csrf_token".into()));
     let ended = send(&server, "DELETE", "/admin/session", &headers, "");
     assert_eq!(ended.status, 200, "{}", ended.head);
     let cookie = ended.header("set-cookie").expect("a cookie");
     assert!(cookie.starts_with("mesa_admin=; ") && cookie.contains("Max-Age=0;"), "{cookie}");
-    // It ends, or this read times out.
-    events.read_to_end(&mut Vec::new()).expect("the end of the stream");
+    for mut stream in [events, dispatches] {
+        // It ends, or this read times out.
+        stream.read_to_end(&mut Vec::new()).expect("the end of the stream");
+    }
     assert_eq!(send(&server, "GET", "/admin/v1/users", &headers, "").code(), (401, "no_session".into()));
     assert_eq!(send(&server, "GET", "/admin/v1/users", &others, "").status, 200, "another session goes on");
 }

@@ -27,6 +27,7 @@ use jwks::Jwks;
 
 pub use sign::issue;
 pub use unverified::Unverified;
+pub(crate) use verification_key::KEY_FILE_BYTES_MAX;
 
 /// Authenticates `data.token`, a JWT, by the configured keys and algorithms.
 ///

@@ -8,7 +8,7 @@ use super::AuthSetupError;
 use crate::{config, util::read_bounded::read_bounded};
 
 /// Size limit of a key file in bytes. A public key has a few hundred.
-const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
+pub const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
 
 /// Sizes of RSA keys that the provider supports, in bits. With any other size every token would be rejected.
 pub(super) const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;

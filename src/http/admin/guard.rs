@@ -3,16 +3,14 @@
 use std::{sync::Arc, time::Instant};
 
 use axum::{
-    body::Body,
     extract::{Request, State},
     http::{HeaderMap, HeaderName, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use futures_util::StreamExt as _;
 
 use super::{
-    super::{Api, Caller, error::ApiError, head},
+    super::{Api, Caller, api::end_stream, error::ApiError, head},
     sessions::{Ended, Secrets},
 };
 
@@ -52,17 +50,13 @@ pub(super) fn check_session(api: &Api, headers: &HeaderMap) -> Result<(Secrets, 
     }
 }
 
-/// Rejects a request without a session. A stream of events ends with its session.
+/// Rejects a request without a session. A stream ends with its session.
 pub(super) async fn require_session(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let ended = match check_session(&api, request.headers()) {
         Ok((_, ended)) => ended,
         Err(error) => return error.into_response(),
     };
-    let response = next.run(request).await;
-    if response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "text/event-stream") {
-        return response.map(|body| Body::from_stream(body.into_data_stream().take_until(Box::pin(ended.wait()))));
-    }
-    response
+    end_stream(next.run(request).await, ended.wait())
 }
 
 /// Rejects requests of other machines while the page is open without a password.

@@ -33,7 +33,7 @@ use super::{
     request,
 };
 use crate::{
-    http::{Api, BODY_TIMEOUT, Caller, error::ApiError},
+    http::{Api, BODY_TIMEOUT, Caller, api::NDJSON, error::ApiError},
     util::sleep::sleep_until_optional,
 };
 
@@ -67,7 +67,7 @@ pub(super) async fn open(
     });
     let mut response = Response::new(Body::from_stream(results));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
+    headers.insert(header::CONTENT_TYPE, NDJSON);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(response)
