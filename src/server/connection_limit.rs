@@ -12,6 +12,8 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{Notify, futures::Notified};
 
+use crate::util::client_network::client_network;
+
 /// Issues permits for connections, in total and per address.
 pub(super) struct ConnectionLimiter {
     connections_max: AtomicUsize,
@@ -27,7 +29,7 @@ struct AddressLimiter {
     counts: Mutex<HashMap<IpAddr, usize>>,
 }
 
-/// Permit for one connection or request of an address, released when it is dropped.
+/// Permit for one connection or request of an address or IPv6 network, released when it is dropped.
 pub(super) struct AddressPermit {
     limiter: Arc<AddressLimiter>,
     address: IpAddr,
@@ -132,6 +134,7 @@ impl AddressLimiter {
         if connections_max == 0 {
             return Ok(None);
         }
+        let address = client_network(address);
         let mut counts = self.counts.lock();
         let in_use = counts.entry(address).or_insert(0);
         if *in_use >= connections_max {
@@ -177,6 +180,18 @@ mod tests {
         assert_eq!(limiter.acquire(address).err(), Some(LimitReached::Total));
         drop(counted);
         assert!(limiter.acquire(address).is_ok() && limiter.addresses.counts.lock().is_empty());
+    }
+
+    #[test]
+    fn addresses_of_one_ipv6_network_count_together() {
+        let limiter = ConnectionLimiter::new(9, 1);
+        let acquire = |text: &str| limiter.acquire(text.parse().ok());
+        let [first, other] = ["2001:db8::1", "2001:db8:0:1::1"].map(|text| acquire(text).unwrap());
+        assert_eq!(acquire("2001:db8::ffff:2").err(), Some(LimitReached::Address));
+        drop(first);
+        assert!(acquire("2001:db8::ffff:2").is_ok());
+        drop(other);
+        assert!(limiter.addresses.counts.lock().is_empty());
     }
 
     #[tokio::test]
