@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum::body::{Body, HttpBody};
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -274,6 +274,7 @@ async fn serve(
 ) {
     let activity = &entry.activity;
     let head_deadline = Instant::now() + context.live.load().limits.header_timeout;
+    let accepted_from = peer;
     let (peer, permit, opened) = if context.preface.is_expected(peer.ip()) {
         // Boxed, so that other connections do not hold the space for a handshake.
         let reading = Box::pin(read_preface(&context, stream, peer, permit));
@@ -288,8 +289,10 @@ async fn serve(
         (peer, permit, Opened::plain(stream))
     };
     let Opened { stream, is_rejected } = opened;
-    // The address of each request is in its headers.
-    let is_proxy = context.proxies.contains(peer.ip());
+    // The address of each request is in its headers. A proxy that sends a PROXY header passes bytes on, so it is never the
+    // author of the headers: those that tell an address would be its client's.
+    let passes_bytes = context.preface.expects_header(accepted_from.ip()) && peer == accepted_from;
+    let is_proxy = context.proxies.contains(peer.ip()) && !passes_bytes;
     let is_secure = stream.is_tls();
     let caller = Caller::new(Some(peer.ip())).secure(is_secure);
     let rejected_upgrade = Mutex::new(None);
@@ -403,11 +406,11 @@ fn plain_http_response() -> Response<Body> {
 
 /// Responds to an HTTP request, and records whether the connection has presented a valid key.
 async fn respond(http: &Http, caller: &Caller, activity: &Activity, request: Request<Incoming>) -> Response<Body> {
-    let api = ["/v1/", "/admin/v1/"].iter().any(|prefix| request.uri().path().starts_with(prefix));
+    let needs_key = needs_key(request.method(), request.uri().path());
     let has_long_body = !request.body().is_end_stream()
         && request.body().size_hint().exact().is_none_or(|bytes| bytes > SHORT_BODY_BYTES);
     let mut response = http.respond(caller, request).await;
-    if api && response.status().is_success() {
+    if needs_key && response.status().is_success() {
         activity.set_keyed();
     }
     // hyper closes the connection if much of the body is unread, so the header announces it.
@@ -415,6 +418,12 @@ async fn respond(http: &Http, caller: &Caller, activity: &Activity, request: Req
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// Reports whether a request succeeds only with a valid API key, or with a session of the admin page.
+fn needs_key(method: &Method, path: &str) -> bool {
+    // A preflight (OPTIONS) succeeds without one.
+    method != Method::OPTIONS && ["/v1/", "/admin/v1/"].iter().any(|prefix| path.starts_with(prefix))
 }
 
 /// Reports whether a response of this status may be sent before its request is read to the end.
@@ -437,4 +446,18 @@ fn upgrade_at_path(
         StatusCode::NOT_FOUND,
         "there is no WebSocket at this path: see `path` in the server's configuration",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn successful_preflight_proves_no_key() {
+        for path in ["/v1/users", "/admin/v1/users"] {
+            assert!(needs_key(&Method::GET, path) && needs_key(&Method::POST, path));
+            assert!(!needs_key(&Method::OPTIONS, path), "{path}");
+        }
+        assert!(!needs_key(&Method::GET, "/metrics"));
+    }
 }

@@ -64,7 +64,7 @@ impl Preface {
     }
 
     /// Returns whether this peer has to send the header of a proxy.
-    fn expects_header(&self, peer: IpAddr) -> bool {
+    pub(super) fn expects_header(&self, peer: IpAddr) -> bool {
         self.proxies.as_ref().is_some_and(|proxies| proxies.contains(peer))
     }
 
