@@ -1,5 +1,6 @@
 //! Tests of the whole API over a store in memory.
 
+mod admin;
 mod json_errors;
 mod metrics;
 mod openapi;
@@ -60,6 +61,11 @@ impl Answer {
 
 impl TestApi {
     pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// Creates an API with a changed configuration.
+    pub fn with(change: impl FnOnce(&mut Config)) -> Self {
         let store = memory::open(&Memory::default(), Options::default()).unwrap();
         let settings = Settings {
             sync: Some(SyncSettings { redelivery_interval: Duration::ZERO }),
@@ -72,6 +78,7 @@ impl TestApi {
         let hub = Hub::new(settings, store, metrics.clone(), None);
         let mut config = Config::default();
         config.api.keys.push(KEY.into());
+        change(&mut config);
         let api = Api {
             hub: hub.clone(),
             guess_limiter: Arc::default(),
