@@ -29,7 +29,7 @@ pub(super) fn log(caller: &Caller, method: &Method, path: &str, response: &Respo
         warn_seldom!(
             SLOW,
             peer = caller.peer(),
-            %method,
+            method = %excerpt(method),
             path = excerpt(path),
             status = status.as_u16(),
             seconds = took.as_secs_f64(),
@@ -40,7 +40,7 @@ pub(super) fn log(caller: &Caller, method: &Method, path: &str, response: &Respo
     if status.is_client_error() || status.is_server_error() {
         tracing::debug!(
             peer = caller.peer(),
-            %method,
+            method = %excerpt(method),
             path = excerpt(path),
             status = status.as_u16(),
             "request refused"

@@ -16,6 +16,8 @@ use tracing::{Span, Subscriber, info_span};
 use tracing_opentelemetry::{OpenTelemetryLayer, OpenTelemetrySpanExt as _};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::logging::excerpt;
+
 /// Target of all spans. A filter of log lines must let it pass.
 pub const SPAN_TARGET: &str = "mesa::trace";
 
@@ -95,7 +97,8 @@ impl Traces {
 
 /// Begins the span of a request.
 pub(super) fn request_span<B>(request: &::http::Request<B>) -> Span {
-    let (method, path) = (request.method().as_str(), request.uri().path());
+    // Both may be as long as a head, and come from strangers too.
+    let (method, path) = (excerpt(request.method()), excerpt(request.uri().path()));
     let span =
         info_span!(target: SPAN_TARGET, "request", otel.kind = "server", http.request.method = method, url.path = path);
     let parent = TraceContextPropagator::new().extract(&Headers(request.headers()));

@@ -53,23 +53,28 @@ fn collector() -> (String, mpsc::Receiver<(String, Vec<u8>)>) {
     (url, received)
 }
 
-#[test]
-fn dispatch_is_traced_as_a_child_of_its_traceparent() {
+/// Runs `calls` while a collector receives spans; returns the first request to the collector.
+fn traced(calls: impl AsyncFnOnce(&TestApi)) -> (String, Vec<u8>) {
     let (url, received) = collector();
     let traces = Traces::to(&url, "my-mesa").unwrap();
     let subscriber = tracing_subscriber::registry().with(traces.layer());
     tracing::subscriber::with_default(subscriber, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let parent = format!("00-{}-{}-01", hex(&TRACE), hex(&PARENT));
-            let body = r#"{"message":{"d":1},"recipients":["alice"]}"#;
-            let answer = TestApi::new().call("POST", "/v1/dispatch", &[("traceparent", &parent)], body).await;
-            assert_eq!(answer.status, StatusCode::OK);
-        });
+        runtime.block_on(async { calls(&TestApi::new()).await });
     });
     // Sends the spans.
     traces.shutdown();
-    let (head, body) = received.recv_timeout(WAIT_TIMEOUT).expect("spans arrive");
+    received.recv_timeout(WAIT_TIMEOUT).expect("spans arrive")
+}
+
+#[test]
+fn dispatch_is_traced_as_a_child_of_its_traceparent() {
+    let (head, body) = traced(async |api| {
+        let parent = format!("00-{}-{}-01", hex(&TRACE), hex(&PARENT));
+        let body = r#"{"message":{"d":1},"recipients":["alice"]}"#;
+        let answer = api.call("POST", "/v1/dispatch", &[("traceparent", &parent)], body).await;
+        assert_eq!(answer.status, StatusCode::OK);
+    });
     assert!(head.starts_with("POST /v1/traces ") && head.contains("application/x-protobuf"), "{head}");
     let count = |part: &[u8]| body.windows(part.len()).filter(|window| *window == part).count();
     for name in ["request", "dispatch", "commit", "my-mesa", "/v1/dispatch"] {
@@ -77,4 +82,14 @@ fn dispatch_is_traced_as_a_child_of_its_traceparent() {
     }
     assert_eq!(count(&TRACE), 3, "three spans of the trace of the caller");
     assert_eq!(count(&PARENT), 1, "the request is a child of the span of the caller");
+}
+
+#[test]
+fn span_of_a_request_has_excerpts_of_what_a_stranger_sends() {
+    let (_, body) = traced(async |api| {
+        let (method, path) = ("M".repeat(10_000), "/p".repeat(5_000));
+        let answer = api.call(&method, &path, &[("authorization", "")], Body::empty()).await;
+        assert!(answer.status.is_client_error(), "{}", answer.status);
+    });
+    assert!(body.len() < 1000, "a span of {} bytes", body.len());
 }
