@@ -88,6 +88,8 @@ fn spread(interval: Duration, connections: usize, fraction: f64) -> Duration {
 async fn close_over(hub: Weak<Hub>, generation: u64, time: Duration) {
     let end = Instant::now() + time;
     let mut last = 0;
+    // Connections that are due, and the fraction of the next one.
+    let mut due = 0.0;
     loop {
         {
             let Some(hub) = hub.upgrade() else { return };
@@ -101,8 +103,9 @@ async fn close_over(hub: Weak<Hub>, generation: u64, time: Duration) {
             }
             // A connection takes up to some seconds to close, so those that were requested to close are counted again.
             let left = end.saturating_duration_since(Instant::now());
-            let steps = left.as_millis().div_ceil(STEP_INTERVAL.as_millis()) as usize;
-            last = hub.close_some(last, open.div_ceil(steps.max(1)));
+            due += open as f64 * (STEP_INTERVAL.as_secs_f64() / left.as_secs_f64()).min(1.0);
+            last = hub.close_some(last, due as usize);
+            due = due.fract();
         }
         tokio::time::sleep(STEP_INTERVAL).await;
     }
@@ -113,6 +116,9 @@ impl Hub {
     ///
     /// Returns the last of their ids; 0 after the last connection, so that the next call begins again.
     fn close_some(&self, after: ConnectionId, count: usize) -> ConnectionId {
+        if count == 0 {
+            return after;
+        }
         let mut ids = Vec::new();
         self.registry.for_each_connection(|id, _| {
             if id > after {

@@ -17,6 +17,7 @@ use crate::{
         http::Http,
         server::{Home, KEY, Server},
         socket::connect_websocket,
+        wait::block_until,
     },
 };
 
@@ -124,6 +125,55 @@ async fn client_that_stores_messages_or_does_not_reconnect_gets_no_second_op_10(
         let ended = join_all(connections).await;
         assert_eq!((ended[0].hellos, ended[0].code), (1, 1001), "{settings}");
     }
+}
+
+/// Runs `mesa drain` with further arguments. Returns whether it succeeded, and its output.
+fn mesa_drain(server: &Server, arguments: &[&str]) -> (bool, String) {
+    let mut command = mesa_command();
+    command.arg("drain").args(arguments).args(["--url", &format!("http://{}", server.address)]);
+    let output = command.env("MESA_API_KEY", KEY).output().expect("the binary starts");
+    (output.status.success(), output_text(&output))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_drain_takes_new_connections_and_keeps_the_present_ones() {
+    let home = Home::new();
+    let server = home.start();
+    let connections = connect(&server, 3).await;
+    let mut http = Http::connect(server.address).expect("a connection");
+    // The first of three connections is due after 20 minutes.
+    http.call("POST", "/v1/drain", "{\"seconds\":3600}").expect("a response");
+    connect_websocket(server.address).await.expect_err("a draining server takes no connection");
+    let (cancelled, text) = mesa_drain(&server, &["--cancel"]);
+    assert!(cancelled && text.contains("not draining"), "{text}");
+    assert_eq!(http.status("/readyz").expect("a response"), 200);
+    let fourth = connect_websocket(server.address).await.expect("a server takes connections after a cancelled drain");
+    let state: Value = http.get("/v1/drain").expect("a response");
+    assert_eq!(state, serde_json::json!({"draining": false, "connections": 4}), "no connection was closed");
+    assert!(mesa_drain(&server, &["--cancel"]).0, "without a drain nothing changes");
+    // Another drain begins anew, and closes all.
+    drop(fourth);
+    http.call("POST", "/v1/drain", "{\"seconds\":0}").expect("a response");
+    assert!(join_all(connections).await.iter().all(|ended| ended.code == 1001));
+    assert_eq!(http.status("/readyz").expect("a response"), 503);
+    server.stop(WAIT_TIMEOUT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn command_that_waits_for_a_cancelled_drain_fails() {
+    let home = Home::new();
+    let server = home.start();
+    let connections = connect(&server, 3).await;
+    let waiting = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| mesa_drain(&server, &["--seconds", "3600"]));
+        let mut http = Http::connect(server.address).expect("a connection");
+        block_until("the server drains", || http.status("/readyz").expect("a response") == 503);
+        assert!(mesa_drain(&server, &["--cancel"]).0);
+        waiting.join().expect("the command ends")
+    });
+    assert!(!waiting.0 && waiting.1.contains("the drain was cancelled"), "{}", waiting.1);
+    drop(connections);
+    server.stop(WAIT_TIMEOUT);
 }
 
 #[test]
