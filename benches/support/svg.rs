@@ -7,7 +7,7 @@ const PANEL: (f64, f64) = (320.0, 240.0);
 const MARGIN: f64 = 48.0;
 
 /// Colors of the series.
-const COLORS: [&str; 4] = ["#1b6ca8", "#c8553d", "#4c956c", "#8d6a9f"];
+const COLORS: [&str; 8] = ["#1b6ca8", "#c8553d", "#4c956c", "#8d6a9f", "#b8860b", "#2a9d8f", "#9d4edd", "#6c757d"];
 
 /// A panel: a figure against the size.
 pub struct Panel<'a> {
