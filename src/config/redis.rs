@@ -105,7 +105,7 @@ fn read(value: &Value, problems: &mut Vec<String>) -> Option<Redis> {
             Some(Redis::Cluster(text.split(',').filter_map(|part| url(part.trim(), problems)).collect()))
         }
         Value::String(text) => url(text, problems).map(Redis::One),
-        Value::Object(object) if object.contains_key("sentinels") => sentinel(&mut Fields { object, problems }),
+        Value::Object(object) if object.contains_key("sentinels") => Some(sentinel(&mut Fields { object, problems })),
         Value::Object(object) => address(&mut Fields { object, problems }).map(Redis::One),
         Value::Array(nodes) if nodes.is_empty() => {
             wrong(problems, "redis is an empty list; name some nodes of the Cluster")
@@ -277,7 +277,7 @@ fn escape(part: &str) -> String {
     escaped
 }
 
-fn sentinel(fields: &mut Fields<'_>) -> Option<Redis> {
+fn sentinel(fields: &mut Fields<'_>) -> Redis {
     fields.reject_unknown(&[
         "sentinels",
         "name",
@@ -297,7 +297,7 @@ fn sentinel(fields: &mut Fields<'_>) -> Option<Redis> {
             Vec::new()
         }
     };
-    Some(Redis::Sentinel {
+    Redis::Sentinel {
         sentinels,
         name: fields.text("name").unwrap_or("mymaster").to_owned(),
         username: fields.text("username").map(str::to_owned),
@@ -306,7 +306,7 @@ fn sentinel(fields: &mut Fields<'_>) -> Option<Redis> {
         database: fields.number("db", 0).into(),
         tls: fields.tls("tls"),
         sentinel_tls: fields.tls("enableTLSForSentinelMode"),
-    })
+    }
 }
 
 fn sentinel_address(value: &Value, problems: &mut Vec<String>) -> Option<(String, u16)> {

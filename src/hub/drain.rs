@@ -104,7 +104,9 @@ async fn close_over(hub: Weak<Hub>, generation: u64, time: Duration) {
             // A connection takes up to some seconds to close, so those that were requested to close are counted again.
             let left = end.saturating_duration_since(Instant::now());
             due += open as f64 * (STEP_INTERVAL.as_secs_f64() / left.as_secs_f64()).min(1.0);
-            last = hub.close_some(last, due as usize);
+            #[expect(clippy::cast_sign_loss, reason = "a sum of positive numbers")]
+            let count = due as usize;
+            last = hub.close_some(last, count);
             due = due.fract();
         }
         tokio::time::sleep(STEP_INTERVAL).await;
