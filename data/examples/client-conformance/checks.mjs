@@ -153,6 +153,9 @@ export const RESUME_CHECKS = [
     for (let seq = 1; seq <= 60; seq += 1) await session.message(`entry ${seq}`);
     const until = Date.now() + 10_000;
     while (log.acknowledged < 60 && Date.now() < until) await sleep(20);
+    // What the client has sent before its answer has arrived.
+    peer.send(1, { d: {} });
+    await peer.frame(11, 'op 11 in answer to op 1');
     assert(log.acknowledged === 60, `entry 60 is the last one handled, and ${log.acknowledged} is acknowledged by \`d.s\``);
   }],
 
