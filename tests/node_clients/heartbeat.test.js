@@ -8,15 +8,13 @@ const { startProxy } = require('./lib/proxy');
 const { connectRaw } = require('./lib/raw');
 const { startServer } = require('./lib/server');
 
+/** For a raw client that must be closed. */
 const INTERVAL = 200;
 const ATTEMPTS_MAX = 2;
 const HEARTBEAT = { heartbeat: { enabled: true, interval: INTERVAL, maxAttempts: ATTEMPTS_MAX } };
 
-/** Milliseconds until a client that stopped answering must be closed, with 1 s for a loaded machine. */
-const CLOSE_TIMEOUT = INTERVAL * (ATTEMPTS_MAX + 2) + 1000;
-
 /** Milliseconds before an unanswered op 1 is retried. A busy machine delays the answer of a client by less. */
-const LONG_INTERVAL = 1500;
+const LONG_INTERVAL = 5000;
 const SLOW_HEARTBEAT = { heartbeat: { enabled: true, interval: LONG_INTERVAL, maxAttempts: ATTEMPTS_MAX } };
 
 testWithEachClient('client_that_answers_heartbeats_stays_connected', SLOW_HEARTBEAT, async ({ server, connect }) => {
@@ -26,22 +24,23 @@ testWithEachClient('client_that_answers_heartbeats_stays_connected', SLOW_HEARTB
   const began = Date.now();
   const heartbeats = () => alice.frames.filter((frame) => frame.op === 1);
   // The first heartbeat follows the authentication at once.
-  await alice.waitUntil('five heartbeats', () => heartbeats().length >= 5);
+  await alice.waitUntil('three heartbeats', () => heartbeats().length >= 3);
   const took = Date.now() - began;
-  assert.ok(took >= 3 * LONG_INTERVAL, `expected five heartbeats after ${3 * LONG_INTERVAL} ms or more, got ${took} ms`);
+  assert.ok(took >= LONG_INTERVAL, `expected three heartbeats after ${LONG_INTERVAL} ms or more, got ${took} ms`);
   assert.ok(heartbeats().every(({ d }) => Object.keys(d).length === 0), 'expected no retry of an answered heartbeat');
   await server.dispatchNumber(0, 'alice');
   await alice.waitForNumber(0);
   assert.deepEqual(alice.closeCodes, []);
 });
 
-testWithEachClient('client_with_dead_network_is_closed', HEARTBEAT, async ({ server, t, connect }) => {
+// The client that connects afterwards has to answer in time, also on a machine that stalls.
+testWithEachClient('client_with_dead_network_is_closed', SLOW_HEARTBEAT, async ({ server, t, connect }) => {
   const proxy = await startProxy(t, server);
   const alice = await connect(proxy.url);
   await alice.authenticateAs('alice');
   await server.waitForConnections('alice', 1);
   proxy.freeze();
-  await server.waitForConnections('alice', 0, CLOSE_TIMEOUT);
+  await server.waitForConnections('alice', 0);
   const result = await server.dispatchNumber(0, 'alice');
   assert.deepEqual([result.online, result.offline], [0, 1]);
   const reconnected = await connect();
@@ -57,7 +56,7 @@ test('client_that_stops_answering_gets_retries_and_is_closed', async (t) => {
   await raw.waitUntil('a heartbeat', () => heartbeats().length === 1);
   assert.deepEqual(heartbeats()[0], { op: 1, d: {} });
   const began = Date.now();
-  await raw.waitForClose(CLOSE_TIMEOUT);
+  await raw.waitForClose();
   const took = Date.now() - began;
   assert.ok(took >= INTERVAL, `expected the close after ${INTERVAL} ms or more, got ${took} ms`);
   const retries = heartbeats().slice(1);
@@ -73,11 +72,15 @@ test('client_that_answers_a_retry_stays_connected', async (t) => {
   const raw = await connectRaw(t, server);
   await raw.authenticate('alice');
   const heartbeats = () => raw.frames.filter((frame) => frame.op === 1);
+  let newest = 0;
   for (let round = 1; round <= 3; round += 1) {
-    const countBefore = heartbeats().length;
-    await raw.waitUntil('a retry', () => heartbeats().slice(countBefore).some(({ d }) => d.tries));
+    await raw.waitUntil('a retry', () => heartbeats().slice(newest).some(({ d }) => d.tries));
+    const countAnswered = heartbeats().length;
     raw.send({ op: 11, d: {} });
-    await raw.waitUntil('a new heartbeat', () => heartbeats().at(-1) && !heartbeats().at(-1).d.tries);
+    // On a busy machine the new heartbeat and its retries arrive together.
+    const isNew = ({ d }, index) => index >= countAnswered && !d.tries;
+    await raw.waitUntil('a new heartbeat', () => heartbeats().some(isNew));
+    newest = heartbeats().findIndex(isNew);
   }
   assert.equal(raw.closeCode, undefined);
 });
@@ -110,7 +113,7 @@ test('unrequested_op_11_acknowledges_nothing', async (t) => {
 });
 
 test('pongs_acknowledge_messages_of_client_that_never_answers_op_1', async (t) => {
-  const server = await startServer(t, { heartbeat: { enabled: true, interval: 1500, maxAttempts: 2 } });
+  const server = await startServer(t, { heartbeat: { enabled: true, interval: 4000, maxAttempts: 2 } });
   await server.dispatchNumbers(3, 'alice');
   // Answers WebSocket pings, as every library does by itself, but no op 1.
   const raw = await connectRaw(t, server);

@@ -8,14 +8,15 @@ const { startProxy } = require('./lib/proxy');
 const { connectRaw } = require('./lib/raw');
 const { startServer } = require('./lib/server');
 
-const PACED = { sync: { redeliveryInterval: 20 } };
+/** A backlog that lasts for 10 s, so that also on a busy machine the kill comes before its end. */
+const PACED = { sync: { redeliveryInterval: 100 } };
 
 // covers: G1, G2
 testWithEachClient('backlog_interrupted_by_a_kill_continues_after_the_restart', PACED, async ({ server, connect }) => {
   await server.dispatchNumbers(100, 'alice');
   const first = await connect();
   await first.authenticateAs('alice');
-  await first.waitForCount(20);
+  await first.waitForCount(5);
   await server.kill();
   await first.waitForClose();
   const receivedCount = first.numbers.length;

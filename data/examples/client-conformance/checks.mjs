@@ -1,7 +1,7 @@
 // What a client of the server must do. Each check runs the client against a server that behaves in one way.
 
 import { Log } from './log.mjs';
-import { DEVICE, TOKEN, assert, sleep } from './session.mjs';
+import { DEVICE, TOKEN, assert, sleep, waitUntil } from './session.mjs';
 
 const CLOSES_TO_RETRY = [1001, 1011, 1012, 1013];
 const CLOSES_TO_OBEY = [1000, 1002, 1003, 1007, 1008, 1009];
@@ -151,8 +151,7 @@ export const RESUME_CHECKS = [
     const peer = await session.connection();
     await log.serve(peer, { count: 60 });
     for (let seq = 1; seq <= 60; seq += 1) await session.message(`entry ${seq}`);
-    const until = Date.now() + 10_000;
-    while (log.acknowledged < 60 && Date.now() < until) await sleep(20);
+    await waitUntil(() => log.acknowledged >= 60);
     // What the client has sent before its answer has arrived.
     peer.send(1, { d: {} });
     await peer.frame(11, 'op 11 in answer to op 1');
@@ -174,8 +173,7 @@ export const RESUME_CHECKS = [
     const first = await session.connection();
     await log.serve(first, { count: 10 });
     for (let seq = 1; seq <= 10; seq += 1) await session.message(`entry ${seq}`);
-    const until = Date.now() + 10_000;
-    while (log.acknowledged < 10 && Date.now() < until) await sleep(20);
+    await waitUntil(() => log.acknowledged >= 10);
     log.drop(11, 15, 'quota');
     log.drop(21, 22, 'expired');
     first.connection.cut();

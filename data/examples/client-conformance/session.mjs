@@ -148,4 +148,10 @@ export function assert(condition, why) {
   if (!condition) throw new Error(why);
 }
 
+/** Waits until `condition()` holds, for as long as a client may take. The caller checks whether it holds. */
+export async function waitUntil(condition) {
+  const until = Date.now() + timeout;
+  while (!condition() && Date.now() < until) await sleep(20);
+}
+
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
