@@ -96,10 +96,14 @@ fn slow_request_is_logged_with_the_time_that_its_body_took() {
     stream.write_all(body.as_bytes()).expect("the body is sent");
     let log = home.wait_for_log(|log| log.contains("a request was slow"));
     let line = log.lines().find(|line| line.contains("a request was slow")).expect("the line");
-    for field in
-        ["WARN", "peer=127.0.0.1", "path=\"/v1/dispatch\"", "status=200", "seconds=5.", "seconds_until_body_arrived=5."]
-    {
+    for field in ["WARN", "peer=127.0.0.1", "path=\"/v1/dispatch\"", "status=200"] {
         assert!(line.contains(field), "{field}: {line}");
+    }
+    // On a busy machine both took longer than the pause.
+    for name in [" seconds=", " seconds_until_body_arrived="] {
+        let (_, rest) = line.split_once(name).unwrap_or_else(|| panic!("{name}: {line}"));
+        let seconds: f64 = rest.split(' ').next().and_then(|text| text.parse().ok()).expect("a number");
+        assert!(seconds >= 5.0, "{name}{seconds}: {line}");
     }
     server.stop(WAIT_TIMEOUT);
 }

@@ -15,7 +15,7 @@ async fn backend_identifies_clients_and_its_rejection_closes_the_connection() {
         Response::json(json!({ "id": "alice", "user": { "name": "Alice" } })),
         Response::status(401),
         Response::status(500),
-        Response::json(json!({ "id": "bob", "expires": now_s() + 2 })),
+        Response::json(json!({ "id": "bob", "expires": now_s() + 15 })),
     ]);
     let _alice = Socket::connect(server.address, "a-ticket").await.unwrap();
     let mut http = Http::connect(server.address).unwrap();

@@ -53,7 +53,8 @@ async fn events_of_a_client_are_sent_once_in_order_and_signed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_requests_are_retried_in_order_and_accepted_ones_are_not_repeated() {
-    let (receiver, home) = start_receiver("maxEvents: 5, events: ['message'],");
+    let (receiver, home) =
+        start_receiver_with_timeout(Duration::from_millis(400), "maxEvents: 5, events: ['message'],");
     let other = Receiver::start();
     let location = format!("location: {}\r\n", other.url());
     let server = home.start();
@@ -97,7 +98,8 @@ async fn failed_requests_are_retried_in_order_and_accepted_ones_are_not_repeated
     assert_eq!(next, 61);
     wait_for_metric(&server, "mesa_webhook_events_sent_total", |events| events == 60).await;
     let failed = metric(&server, "mesa_webhook_requests_failed_total");
-    assert_eq!(failed, failures as u64);
+    // On a busy machine also other responses come after the timeout.
+    assert!(failed >= failures as u64, "{failed} failed requests, expected {failures} or more");
     home.wait_for_log(|log| log.contains("accepts no events"));
 }
 

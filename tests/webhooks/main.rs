@@ -33,11 +33,18 @@ const SECRET: &str = "a secret of the tests of webhooks";
 ///
 /// `settings` are further settings of the webhook: JSON5 `key: value` pairs, each followed by a comma.
 fn start_receiver(settings: &str) -> (Receiver, Home) {
+    // The receiver is part of the test, and has to answer in time also on a machine that stalls.
+    start_receiver_with_timeout(Duration::from_secs(10), settings)
+}
+
+/// Starts a receiver as [`start_receiver`] does, with a timeout of the server for each of its responses.
+fn start_receiver_with_timeout(timeout: Duration, settings: &str) -> (Receiver, Home) {
     let receiver = Receiver::start();
     let home = Home::with_settings(&format!(
-        "portal: {{ webhook: {{ url: '{}', secret: '{SECRET}', allowPrivate: true, retryMin: 20, retryMax: 100, timeout: 400, \
+        "portal: {{ webhook: {{ url: '{}', secret: '{SECRET}', allowPrivate: true, retryMin: 20, retryMax: 100, timeout: {}, \
          {settings} }} }},",
-        receiver.url()
+        receiver.url(),
+        timeout.as_millis()
     ));
     (receiver, home)
 }
