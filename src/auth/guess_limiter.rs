@@ -20,9 +20,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::util::client_network::client_network;
-
 use parking_lot::Mutex;
+
+use crate::util::client_network::client_network;
 
 /// Configures the bucket of an address.
 #[derive(Debug)]

@@ -27,16 +27,16 @@ impl Hub {
     ///
     /// A later call replaces the time. The server stays like this until it stops, or [`Hub::cancel_drain`].
     pub fn drain(self: &Arc<Self>, time: Duration) -> usize {
-        let _change = self.drain.change.lock();
+        let mut generation = self.drain.generation.lock();
+        *generation += 1;
         let connections = self.begin_closing();
         self.drain.draining.store(true, Ordering::Release);
-        let generation = self.drain.generation.fetch_add(1, Ordering::AcqRel) + 1;
         let why =
             "the server is draining: it takes no new connections until it is restarted, or until `mesa drain --cancel`";
         self.health().not_ready_logged(PART, why.into());
         tracing::info!(connections, seconds = time.as_secs_f64(), "draining: no new connections are taken");
         // A connection that was upgrading may not be registered yet: the task finds it later.
-        tokio::spawn(close_over(Arc::downgrade(self), generation, time));
+        tokio::spawn(close_over(Arc::downgrade(self), *generation, time));
         connections
     }
 
@@ -44,11 +44,11 @@ impl Hub {
     ///
     /// Connections that were already requested to close still close. Without a drain, nothing changes.
     pub fn cancel_drain(&self) -> usize {
-        let _change = self.drain.change.lock();
+        let mut generation = self.drain.generation.lock();
         let connections = self.connection_count();
         if self.drain.draining.swap(false, Ordering::AcqRel) {
             // Ends the task that closes connections.
-            self.drain.generation.fetch_add(1, Ordering::AcqRel);
+            *generation += 1;
             self.drain.closing.store(0, Ordering::Relaxed);
             self.health().ready(PART);
             tracing::info!(connections, "the drain is cancelled: new connections are taken");
@@ -93,7 +93,7 @@ async fn close_over(hub: Weak<Hub>, generation: u64, time: Duration) {
     loop {
         {
             let Some(hub) = hub.upgrade() else { return };
-            if hub.drain.generation.load(Ordering::Acquire) != generation {
+            if *hub.drain.generation.lock() != generation {
                 return;
             }
             let open = hub.connection_count();

@@ -1,7 +1,7 @@
 //! Tests that a drained or stopped server spreads the reconnections of its clients.
 
 use std::{
-    process::Stdio,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -81,11 +81,9 @@ async fn drain_refuses_new_connections_and_closes_present_ones_over_the_time() {
     home.set_variable("AUTH_TIMEOUT", "600000");
     let server = home.start();
     let connections = connect(&server, 200).await;
-    let mut command = mesa_command();
     // Long enough for closes at different times also for a test that stalls.
-    command.args(["drain", "--seconds", "10", "--url", &format!("http://{}", server.address)]);
-    let drain = command.env("MESA_API_KEY", KEY).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let drain = drain.spawn().expect("the binary starts");
+    let mut drain = drain_command(&server, &["--seconds", "10"]);
+    let drain = drain.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
     let ended = join_all(connections).await;
 
     assert_spread(&ended);
@@ -130,11 +128,17 @@ async fn client_that_stores_messages_or_does_not_reconnect_gets_no_second_op_10(
     }
 }
 
-/// Runs `mesa drain` with further arguments. Returns whether it succeeded, and its output.
-fn mesa_drain(server: &Server, arguments: &[&str]) -> (bool, String) {
+/// Returns the command `mesa drain` with further arguments.
+fn drain_command(server: &Server, arguments: &[&str]) -> Command {
     let mut command = mesa_command();
     command.arg("drain").args(arguments).args(["--url", &format!("http://{}", server.address)]);
-    let output = command.env("MESA_API_KEY", KEY).output().expect("the binary starts");
+    command.env("MESA_API_KEY", KEY);
+    command
+}
+
+/// Runs `mesa drain` with further arguments. Returns whether it succeeded, and its output.
+fn mesa_drain(server: &Server, arguments: &[&str]) -> (bool, String) {
+    let output = drain_command(server, arguments).output().expect("the binary starts");
     (output.status.success(), output_text(&output))
 }
 
