@@ -128,6 +128,34 @@ test('position_of_one_user_is_never_sent_with_the_token_of_another', async (t) =
   }
 });
 
+test('reconnect_without_store_sends_last_position_of_the_same_credentials_only', async (t) => {
+  for (const [what, login, again] of [
+    ['a token', () => 'alice', 3],
+    ['a function that returns the same token', () => () => 'alice', 3],
+    ['credentials of the application', () => ({ token: 'alice' }), 3],
+    ['a function that returns another token', () => {
+      let calls = 0;
+      return () => `alice ${calls += 1}`;
+    }, Number.MAX_SAFE_INTEGER],
+  ]) {
+    const fake = await FakeServer.start(t, ({ op, connection }, send) => {
+      if (op !== 2) return;
+      accept(send, 'alice');
+      send(13, { d: { first: 1, last: 3, missed: null } });
+      if (connection === 1) for (const n of range(3, 1)) send(0, { d: { n }, t: 'NUMBER', s: n });
+    });
+    const alice = startClient(t, fake.url);
+    await alice.client.authenticate(login(), { resume: true });
+    await alice.waitForCount(3);
+    // The acknowledgement shows that the position counts as saved.
+    await fake.waitUntil('an acknowledgement', () => fake.frames.some(({ op, d }) => op === 3 && d.s === 3));
+    alice.client.ws.close();
+    await fake.waitUntil(`a second login: ${what}`, () => fake.logins.length === 2);
+    assert.deepEqual(fake.logins.map(({ d }) => d.after), [Number.MAX_SAFE_INTEGER, again], what);
+    alice.client.disconnect();
+  }
+});
+
 test('exact_attempt_with_a_used_up_token_is_repeated_with_a_new_one', async (t) => {
   const used = new Set();
   const fake = await FakeServer.start(t, ({ op, d, connection }, send, socket) => {

@@ -1,6 +1,7 @@
 // mesa-client: connects to a mesa server from browsers, Node, Deno, Bun and React Native.
 //
-// `build.cjs` writes `mesa.min.js` (served at /client.js) and `mesa.cjs` (CommonJS) from this file.
+// `build.cjs` writes `mesa.cjs` (CommonJS) from this file, and `tests/node_clients/lib/minify.js` writes `mesa.min.js`
+// (served at /client.js).
 //
 // Without `resume` the client acts like the clients of the original: it passes a message on as it arrives, and answers op 1
 // (heartbeat) at once. With `resume` messages go through `#waiting`. Each is handled, then its position is saved, then it is
@@ -41,6 +42,7 @@ const FINAL_CODES = [1000, 1002, 1003, 1007, 1008, 1009];
  *
  * A saved position in op 2 would acknowledge the messages of another user, if one has logged in. So the client first
  * resumes here, and learns the user from op 22. If it then misses sequences, it connects again with its own position.
+ * Without a store the position is of this client only. With the same credentials it belongs to the same user, so it is sent.
  */
 const AFTER_ACKNOWLEDGED = Number.MAX_SAFE_INTEGER;
 
@@ -468,13 +470,14 @@ export class Client {
       // Without a function, op 2 is written before this method returns, as in the original.
       if (typeof data === 'function') data = await data();
       if (ws !== this.ws || auth !== this.#auth) return;
-      this.#login ??= { auth, data, exact };
+      const known = this.#knownPosition(data);
+      this.#login ??= { auth, data, exact, isKnown: !!known };
       this.#resumes ||= !!resume;
       this.#write(2, {
         ...(typeof data === 'object' ? data : { token: data }),
         shouldSync: auth.shouldSync,
         device,
-        after: resume ? (exact ? this.#log.position : AFTER_ACKNOWLEDGED) : undefined,
+        after: resume ? (exact ? this.#log.position : known || AFTER_ACKNOWLEDGED) : undefined,
       });
       // The server does not answer a newer token for an authenticated connection.
       if (this.authenticated) auth.resolve(this.#user);
@@ -482,6 +485,18 @@ export class Client {
       this.#report(error);
       if (ws === this.ws) this.#drop('no token');
     }
+  }
+
+  /** Identifies what op 2 names: the server, the credentials and the device. */
+  #credentials(data) {
+    return JSON.stringify([this.url.split('?')[0], data, this.#auth.options.device]);
+  }
+
+  /** The position of a log without a store, if `data` are the credentials with which the log was opened last. */
+  #knownPosition(data) {
+    const log = this.#log;
+    // Of tabs that share a cursor, only the one that acknowledges advances `saved`.
+    return this.#auth.options.resume === true && log?.credentials === this.#credentials(data) ? log.saved : 0;
   }
 
   #accepted(user) {
@@ -573,6 +588,7 @@ export class Client {
       this.disconnect();
       return;
     }
+    const credentials = this.#credentials(this.#login.data);
     // A log that ends before our position is another log, with unrelated sequences.
     if (!this.#log || last < this.#log.received) {
       this.#waiting = this.#waiting.filter(({ to }) => !to);
@@ -583,7 +599,11 @@ export class Client {
         log.received = Math.max(log.received, log.saved);
         if (log === this.#log) this.#checkStart(first, log.saved);
       });
-    } else this.#checkStart(first, this.#log.received);
+      log.credentials = credentials;
+    } else {
+      this.#log.credentials = credentials;
+      this.#checkStart(first, this.#log.received);
+    }
     this.#lead();
     this.#acknowledgeSoon();
   }
@@ -592,7 +612,8 @@ export class Client {
   #checkStart(first, reached) {
     const { position, store } = this.#log;
     // Without a store, the position before the first message is that of the server.
-    if (!this.#resumed || this.#refused || this.#login.exact || first <= reached + 1 || !(position || store.load)) return;
+    const { exact, isKnown } = this.#login ?? {};
+    if (!this.#resumed || this.#refused || exact || isKnown || first <= reached + 1 || !(position || store.load)) return;
     const login = this.#login;
     this.#forgetWaiting();
     this.#drop('resumes', true);
