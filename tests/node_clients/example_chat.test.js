@@ -11,9 +11,13 @@ const { startBrowser } = require('./lib/browser');
 const { TestClient } = require('./lib/clients');
 const { EXAMPLES, startProgram } = require('./lib/program');
 const { Proxy } = require('./lib/proxy');
+const { saveScreenshot } = require('./lib/screenshot');
 const { pollUntil } = require('./lib/wait');
 
 const CHAT = process.env.MESA_BIN && path.join(path.dirname(path.resolve(process.env.MESA_BIN)), 'examples', 'chat');
+
+/** The window of a phone. */
+const PHONE = { width: 390, height: 560, deviceScaleFactor: 2, mobile: true };
 
 /** Starts a chat server with an empty store behind a proxy. `restart()` kills the server and starts it again. */
 async function startChat(t) {
@@ -142,7 +146,7 @@ test('chat_page_shows_presence_and_typing_and_resumes_after_the_network_was_cut'
   await bob.run(`document.getElementById('text').focus()`);
   await bob.call('Input.insertText', { text: 'I am' });
   await shows(alice, `shown('typing') === 'bob is typing'`);
-  await saveScreenshot(alice, 'chat-light', []);
+  await saveScreenshot(alice, 'chat-typing', { metrics: PHONE });
 
   // The button cuts the network of alice. What arrives meanwhile is shown after it is back, and what she writes is sent.
   await alice.run(`document.getElementById('cut').click()`);
@@ -154,7 +158,7 @@ test('chat_page_shows_presence_and_typing_and_resumes_after_the_network_was_cut'
   await alice.run(`document.getElementById('cut').click()`);
   await shows(alice, `shown('state') === 'resumed as alice: 2 missed messages' && shown('messages').includes('still here')`);
   await shows(bob, `shown('messages').includes('sent while offline')`);
-  await saveScreenshot(alice, 'chat-dark', [{ name: 'prefers-color-scheme', value: 'dark' }]);
+  await saveScreenshot(alice, 'chat', { metrics: PHONE, features: [{ name: 'prefers-color-scheme', value: 'dark' }] });
 
   // A kill of the server loses nothing, and a reload of the page shows everything once.
   const joined = async () => {
@@ -188,13 +192,3 @@ test('chat_page_shows_presence_and_typing_and_resumes_after_the_network_was_cut'
   assert.equal(await alice.evaluate(`document.body.innerText.includes('are missing')`), false);
   assert.deepEqual([...alice.exceptions, ...bob.exceptions], []);
 });
-
-/** Saves what a phone shows, if `MESA_SCREENSHOTS` names a directory. */
-async function saveScreenshot(page, name, features) {
-  const directory = process.env.MESA_SCREENSHOTS;
-  if (!directory) return;
-  await page.call('Emulation.setDeviceMetricsOverride', { width: 390, height: 700, deviceScaleFactor: 2, mobile: true });
-  await page.call('Emulation.setEmulatedMedia', { features });
-  const { data } = await page.call('Page.captureScreenshot', { format: 'png' });
-  fs.writeFileSync(path.join(directory, `${name}.png`), Buffer.from(data, 'base64'));
-}

@@ -2,9 +2,8 @@
 // Opens the admin page in a browser, and checks what it shows.
 
 const assert = require('node:assert/strict');
-const fs = require('node:fs');
-const path = require('node:path');
 const { startBrowser } = require('./browser');
+const { saveScreenshot } = require('./screenshot');
 
 /** Contrast of text that WCAG 2 demands at level AA. */
 const CONTRAST_MIN = 4.5;
@@ -105,13 +104,6 @@ async function audit(page, name) {
   }
   await page.call('Emulation.clearDeviceMetricsOverride');
   await page.call('Emulation.setEmulatedMedia', { features: [] });
-}
-
-async function saveScreenshot(page, name) {
-  const directory = process.env.MESA_SCREENSHOTS;
-  if (!directory) return;
-  const { data } = await page.call('Page.captureScreenshot', { format: 'png' });
-  fs.writeFileSync(path.join(directory, `${name}.png`), Buffer.from(data, 'base64'));
 }
 
 module.exports = { audit, clickButton, logIn, openAdminPage, showView };

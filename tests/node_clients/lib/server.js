@@ -262,4 +262,4 @@ async function startServer(t, config, args) {
   return server.start();
 }
 
-module.exports = { KEY, Server, startServer };
+module.exports = { BIN, KEY, Server, startServer };
