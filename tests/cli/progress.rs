@@ -13,6 +13,7 @@ use crate::{
         http_receiver::{Receiver, Response},
         server::{Home, KEY},
         terminal::Terminal,
+        wait::block_until,
     },
 };
 
@@ -36,10 +37,11 @@ fn long_stream_shows_its_progress_on_a_terminal_only() {
     assert!(!shown.contains("1 accepted"), "{shown:?}");
     drop(input);
     terminal.wait_for("the result", |text| text.contains("1 dispatch: 1 accepted\r\n"));
-    assert!(terminal.process.wait(WAIT_TIMEOUT).success());
+    block_until("the end of the command", || terminal.process.try_wait().is_some());
     // The progress may be drawn once more below the result. The last thing that is drawn is an empty line in its place.
     let is_removed = |text: &str| text.rsplit("sending").next().is_some_and(|end| end.contains("\x1b[2K"));
     terminal.wait_for("the removal of the progress", is_removed);
+    assert!(terminal.process.wait(WAIT_TIMEOUT).success());
 
     // Without a terminal: only the result.
     let mut child = ndjson(&url).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary runs");

@@ -19,7 +19,10 @@ use tokio::sync::{Notify, mpsc::UnboundedSender};
 
 use crate::{
     server::{TestServer, builder, message, next, records, user_id, wait_for_close, within},
-    support::{socket::Socket, wait::WAIT_TIMEOUT},
+    support::{
+        socket::Socket,
+        wait::{WAIT_TIMEOUT, block_until},
+    },
 };
 
 /// Records each event as a line.
@@ -258,6 +261,7 @@ async fn client_with_a_slow_handler_waits_and_loses_nothing() {
     for n in 0..1_000 {
         alice.send("N", &n).await.unwrap();
     }
+    block_until("a call for alice", || calls.load(Ordering::SeqCst) == 1);
     // The handler of another client is called meanwhile.
     let mut bob = server.connect("bob").await;
     bob.send("N", &7).await.unwrap();

@@ -55,7 +55,8 @@ test('page_receives_10000_messages_through_50_kills_once_each', async (t) => {
   t.diagnostic(`${Math.round(performance.now() - began)} ms, ${await page.run('return connections')} connections`);
   assert.deepEqual(await page.run('return handled'), range(10_000));
   assert.deepEqual(await page.run('return gaps'), []);
-  assert.ok(await page.run('return connections') > 50);
+  // After the last kill all messages may be handled before the page connects again.
+  await page.waitUntil('connections > 50');
   await page.close();
 });
 
