@@ -4,6 +4,7 @@
 //! - `client_events`: events of clients, and errors of the receiver
 //! - `message_events`: delivered, undelivered, expired and dropped messages
 //! - `outbox`: stored events over kills, and at its bounds
+//! - `slow_receiver`: log lines about slow receivers
 
 mod auth_webhook;
 mod client_events;
@@ -14,6 +15,7 @@ mod support;
 
 mod outbox;
 mod restart;
+mod slow_receiver;
 
 use std::time::{Duration, Instant};
 

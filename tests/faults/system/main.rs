@@ -34,6 +34,7 @@ mod fixture_store;
 mod kill_at_start;
 mod pause;
 mod proc;
+mod slow_disk;
 mod slow_readers;
 mod small_disk;
 mod small_disk_server;
