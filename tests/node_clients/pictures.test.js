@@ -31,6 +31,7 @@ test('demo_loses_nothing_and_looks_as_in_the_readme', async (t) => {
 
   const page = await (await startBrowser(t)).openPage();
   await page.navigate(`data:text/html,${encodeURIComponent(TERMINAL)}`);
+  await page.waitUntil(`document.querySelector('pre')`);
   await page.run(`document.querySelector('pre').textContent = ${JSON.stringify(`$ mesa demo\n${stdout.slice(0, end)}`)}`);
   const [width, height] = await page.evaluate(`(({ width, height }) => [Math.ceil(width), Math.ceil(height)])(document.querySelector('pre').getBoundingClientRect())`);
   await saveScreenshot(page, 'demo', { metrics: { width, height, deviceScaleFactor: 1, mobile: false } });
