@@ -146,7 +146,6 @@ test('chat_page_shows_presence_and_typing_and_resumes_after_the_network_was_cut'
   await bob.run(`document.getElementById('text').focus()`);
   await bob.call('Input.insertText', { text: 'I am' });
   await shows(alice, `shown('typing') === 'bob is typing'`);
-  await saveScreenshot(alice, 'chat-typing', { metrics: PHONE });
 
   // The button cuts the network of alice. What arrives meanwhile is shown after it is back, and what she writes is sent.
   await alice.run(`document.getElementById('cut').click()`);
