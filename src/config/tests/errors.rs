@@ -231,6 +231,23 @@ fn all_problems_are_reported_at_once_with_their_origins() {
     assert_eq!(in_file, 3, "{text}");
 }
 
+/// A string literal that goes on in the next line without a backslash has the indentation in it.
+#[test]
+fn texts_have_no_runs_of_spaces() {
+    for text in [
+        "{ admin: { password: 'short' } }",
+        "{ admin: { password: '' } }",
+        "{ redisProtocol: { port: 6379, host: '0.0.0.0', password: 'short' } }",
+        "{ redisProtocol: { port: 6379, host: '0.0.0.0' } }",
+        "{ authentication: { insecure: true } }",
+        "{ tls: { cert: 'a' } }",
+        "{ api: { keys: ['short'] }, authentication: { jwt: { secret: 'short' } } }",
+    ] {
+        let error = problems(text);
+        assert!(!error.trim_start().contains("  "), "{error}");
+    }
+}
+
 /// A value that cannot be decoded is replaced by its default, which must cause no second problem.
 #[test]
 fn undecodable_value_is_reported_as_one_problem() {

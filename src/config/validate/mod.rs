@@ -202,7 +202,9 @@ impl Checks {
         } else if !is_loopback(&config.host) && characters < PASSWORD_CHARACTERS_MIN {
             let host = excerpt(&config.host);
             self.reject(&["admin.password", "host"], format!(
-                "admin.password has {characters} characters, and host {host} is reachable from other machines, which could                  guess it; set one of at least {PASSWORD_CHARACTERS_MIN} (`openssl rand -hex 16` generates one), or set host                  to 127.0.0.1"
+                "admin.password has {characters} characters, and host {host} is reachable from other machines, which could \
+                 guess it; set one of at least {PASSWORD_CHARACTERS_MIN} (`openssl rand -hex 16` generates one), or set host \
+                 to 127.0.0.1"
             ));
         } else if characters > PASSWORD_CHARACTERS_MAX {
             self.reject(
