@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::logging::excerpt;
+
 /// Describes why a call failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -27,6 +29,14 @@ pub enum DispatchError {
         /// Origin of the server's URL.
         url: String,
         /// Cause as reported by the system.
+        reason: String,
+    },
+    /// The TLS handshake failed.
+    #[error("no TLS connection to {url}: {reason}")]
+    Tls {
+        /// Origin of the server's URL.
+        url: String,
+        /// Cause and remedy.
         reason: String,
     },
     /// The call timed out. The server may have accepted the request.
@@ -71,16 +81,38 @@ pub enum DispatchError {
 }
 
 impl DispatchError {
-    /// Returns whether a retry may succeed: no connection, no response, or status 429, 503 or 507.
+    /// Returns whether a retry may succeed: no connection, no TLS, no response, or status 429, 503 or 507.
     ///
     /// After one of these statuses the request was not accepted, unless the code is `unreachable`, `store_failed` or
     /// `outcome_unknown`. Then, and without a response, it may have been.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
+            Self::Unreachable { .. } | Self::Tls { .. } | Self::TimedOut { .. } | Self::Broken { .. } => true,
             Self::Rejected { status, .. } => matches!(status, 429 | 503 | 507),
             _ => false,
         }
     }
+}
+
+/// Quotes the first line of a body that is text: a port that speaks TLS says so. Not that of a page, which is long.
+pub(super) fn quoted(body: &[u8]) -> String {
+    let line = str::from_utf8(body).ok().and_then(|text| text.lines().next()).unwrap_or_default().trim();
+    if line.is_empty() || line.starts_with('<') { String::new() } else { format!(": \"{}\"", excerpt(line)) }
+}
+
+/// Returns cause and remedy of a failed TLS handshake. Of its error the HTTP client passes on only the text.
+pub(super) fn tls_problem(reason: &str) -> Option<String> {
+    const NOT_TRUSTED: &str = "invalid peer certificate: ";
+    if reason.contains("does not speak TLS") || reason.contains("ProtocolVersion") {
+        return Some("it does not speak TLS on this port, or only versions before 1.2. Connect by http://".into());
+    }
+    let problem = &reason[reason.find(NOT_TRUSTED)? + NOT_TRUSTED.len()..];
+    Some(if problem.contains("UnknownIssuer") {
+        "its certificate is not trusted, because no trusted authority signed it. Trust its authority by its PEM file \
+         (`Dispatcher::with_ca`, `--ca FILE` of the commands), if it is yours"
+            .into()
+    } else {
+        format!("its certificate is not trusted: {problem}. Check its names and dates, and the clock of this machine")
+    })
 }

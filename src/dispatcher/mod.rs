@@ -418,7 +418,9 @@ impl Dispatcher {
                 code: response.error.code,
                 message: response.error.message,
             },
-            Err(_) => self.invalid_response(&format!("it answered {status} without an error body")),
+            Err(_) => {
+                self.invalid_response(&format!("it answered {status} without an error body{}", error::quoted(&body)))
+            }
         }
     }
 
@@ -438,7 +440,11 @@ impl Dispatcher {
     fn network_error(&self, error: &reqwest::Error) -> DispatchError {
         let url = self.origin();
         if error.is_connect() {
-            DispatchError::Unreachable { url, reason: network_error(error) }
+            let reason = network_error(error);
+            match error::tls_problem(&reason) {
+                Some(reason) => DispatchError::Tls { url, reason },
+                None => DispatchError::Unreachable { url, reason },
+            }
         } else if error.is_timeout() {
             DispatchError::TimedOut { url, waited: TIMEOUT }
         } else {

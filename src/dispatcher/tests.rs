@@ -165,6 +165,41 @@ async fn unreachable_server_is_reported_with_advice() {
     assert!(text.contains(&format!("Is the server running at {url}?")), "{text}");
 }
 
+/// A port that speaks TLS answers plain HTTP with a sentence, which is the remedy.
+#[tokio::test]
+async fn response_of_tls_port_is_quoted() {
+    let (url, _request) = responder("400 Bad Request", "This port speaks TLS: connect by https:// or wss://.\n").await;
+    let text = dispatcher(&url).user(&id("a")).await.unwrap_err().to_string();
+    assert!(text.contains("400 Bad Request") && text.contains("\"This port speaks TLS: connect by https://"), "{text}");
+    let (url, _request) = responder("502 Bad Gateway", "<html>").await;
+    let text = dispatcher(&url).user(&id("a")).await.unwrap_err().to_string();
+    assert!(!text.contains("html"), "{text}");
+}
+
+#[tokio::test]
+async fn port_without_tls_is_reported_with_remedy() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        stream
+    });
+    let error = dispatcher(&url).user(&id("a")).await.unwrap_err();
+    assert!(matches!(&error, DispatchError::Tls { .. }) && error.to_string().contains("by http://"), "{error}");
+    server.await.unwrap();
+}
+
+#[test]
+fn failed_handshake_is_described_with_remedy() {
+    let problem = |reason: &str| error::tls_problem(reason).unwrap_or_default();
+    assert!(problem("invalid peer certificate: UnknownIssuer").contains("--ca FILE"));
+    let expired = problem("invalid peer certificate: Expired");
+    assert!(expired.contains("Expired") && !expired.contains("--ca"), "{expired}");
+    assert!(problem("received fatal alert: ProtocolVersion").contains("by http://"));
+    assert_eq!(error::tls_problem("connection refused"), None);
+}
+
 #[tokio::test]
 async fn response_of_other_server_is_invalid() {
     for (status, body) in [

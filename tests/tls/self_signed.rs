@@ -34,7 +34,9 @@ fn printed_commands_reach_a_server_with_a_self_signed_certificate() {
     };
     let trusting = dispatch(&["--ca", &ca]);
     assert!(trusting.status.success(), "{}", output_text(&trusting));
-    assert!(!dispatch(&[]).status.success(), "the system must not trust this certificate");
+    let distrusting = dispatch(&[]);
+    assert!(!distrusting.status.success(), "the system must not trust this certificate");
+    assert!(output_text(&distrusting).contains("--ca FILE"), "{}", output_text(&distrusting));
     server.kill().unwrap();
     server.wait().unwrap();
 }
