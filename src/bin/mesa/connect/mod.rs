@@ -185,7 +185,9 @@ async fn exchange(
 
 /// Describes the result of a resume.
 fn describe_resume(first: Seq, last: Seq, missed: Option<&Gap>) -> String {
-    let available = if first > last {
+    let available = if last == 0 {
+        "* no messages yet".to_owned()
+    } else if first > last {
         format!("* no messages pending; the last one was #{last}")
     } else {
         format!("* messages #{first} to #{last} pending")
@@ -295,6 +297,7 @@ mod tests {
         let missed = serde_json::from_str(r#"{"from":12,"to":40,"reason":"quota"}"#).unwrap();
         assert_eq!(describe_resume(1, 57, None), "* messages #1 to #57 pending");
         assert_eq!(describe_resume(41, 57, Some(&missed)), "* messages #41 to #57 pending; gap: #12 to #40 (quota)");
+        assert_eq!(describe_resume(1, 0, None), "* no messages yet");
         assert_eq!(describe_resume(58, 57, None), "* no messages pending; the last one was #57");
     }
 
