@@ -18,7 +18,7 @@ use super::EXIT_CODES;
 Examples:
   mesa token --id alice --config mesa.json5    with the server's secret
   WS_KEY=… mesa token --id alice --ttl 1h
-  mesa token --id alice --ttl 7d --claim role=admin --claim level=3
+  mesa token --id alice --ttl 7d --claim role=admin --config mesa.json5
   mesa token --check TOKEN --config mesa.json5  as the server checks it
   mesa token --check TOKEN --key-file public.pem
   pbpaste | mesa token --check - --config mesa.json5
