@@ -35,6 +35,7 @@ pub(super) const KEY: &str = "0123456789abcdef";
 pub(super) struct TestApi {
     pub http: Http,
     pub hub: Arc<Hub>,
+    pub metrics: Arc<Metrics>,
 }
 
 /// Response of a test's request.
@@ -82,11 +83,11 @@ impl TestApi {
         let api = Api {
             hub: hub.clone(),
             guess_limiter: Arc::default(),
-            metrics,
+            metrics: metrics.clone(),
             admin: Admin::new(&config.admin, false),
             live: Live::new(LiveSettings::new(&config, None)),
         };
-        Self { http: Http::new(api), hub }
+        Self { http: Http::new(api), hub, metrics }
     }
 
     /// Sends a request with the API key and further headers, and reads the response to its end.

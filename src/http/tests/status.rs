@@ -59,6 +59,34 @@ async fn status_has_every_figure_and_counts_messages() {
     assert!(status["store"]["commitLatencyMicros"]["max"].as_u64() > Some(0), "{status}");
 }
 
+/// Every figure has a value of its own, so that no two of them can be exchanged.
+#[tokio::test]
+async fn status_reports_each_counter_under_its_own_name() {
+    let api = TestApi::new();
+    let metrics = &api.metrics;
+    metrics.connections.set(21);
+    metrics.sessions.set(22);
+    let counters = [
+        (&metrics.connections_accepted, 23),
+        (&metrics.rejected_connections, 24),
+        (&metrics.dispatches, 25),
+        (&metrics.messages_appended, 26),
+        (&metrics.deliveries, 27),
+        (&metrics.redeliveries, 28),
+        (&metrics.acknowledgements, 29),
+        (&metrics.messages_rejected, 30),
+        (&metrics.messages_dropped, 31),
+    ];
+    counters.into_iter().for_each(|(counter, value)| _ = counter.inc_by(value));
+    let status = api.get("/v1/status").await.json();
+    assert_eq!(status["connections"], json!({"open": 21, "authenticated": 22, "accepted": 23, "rejected": 24}));
+    let messages = json!({
+        "dispatches": 25, "appended": 26, "delivered": 27, "redelivered": 28, "acknowledged": 29, "rejected": 30,
+        "dropped": 31,
+    });
+    assert_eq!(status["messages"], messages);
+}
+
 #[tokio::test]
 async fn status_names_the_parts_that_are_not_ready() {
     let api = TestApi::new();
