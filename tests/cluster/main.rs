@@ -24,6 +24,7 @@ mod task_panics;
 mod tls;
 mod undelivered_import;
 mod user_list;
+mod user_state;
 
 use std::{sync::Arc, time::Duration};
 
