@@ -21,7 +21,7 @@ use crate::{
 
 /// A running `mesa events`, and its lines.
 struct Events {
-    _process: Process,
+    process: Process,
     out: Lines<String>,
     remarks: Lines<String>,
 }
@@ -35,7 +35,7 @@ impl Events {
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
         let out = out_lines(child.stdout.take().expect("a pipe"));
         let remarks = error_lines(child.stderr.take().expect("a pipe"));
-        let events = Self { _process: Process::new(child), out, remarks };
+        let events = Self { process: Process::new(child), out, remarks };
         assert_eq!(events.remark(), "* connected; Ctrl-C to end");
         events
     }
@@ -111,4 +111,19 @@ async fn events_reconnects_and_reports_what_it_misses() {
     // Also with a filter: they could have been of this user.
     assert!(events.line().contains("dropped         3 events missed"));
     assert_eq!(receiver.requests()[0].line, "GET /v1/events?observe=true HTTP/1.1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_ends_with_exit_code_1_when_a_reconnect_is_rejected() {
+    let receiver = Receiver::start();
+    let ended = Response::With(200, "content-type: text/event-stream\r\n".into(), "retry: 1000\n\n".into());
+    let error = json!({ "error": { "code": "unauthorized", "message": "the API key is not valid any more" } });
+    receiver.script([ended]);
+    receiver.respond_with(Response::With(401, "content-type: application/json\r\n".into(), error.to_string()));
+    let events = Events::start(receiver.address, &[]);
+    assert!(events.remark().contains("; reconnecting in "));
+    let remark = events.remark();
+    assert!(remark.contains("the API key is not valid any more"), "{remark}");
+    assert_eq!(events.process.wait(WAIT_TIMEOUT).code(), Some(1));
+    assert_eq!(receiver.requests().len(), 2, "no further attempt");
 }
