@@ -18,7 +18,8 @@ use futures_util::future::BoxFuture;
 use tokio::time::Sleep;
 
 use super::{
-    context::ServerContext, frame_rate::FrameRateLimiter, heartbeat::Heartbeat, peer::HandshakeInfo, socket::Socket,
+    connection_limit::Permit, context::ServerContext, frame_rate::FrameRateLimiter, heartbeat::Heartbeat,
+    peer::HandshakeInfo, socket::Socket,
 };
 use crate::{
     auth::{AuthError, Identity},
@@ -81,8 +82,9 @@ pub(super) struct Connection {
     /// The client's address, for log lines.
     pub peer: Option<SocketAddr>,
     pub heartbeat: Heartbeat,
-    pub authenticating: Option<Authenticating>,
-    pub attaching: Option<Attaching>,
+    /// Boxed like `attaching`: an idle connection has neither.
+    pub authenticating: Option<Box<Authenticating>>,
+    pub attaching: Option<Box<Attaching>>,
     /// Deadline of the authentication, after which the connection is closed; `None` once authenticated.
     pub authenticate_by: Option<Instant>,
     /// When the client's identity expires.
@@ -104,12 +106,14 @@ pub(super) struct Connection {
 impl Connection {
     /// Sends the first frame to a new client and serves it until the connection ends.
     ///
-    /// The connection is boxed here, so that the task holds a pointer instead of several copies of its state.
+    /// The connection is boxed here, so that the task holds a pointer instead of several copies of its state. The permits
+    /// are released after the last byte.
     pub(super) fn serve(
         context: Arc<ServerContext>,
         socket: Socket,
         from: Option<SocketAddr>,
         handshake: Option<HandshakeInfo>,
+        permits: (Permit, Permit),
     ) -> impl Future<Output = ()> + Send {
         let hub_handle = context.hub.connect_from(from.map(|from| from.ip()), |id| {
             if let (Some(runner), Some(handshake)) = (&context.runner, handshake) {
@@ -152,11 +156,18 @@ impl Connection {
         connection.push_hello();
         async move {
             let end = poll_fn(|cx| connection.poll_end(cx)).await;
-            connection.context.metrics.connections.dec();
-            if let Some(bytes_left) = connection.close(end).await {
-                // All other state is dropped here.
-                connection.into_socket().linger(bytes_left).await;
-            }
+            // Boxed, so that the task of an open connection does not hold the space for its end.
+            Box::pin(connection.end(end)).await;
+            drop(permits);
+        }
+    }
+
+    /// Closes the connection, and discards what the peer still sends.
+    async fn end(mut self: Box<Self>, end: End) {
+        self.context.metrics.connections.dec();
+        if let Some(bytes_left) = self.close(end).await {
+            // All other state is dropped here.
+            self.into_socket().linger(bytes_left).await;
         }
     }
 
@@ -273,5 +284,21 @@ impl Timer {
             None => self.sleep = Some(Box::pin(tokio::time::sleep_until(deadline))),
         }
         self.sleep.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the bytes of the future that a function with five arguments returns.
+    fn future_bytes<A, B, C, D, E, F>(_: impl Fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn task_of_an_open_connection_holds_no_space_for_its_start_and_its_end() {
+        let bytes = future_bytes(Connection::serve);
+        assert!(bytes <= 128, "the future has {bytes} bytes: move what it holds into the box of the connection");
     }
 }

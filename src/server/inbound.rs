@@ -255,7 +255,7 @@ impl Connection {
                 Err(AuthError::Unavailable(format!("the authenticator panicked: {}", panic_text(panic.as_ref()))))
             })
         };
-        self.authenticating = Some(Authenticating { checking: Box::pin(checking), how });
+        self.authenticating = Some(Box::new(Authenticating { checking: Box::pin(checking), how }));
         Ok(())
     }
 
@@ -324,7 +324,7 @@ impl Connection {
         }
         let resumes = how.after.is_some();
         let session = self.hub_handle.attach_without_blocking(identity.id, how, now);
-        self.attaching = Some(Attaching { session, frame, resumes, expires });
+        self.attaching = Some(Box::new(Attaching { session, frame, resumes, expires }));
         Ok(())
     }
 
@@ -332,7 +332,8 @@ impl Connection {
     pub(super) fn poll_attach(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, End> {
         let Some(attaching) = &mut self.attaching else { return Ok(false) };
         let Poll::Ready(attached) = attaching.session.as_mut().poll(cx) else { return Ok(false) };
-        let Some(Attaching { frame, resumes, expires, .. }) = self.attaching.take() else { return Ok(false) };
+        let Some(attaching) = self.attaching.take() else { return Ok(false) };
+        let Attaching { frame, resumes, expires, .. } = *attaching;
         match attached {
             Ok(session) => {
                 self.hub_handle.mark_attached(&session);

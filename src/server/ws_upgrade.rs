@@ -186,10 +186,7 @@ async fn serve_upgraded(
     let frame_bytes = context.live.load().limits.frame_bytes;
     let socket = Socket::upgraded(transport, early, frame_bytes).await;
     // A new task with the size of the connection: this one has the size of the upgrade.
-    tokio::spawn(async move {
-        Connection::serve(context, socket, from, handshake).await;
-        drop(permits);
-    });
+    tokio::spawn(Connection::serve(context, socket, from, handshake, permits));
 }
 
 #[cfg(test)]

@@ -108,7 +108,7 @@ struct LogCursor {
     /// A running query for gap reasons.
     explaining: Option<BoxFuture<'static, Result<Vec<Gap>, StoreError>>>,
     /// `None`: the client does not resume.
-    resuming: Option<Resuming>,
+    resuming: Option<Box<Resuming>>,
 }
 
 /// State of a resuming client.
@@ -176,12 +176,9 @@ impl Session {
                 if !should_sync || after.is_some() {
                     hub.record_acknowledged(&user, device.as_ref(), (1, base));
                 }
-                let resuming = after.map(|_| Resuming {
-                    announced: false,
-                    first: base + 1,
-                    last: state.head,
-                    unsent: VecDeque::new(),
-                    through: base,
+                let resuming = after.map(|_| {
+                    let (first, last) = (base + 1, state.head);
+                    Box::new(Resuming { announced: false, first, last, unsent: VecDeque::new(), through: base })
                 });
                 // A resuming client receives all entries in order, without pacing.
                 let paced = resuming.is_none() && !sync.redelivery_interval.is_zero();
@@ -421,12 +418,12 @@ impl LogCursor {
                 if failpoints::enabled(Failpoint::UnreportedGap) { Vec::new() } else { ready!(explain(next, until))? };
             self.cursor.advance(until);
             resuming.announced = true;
-            let Resuming { first, last, .. } = *resuming;
+            let Resuming { first, last, .. } = **resuming;
             return Poll::Ready(Ok(Some(Batch::Resumed(Resumed { first, last, missed }))));
         }
         if !resuming.announced && (!resuming.unsent.is_empty() || resuming.through >= resuming.last) {
             resuming.announced = true;
-            let Resuming { first, last, .. } = *resuming;
+            let Resuming { first, last, .. } = **resuming;
             return Poll::Ready(Ok(Some(Batch::Resumed(Resumed { first, last, missed: Vec::new() }))));
         }
         let run = resuming.unsent.iter().enumerate().take_while(|(at, entry)| entry.seq == next + *at as Seq).count();
