@@ -19,7 +19,7 @@ pub fn work_table(rows: &[Row]) -> String {
          |---|---|---|---|---|\n"
     );
     for Row { name, forms } in rows {
-        let cell = |form: &Option<f64>| form.map_or("–".to_owned(), short);
+        let cell = |form: &Option<f64>| form.map_or("–".to_owned(), guide::short);
         let cells: Vec<_> = forms.iter().map(cell).collect();
         // Writing to a String cannot fail.
         _ = writeln!(table, "| {name} | {} |", cells.join(" | "));
@@ -44,21 +44,12 @@ pub fn connections_table(sizes: &[Size]) -> String {
             size.connect_us,
             size.idle_percent,
             size.busy_percent,
-            short(size.p50),
-            short(size.p99),
-            short(size.max),
+            guide::short(size.p50),
+            guide::short(size.p99),
+            guide::short(size.max),
         );
     }
     table
-}
-
-/// Formats a figure with at most three significant digits.
-fn short(figure: f64) -> String {
-    match figure {
-        ..10.0 => format!("{figure:.2}"),
-        ..100.0 => format!("{figure:.1}"),
-        _ => format!("{figure:.0}"),
-    }
 }
 
 /// Writes tables and plots into the guide.
@@ -77,12 +68,7 @@ pub fn write(rows: &[Row], sizes: &[Size], rounds: usize) {
 
 /// States date, machine and rounds.
 fn circumstances(rounds: usize) -> String {
-    let today = time::OffsetDateTime::now_utc().date();
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = processor.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let model = model.trim_start_matches(['\t', ' ', ':']);
-    format!("{today}, {cores} cores ({model}), medians of {rounds}. Client and server share the cores.\n")
+    format!("{}, medians of {rounds}. Client and server share the cores.\n", guide::date_and_machine())
 }
 
 /// Draws the cost of each form against the base, and memory against connections.

@@ -132,25 +132,20 @@ fn cell(work: Work, figures: Figures) -> String {
     let cost = figures.cost / unit(work);
     match (work, figures.latency_us) {
         (Work::Idle, _) => format!("{cost:.1} kB"),
-        (_, Some((p50, p99))) => format!("{} µs; {p50:.0} µs, {:.1} ms", bars::short(cost), p99 / 1000.0),
-        _ => format!("{} µs; {}/s", bars::short(cost), thousands(figures.rate)),
+        (_, Some((p50, p99))) => format!("{} µs; {p50:.0} µs, {:.1} ms", guide::short(cost), p99 / 1000.0),
+        _ => format!("{} µs; {}/s", guide::short(cost), thousands(figures.rate)),
     }
 }
 
 /// Formats a rate in thousands.
 fn thousands(rate: f64) -> String {
-    format!("{} k", bars::short(rate / 1000.0))
+    format!("{} k", guide::short(rate / 1000.0))
 }
 
 /// States date, machine and rounds.
 fn circumstances(rounds: usize) -> String {
-    let today = time::OffsetDateTime::now_utc().date();
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = processor.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or(": unknown");
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let model = model.trim_start_matches(['\t', ' ', ':']);
     let plural = if rounds == 1 { "one round" } else { "medians of all rounds" };
-    format!("{today}, {cores} cores ({model}), {plural} ({rounds}). Servers and load share the cores.")
+    format!("{}, {plural} ({rounds}). Servers and load share the cores.", guide::date_and_machine())
 }
 
 /// Writes JSON and charts into `target`, or into the repository with the table in the guide.
