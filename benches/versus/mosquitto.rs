@@ -32,7 +32,7 @@ impl Contestant for Mosquitto {
     }
 
     fn prepare(&self) -> Result<(), String> {
-        require("mosquitto")
+        require("mosquitto").map(drop)
     }
 
     fn start(&self) -> Running {
@@ -47,8 +47,7 @@ impl Contestant for Mosquitto {
         );
         let file = processes.path("mosquitto.conf");
         fs::write(&file, config).expect("a file");
-        let program =
-            if fs::exists("/usr/sbin/mosquitto").unwrap_or(false) { "/usr/sbin/mosquitto" } else { "mosquitto" };
+        let program = require("mosquitto").expect("a program that `prepare` has found");
         processes.start(program, &["-c", &file], address);
         Running { processes, clients: address, publishers: address }
     }

@@ -1,7 +1,6 @@
 //! NATS: core for online users; for offline users a `JetStream` with a file, which is synced every two minutes.
 
 use std::{
-    fs,
     io::{self, BufRead as _, BufReader, Write as _},
     net::TcpStream,
 };
@@ -29,15 +28,14 @@ impl Contestant for Nats {
     }
 
     fn prepare(&self) -> Result<(), String> {
-        require("nats-server")
+        require("nats-server").map(drop)
     }
 
     fn start(&self) -> Running {
         let (mut processes, address) = (Processes::new(), free_address());
         let (port, store, log) = (address.port().to_string(), processes.path("store"), processes.path("log"));
         let arguments = ["-a", "127.0.0.1", "-p", &port, "-js", "-sd", &store, "-l", &log];
-        let program =
-            if fs::exists("/usr/sbin/nats-server").unwrap_or(false) { "/usr/sbin/nats-server" } else { "nats-server" };
+        let program = require("nats-server").expect("a program that `prepare` has found");
         processes.start(program, &arguments, address);
         Running { processes, clients: address, publishers: address }
     }

@@ -32,7 +32,7 @@ impl Contestant for Original {
     }
 
     fn prepare(&self) -> Result<(), String> {
-        ["redis-server", "node", "npm"].into_iter().try_for_each(require)?;
+        ["redis-server", "node", "npm"].into_iter().try_for_each(|program| require(program).map(drop))?;
         let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join(PACKAGES);
         if packages.join(PACKAGE).is_dir() {
             return Ok(());

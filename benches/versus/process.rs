@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     fs,
     net::{SocketAddr, TcpListener, TcpStream},
-    path::Path,
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -109,12 +109,16 @@ pub fn free_address() -> SocketAddr {
     listener.local_addr().expect("an address")
 }
 
-/// Reports a program that is not in `PATH`.
-pub fn require(program: &str) -> Result<(), String> {
+/// Returns the path of an installed program.
+///
+/// # Errors
+/// States what to install.
+pub fn require(program: &str) -> Result<PathBuf, String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     // Debian installs servers in a folder that is not in everyone's PATH.
-    let mut folders = std::env::split_paths(&path).chain([Path::new("/usr/sbin").to_owned()]);
-    if folders.any(|folder| folder.join(program).is_file()) { Ok(()) } else { Err(format!("install {program}")) }
+    let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    let mut files = folders.map(|folder| folder.join(program));
+    files.find(|file| file.is_file()).ok_or_else(|| format!("install {program}"))
 }
 
 /// Raises the limit of open files to what the system allows. Children inherit it.
